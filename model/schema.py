@@ -1,0 +1,30 @@
+"""The columns of a manifest and of the tables that follow from it: one home for their names."""
+
+from __future__ import annotations
+
+POST_ID = "post_id"
+CREATED_AT = "created_at"
+TITLE = "title"
+TEXT = "text"
+IMAGES = "images"
+LABEL = "label"
+SPLIT = "split"
+# Added by ingest: one content hash an image, in the order of IMAGES.
+IMAGE_SHA256 = "image_sha256"
+
+#: What a manifest may hold beside one column a question. A question id may be none of these.
+MANIFEST_COLUMNS = (POST_ID, CREATED_AT, TITLE, TEXT, IMAGES, LABEL, SPLIT)
+REQUIRED_COLUMNS = (POST_ID, IMAGES)
+
+TRAIN, VAL, TEST = "train", "val", "test"
+SPLITS = (TRAIN, VAL, TEST)
+
+# Added by annotate, beside one column a question.
+LABEL_SOURCE = "label_source"
+MISSING_REASON = "missing_reason"
+
+#: Names that a question id may not take: the columns above.
+RESERVED = frozenset((*MANIFEST_COLUMNS, IMAGE_SHA256, LABEL_SOURCE, MISSING_REASON, "score", "final"))
+
+#: A class index that means "no label": torch's `ignore_index` for cross-entropy.
+NO_LABEL = -100

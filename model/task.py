@@ -1,0 +1,215 @@
+"""A task: the policy as questions, their classes, and the rules that make a class of an answer.
+
+A task file is YAML (`configs/tasks/*.yaml`). The intermediate questions are asked in order and the
+final question last (paper 2.1). Unknown keys are errors, so that a typing mistake is never a
+silently missing question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from model.errors import TaskError
+from model.schema import RESERVED
+
+TASKS_DIR = Path(__file__).resolve().parent.parent / "configs" / "tasks"
+
+_IDENTIFIER = re.compile(r"^[a-z][a-z0-9_]{0,47}$")
+_RULE = re.compile(r"^\s*(count|share)\s*>=\s*([0-9]+(?:\.[0-9]+)?)\s*$")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Question(_Strict):
+    """One intermediate question.
+
+    `ask` is the short wording in the sequence that the model reads (paper: 60 tokens for all of
+    them); `annotate` the long wording that the annotator reads (paper, Appendix B). `{title}` and
+    `{text}` in it are replaced by the post's own.
+    """
+
+    id: str
+    ask: str
+    annotate: str
+    classes: tuple[str, ...] = ("no", "yes")
+    #: The class whose probability is "the answer" of a binary question. Default: the last.
+    positive: str | None = None
+    #: What the annotator returns: a number of images, from which `rule` makes a class, or the
+    #: index of the class itself.
+    answer: Literal["count", "class"] = "count"
+    #: `count >= 1`, `share >= 0.5` for two classes; a mapping from each class after the first to
+    #: its rule for more. The last class whose rule holds is taken, the first class where none does.
+    rule: str | dict[str, str] | None = None
+    #: Weight of this question's loss beside the others.
+    weight: float = Field(default=1.0, ge=0)
+
+    @field_validator("id")
+    @classmethod
+    def _id(cls, value: str) -> str:
+        if not _IDENTIFIER.match(value):
+            raise ValueError(f"{value!r} is no id: use a-z, 0-9 and _, a letter first, 48 characters at most")
+        if value in RESERVED:
+            raise ValueError(f"{value!r} is the name of a manifest column: rename the question")
+        return value
+
+    @field_validator("ask", "annotate")
+    @classmethod
+    def _not_blank(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("the wording is empty")
+        return value.strip()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Question:
+        if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes {list(self.classes)}: two or more distinct names are needed")
+        if self.positive is not None and self.positive not in self.classes:
+            raise ValueError(f"positive {self.positive!r} is not one of the classes {list(self.classes)}")
+        if self.answer == "class":
+            if self.rule is not None:
+                raise ValueError("a rule makes a class of a count; `answer: class` takes none")
+            return self
+        if self.rule is None:
+            raise ValueError("`answer: count` needs a rule, for example `rule: count >= 1`")
+        if isinstance(self.rule, str) and len(self.classes) != 2:
+            raise ValueError(f"{len(self.classes)} classes need a rule for each class after the first")
+        if isinstance(self.rule, dict) and set(self.rule) != set(self.classes[1:]):
+            raise ValueError(f"rule names {sorted(self.rule)}; the classes after the first are {list(self.classes[1:])}")
+        for expression in self._rules().values():
+            if not _RULE.match(expression):
+                raise ValueError(f"rule {expression!r}: write `count >= NUMBER` or `share >= NUMBER`")
+        return self
+
+    def _rules(self) -> dict[str, str]:
+        if isinstance(self.rule, dict):
+            return {name: self.rule[name] for name in self.classes[1:]}
+        return {self.classes[1]: self.rule} if self.rule is not None else {}
+
+    @property
+    def positive_index(self) -> int:
+        return self.classes.index(self.positive) if self.positive is not None else len(self.classes) - 1
+
+    def class_of(self, answer: int, n_images: int) -> int:
+        """The class index of the annotator's `answer` for a post of `n_images` images.
+
+        Raises:
+            ValueError: the answer is no count of 0..n_images, or no class index.
+        """
+        if self.answer == "class":
+            if not 0 <= answer < len(self.classes):
+                raise ValueError(f"{self.id}: class {answer} of {len(self.classes)}")
+            return answer
+        if not 0 <= answer <= n_images:
+            raise ValueError(f"{self.id}: {answer} images of {n_images}")
+        found = 0
+        for index, expression in enumerate(self._rules().values(), start=1):
+            kind, bound = _RULE.match(expression).groups()  # type: ignore[union-attr]  # checked on load
+            if (answer if kind == "count" else answer / n_images) >= float(bound):
+                found = index
+        return found
+
+
+class FinalQuestion(_Strict):
+    """The decision: two classes, one of them positive."""
+
+    ask: str
+    classes: tuple[str, str]
+    positive: str
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FinalQuestion:
+        if self.classes[0] == self.classes[1] or self.positive not in self.classes:
+            raise ValueError(f"classes {list(self.classes)}, positive {self.positive!r}: two names, one of them positive")
+        if self.classes.index(self.positive) != 1:
+            raise ValueError(f"label 1 is the positive class: list {self.positive!r} second in classes")
+        return self
+
+
+class Task(_Strict):
+    """A policy: intermediate questions in the order in which they are asked, then the decision."""
+
+    name: str
+    version: int = Field(ge=1)
+    questions: tuple[Question, ...] = ()
+    final: FinalQuestion
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        if not _IDENTIFIER.match(value):
+            raise ValueError(f"{value!r} is no name: use a-z, 0-9 and _, a letter first")
+        return value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Task:
+        seen: set[str] = set()
+        for question in self.questions:
+            if question.id in seen:
+                raise ValueError(f"question id {question.id!r} is used twice: rename one")
+            seen.add(question.id)
+        return self
+
+    @property
+    def question_ids(self) -> tuple[str, ...]:
+        return tuple(question.id for question in self.questions)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that the model or the annotator reads, or with what is decided."""
+        return _fingerprint(self.model_dump(mode="json"))
+
+    @property
+    def annotation_fingerprint(self) -> str:
+        """Changes with what the annotator reads only: a new rule re-reads the answers already paid for."""
+        return _fingerprint([[q.id, q.annotate, q.answer, list(q.classes)] for q in self.questions])
+
+
+def _fingerprint(value: Any) -> str:
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def explain_validation(error: ValidationError) -> str:
+    """Pydantic's findings as one line each: the key, what is wrong with it, what was found."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        found = "" if item["type"] in ("missing", "extra_forbidden") else f" (found {item['input']!r:.120})"
+        what = {"extra_forbidden": "unknown key: remove it or correct its name", "missing": "is missing"}.get(
+            item["type"], item["msg"].removeprefix("Value error, ")
+        )
+        lines.append(f"{where}: {what}{found}")
+    return "; ".join(lines)
+
+
+def load_task(source: str | Path) -> Task:
+    """Load a task by the name of a shipped one (`ucc`) or by a path.
+
+    Raises:
+        TaskError: no such file, not YAML, or a key that breaks a rule; the message names it.
+    """
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = TASKS_DIR / f"{source}.yaml"
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        shipped = ", ".join(sorted(p.stem for p in TASKS_DIR.glob("*.yaml")))
+        raise TaskError(f"task {source}: no file {path}; give a path to a YAML file or one of: {shipped}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise TaskError(f"task {path}: cannot be read as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise TaskError(f"task {path}: a mapping was expected, found {type(raw).__name__}")
+    try:
+        return Task.model_validate(raw)
+    except ValidationError as error:
+        raise TaskError(f"task {path}: {explain_validation(error)}") from error
