@@ -1,0 +1,315 @@
+"""Register and activate the stack of `infra/stacks/local.yaml`, or remove it: `python -m infra.local_stack [--remove]`.
+
+All clones of one user share one ZenML database, so the stack and its components are named after the
+clone's home (`agentps-local-1a2b3c`); which stack is active is kept in the clone's own `.zen/`. A
+moved clone therefore gets a stack of its own: run `make clean` before moving it.
+
+A second call does nothing, and does not import ZenML, while a stamp in the home still holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sqlite3
+import sys
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.errors import AgentPSError, ConfigError
+from model.task import explain_validation
+from steps.settings import REPOSITORY, home
+
+if TYPE_CHECKING:
+    from zenml.client import Client
+
+LOCAL_STACK = REPOSITORY / "infra" / "stacks" / "local.yaml"
+HOME_PLACEHOLDER = "${AGENTPS_HOME}"
+SQLITE = "sqlite:///"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Orchestrator(_Strict):
+    flavor: Literal["local"]
+
+
+class ArtifactStore(_Strict):
+    flavor: Literal["local"]
+    #: Absolute directory.
+    path: str = Field(pattern="^/")
+
+
+class ExperimentTracker(_Strict):
+    flavor: Literal["mlflow"]
+    #: `sqlite:///` and the absolute path of the database.
+    tracking_uri: str = Field(pattern=f"^{SQLITE}/")
+
+
+class Experiment(_Strict):
+    """The MLflow experiment of the training pipeline's runs."""
+
+    name: str
+    #: Absolute directory.
+    artifact_location: str = Field(pattern="^/")
+
+
+class LocalStack(_Strict):
+    """The content of `infra/stacks/local.yaml` for one home."""
+
+    name: str
+    orchestrator: Orchestrator
+    artifact_store: ArtifactStore
+    experiment_tracker: ExperimentTracker
+    experiment: Experiment
+
+    @property
+    def components(self) -> dict[str, tuple[str, dict[str, str]]]:
+        """ZenML's component type -> (flavor, configuration)."""
+        parts = self.model_dump(include={"orchestrator", "artifact_store", "experiment_tracker"})
+        return {key: (part.pop("flavor"), part) for key, part in parts.items()}
+
+    @property
+    def mlflow_db(self) -> Path:
+        return Path(self.experiment_tracker.tracking_uri.removeprefix(SQLITE))
+
+
+def load_stack(path: Path, home_dir: Path) -> LocalStack:
+    """The stack of `path` with its placeholders replaced, named after `home_dir`.
+
+    Raises:
+        ConfigError: the file cannot be read or breaks a rule, or the home cannot be part of a database URI.
+    """
+    if set(str(home_dir)) & set("?#%"):
+        raise ConfigError(
+            f"AGENTPS_HOME {home_dir}: ?, # and % have a meaning in MLflow's database URI; use a path without them"
+        )
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stack = LocalStack.model_validate(_expand(raw, str(home_dir)))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"stack {path}: cannot be read as YAML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"stack {path}: {explain_validation(error)}") from error
+    suffix = hashlib.sha256(str(home_dir).encode()).hexdigest()[:6]
+    return stack.model_copy(update={"name": f"{stack.name}-{suffix}"})
+
+
+def _expand(value: Any, home_dir: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand(inner, home_dir) for key, inner in value.items()}
+    return value.replace(HOME_PLACEHOLDER, home_dir) if isinstance(value, str) else value
+
+
+def register(stack: LocalStack, repository: Path) -> None:
+    """Create or update the stack and its components, activate it for `repository`, create the MLflow experiment.
+
+    Raises:
+        ConfigError: something of the stack's name exists, but is not what this project made.
+    """
+    client = _client(repository)
+    if not Path(stack.artifact_store.path).is_dir():
+        # Somebody deleted the artifacts. ZenML's cache knows them by their artifact store: a new one
+        # makes the steps run again instead of handing on files that are gone.
+        unregister(stack, repository)
+    Path(stack.artifact_store.path).mkdir(parents=True, exist_ok=True)
+    _create_experiment(stack)
+    _register_components(client, stack)
+    client.activate_stack(stack.name)
+
+
+def unregister(stack: LocalStack, repository: Path) -> bool:
+    """Remove the stack and its components from ZenML; files stay. False where no such stack is registered.
+
+    Raises:
+        ConfigError: the stack is active outside of `repository` too.
+    """
+    from zenml.config.global_config import GlobalConfiguration
+
+    client = _client(repository)
+    try:
+        found = client.get_stack(stack.name, allow_name_prefix_match=False)
+    except KeyError:
+        return False
+    if found.id == GlobalConfiguration().active_stack_id:
+        raise ConfigError(
+            f"stack {stack.name} is active outside of {repository} too: "
+            "run `zenml stack set default` in another directory first"
+        )
+    if found.id == client.active_stack_model.id:
+        client.activate_stack("default")
+    client.delete_stack(found.id, recursive=True)
+    return True
+
+
+def _client(repository: Path) -> Client:
+    from zenml.client import Client
+
+    if not Client.is_repository_directory(repository):
+        Client.initialize(root=repository)
+    client = Client()
+    client.activate_root(repository)  # where the command was started from does not matter
+    return client
+
+
+def _register_components(client: Client, stack: LocalStack) -> None:
+    from zenml.enums import StackComponentType
+
+    for key, (flavor, configuration) in stack.components.items():
+        component_type = StackComponentType(key)
+        try:
+            found = client.get_stack_component(component_type, stack.name, allow_name_prefix_match=False)
+        except KeyError:
+            client.create_stack_component(stack.name, flavor, component_type, configuration)
+            continue
+        if found.flavor_name != flavor:
+            raise ConfigError(
+                f"ZenML's {key} {stack.name} has the flavor {found.flavor_name}, {flavor} was expected: "
+                f"run `zenml {key.replace('_', '-')} delete {stack.name}`"
+            )
+        if found.configuration != configuration:
+            # None removes what the file does not name
+            removed = dict.fromkeys(found.configuration.keys() - configuration.keys())
+            client.update_stack_component(found.id, component_type, configuration={**removed, **configuration})
+    components = {StackComponentType(key): stack.name for key in stack.components}
+    try:
+        found_stack = client.get_stack(stack.name, allow_name_prefix_match=False)
+    except KeyError:
+        client.create_stack(stack.name, components)
+        return
+    if any([part.name for part in found_stack.components.get(key, [])] != [name] for key, name in components.items()):
+        client.update_stack(found_stack.id, component_updates=components)
+
+
+def _create_experiment(stack: LocalStack) -> None:
+    import mlflow
+
+    experiment = stack.experiment
+    mlflow.set_tracking_uri(stack.experiment_tracker.tracking_uri)
+    found = mlflow.get_experiment_by_name(experiment.name)
+    if found is None:
+        mlflow.create_experiment(experiment.name, artifact_location=experiment.artifact_location)
+    elif found.lifecycle_stage != "active":
+        raise ConfigError(
+            f"MLflow's experiment {experiment.name} in {stack.mlflow_db} was deleted: restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}`"
+        )
+    elif found.artifact_location != experiment.artifact_location:
+        raise ConfigError(
+            f"MLflow's experiment {experiment.name} in {stack.mlflow_db} keeps its artifacts in "
+            f"{found.artifact_location}, {experiment.artifact_location} was expected. MLflow cannot change that: "
+            f"move the directory back to where it was, or delete {stack.mlflow_db} to start anew"
+        )
+
+
+class _Stamp(_Strict):
+    """What was true after the last registration. While it still is, there is nothing to do."""
+
+    #: Hash of the stack, the versions and ZenML's environment variables.
+    key: str
+    #: Path -> hash of the clone's and the user's ZenML settings: the active stack, the store.
+    files: dict[str, str]
+    #: ZenML's own database, and the id of the stack in it.
+    database: str
+    stack_id: str
+
+
+def _stamp_path(home_dir: Path) -> Path:
+    return home_dir / "local-stack.json"
+
+
+def _key(stack: LocalStack) -> str:
+    environment = sorted((name, value) for name, value in os.environ.items() if name.startswith("ZENML_"))
+    value = [stack.model_dump(), version("zenml"), version("mlflow"), environment]
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _digest(path: str) -> str | None:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def is_current(stack: LocalStack, home_dir: Path) -> bool:
+    """Whether `register` has nothing to do, told in milliseconds without ZenML; False in any doubt."""
+    try:
+        stamp = _Stamp.model_validate_json(_stamp_path(home_dir).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return False
+    return (
+        stamp.key == _key(stack)
+        and all(_digest(path) == digest for path, digest in stamp.files.items())
+        and Path(stack.artifact_store.path).is_dir()
+        and stack.mlflow_db.is_file()
+        and _is_in_database(stamp)
+    )
+
+
+def _is_in_database(stamp: _Stamp) -> bool:
+    # The one look behind ZenML's back: a stack deleted from another directory leaves no other trace here.
+    try:
+        with closing(sqlite3.connect(f"{Path(stamp.database).as_uri()}?mode=ro", uri=True)) as database:
+            return database.execute("SELECT 1 FROM stack WHERE id = ?", (stamp.stack_id,)).fetchone() is not None
+    except sqlite3.Error:
+        return False
+
+
+def write_stamp(stack: LocalStack, repository: Path, home_dir: Path) -> None:
+    """Let `is_current` say yes next time; where ZenML's store is a server, it is asked every time instead."""
+    from zenml.config.global_config import GlobalConfiguration
+
+    config = GlobalConfiguration()
+    url = config.store_configuration.url
+    if not url.startswith(SQLITE):
+        _stamp_path(home_dir).unlink(missing_ok=True)
+        return
+    files = [str(repository / ".zen" / "config.yaml"), str(Path(config.config_directory) / "config.yaml")]
+    stamp = _Stamp(
+        key=_key(stack),
+        files={path: digest for path in files if (digest := _digest(path)) is not None},
+        database=url.removeprefix(SQLITE),
+        stack_id=_client(repository).active_stack_model.id.hex,
+    )
+    _stamp_path(home_dir).write_text(stamp.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0, or 1 with one line on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m infra.local_stack", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--remove", action="store_true", help="remove the stack and its components from ZenML")
+    options = parser.parse_args(arguments)
+    home_dir = home()
+    try:
+        stack = load_stack(LOCAL_STACK, home_dir)
+        if options.remove:
+            removed = unregister(stack, REPOSITORY)
+            _stamp_path(home_dir).unlink(missing_ok=True)
+            _say(f"stack {stack.name}: {'removed' if removed else 'was not registered'}")
+        elif is_current(stack, home_dir):
+            _say(f"stack {stack.name}: active")
+        else:
+            register(stack, REPOSITORY)
+            write_stamp(stack, REPOSITORY, home_dir)
+            _say(f"stack {stack.name}: registered and active, artifacts in {home_dir}")
+    except AgentPSError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

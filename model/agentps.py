@@ -1,0 +1,176 @@
+"""AgentPS on LLaVA-OneVision: frames and text in, one answer a question out (paper 2.1).
+
+The backbone is `transformers.LlavaOnevisionModel`, without a language-model head: no logits over
+the vocabulary are ever made. The album goes the video way: every frame's tokens are pooled 2x2, one
+newline token ends them.
+
+Dimensions: B posts · U distinct images of the batch · F frames · T tokens · V visual tokens a post
+            · K pooled tokens a frame · D hidden size · Q intermediate questions · C classes
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import LlavaOnevisionConfig, LlavaOnevisionModel
+
+from model.loss import task_loss
+from model.settings import LoraSettings, Variant
+from model.task import Task
+
+#: The seven linear layers of a Qwen2 block. Anchored: `q_proj` alone would also match the tower's.
+LORA_TARGETS = r"^language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)$"
+
+
+def normalize(images: np.ndarray) -> Tensor:
+    """uint8 (U, H, W, 3) to float32 (U, 3, H, W) in [-1, 1]: SigLIP's rescaling, mean and deviation of 0.5."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def tokens_per_frame(config: LlavaOnevisionConfig) -> int:
+    """K: the tower's grid, pooled 2x2 and rounded up (27 x 27 patches give 14 x 14 = 196)."""
+    grid = config.vision_config.image_size // config.vision_config.patch_size
+    return math.ceil(grid / 2) ** 2
+
+
+def visual_tokens(config: LlavaOnevisionConfig, frames: int) -> int:
+    """V: the placeholders of one post, the newline included."""
+    return frames * tokens_per_frame(config) + 1
+
+
+@dataclass
+class Answers:
+    """What the heads say of B posts, before softmax and sigmoid.
+
+    Attributes:
+        questions: one (B, C) tensor a question, in the task's order; empty for `vanilla`.
+        final_B: the final question's logit.
+        loss_sum, weight_sum: where labels were given (see `model.loss`).
+    """
+
+    questions: list[Tensor]
+    final_B: Tensor
+    loss_sum: Tensor | None = None
+    weight_sum: Tensor | None = None
+
+
+def _head(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, outputs))
+
+
+class AgentPS(nn.Module):
+    """A backbone and one MLP head a question."""
+
+    def __init__(
+        self,
+        backbone: LlavaOnevisionModel,
+        task: Task,
+        variant: Variant,
+        *,
+        head_hidden: int,
+        head_dropout: float = 0.0,
+        final_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.backbone: LlavaOnevisionModel | PeftModel = backbone
+        self.config: LlavaOnevisionConfig = backbone.config
+        self.variant = variant
+        self.question_weights = [question.weight for question in task.questions]
+        self.final_weight = final_weight
+        width = backbone.config.text_config.hidden_size
+        questions = () if variant == "vanilla" else task.questions
+        self.heads = nn.ModuleDict({q.id: _head(width, head_hidden, len(q.classes), head_dropout) for q in questions})
+        inputs = 1 + len(questions) if variant == "agentps_answers" else 1
+        self.final_head = _head(inputs * width, head_hidden, 1, head_dropout)
+
+    @property
+    def llava(self) -> LlavaOnevisionModel:
+        """The LLaVA-OneVision model itself, inside an adapter or not."""
+        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+
+    def set_trainable(self, lora: LoraSettings | None, ans_token_id: int, *, projector: bool) -> None:
+        """Freeze the tower; train the heads, and the language model by LoRA or, without it, in full.
+
+        With LoRA, of the embedding only the row of `<ans>` is trained.
+        """
+        self.llava.requires_grad_(False)
+        if lora is None:
+            self.llava.language_model.requires_grad_(True)
+            self.llava.image_newline.requires_grad_(True)
+        else:
+            config = LoraConfig(
+                r=lora.rank,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=LORA_TARGETS,
+                trainable_token_indices={"embed_tokens": [ans_token_id]},
+            )
+            self.backbone = get_peft_model(self.llava, config)
+        if projector:
+            self.llava.multi_modal_projector.requires_grad_(True)
+
+    def frame_tokens(self, pixel_values_UCHW: Tensor) -> Tensor:
+        """(U, K, D): each distinct image through tower, projector and pooling. The tower is frozen."""
+        config = self.config
+        with torch.no_grad():
+            states = self.llava.vision_tower(pixel_values_UCHW, output_hidden_states=True).hidden_states
+        layers = config.vision_feature_layer
+        selected = states[layers] if isinstance(layers, int) else torch.cat([states[k] for k in layers], dim=-1)
+        if config.vision_feature_select_strategy == "default":
+            selected = selected[:, 1:]
+        return self.llava.apply_pooling(self.llava.multi_modal_projector(selected))
+
+    def hidden_states(
+        self, pixel_values_UCHW: Tensor, frame_index_BF: Tensor, input_ids_BT: Tensor, attention_mask_BT: Tensor
+    ) -> Tensor:
+        """(B, T, D): the language model's last hidden states."""
+        visual_BVD = self.frame_tokens(pixel_values_UCHW)[frame_index_BF].flatten(1, 2)
+        newline_BVD = self.llava.image_newline.to(visual_BVD.dtype).expand(len(visual_BVD), 1, -1)
+        visual_BVD = torch.cat((visual_BVD, newline_BVD), dim=1)
+        embeds_BTD = self.llava.get_input_embeddings()(input_ids_BT)
+        is_visual_BT1 = (input_ids_BT == self.config.video_token_id).unsqueeze(-1)
+        embeds_BTD = embeds_BTD.masked_scatter(is_visual_BT1, visual_BVD.to(embeds_BTD.dtype))
+        # Positions count from each post's own first token, so that padding changes nothing.
+        positions_BT = (attention_mask_BT.cumsum(1) - 1).clamp(min=0)
+        outputs = self.llava.language_model(
+            inputs_embeds=embeds_BTD, attention_mask=attention_mask_BT, position_ids=positions_BT, use_cache=False
+        )
+        return outputs.last_hidden_state
+
+    def forward(
+        self,
+        pixel_values_UCHW: Tensor,
+        frame_index_BF: Tensor,
+        input_ids_BT: Tensor,
+        attention_mask_BT: Tensor,
+        answer_positions_BQ: Tensor,
+        question_labels_BQ: Tensor | None = None,
+        final_labels_B: Tensor | None = None,
+    ) -> Answers:
+        """
+        Args:
+            pixel_values_UCHW: normalised float images, each distinct image of the batch once.
+            frame_index_BF: for each post its frames, as indices into U.
+            input_ids_BT, attention_mask_BT, answer_positions_BQ: see `model.prompt.PromptBatch`.
+            question_labels_BQ, final_labels_B: int64, NO_LABEL where there is none; both or neither.
+        """
+        hidden_BTD = self.hidden_states(pixel_values_UCHW, frame_index_BF, input_ids_BT, attention_mask_BT)
+        last_BD = hidden_BTD[:, -1]
+        rows_B1 = torch.arange(len(hidden_BTD), device=hidden_BTD.device).unsqueeze(1)
+        answers_BQD = hidden_BTD[rows_B1, answer_positions_BQ]
+        if self.variant in ("agentps", "agentps_answers"):
+            questions = [head(answers_BQD[:, index]) for index, head in enumerate(self.heads.values())]
+        else:
+            questions = [head(last_BD) for head in self.heads.values()]
+        final_in = torch.cat((answers_BQD.flatten(1), last_BD), dim=1) if self.variant == "agentps_answers" else last_BD
+        answers = Answers(questions, self.final_head(final_in).squeeze(-1))
+        if question_labels_BQ is not None and final_labels_B is not None:
+            answers.loss_sum, answers.weight_sum = task_loss(
+                questions, question_labels_BQ, self.question_weights, answers.final_B, final_labels_B, self.final_weight
+            )
+        return answers

@@ -1,0 +1,80 @@
+"""Loading a LLaVA-OneVision backbone and its tokenizer, from a model hub or a directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
+
+from model.errors import CheckpointError, ConfigError
+from model.settings import BackboneSettings
+from model.text import ANS_TOKEN
+
+_HINT = "give a directory, or a hub's id with its revision, and see that the hub can be reached"
+
+
+def load_tokenizer(backbone: BackboneSettings) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer with `<ans>` added, padding on the left.
+
+    Raises:
+        ConfigError: it is not where the settings say.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(backbone.name, revision=backbone.revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"backbone {backbone.name}: no tokenizer can be loaded ({error}); {_HINT}") from error
+    tokenizer.add_special_tokens({"additional_special_tokens": [ANS_TOKEN]}, replace_extra_special_tokens=False)
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_config(backbone: BackboneSettings) -> LlavaOnevisionConfig:
+    """The backbone's architecture.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is no LLaVA-OneVision, or its hub revision is not pinned.
+    """
+    if backbone.revision is None and not os.path.isdir(backbone.name):
+        raise ConfigError(
+            f"backbone {backbone.name}: set `revision` to a commit of its repository, so that what is trained on it "
+            "can be loaded again"
+        )
+    try:
+        config = LlavaOnevisionConfig.from_pretrained(backbone.name, revision=backbone.revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"backbone {backbone.name}: cannot be loaded ({error}); {_HINT}") from error
+    return config
+
+
+def load_backbone(backbone: BackboneSettings, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> LlavaOnevisionModel:
+    """The pretrained model without its language-model head, its embedding large enough for `<ans>`.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+        CheckpointError: weights are missing from it: they would be random.
+    """
+    load_config(backbone)
+    try:
+        model, report = LlavaOnevisionModel.from_pretrained(
+            backbone.name, revision=backbone.revision, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"backbone {backbone.name}: cannot be loaded ({error}); {_HINT}") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:5])
+        raise CheckpointError(f"backbone {backbone.name}: no weights for {missing}; take a complete LLaVA-OneVision")
+    fit_embedding(model, tokenizer)
+    return model
+
+
+def fit_embedding(model: LlavaOnevisionModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Grow the embedding where the tokenizer has more tokens; the real backbones have spare rows."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+
+
+def directory_of(backbone: BackboneSettings) -> Path | None:
+    """The backbone's own directory; None where it is on a hub."""
+    return Path(backbone.name) if os.path.isdir(backbone.name) else None

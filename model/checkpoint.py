@@ -1,0 +1,265 @@
+"""A checkpoint: a directory that, with the named backbone, can score.
+
+    checkpoint.json        format, task, variant, sequence, backbone, training settings, provenance
+    trained.safetensors    heads, projector, and the language model where it was trained in full
+    adapter/               LoRA weights and the row of `<ans>`, in PEFT's format, where LoRA was used
+    tokenizer/             with `<ans>`
+    backbone/              only of the tiny backbone, which no hub has
+    operating_points.json  calibration and thresholds, once they are fitted (see `OperatingPoints`)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from model.agentps import AgentPS, visual_tokens
+from model.backbone import load_backbone, load_config, load_tokenizer
+from model.errors import CheckpointError
+from model.metrics import Calibration, OperatingPoint
+from model.prompt import Prompt
+from model.settings import BackboneSettings, SequenceSettings, TrainSettings
+from model.task import Task, explain_validation
+from model.text import ANS_TOKEN
+
+FORMAT = 1
+_META, _TRAINED, _POINTS = "checkpoint.json", "trained.safetensors", "operating_points.json"
+
+
+class CheckpointInfo(BaseModel):
+    """What `checkpoint.json` says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+    task: Task
+    task_fingerprint: str
+    sequence: SequenceSettings
+    train: TrainSettings
+    backbone: BackboneSettings
+    #: The backbone travels inside the checkpoint.
+    backbone_embedded: bool
+    #: Of the backbone's architecture.
+    backbone_fingerprint: str
+    #: Data fingerprints, git commit, package versions: for people, never read by code.
+    provenance: dict[str, Any] = {}
+
+
+class OperatingPoints(BaseModel):
+    """How logits become scores and decisions; fitted on val."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    calibration: Calibration
+    #: Keyed `p60` for a precision of 60 %; threshold inf where val holds no precise enough one.
+    thresholds: dict[str, OperatingPoint]
+
+
+@dataclass
+class Loaded:
+    """A network with what it needs to read posts."""
+
+    model: AgentPS
+    tokenizer: PreTrainedTokenizerBase
+    prompt: Prompt
+    info: CheckpointInfo
+
+
+def _architecture_fingerprint(config_json: str) -> str:
+    # `transformers_version`, `_name_or_path` and dtype tell where and how it was saved, not what it is.
+    config = {k: v for k, v in json.loads(config_json).items() if k not in ("transformers_version", "_name_or_path", "dtype")}
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def build(
+    backbone: BackboneSettings, task: Task, sequence: SequenceSettings, train: TrainSettings
+) -> tuple[AgentPS, PreTrainedTokenizerBase, Prompt]:
+    """A network to be trained: pretrained backbone, fresh heads, the right parameters trainable."""
+    tokenizer = load_tokenizer(backbone)
+    llava = load_backbone(backbone, tokenizer, torch.float32 if train.precision == "float32" else torch.bfloat16)
+    image_size = llava.config.vision_config.image_size
+    if sequence.image_size != image_size:
+        raise CheckpointError(
+            f"preprocess.image_size is {sequence.image_size}, the tower of {backbone.name} reads {image_size}: set it so"
+        )
+    model = AgentPS(
+        llava,
+        task,
+        train.variant,
+        head_hidden=train.head_hidden,
+        head_dropout=train.head_dropout,
+        final_weight=train.final_weight,
+    )
+    ans_token_id = tokenizer.convert_tokens_to_ids(ANS_TOKEN)
+    model.set_trainable(train.lora, ans_token_id, projector=train.train_projector)
+    return model, tokenizer, _prompt(tokenizer, task, train, sequence, model)
+
+
+def _prompt(
+    tokenizer: PreTrainedTokenizerBase, task: Task, train: TrainSettings, sequence: SequenceSettings, model: AgentPS
+) -> Prompt:
+    return Prompt(
+        tokenizer,
+        task,
+        train.variant,
+        sequence,
+        video_token_id=model.config.video_token_id,
+        visual_tokens=visual_tokens(model.config, sequence.frames),
+    )
+
+
+def trainable_state(model: AgentPS) -> dict[str, torch.Tensor]:
+    """Every trained parameter by its name in the module."""
+    return {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load_trainable_state(model: AgentPS, state: dict[str, torch.Tensor], source: Path) -> None:
+    """Put trained parameters back.
+
+    Raises:
+        CheckpointError: a parameter is missing, unknown or of another shape.
+    """
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    _check_same(set(wanted), set(state), source)
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            if parameter.shape != state[name].shape:
+                found, expected = tuple(state[name].shape), tuple(parameter.shape)
+                raise CheckpointError(f"{source}: {name} has shape {found}, the network {expected}: another backbone or task")
+            parameter.copy_(state[name])
+
+
+def _check_same(expected: set[str], found: set[str], source: Path) -> None:
+    missing, unknown = sorted(expected - found), sorted(found - expected)
+    if missing or unknown:
+        raise CheckpointError(
+            f"{source}: does not fit the network: missing {missing[:5] or 'nothing'}, unknown {unknown[:5] or 'nothing'}; "
+            "it was made for another task, variant or backbone"
+        )
+
+
+def save(
+    directory: Path,
+    model: AgentPS,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    task: Task,
+    sequence: SequenceSettings,
+    train: TrainSettings,
+    backbone: BackboneSettings,
+    embed_backbone: bool,
+    provenance: dict[str, Any],
+) -> None:
+    """Write a checkpoint, whole or not at all; a directory of that name is replaced."""
+    part = directory.with_name(f"{directory.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    state = trainable_state(model)
+    if isinstance(model.backbone, PeftModel):
+        model.backbone.save_pretrained(part / "adapter")
+        (part / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        state = {name: value for name, value in state.items() if not _in_adapter(name)}
+    save_file(state, part / _TRAINED)
+    tokenizer.save_pretrained(part / "tokenizer")
+    if embed_backbone:
+        shutil.copytree(backbone.name, part / "backbone")
+    info = CheckpointInfo(
+        format=FORMAT,
+        task=task,
+        task_fingerprint=task.fingerprint,
+        sequence=sequence,
+        train=train,
+        backbone=BackboneSettings(name="backbone") if embed_backbone else backbone,
+        backbone_embedded=embed_backbone,
+        backbone_fingerprint=_architecture_fingerprint(load_config(backbone).to_json_string()),
+        provenance=provenance,
+    )
+    (part / _META).write_text(info.model_dump_json(indent=1), encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)
+    part.rename(directory)
+
+
+def _in_adapter(name: str) -> bool:
+    return "lora_" in name or "trainable_tokens_" in name
+
+
+def read_info(directory: Path) -> CheckpointInfo:
+    """Raises: CheckpointError where there is no checkpoint, or one of another format."""
+    path = directory / _META
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory}: no {_META}: this is no checkpoint") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: no JSON ({error}): the checkpoint is damaged") from error
+    if raw.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {raw.get('format')}, this version reads {FORMAT}: use the version that wrote it")
+    try:
+        info = CheckpointInfo.model_validate(raw)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {explain_validation(error)}") from error
+    if info.task.fingerprint != info.task_fingerprint:
+        raise CheckpointError(f"{path}: its task was changed after training: {info.task.fingerprint} is not {info.task_fingerprint}")
+    return info
+
+
+def load(directory: Path, device: torch.device | None = None) -> Loaded:
+    """The network as it was trained, ready to score.
+
+    Raises:
+        CheckpointError: a part is missing or does not fit: random heads are never served.
+    """
+    info = read_info(directory)
+    backbone = BackboneSettings(name=str(directory / "backbone")) if info.backbone_embedded else info.backbone
+    fingerprint = _architecture_fingerprint(load_config(backbone).to_json_string())
+    if fingerprint != info.backbone_fingerprint:
+        raise CheckpointError(
+            f"{directory}: trained on a backbone {info.backbone_fingerprint}, {backbone.name} is {fingerprint}: "
+            "load the one that it was trained on"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer")
+    llava = load_backbone(backbone, tokenizer, torch.float32 if info.train.precision == "float32" else torch.bfloat16)
+    model = AgentPS(llava, info.task, info.train.variant, head_hidden=info.train.head_hidden)
+    model.set_trainable(info.train.lora, tokenizer.convert_tokens_to_ids(ANS_TOKEN), projector=info.train.train_projector)
+    try:
+        state = load_file(directory / _TRAINED)
+        if isinstance(model.backbone, PeftModel):
+            outcome = model.backbone.load_adapter(directory / "adapter", model.backbone.active_adapter, is_trainable=True)
+            adapter = {name for name, p in model.named_parameters() if p.requires_grad and _in_adapter(name)}
+            missing = sorted(adapter & {f"backbone.{key}" for key in outcome.missing_keys})
+            if missing or outcome.unexpected_keys:
+                raise CheckpointError(f"{directory}: adapter lacks {missing[:5]}, has {outcome.unexpected_keys[:5]} too many")
+            state |= {name: p for name, p in trainable_state(model).items() if _in_adapter(name)}
+    except (FileNotFoundError, ValueError) as error:
+        raise CheckpointError(f"{directory}: a part of the checkpoint is missing: {error}") from error
+    load_trainable_state(model, state, directory)
+    model.eval().requires_grad_(False)
+    if device is not None:
+        model.to(device)
+    return Loaded(model, tokenizer, _prompt(tokenizer, info.task, info.train, info.sequence, model), info)
+
+
+def write_operating_points(directory: Path, points: OperatingPoints) -> None:
+    (directory / _POINTS).write_text(points.model_dump_json(indent=1), encoding="utf-8")
+
+
+def read_operating_points(directory: Path) -> OperatingPoints:
+    """Raises: CheckpointError where none were written: a score without a threshold decides nothing."""
+    try:
+        return OperatingPoints.model_validate_json((directory / _POINTS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory}: no {_POINTS}: evaluate the checkpoint first") from None
+    except ValidationError as error:
+        raise CheckpointError(f"{directory / _POINTS}: {explain_validation(error)}") from error
+

@@ -1,0 +1,148 @@
+"""Posts prepared for the model: the shard format, and batches of it.
+
+A shard directory holds
+
+    shards.json           sequence settings, tokenizer, number of images
+    images-00000.npy …    uint8 (n, S, S, 3): each distinct image once
+    posts.parquet         post_id, split, label, gold labels; `frames`: F image numbers; `text_ids`
+
+Dimensions: B posts · U distinct images of the batch · S side of a frame, in pixels · F frames
+            · Q intermediate questions
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from model.agentps import normalize
+from model.errors import CheckpointError
+from model.prompt import Prompt
+from model.schema import LABEL, NO_LABEL, POST_ID, SPLIT
+from model.settings import SequenceSettings
+from model.task import Task
+
+FRAMES, TEXT_IDS = "frames", "text_ids"
+_META, _POSTS = "shards.json", "posts.parquet"
+
+
+class ShardWriter:
+    """Writes images in order, `images_per_file` a file, then the posts; `close` last."""
+
+    def __init__(self, root: Path, sequence: SequenceSettings, tokenizer_name: str, images_per_file: int = 4096) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.root = root
+        self._sequence = sequence
+        self._tokenizer_name = tokenizer_name
+        self._images_per_file = images_per_file
+        self._pending: list[np.ndarray] = []
+        self._images = 0
+
+    def add(self, frame: np.ndarray) -> int:
+        """Append one image, uint8 (S, S, 3); returns its number."""
+        self._pending.append(frame)
+        self._images += 1
+        if len(self._pending) == self._images_per_file:
+            self._flush()
+        return self._images - 1
+
+    def _flush(self) -> None:
+        if self._pending:
+            number = (self._images - 1) // self._images_per_file
+            np.save(self.root / f"images-{number:05d}.npy", np.stack(self._pending))
+            self._pending = []
+
+    def close(self, posts: pd.DataFrame) -> None:
+        self._flush()
+        posts.to_parquet(self.root / _POSTS, index=False)
+        meta = {
+            "sequence": self._sequence.model_dump(),
+            "tokenizer": self._tokenizer_name,
+            "images": self._images,
+            "images_per_file": self._images_per_file,
+        }
+        (self.root / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+
+
+class Shards:
+    """A shard directory, opened; images stay on disk until they are asked for."""
+
+    def __init__(self, root: Path) -> None:
+        try:
+            meta = json.loads((root / _META).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise CheckpointError(f"{root}: no {_META}; run the preprocess step again") from None
+        self.root = root
+        self.sequence = SequenceSettings.model_validate(meta["sequence"])
+        self.tokenizer_name: str = meta["tokenizer"]
+        self.n_images: int = meta["images"]
+        self._per_file: int = meta["images_per_file"]
+        self._files = [np.load(path, mmap_mode="r") for path in sorted(root.glob("images-*.npy"))]
+        self.posts = pd.read_parquet(root / _POSTS)
+
+    def images(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """uint8 (U, S, S, 3)."""
+        return np.stack([self._files[n // self._per_file][n % self._per_file] for n in numbers])
+
+
+class PostDataset(torch.utils.data.Dataset[int]):
+    """The row numbers of one split: what they stand for is read when a batch is made."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> int:
+        return int(self.rows[index])
+
+
+def class_labels(frame: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """int64 (len(frame), len(columns)), NO_LABEL where a cell is empty or the column is absent."""
+    full = frame.reindex(columns=list(columns))
+    return full.astype("Int64").fillna(NO_LABEL).to_numpy(dtype=np.int64).reshape(len(frame), len(columns))
+
+
+class Batches:
+    """Makes `AgentPS.forward`'s arguments of row numbers of a shard directory.
+
+    The process labels come from `labels` (the annotator's) where given, else from people's.
+    """
+
+    def __init__(self, shards: Shards, prompt: Prompt, task: Task, labels: pd.DataFrame | None = None) -> None:
+        self._shards = shards
+        self._prompt = prompt
+        posts = shards.posts
+        self._frames_NF = np.stack(posts[FRAMES].to_list()).astype(np.int64) if len(posts) else np.zeros((0, 1), np.int64)
+        self._text_ids = posts[TEXT_IDS].to_list()
+        process = posts if labels is None else labels.set_index(POST_ID).reindex(posts[POST_ID])
+        self._questions_NQ = torch.from_numpy(class_labels(process, task.question_ids))
+        self._final_N = torch.from_numpy(class_labels(posts, [LABEL])[:, 0])
+
+    def rows(self, split: str, *, labelled: bool) -> np.ndarray:
+        """The row numbers of a split; `labelled`: those with a final label only."""
+        wanted = (self._shards.posts[SPLIT] == split).to_numpy()
+        if labelled:
+            wanted = wanted & (self._final_N.numpy() != NO_LABEL)
+        return np.flatnonzero(wanted)
+
+    def final_labels(self, rows: np.ndarray) -> np.ndarray:
+        """int64 (len(rows),), NO_LABEL where there is none."""
+        return self._final_N.numpy()[rows]
+
+    def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        numbers_U, index = np.unique(self._frames_NF[list(rows)], return_inverse=True)
+        batch: dict[str, Any] = dict(self._prompt.batch([self._text_ids[row] for row in rows]))
+        batch["pixel_values_UCHW"] = normalize(self._shards.images(numbers_U))
+        batch["frame_index_BF"] = torch.from_numpy(index.reshape(len(rows), -1))
+        batch["question_labels_BQ"] = self._questions_NQ[list(rows)]
+        batch["final_labels_B"] = self._final_N[list(rows)]
+        return batch

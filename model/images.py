@@ -1,0 +1,187 @@
+"""Images from bytes to frames: the one decoder of training and of serving.
+
+What `ingest` accepts here is what `preprocess` and a served model read later, with the same result.
+Nothing global is changed in Pillow, so that a process that embeds a scorer keeps its own limits.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from model.errors import ImageError
+
+#: What Pillow's readers raise on damaged or hostile files; their classes have no common base but Exception.
+_BROKEN = (
+    EOFError,
+    KeyError,
+    IndexError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+#: EXIF orientation -> how the stored picture is turned upright. `ImageOps.exif_transpose` does the
+#: same, but writes the metadata anew and fails on pictures whose EXIF has another broken entry.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """The largest image that is read. Sides in pixels; aspect is the longer side over the shorter."""
+
+    max_bytes: int
+    max_pixels: int
+    max_side: int = 30_000
+    max_aspect: float = 100.0
+
+
+def read_source(source: str | Path | bytes, limits: ImageLimits) -> bytes:
+    """The encoded bytes of an image given as bytes or as the absolute path of a local file.
+
+    Raises:
+        ImageError: the path is not absolute, names no readable regular file, or the file is larger
+            than `limits.max_bytes` (nothing of it is read then).
+    """
+    if isinstance(source, bytes):
+        return source
+    try:
+        path = Path(source)
+        if not path.is_absolute():
+            raise ImageError(f"{str(source)!r:.200} is not an absolute path")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("not a regular file")
+        _check_bytes(status.st_size, limits)
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL character in the path
+        raise ImageError(f"cannot be read: {error}") from error
+
+
+def decode(data: bytes, limits: ImageLimits) -> Image.Image:
+    """A JPEG, PNG or WebP image as RGB: upright by its EXIF orientation, transparency laid on white.
+
+    The header decides first: nothing is decoded of an image above the limits. Colour profiles are
+    not applied.
+
+    Raises:
+        ImageError: the message is the reason, ready for the rejects table.
+    """
+    if not data:
+        raise ImageError("empty file")
+    _check_bytes(len(data), limits)
+    try:
+        image = _open(data)
+        _check_header(image, limits)
+        image.load()
+        rgb = _rgb(image)
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too many pixels; at most {limits.max_pixels / 1e6:g} megapixels are read") from error
+    except _BROKEN as error:
+        raise ImageError(f"cut or corrupt: {error or type(error).__name__}") from error
+    turn = _UPRIGHT.get(_orientation(image))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def to_frame(image: Image.Image, size: int) -> np.ndarray:
+    """The image as one (size, size, 3) uint8 RGB square, its aspect ratio given up (paper 3.1.2).
+
+    Bicubic with antialiasing, as in transformers' `LlavaOnevisionImageProcessor`.
+    """
+    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def frame_indices(n_images: int, frames: int) -> list[int]:
+    """Which image each of a post's frames shows (paper 3.1.2).
+
+    Above `frames` images: uniform sampling in order, first and last image included (one frame: the
+    first). Below: the images repeat cyclically.
+
+    Raises:
+        ValueError: a post without images, or no frames.
+    """
+    if n_images < 1 or frames < 1:
+        raise ValueError(f"{n_images} images, {frames} frames: at least one of each is needed")
+    if n_images <= frames:
+        return [i % n_images for i in range(frames)]
+    # Integers: a floating-point linspace can miss an index by one.
+    return [i * (n_images - 1) // max(frames - 1, 1) for i in range(frames)]
+
+
+def _check_bytes(n_bytes: int, limits: ImageLimits) -> None:
+    if n_bytes > limits.max_bytes:
+        raise ImageError(f"{n_bytes:,} bytes; at most {limits.max_bytes:,} are read")
+
+
+def _open(data: bytes) -> ImageFile:
+    """The reader of the format that the first bytes tell, with the header read.
+
+    The format's own class instead of `Image.open`: that one warns or raises by a process-wide pixel
+    limit, and takes the preview that phones append to a JPEG for a second frame.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return JpegImageFile(io.BytesIO(data))
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImageFile(io.BytesIO(data))
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return WebPImageFile(io.BytesIO(data))
+    raise ImageError(f"not a JPEG, PNG or WebP image (begins with {data[:8]!r})")
+
+
+def _check_header(image: ImageFile, limits: ImageLimits) -> None:
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise ImageError(f"{width * height / 1e6:g} megapixels; at most {limits.max_pixels / 1e6:g} are read")
+    if max(width, height) > limits.max_side:
+        raise ImageError(f"{width} x {height} pixels; a side of at most {limits.max_side} is read")
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise ImageError(f"{width} x {height} pixels; sides of at most {limits.max_aspect:g} : 1 are read")
+    n_frames = getattr(image, "n_frames", 1)
+    if n_frames > 1:
+        raise ImageError(f"an animation of {n_frames} frames; one picture is read")
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8. Where EXIF is broken: 1, the picture as stored, as viewers show it."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+        return orientation if isinstance(orientation, int) else 1
+    except _BROKEN:
+        return 1

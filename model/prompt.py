@@ -1,0 +1,96 @@
+"""The sequence that the model reads, and where its answers are (paper 2.1, figure 1).
+
+    <video>…  title and text  question 1 <ans> … question Q <ans>  final question
+
+Dimensions: B posts · T tokens · F frames · Q intermediate questions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+import torch
+from torch import Tensor
+
+from model.errors import PromptError
+from model.text import ANS_TOKEN
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from model.settings import SequenceSettings, Variant
+    from model.task import Task
+
+#: Fewer tokens than this for title and text would leave the model without the post.
+MIN_TEXT_TOKENS = 16
+
+
+class PromptBatch(TypedDict):
+    """Left-padded token ids with their mask, and the index of each answer: `AgentPS.forward`'s arguments.
+
+    input_ids_BT: int64.
+    attention_mask_BT: int64, 0 at the padding on the left.
+    answer_positions_BQ: int64 index into T of each question's `<ans>`; Q = 0 where the variant asks
+        no intermediate question. The final answer is at T - 1 in every row.
+    """
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    answer_positions_BQ: Tensor
+
+
+class Prompt:
+    """Builds the sequences of one task and variant."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        variant: Variant,
+        sequence: SequenceSettings,
+        *,
+        video_token_id: int,
+        visual_tokens: int,
+    ) -> None:
+        """
+        Args:
+            visual_tokens: placeholders a post: frames x pooled tokens a frame, and one newline.
+
+        Raises:
+            PromptError: the questions leave no room for the post's own text.
+        """
+        self.pad_token_id: int = tokenizer.pad_token_id  # type: ignore[assignment]  # every backbone has one
+        self.visual_ids = [video_token_id] * visual_tokens
+        ans_id = tokenizer.convert_tokens_to_ids(ANS_TOKEN)
+        if ans_id is None or ans_id == tokenizer.unk_token_id:
+            raise PromptError(f"the tokenizer has no token {ANS_TOKEN}: load it with model.backbone.load_tokenizer")
+        self.question_ids: list[int] = []
+        #: Offset from the end of the sequence of each `<ans>`: the same in every post.
+        ends: list[int] = []
+        if variant in ("agentps", "agentps_answers"):
+            for question in task.questions:
+                self.question_ids += [*tokenizer.encode(question.ask + "\n", add_special_tokens=False), ans_id]
+                ends.append(len(self.question_ids) - 1)
+        self.question_ids += tokenizer.encode(task.final.ask + "\n", add_special_tokens=False)
+        self.answer_offsets = [end - len(self.question_ids) for end in ends]
+        if self.question_ids.count(ans_id) != len(ends):
+            raise PromptError(f"task {task.name}: a question's wording holds {ANS_TOKEN}: remove it, it is added here")
+        room = sequence.max_tokens - len(self.question_ids)
+        if room < MIN_TEXT_TOKENS:
+            raise PromptError(
+                f"task {task.name}: its questions take {len(self.question_ids)} of {sequence.max_tokens} tokens and leave "
+                f"{max(room, 0)} for title and text; shorten the `ask` wordings or raise preprocess.max_tokens"
+            )
+        self.max_text_tokens = min(sequence.max_text_tokens, room)
+
+    def batch(self, texts: Sequence[Sequence[int]]) -> PromptBatch:
+        """Sequences of posts with these title-and-text ids, padded on the left to the longest of them."""
+        rows = [[*self.visual_ids, *ids[: self.max_text_tokens], *self.question_ids] for ids in texts]
+        width = max(map(len, rows))
+        input_ids = torch.tensor([[self.pad_token_id] * (width - len(row)) + row for row in rows], dtype=torch.long)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
+        positions = torch.tensor([width + offset for offset in self.answer_offsets], dtype=torch.long)
+        return PromptBatch(
+            input_ids_BT=input_ids, attention_mask_BT=mask, answer_positions_BQ=positions.repeat(len(rows), 1)
+        )

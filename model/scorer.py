@@ -1,0 +1,151 @@
+"""Scoring: the checkpoint's answers to posts, from shards (evaluation) or from raw posts (serving).
+
+Dimensions: N posts · C classes of one question
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from model.agentps import AgentPS, normalize
+from model.checkpoint import Loaded, OperatingPoints, load, read_operating_points
+from model.images import ImageLimits, decode, frame_indices, read_source, to_frame
+from model.schema import IMAGES, TEXT, TITLE
+from model.task import Task
+from model.text import encode_post_text
+
+#: Larger images than any camera's are refused at scoring time; ingest's own limits are settings.
+SERVING_LIMITS = ImageLimits(max_bytes=20_000_000, max_pixels=50_000_000)
+
+
+@dataclass(frozen=True)
+class RawAnswers:
+    """final_N: float64 logits. questions: by question id, float64 (N, C) probabilities."""
+
+    final_N: np.ndarray
+    questions: dict[str, np.ndarray]
+
+
+@torch.no_grad()
+def predict(model: AgentPS, batches: Iterator[dict[str, Tensor]]) -> RawAnswers:
+    """The answers to every post of `batches`, in their order."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    finals: list[Tensor] = []
+    questions: dict[str, list[Tensor]] = {name: [] for name in model.heads}
+    for batch in batches:
+        # Labels would only cost a loss that nobody reads.
+        inputs = {k: v.to(device) for k, v in batch.items() if not k.endswith(("labels_B", "labels_BQ"))}
+        answers = model(**inputs)
+        finals.append(answers.final_B.double().cpu())
+        for name, logits in zip(questions, answers.questions, strict=True):
+            questions[name].append(logits.double().softmax(1).cpu())
+    model.train(training)
+    return RawAnswers(
+        torch.cat(finals).numpy() if finals else np.zeros(0),
+        {name: torch.cat(values).numpy() for name, values in questions.items() if values},
+    )
+
+
+def in_chunks(rows: Sequence[int] | np.ndarray, size: int, make: Callable[[Sequence[int]], dict]) -> Iterator[dict]:
+    for start in range(0, len(rows), size):
+        yield make(rows[start : start + size])
+
+
+def answer_columns(answers: RawAnswers, task: Task) -> dict[str, np.ndarray]:
+    """Per question `answer_<id>`, the probability of its positive class, and `class_<id>`, the most
+    probable class's index. With more than two classes, `answer_<id>` is that class's probability.
+    """
+    columns: dict[str, np.ndarray] = {}
+    for question in task.questions:
+        if question.id in answers.questions:
+            probability_NC = answers.questions[question.id]
+            predicted = probability_NC.argmax(1)
+            binary = len(question.classes) == 2
+            columns[f"answer_{question.id}"] = (
+                probability_NC[:, question.positive_index] if binary else probability_NC.max(1)
+            )
+            columns[f"class_{question.id}"] = predicted
+    return columns
+
+
+class Scorer:
+    """Scores raw posts with a checkpoint directory: decode, resize, tokenize, answer, calibrate, decide."""
+
+    def __init__(self, loaded: Loaded, points: OperatingPoints, micro_batch: int = 32) -> None:
+        self._loaded = loaded
+        self._points = points
+        self._micro_batch = micro_batch
+
+    @classmethod
+    def from_directory(cls, directory: Path, device: torch.device | None = None) -> Scorer:
+        """Raises: CheckpointError where the checkpoint cannot decide."""
+        return cls(load(directory, device), read_operating_points(directory))
+
+    @property
+    def task(self) -> Task:
+        return self._loaded.info.task
+
+    def _batch(self, posts: pd.DataFrame) -> dict[str, Tensor]:
+        sequence = self._loaded.info.sequence
+        numbers: dict[bytes, int] = {}
+        images: list[np.ndarray] = []
+        rows: list[list[int]] = []
+        for sources in posts[IMAGES]:
+            order: list[int] = []
+            for source in sources:
+                data = read_source(source, SERVING_LIMITS)
+                if data not in numbers:  # an image that stands in several posts is read once
+                    numbers[data] = len(images)
+                    images.append(to_frame(decode(data, SERVING_LIMITS), sequence.image_size))
+                order.append(numbers[data])
+            rows.append([order[k] for k in frame_indices(len(order), sequence.frames)])
+        ids = [
+            encode_post_text(self._loaded.tokenizer, title, text, sequence.max_text_tokens)
+            for title, text in zip(posts[TITLE].fillna(""), posts[TEXT].fillna(""), strict=True)
+        ]
+        return {
+            **self._loaded.prompt.batch(ids),
+            "pixel_values_UCHW": normalize(np.stack(images)),
+            "frame_index_BF": torch.tensor(rows),
+        }
+
+    def score(self, posts: pd.DataFrame) -> pd.DataFrame:
+        """One row a post, in order.
+
+        Args:
+            posts: `title`, `text`, and `images`: absolute paths, or the files' bytes.
+
+        Returns:
+            `score` in [0, 1]; `decision_p60` … (bool: flagged at that precision); `answer_<question>`,
+            the probability of the question's positive class, or the name of its most probable class
+            with `answer_<question>_probability` where there are more than two.
+
+        Raises:
+            ImageError: an image cannot be used.
+        """
+        chunks = in_chunks(np.arange(len(posts)), self._micro_batch, lambda rows: self._batch(posts.iloc[rows]))
+        answers = predict(self._loaded.model, chunks)
+        scores = self._points.calibration.apply(answers.final_N)
+        table = pd.DataFrame({"score": scores}, index=posts.index)
+        for name, point in self._points.thresholds.items():
+            table[f"decision_{name}"] = scores >= point.threshold
+        columns = answer_columns(answers, self.task)
+        for question in self.task.questions:
+            if f"answer_{question.id}" not in columns:
+                continue
+            if len(question.classes) == 2:
+                table[f"answer_{question.id}"] = columns[f"answer_{question.id}"]
+            else:
+                names = np.array(question.classes, dtype=object)
+                table[f"answer_{question.id}"] = names[columns[f"class_{question.id}"]]
+                table[f"answer_{question.id}_probability"] = columns[f"answer_{question.id}"]
+        return table

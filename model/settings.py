@@ -1,0 +1,98 @@
+"""The options that travel with a checkpoint: what is read, by which network, trained how."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: `vanilla`: the final head only. `multitask`: every head on the last token. `agentps`: question
+#: i's head on its `<ans>` (paper 2.1). `agentps_answers`: agentps, and the final head reads the
+#: `<ans>` states beside the last token (an extension of ours).
+Variant = Literal["vanilla", "multitask", "agentps", "agentps_answers"]
+
+#: The backbone built here from `LlavaOnevisionConfig`: no download, seconds on a CPU.
+TINY = "tiny"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneSettings(_Section):
+    """The pretrained LLaVA-OneVision to start from."""
+
+    #: `tiny`, a model hub's id, or a local directory in its format.
+    name: str
+    #: A commit of the hub's repository; required for a hub's id, so that a version can be loaded again.
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _pinned(self) -> BackboneSettings:
+        if self.name == TINY and self.revision is not None:
+            raise ValueError("the tiny backbone has no revision: remove `revision`")
+        return self
+
+
+class SequenceSettings(_Section):
+    """The sequence that the model reads (paper 3.1.2)."""
+
+    #: Frames of every post: uniform sampling in order above, cyclic repeat below.
+    frames: int = Field(ge=1)
+    #: Side of the square to which every frame is resized, in pixels; the tower's own input size.
+    image_size: int = Field(ge=8)
+    #: Tokens of title and text, at most.
+    max_text_tokens: int = Field(ge=1)
+    #: Tokens of the text part in all: title, text, questions.
+    max_tokens: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _room_for_questions(self) -> SequenceSettings:
+        if self.max_text_tokens >= self.max_tokens:
+            raise ValueError(f"max_text_tokens {self.max_text_tokens} leaves no room for questions in {self.max_tokens}")
+        return self
+
+
+class LoraSettings(_Section):
+    """LoRA on the language model's linear layers (paper 3.1.2: rank 128, alpha 256)."""
+
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class TrainSettings(_Section):
+    """Fine-tuning, on `transformers.Trainer`."""
+
+    variant: Variant
+    seed: int = Field(ge=0)
+    #: None: the whole language model is trained (right only for a backbone that was never pretrained).
+    lora: LoraSettings | None
+    #: Train the projector between tower and language model too.
+    train_projector: bool
+    head_hidden: int = Field(ge=1)
+    head_dropout: float = Field(default=0.0, ge=0, lt=1)
+    epochs: int = Field(ge=1)
+    #: Posts an optimizer step, over all processes; must be a multiple of micro_batch x processes.
+    batch: int = Field(ge=1)
+    micro_batch: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup_share: float = Field(ge=0, lt=1)
+    max_grad_norm: float = Field(gt=0)
+    #: Weight of the final question's loss beside each intermediate question's.
+    final_weight: float = Field(gt=0)
+    #: Checkpoints (for resuming) an epoch.
+    saves_per_epoch: int = Field(ge=1)
+    precision: Literal["float32", "bfloat16"]
+    gradient_checkpointing: bool
+    #: Processes on this machine; more than one runs under torchrun.
+    processes: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _whole_micro_batches(self) -> TrainSettings:
+        if self.batch % (self.micro_batch * self.processes):
+            raise ValueError(
+                f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch} x processes {self.processes}"
+            )
+        return self

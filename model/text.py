@@ -1,0 +1,21 @@
+"""Title and text as tokens: the same function in preprocessing and in serving."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Closes every intermediate question; its hidden state is the answer (paper 2.1).
+ANS_TOKEN = "<ans>"
+
+
+def encode_post_text(tokenizer: PreTrainedTokenizerBase, title: str, text: str, max_tokens: int) -> list[int]:
+    """Token ids of title and text, cut on the right after `max_tokens` (paper 3.1.2: 196).
+
+    Special tokens written in a post are read as plain characters: a title that says `<ans>` or
+    `<video>` adds no answer position and no frame.
+    """
+    ids = tokenizer.encode(f"{title}\n{text}\n", add_special_tokens=False, split_special_tokens=True)
+    return list(ids[:max_tokens])

@@ -1,0 +1,194 @@
+"""Fine-tuning on `transformers.Trainer`: exact accumulation, resume, best epoch by val average precision."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from model.agentps import AgentPS
+from model.checkpoint import load_trainable_state, trainable_state
+from model.data import Batches, PostDataset
+from model.loss import label_weight
+from model.schema import TRAIN, VAL
+from model.scorer import in_chunks, predict
+from model.settings import TrainSettings
+
+_WEIGHTS = "model.safetensors"  # the name by which Trainer knows a checkpoint that has weights
+_STATE = "trainer_state.json"  # Trainer writes it last: a checkpoint that has it is whole
+
+
+@dataclass(frozen=True)
+class FitResult:
+    best_val_average_precision: float
+    best_epoch: float
+    #: What Trainer logged: losses, learning rates, val metrics, with `step` and `epoch`.
+    history: list[dict[str, float]]
+    resumed_from_step: int
+
+
+class _Trainer(Trainer):
+    """Trainer around `AgentPS`: its loss, its weights, its evaluation."""
+
+    # compute_loss divides by the label weight of the whole optimizer step.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, batches: Batches, settings: TrainSettings, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._batches = batches
+        self._settings = settings
+        self._best = Path(self.args.output_dir) / "best"
+
+    @property
+    def _module(self) -> AgentPS:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """The label weight of all micro-batches and processes of this optimizer step."""
+        module = self._module
+        weight = sum(
+            label_weight(
+                batch["question_labels_BQ"] if module.heads else None,
+                module.question_weights,
+                batch["final_labels_B"],
+                module.final_weight,
+            )
+            for batch in batch_samples
+        )
+        weight = torch.as_tensor(weight, dtype=torch.float32, device=device)
+        return self.accelerator.gather(weight.unsqueeze(0)).sum() if self.args.world_size > 1 else weight
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        answers = model(**inputs)
+        # Gradients are averaged over the processes; the sum over them is what is meant.
+        loss = answers.loss_sum * self.args.world_size / num_items_in_batch
+        return (loss, answers) if return_outputs else loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Average precision on val; the best weights so far are kept beside the checkpoints."""
+        rows = self._batches.rows(VAL, labelled=True)
+        chunks = in_chunks(rows, self._settings.micro_batch, self._batches)
+        scores = predict(self._module, chunks).final_N
+        labels = self._batches.final_labels(rows)
+        metrics = {"eval_average_precision": float(average_precision_score(labels, scores))}
+        if self.args.should_save:
+            self._keep_if_best(metrics["eval_average_precision"])
+        self.log(metrics)
+        return metrics
+
+    def _keep_if_best(self, value: float) -> None:
+        if self._best.exists() and json.loads((self._best / "metric.json").read_text())["value"] >= value:
+            return
+        part = self._best.with_name("best.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        save_file(trainable_state(self._module), part / _WEIGHTS)
+        (part / "metric.json").write_text(json.dumps({"value": value, "epoch": self.state.epoch}))
+        shutil.rmtree(self._best, ignore_errors=True)
+        part.rename(self._best)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Only what is trained: a 7B backbone is not written again with every checkpoint."""
+        directory = Path(output_dir or self.args.output_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(trainable_state(self._module), directory / _WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        path = Path(resume_from_checkpoint)
+        load_trainable_state(self._module, load_file(path / _WEIGHTS), path)
+
+
+def last_whole_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that was completely written; None where there is none."""
+
+    def whole(path: Path) -> bool:
+        try:
+            json.loads((path / _STATE).read_text())
+        except (OSError, json.JSONDecodeError):
+            return False
+        return True
+
+    found = sorted(directory.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    return next((path for path in reversed(found) if whole(path)), None)
+
+
+def fit(
+    model: AgentPS,
+    batches: Batches,
+    settings: TrainSettings,
+    work_dir: Path,
+    *,
+    callbacks: Sequence[TrainerCallback] = (),
+    quiet: bool = False,
+) -> FitResult:
+    """Train `model` in place and leave it with the weights of its best epoch on val.
+
+    Args:
+        work_dir: checkpoints to resume from are kept here. The caller gives the same directory for
+            the same training and another for any other: a checkpoint found here is resumed.
+    """
+    train_rows = batches.rows(TRAIN, labelled=False)
+    steps_per_epoch = max(1, -(-len(train_rows) // settings.batch))
+    arguments = TrainingArguments(
+        output_dir=str(work_dir),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=settings.batch // (settings.micro_batch * settings.processes),
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_steps=round(settings.warmup_share * steps_per_epoch * settings.epochs),
+        lr_scheduler_type="cosine",
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.precision == "bfloat16",
+        gradient_checkpointing=False,  # asked of the language model below: our module has no such method
+        eval_strategy="epoch",
+        save_strategy="steps",
+        save_steps=max(1, steps_per_epoch // settings.saves_per_epoch),
+        save_total_limit=2,
+        logging_steps=max(1, steps_per_epoch // 10),
+        report_to=[],
+        disable_tqdm=quiet,
+        remove_unused_columns=False,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )
+    if settings.gradient_checkpointing:
+        model.llava.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=PostDataset(train_rows),
+        eval_dataset=PostDataset(batches.rows(VAL, labelled=True)),
+        data_collator=batches,
+        callbacks=list(callbacks),
+        batches=batches,
+        settings=settings,
+    )
+    resume = last_whole_checkpoint(work_dir)
+    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    best = work_dir / "best"
+    load_trainable_state(model, load_file(best / _WEIGHTS), best)
+    kept = json.loads((best / "metric.json").read_text())
+    return FitResult(
+        best_val_average_precision=kept["value"],
+        best_epoch=kept["epoch"],
+        history=[dict(row) for row in trainer.state.log_history],
+        resumed_from_step=int(resume.name.rsplit("-", 1)[1]) if resume else 0,
+    )

@@ -1,0 +1,188 @@
+"""What is sent to the annotator: the paper's Appendix B, and nothing that an image file holds beside its pixels."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from model.errors import ImageError
+from model.task import Question, Task
+
+#: Part of the annotation key: raise with any change of what is sent, and every post is asked anew.
+PROMPT_VERSION = 1
+
+#: Longer side of an image as sent, in pixels. `detail: high` reads 768 on the shorter side at most.
+MAX_SIDE = 768
+_JPEG_QUALITY = 90
+_FORMATS = ("JPEG", "PNG", "WEBP")
+
+
+def annotation_key(image_sha256s: Sequence[str], title: str, text: str, task: Task, model: str) -> str:
+    """The identity of an answer, sha256 in hex: posts of the same key are asked once, and never again.
+
+    Args:
+        image_sha256s: content hashes of the files, in the order of the album.
+        model: names the annotator; a simulated one must not share its name with a real one.
+    """
+    # A JSON list, so that no two different inputs are written the same way.
+    parts = [list(image_sha256s), title, text, task.annotation_fingerprint, model, PROMPT_VERSION]
+    return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
+
+
+_PLACEHOLDER = re.compile(r"\{(title|text)\}")
+
+
+def _wording(question: Question, title: str, text: str) -> str:
+    # One pass, and no str.format: a title may hold braces, or the letters `{text}`.
+    post = {"title": title, "text": text}
+    wording = _PLACEHOLDER.sub(lambda match: post[match[1]], question.annotate)
+    if question.answer == "class":
+        classes = ", ".join(f"{index} = {name}" for index, name in enumerate(question.classes))
+        wording += f" ONLY return the number of the answer: {classes}."
+    return wording
+
+
+def build_questions(task: Task, title: str, text: str, n_images: int) -> str:
+    """All questions of the task, numbered, and the form of the answer.
+
+    The paper prints "smaller than" the number of images, by which an album whose every image
+    counts could not be answered; "at most" is meant.
+    """
+    lines = [f"{number}. {_wording(q, title, text)}" for number, q in enumerate(task.questions, start=1)]
+    if any(q.answer == "count" for q in task.questions):
+        lines.append(
+            "For every question that counts images, each image_url is counted as one image, so each return number "
+            f"should be at most {n_images}."
+        )
+    count = len(task.questions)
+    lines.append(f"The final return format is ONLY {count} number{'s' * (count > 1)} separated by ',' in one line.")
+    return "\n".join(lines)
+
+
+def build_messages(task: Task, title: str, text: str, images: Sequence[bytes], detail: str) -> list[dict[str, Any]]:
+    """The `messages` of one chat request: the questions, then the album's images in order.
+
+    Args:
+        images: the bytes of the image files; see `image_payload` for what is sent of them.
+        detail: `low`, `high` or `auto`, as the endpoint understands it.
+
+    Raises:
+        ImageError: an image cannot be decoded.
+    """
+    content: list[dict[str, Any]] = [{"type": "text", "text": build_questions(task, title, text, len(images))}]
+    content += [
+        {"type": "image_url", "image_url": {"url": image_url(image_payload(data)), "detail": detail}} for data in images
+    ]
+    return [{"role": "user", "content": content}]
+
+
+def image_url(data: bytes) -> str:
+    """`data` as a base64 data URL; its format is read from its first bytes."""
+    kind = "jpeg" if data.startswith(b"\xff\xd8") else "png" if data.startswith(b"\x89PNG") else "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def image_payload(data: bytes) -> bytes:
+    """What is sent of an image file: at most MAX_SIDE pixels, no metadata (EXIF holds places and names).
+
+    A file that is shown by its structure to hold pixels only, and is small enough, is returned
+    unchanged; any other is decoded, turned upright, laid on white where it is transparent, resized
+    and encoded as JPEG.
+
+    Raises:
+        ImageError: the bytes are no complete JPEG, PNG or WEBP image.
+    """
+    size = _size_if_bare(data)
+    if size is not None and max(size) <= MAX_SIDE:
+        return data
+    try:
+        with Image.open(BytesIO(data), formats=_FORMATS) as opened:
+            opened.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a large JPEG is decoded at the scale that is needed
+            image = ImageOps.exif_transpose(opened)
+            image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+            if image.has_transparency_data:
+                rgba = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+            pixels = image.convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise ImageError(f"cannot be decoded: {error}") from error
+    # convert() copies `info`, from which the encoder would write EXIF, ICC profile and comment again
+    pixels.info.clear()
+    out = BytesIO()
+    pixels.save(out, format="JPEG", quality=_JPEG_QUALITY)
+    return out.getvalue()
+
+
+def _size_if_bare(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a file that holds an image and nothing else; None where that is not certain.
+
+    Read from the structure of the file, without decoding. Only what is known to be harmless passes,
+    so that a form of metadata which nobody thought of leads to a re-encoding and not to a leak.
+    """
+    try:
+        if data.startswith(b"\xff\xd8"):
+            return _bare_jpeg(data)
+        if data.startswith(b"\x89PNG\r\n\x1a\n"):
+            return _bare_png(data)
+        if data.startswith(b"RIFF") and data[8:16] == b"WEBPVP8 ":
+            return _bare_webp(data)
+    except IndexError:  # cut in the middle of a header
+        return None
+    return None
+
+
+_JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
+# JFIF, Adobe's colour transform, quantization tables, Huffman tables, restart interval, frames
+_JPEG_BARE = frozenset({0xE0, 0xEE, 0xDB, 0xC4, 0xDD}) | _JPEG_FRAMES
+# in the coded pixels a 0xFF is followed by 0x00 (stuffing) or is a restart marker
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+
+
+def _bare_jpeg(data: bytes) -> tuple[int, int] | None:
+    size, at = None, 2
+    while data[at] == 0xFF:
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if marker == 0xDA:  # the coded pixels follow; the end marker must be the next one, and the last two bytes
+            found = _JPEG_MARKER.search(data, at + 2 + length)
+            return size if found and found[0] == b"\xff\xd9" and found.end() == len(data) else None
+        if marker not in _JPEG_BARE or (marker == 0xE0 and (length != 16 or data[at + 4 : at + 9] != b"JFIF\0")):
+            return None  # a JFIF segment of more than 16 bytes holds a thumbnail
+        if marker == 0xEE and length != 14:
+            return None
+        if marker in _JPEG_FRAMES:
+            size = (data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6])
+        at += 2 + length
+    return None
+
+
+_PNG_BARE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"pHYs"})
+
+
+def _bare_png(data: bytes) -> tuple[int, int] | None:
+    if data[25] in (4, 6):  # an alpha channel: hidden colours would be sent
+        return None
+    at, kind = 8, b""
+    while at < len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind not in _PNG_BARE:
+            return None
+        at += 12 + length
+        if kind == b"IEND":
+            break
+    if kind != b"IEND" or at != len(data):
+        return None
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def _bare_webp(data: bytes) -> tuple[int, int] | None:
+    length = int.from_bytes(data[16:20], "little")
+    if len(data) != 20 + length + length % 2 or int.from_bytes(data[4:8], "little") + 8 != len(data):
+        return None  # further chunks, or bytes after the end
+    return (data[26] | data[27] << 8) & 0x3FFF, (data[28] | data[29] << 8) & 0x3FFF

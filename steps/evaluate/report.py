@@ -1,0 +1,240 @@
+"""The numbers of a model on the test split: what `register` stores and the gate of `promote` compares.
+
+A predictions table has one row a post: post_id, split, label (Int8, NA: people gave no final label),
+logit, score, one Int8 column of gold labels a question and, where the variant has heads for the
+questions, `answer_<q>` (probability of the positive class; of the predicted class where there are more
+than two) and `class_<q>` (predicted class index).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from model import metrics
+from model.errors import DataError
+from model.metrics import Calibration, OperatingPoint
+from model.schema import LABEL, TEST, VAL
+from model.settings import Variant
+from model.task import Task
+from steps.settings import EvaluateSettings
+
+#: Columns of a predictions table beside those of `model.schema`; the last two are followed by a question id.
+LOGIT, SCORE, ANSWER, CLASS = "logit", "score", "answer_", "class_"
+
+
+class _Frozen(BaseModel):
+    # A threshold of inf is the string "Infinity" in JSON, which has no number for it.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class Metric(_Frozen):
+    """A value on test and its 95 % bootstrap interval; None where undefined, or no resample was asked for."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class EvalReport(_Frozen):
+    """One model on the labelled posts of the test split. Write it with `model_dump_json`: thresholds may be inf."""
+
+    task: str
+    task_fingerprint: str
+    variant: Variant
+    seed: int
+    backbone: str
+    annotator: str
+    #: Labelled posts of test, the positives among them, and the posts left out for want of a final label.
+    n_posts: int
+    n_positive: int
+    n_unlabelled: int
+    #: The same of val, on which thresholds and calibration are fitted.
+    n_val: int
+    n_val_unlabelled: int
+    #: `recall_at_p<percent>` (the paper's R@P: the highest recall of any threshold of test's scores that
+    #: is precise enough on test), f1, average_precision, roc_auc, calibration_error, positive_rate, and
+    #: `accuracy_<q>` over the posts with a gold label for q, where the variant answers questions.
+    metrics: dict[str, Metric]
+    #: Keyed "p<percent>": the threshold fitted on val, its recall and precision as measured on test. The
+    #: precision may fall below the target.
+    operating_points: dict[str, OperatingPoint]
+    #: The threshold of the highest F1 on val; `metrics["f1"]` is its F1 on test.
+    f1_threshold: float
+    calibration: Calibration
+    #: Share of the test posts counted here without a gold label, by question.
+    missing_share: dict[str, float]
+    #: Share of the training posts without an annotator's answer, by question.
+    annotated_missing_share: dict[str, float]
+
+    def mlflow_metrics(self) -> dict[str, float]:
+        """`test_<metric>`, `test_<metric>_low` and `_high`; what is undefined is left out."""
+        return {
+            f"test_{name}{suffix}": number
+            for name, metric in self.metrics.items()
+            for suffix, number in (("", metric.value), ("_low", metric.low), ("_high", metric.high))
+            if number is not None and math.isfinite(number)
+        }
+
+    def table(self) -> str:
+        """The recall-at-precision table for a terminal, without a final line break."""
+        lines = [
+            f"{self.task} · {self.variant} · {self.n_posts:,} test posts, {self.n_positive:,} positive",
+            f"{'precision':>9}  {'recall on test':<22}  with the threshold from val",
+        ]
+        for key, point in self.operating_points.items():
+            metric = self.metrics[f"recall_at_{key}"]
+            interval = "" if metric.low is None else f" [{_percent(metric.low)}, {_percent(metric.high)}]"
+            served = (
+                "no threshold is precise enough on val"
+                if math.isinf(point.threshold)
+                else f"recall {_percent(point.recall)}, precision {_percent(point.precision)}"
+            )
+            lines.append(f"{point.min_precision:>9.0%}  {_percent(metric.value) + interval:<22}  {served}")
+        lines.append(
+            " · ".join(
+                f"{name} {'-' if self.metrics[key].value is None else format(self.metrics[key].value, '.3f')}"
+                for name, key in (("F1", "f1"), ("average precision", "average_precision"), ("ROC AUC", "roc_auc"))
+            )
+        )
+        return "\n".join(lines)
+
+
+def build_report(
+    val: pd.DataFrame,
+    test: pd.DataFrame,
+    task: Task,
+    settings: EvaluateSettings,
+    *,
+    variant: Variant,
+    seed: int,
+    backbone: str,
+    annotator: str,
+    annotated_missing_share: Mapping[str, float],
+    calibration: Calibration,
+    bootstrap_seed: int = 0,
+) -> EvalReport:
+    """Fit the thresholds on `val` and measure on `test`; both are predictions tables, scores calibrated.
+
+    Raises:
+        DataError: a column is missing, a score is NaN, or a split has no labelled positive post.
+    """
+    n_val, n_test = len(val), len(test)
+    val = labelled(val, VAL, task, variant)
+    test = labelled(test, TEST, task, variant).sort_values(
+        SCORE, ascending=False, kind="stable"
+    )  # sorted: fast bootstrap
+    val_scores, val_labels = score_arrays(val)
+    scores, labels = score_arrays(test)
+
+    def measure(fn: Callable[..., float], *arrays: NDArray[Any]) -> Metric:
+        value = fn(*arrays) if len(arrays[0]) else math.nan
+        interval = metrics.bootstrap_interval(fn, *arrays, n=settings.bootstrap, seed=bootstrap_seed)
+        if math.isnan(value) or interval is None:
+            return Metric(value=None if math.isnan(value) else value)
+        return Metric(value=value, low=interval[0], high=interval[1])
+
+    f1_threshold = metrics.best_f1_threshold(val_scores, val_labels)
+    found: dict[str, Metric] = {}
+    points: dict[str, OperatingPoint] = {}
+    for percent in settings.precisions:
+        share = percent / 100
+        found[f"recall_at_p{percent}"] = measure(partial(_recall, min_precision=share), scores, labels)
+        threshold = metrics.fit_threshold(val_scores, val_labels, share).threshold
+        points[f"p{percent}"] = metrics.apply_threshold(scores, labels, threshold, share)
+    found["f1"] = measure(partial(metrics.f1, threshold=f1_threshold), scores, labels)
+    found["average_precision"] = measure(metrics.average_precision, scores, labels)
+    found["roc_auc"] = measure(metrics.roc_auc, scores, labels)
+    found["calibration_error"] = measure(metrics.expected_calibration_error, scores, labels)
+    found["positive_rate"] = measure(_positive_rate, labels)
+    if answers_questions(variant):
+        for question_id in task.question_ids:
+            answered = test[test[question_id].notna()]
+            predicted, gold = answered[CLASS + question_id].to_numpy(int), answered[question_id].to_numpy(int)
+            found[f"accuracy_{question_id}"] = measure(metrics.accuracy, predicted, gold)
+    return EvalReport(
+        task=task.name,
+        task_fingerprint=task.fingerprint,
+        variant=variant,
+        seed=seed,
+        backbone=backbone,
+        annotator=annotator,
+        n_posts=len(test),
+        n_positive=int(labels.sum()),
+        n_unlabelled=n_test - len(test),
+        n_val=len(val),
+        n_val_unlabelled=n_val - len(val),
+        metrics=found,
+        operating_points=points,
+        f1_threshold=f1_threshold,
+        calibration=calibration,
+        missing_share={question_id: float(test[question_id].isna().mean()) for question_id in task.question_ids},
+        annotated_missing_share=dict(annotated_missing_share),
+    )
+
+
+def answers_questions(variant: Variant) -> bool:
+    """Whether the variant has heads for the intermediate questions."""
+    return variant != "vanilla"
+
+
+def labelled(predictions: pd.DataFrame, split: str, task: Task, variant: Variant) -> pd.DataFrame:
+    """The rows of a predictions table that have a final label.
+
+    Raises:
+        DataError: a column is missing, a score is NaN, or no post has the positive label.
+    """
+    needed = [LABEL, SCORE, *task.question_ids]
+    if answers_questions(variant):
+        needed += [prefix + question_id for question_id in task.question_ids for prefix in (ANSWER, CLASS)]
+    missing = [name for name in needed if name not in predictions]
+    if missing:
+        raise DataError(
+            f"predictions for {split}: columns {missing} are missing (found {list(predictions)}); variant {variant} of "
+            f"task {task.name} needs them: score the posts again with a checkpoint of this variant and task"
+        )
+    rows = predictions[predictions[LABEL].notna()]
+    n_nan = int(rows[SCORE].isna().sum())
+    if n_nan:
+        raise DataError(
+            f"predictions for {split}: {n_nan} of {len(rows)} scores are NaN, so training diverged; "
+            "lower fine_tune.learning_rate or max_grad_norm and train again"
+        )
+    if not (rows[LABEL] == 1).any():
+        raise DataError(
+            f"split {split}: none of its {len(rows)} labelled posts is {task.final.positive!r} (label 1), so recall is "
+            f"undefined; add positive posts to {split} in the manifest, or change its `split` column"
+        )
+    return rows
+
+
+def score_arrays(rows: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """(scores, labels) of labelled rows, (N,) each."""
+    return rows[SCORE].to_numpy(np.float64), (rows[LABEL] == 1).to_numpy(bool)
+
+
+def _recall(
+    scores: NDArray[np.float64],
+    labels: NDArray[np.bool_],
+    min_precision: float,
+    weights: NDArray[np.int64] | None = None,
+) -> float:
+    """`recall_at_precision` for the bootstrap: NaN in a resample that drew no positive."""
+    if weights is not None and not weights[labels].any():
+        return math.nan
+    return metrics.recall_at_precision(scores, labels, min_precision, weights).recall
+
+
+def _positive_rate(labels: NDArray[np.bool_], weights: NDArray[np.int64] | None = None) -> float:
+    return float(np.average(labels, weights=weights))
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"

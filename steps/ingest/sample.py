@@ -1,0 +1,319 @@
+"""The embedded sample: album posts rendered from a seed, with a hidden truth that only the simulated annotator reads.
+
+Each image shows one subject, drawn either as a snapshot (user generated) or as a poster
+(professionally generated), with a watermark, a time stamp or nothing laid over it. Title and text
+either tell, with feeling, of a subject (original) or only name one (not original). From the true
+counts the rule of `configs/tasks/ucc.yaml` makes the five process labels, and
+
+    unoriginal = (not ugc and not relevant) or (watermark and not (ugc and relevant and theme))
+
+with relevant = title_relevant or text_relevant makes the final label, `LABEL_NOISE` of which are
+then flipped, as people's labels are not perfect either. Whether a text is relevant can only be
+known by comparing its words with the pictures: no single image and no text alone tells.
+
+Every post depends on (seed, split, index) alone: a larger sample begins with the smaller one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+
+from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, SPLITS, TEXT, TITLE, TRAIN
+from model.task import Task, load_task
+from steps.settings import SampleSettings
+
+#: Raise with any change of what is rendered: the sample is kept under its fingerprint.
+SAMPLE_VERSION = 1
+IMAGE_SIZE = 32
+MAX_IMAGES = 8
+#: Share of the final labels that people got wrong.
+LABEL_NOISE = 0.05
+_SCALE = 3  # drawn larger, then averaged down: smooth edges at 32 pixels
+_POSTS_PER_FOLDER = 500
+_FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
+
+Draw = ImageDraw.ImageDraw
+Box = tuple[float, float, float]  # centre x, centre y, half size
+
+STYLES = ("poster", "snapshot")
+OVERLAYS = ("none", "watermark", "timestamp")
+
+
+def _sun(d: Draw, box: Box, ink: str) -> None:
+    x, y, r = box
+    d.ellipse((x - 0.55 * r, y - 0.55 * r, x + 0.55 * r, y + 0.55 * r), fill=ink)
+    for k in range(8):
+        a = k * math.pi / 4
+        d.line((x + 0.7 * r * math.cos(a), y + 0.7 * r * math.sin(a), x + r * math.cos(a), y + r * math.sin(a)), ink, 5)
+
+
+def _tree(d: Draw, box: Box, ink: str) -> None:
+    x, y, r = box
+    d.polygon(((x, y - r), (x + 0.8 * r, y + 0.4 * r), (x - 0.8 * r, y + 0.4 * r)), fill=ink)
+    d.rectangle((x - 0.18 * r, y + 0.4 * r, x + 0.18 * r, y + r), fill=ink)
+
+
+def _house(d: Draw, box: Box, ink: str) -> None:
+    x, y, r = box
+    d.polygon(((x, y - r), (x + r, y - 0.1 * r), (x - r, y - 0.1 * r)), fill=ink)
+    d.rectangle((x - 0.7 * r, y, x + 0.7 * r, y + 0.9 * r), outline=ink, width=7)
+
+
+def _fish(d: Draw, box: Box, ink: str) -> None:
+    x, y, r = box
+    d.ellipse((x - r, y - 0.5 * r, x + 0.5 * r, y + 0.5 * r), fill=ink)
+    d.polygon(((x + 0.3 * r, y), (x + r, y - 0.6 * r), (x + r, y + 0.6 * r)), fill=ink)
+
+
+def _ring(d: Draw, box: Box, ink: str) -> None:
+    x, y, r = box
+    d.ellipse((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + 0.9 * r), outline=ink, width=8)
+
+
+def _boat(d: Draw, box: Box, ink: str) -> None:
+    x, y, r = box
+    d.polygon(((x - r, y + 0.3 * r), (x + r, y + 0.3 * r), (x + 0.6 * r, y + 0.9 * r), (x - 0.6 * r, y + 0.9 * r)), fill=ink)
+    d.line((x, y + 0.3 * r, x, y - r), ink, 5)
+
+
+def _star(d: Draw, box: Box, ink: str) -> None:
+    x, y, r = box
+    angles = [-math.pi / 2 + k * math.pi / 5 for k in range(10)]
+    d.polygon([(x + (r, 0.4 * r)[k % 2] * math.cos(a), y + (r, 0.4 * r)[k % 2] * math.sin(a)) for k, a in enumerate(angles)], fill=ink)
+
+
+def _cross(d: Draw, box: Box, ink: str) -> None:
+    x, y, r = box
+    d.line((x - 0.8 * r, y - 0.8 * r, x + 0.8 * r, y + 0.8 * r), ink, 11)
+    d.line((x - 0.8 * r, y + 0.8 * r, x + 0.8 * r, y - 0.8 * r), ink, 11)
+
+
+@dataclass(frozen=True)
+class Subject:
+    words: tuple[str, ...]
+    draw: Callable[[Draw, Box, str], None]
+
+
+SUBJECTS = (
+    Subject(("sun", "sunshine"), _sun),
+    Subject(("tree", "forest"), _tree),
+    Subject(("house", "home"), _house),
+    Subject(("fish", "aquarium"), _fish),
+    Subject(("ring", "jewel"), _ring),
+    Subject(("boat", "sailing"), _boat),
+    Subject(("star", "night sky"), _star),
+    Subject(("crossing", "junction"), _cross),
+)
+
+_ORIGINAL = (
+    "I think the {w} made my whole day",
+    "so happy with this {w} !!",
+    "honestly the best {w} I have seen",
+    "this {w} tells the story of my summer",
+    "we laughed so much about the {w}",
+    "feeling sad to leave the {w} behind",
+    "my little brother loves the {w} too",
+    "cannot believe how good the {w} was",
+)
+_PLAIN = (
+    "{w}",
+    "{w} wallpaper",
+    "the {w} collection",
+    "{w} hd 4k",
+    "best of {w} compilation",
+    "{w} part 2",
+    "song lyrics about {w}",
+    "{w} daily",
+)
+_TAGS = ("#fyp", "#album", "#2026", "#daily", "#viral", "#mood", "#pics", "#weekend")
+_INKS = ("#7a1f1f", "#1f3f7a", "#1f6b35", "#5a2a70", "#7a5a10", "#222222", "#0f6068", "#8a2f60")
+_PAPERS = ("#f4e3c1", "#cfe3f5", "#d9f0d3", "#f5d6df", "#ece4f7", "#fff7c9", "#dfe6e6", "#f7dcc4")
+
+
+def draw_image(rng: np.random.Generator, subject: int, style: int, overlay: int) -> Image.Image:
+    """One RGB image of IMAGE_SIZE pixels: SUBJECTS[subject], STYLES[style], OVERLAYS[overlay]."""
+    side = IMAGE_SIZE * _SCALE
+    paper, ink = _PAPERS[rng.integers(len(_PAPERS))], _INKS[rng.integers(len(_INKS))]
+    image = Image.new("RGB", (side, side), paper)
+    draw = ImageDraw.Draw(image)
+    x, y = rng.uniform(0.42, 0.58, 2) * side
+    SUBJECTS[subject].draw(draw, (x, y, rng.uniform(0.26, 0.36) * side), ink)
+    if STYLES[style] == "snapshot":
+        image = image.rotate(rng.uniform(8, 22) * rng.choice((-1, 1)), Image.Resampling.BILINEAR, fillcolor=paper)
+    else:  # a poster has the bars of a film still
+        bar = round(side * rng.uniform(0.07, 0.11))
+        draw.rectangle((0, 0, side, bar), "#101010")
+        draw.rectangle((0, side - bar, side, side), "#101010")
+    draw = ImageDraw.Draw(image)
+    if OVERLAYS[overlay] != "none":
+        ink = "#ffffff" if OVERLAYS[overlay] == "watermark" else "#ff8c00"
+        left = (0.08, 0.56)[rng.integers(2)] * side
+        top = (0.14, 0.76)[rng.integers(2)] * side
+        draw.rectangle((left - 3, top - 3, left + 0.36 * side, top + 0.11 * side), "#404040")
+        if OVERLAYS[overlay] == "watermark":  # a round @, then a name
+            draw.ellipse((left, top, left + 8, top + 8), outline=ink, width=3)
+            draw.line((left + 12, top + 4, left + 0.33 * side, top + 4), ink, 5)
+        else:  # digits
+            for k in range(6):
+                draw.line((left + 1 + 5.5 * k, top, left + 1 + 5.5 * k, top + 8), ink, 2)
+    image = image.reduce(_SCALE)
+    if STYLES[style] == "snapshot":  # the grain of a phone in a dim room
+        grain = rng.normal(0, 14, (IMAGE_SIZE, IMAGE_SIZE, 1))
+        image = Image.fromarray(np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8))
+    return image
+
+
+@dataclass(frozen=True)
+class SamplePost:
+    """A post before it is written: its truth, and what is drawn from it."""
+
+    title: str
+    text: str
+    subjects: tuple[int, ...]
+    styles: tuple[int, ...]
+    overlays: tuple[int, ...]
+    #: The count that a perfect annotator would return, by question id.
+    counts: dict[str, int]
+
+
+def _wording(rng: np.random.Generator, subject: int, subjects: np.ndarray, tags: int) -> tuple[str, int]:
+    """A title or text and the number of images that it is relevant to (0 where it is not original)."""
+    kind = rng.choice(3, p=(0.5, 0.24, 0.26))  # original and of the subject, original of another, plain
+    told = subject if kind != 1 else int(rng.choice([s for s in range(len(SUBJECTS)) if s != subject]))
+    words = SUBJECTS[told].words
+    templates = _PLAIN if kind == 2 else _ORIGINAL
+    sentence = templates[rng.integers(len(templates))].format(w=words[rng.integers(len(words))])
+    sentence = " ".join((sentence, *(_TAGS[k] for k in rng.choice(len(_TAGS), tags, replace=False))))
+    return sentence, 0 if kind == 2 else int((subjects == told).sum())
+
+
+def compose_post(rng: np.random.Generator) -> SamplePost:
+    n = min(1 + int(rng.geometric(0.3)), MAX_IMAGES) if rng.random() < 0.9 else 1
+    subject = int(rng.integers(len(SUBJECTS)))
+    one_theme = rng.random() < 0.7
+    others = rng.integers(len(SUBJECTS), size=n)
+    subjects = np.where(rng.random(n) < (0.97 if one_theme else 0.4), subject, others)
+    subjects[0] = subject
+    styles = (rng.random(n) < (0.92 if rng.random() < 0.6 else 0.08)).astype(int)
+    marked = rng.random(n) < rng.uniform(0.2, 1.0) if rng.random() < 0.33 else np.zeros(n, bool)
+    overlays = np.where(marked, 1, np.where(rng.random(n) < 0.2, 2, 0))
+    title, title_count = _wording(rng, subject, subjects, tags=0)
+    text, text_count = _wording(rng, subject, subjects, tags=int(rng.integers(1, 4)))
+    counts = {
+        "watermark": int(marked.sum()),
+        "ugc": int(styles.sum()),
+        "title_relevant": title_count,
+        "text_relevant": text_count,
+        "theme_relevant": int(np.bincount(subjects).max()),
+    }
+    return SamplePost(title, text, *(tuple(map(int, values)) for values in (subjects, styles, overlays)), counts)
+
+
+def final_label(answers: dict[str, int]) -> int:
+    """The rule of this sample's policy, from the five true process labels."""
+    relevant = answers["title_relevant"] or answers["text_relevant"]
+    own = answers["ugc"] and relevant and answers["theme_relevant"]
+    return int((not answers["ugc"] and not relevant) or (answers["watermark"] and not own))
+
+
+def _write_posts(root: Path, task: Task, settings: SampleSettings, split: str, start: int, stop: int) -> tuple[list, list]:
+    rows, truths = [], []
+    split_index = SPLITS.index(split)
+    total = settings.train + settings.val + settings.test
+    offset = sum((settings.train, settings.val, settings.test)[:split_index])
+    folder = f"images/{split}-{start // _POSTS_PER_FOLDER:03d}"
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    for index in range(start, stop):
+        rng = np.random.default_rng((settings.seed, split_index, index))
+        post = compose_post(rng)
+        names, hashes = [], []
+        for k, parts in enumerate(zip(post.subjects, post.styles, post.overlays, strict=True)):
+            buffer = BytesIO()
+            draw_image(rng, *parts).save(buffer, "JPEG", quality=92, subsampling=0)
+            names.append(f"{folder}/{index:06d}-{k}.jpg")
+            hashes.append(hashlib.sha256(buffer.getvalue()).hexdigest())
+            (root / names[-1]).write_bytes(buffer.getvalue())
+        answers = {q.id: q.class_of(post.counts[q.id], len(names)) for q in task.questions}
+        label = final_label(answers) ^ int(rng.random() < LABEL_NOISE)
+        gold = split != TRAIN or rng.random() < settings.gold_share
+        post_id = f"{split}-{index:06d}"
+        rows.append(
+            {
+                POST_ID: post_id,
+                # 90 days, train before val before test
+                CREATED_AT: (_FIRST_DAY + timedelta(days=90 * (offset + index) / total)).isoformat(timespec="seconds"),
+                TITLE: post.title,
+                TEXT: post.text,
+                IMAGES: names,
+                LABEL: label,
+                **{question: answer if gold else None for question, answer in answers.items()},
+                SPLIT: split,
+            }
+        )
+        truths.append({POST_ID: post_id, "images_sha256": hashes, "n_images": len(names), **post.counts})
+    return rows, truths
+
+
+def _chunks(settings: SampleSettings) -> Iterator[tuple[str, int, int]]:
+    for split, count in zip(SPLITS, (settings.train, settings.val, settings.test), strict=True):
+        for start in range(0, count, _POSTS_PER_FOLDER):
+            yield split, start, min(start + _POSTS_PER_FOLDER, count)
+
+
+def sample_fingerprint(settings: SampleSettings) -> str:
+    return hashlib.sha256(f"{SAMPLE_VERSION}:{settings.model_dump_json()}".encode()).hexdigest()[:16]
+
+
+def render_sample(settings: SampleSettings, home: Path) -> Path:
+    """Render the sample once, under `home`; return its manifest `posts.jsonl` (beside it: `truth.parquet`).
+
+    An interrupted rendering leaves nothing behind that a later call would take for a whole one.
+    """
+    root = home / "sample" / sample_fingerprint(settings)
+    if not (root / "posts.jsonl").exists():
+        work = root.with_name(f"{root.name}.{os.getpid()}.part")
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        task = load_task("ucc")
+        chunks = list(_chunks(settings))
+        with ProcessPoolExecutor() as pool:
+            parts = list(pool.map(_write_posts, *zip(*((work, task, settings, *chunk) for chunk in chunks), strict=True)))
+        with (work / "posts.jsonl").open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for rows, _ in parts for row in rows)
+        pd.DataFrame([truth for _, truths in parts for truth in truths]).to_parquet(work / "truth.parquet", index=False)
+        shutil.rmtree(root, ignore_errors=True)
+        work.rename(root)
+    return root / "posts.jsonl"
+
+
+def single_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Single images with their attributes, to pretrain a tower on: no post, no text, no label of a task.
+
+    Returns:
+        (images, attributes): uint8 (count, IMAGE_SIZE, IMAGE_SIZE, 3), and int64 (count, 3) with the
+        index of subject, style and overlay.
+    """
+    rng = np.random.default_rng((seed, 0x51))
+    attributes = np.stack([rng.integers(len(names), size=count) for names in (SUBJECTS, STYLES, OVERLAYS)], axis=1)
+    images = np.stack([np.asarray(draw_image(rng, *map(int, row))) for row in attributes])
+    return images, attributes
+
+
+def sample_texts(count: int, seed: int) -> list[str]:
+    """Titles and texts of the sample's kind, to train the tiny tokenizer on."""
+    posts = (compose_post(np.random.default_rng((seed, 0x7E, index))) for index in range(count))
+    return [wording for post in posts for wording in (post.title, post.text)]

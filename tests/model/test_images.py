@@ -1,0 +1,255 @@
+"""model/images.py: what is read, what is refused and why, and which frames a post shows."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from PIL import ExifTags, Image, ImageFile
+
+from model.errors import ImageError
+from model.images import ImageLimits, decode, frame_indices, read_source, to_frame
+
+LIMITS = ImageLimits(max_bytes=100_000, max_pixels=50_000_000)
+
+
+def encoded(image: Image.Image, fmt: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, fmt, **options)
+    return buffer.getvalue()
+
+
+def noise(width: int = 20, height: int = 12, channels: int = 3) -> Image.Image:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds one byte of picture."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("fmt", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_lossless_formats_come_back_bit_for_bit(fmt: str, options: dict) -> None:
+    image = noise()
+    found = decode(encoded(image, fmt, **options), LIMITS)
+    assert found.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(image))
+
+
+def test_jpeg_comes_back_as_pillow_reads_it() -> None:
+    data = encoded(noise(), "JPEG")
+    np.testing.assert_array_equal(np.asarray(decode(data, LIMITS)), np.asarray(Image.open(io.BytesIO(data))))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_comes_back_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encoded(noise(), "JPEG", exif=exif)
+    expected = PIL.ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    found = decode(data, LIMITS)
+    assert found.size == ((12, 20) if orientation >= 5 else (20, 12))
+    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_broken_exif_does_not_refuse_the_picture() -> None:
+    plain = encoded(noise(), "JPEG")
+    broken = plain[:2] + b"\xff\xe1\x00\x10Exif\x00\x00garbage!" + plain[2:]
+    np.testing.assert_array_equal(np.asarray(decode(broken, LIMITS)), np.asarray(decode(plain, LIMITS)))
+
+
+def test_transparency_is_laid_on_white() -> None:
+    rgba = Image.new("RGBA", (3, 1), (255, 0, 0, 255))
+    rgba.putpixel((1, 0), (255, 0, 0, 0))
+    rgba.putpixel((2, 0), (255, 0, 0, 51))  # a fifth red: 255, and 255 * 4/5 = 204
+    found = decode(encoded(rgba, "PNG"), LIMITS)
+    assert [found.getpixel((x, 0)) for x in range(3)] == [(255, 0, 0), (255, 255, 255), (255, 204, 204)]
+
+
+def test_a_transparent_palette_colour_is_laid_on_white() -> None:
+    image = Image.new("P", (2, 1), 0)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    found = decode(encoded(image, "PNG", transparency=0), LIMITS)
+    assert [found.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (40, 50, 60)]
+
+
+def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
+    grey = Image.fromarray(np.array([[0x0000, 0x12FF, 0x8000, 0xFFFF]], dtype=np.uint16))
+    found = decode(encoded(grey, "PNG"), LIMITS)
+    assert [found.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 0x12, 0x80, 0xFF)]
+
+
+def test_cmyk_jpeg_is_read_as_rgb() -> None:
+    found = decode(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95), LIMITS)
+    red, green, blue = found.getpixel((8, 8))
+    assert red > 240
+    assert green < 15
+    assert blue < 15
+
+
+def test_the_preview_that_phones_append_is_not_a_second_frame() -> None:
+    image = noise()
+    data = encoded(image, "MPO", save_all=True, append_images=[image.resize((4, 4))])
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert decode(data, LIMITS).size == (20, 12)
+
+
+GIF_FRAMES = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (SVG, r"not a JPEG, PNG or WebP image \(begins with b'<svg xml'\)"),
+        (encoded(noise(), "GIF"), "not a JPEG, PNG or WebP image"),
+        (encoded(GIF_FRAMES[0], "GIF", save_all=True, append_images=GIF_FRAMES[1:]), "not a JPEG, PNG or WebP image"),
+        (encoded(noise(), "BMP"), "not a JPEG, PNG or WebP image"),
+        (encoded(noise(), "TIFF"), "not a JPEG, PNG or WebP image"),
+        (encoded(GIF_FRAMES[0], "WEBP", save_all=True, append_images=GIF_FRAMES[1:]), "an animation of 2 frames"),
+        (encoded(GIF_FRAMES[0], "PNG", save_all=True, append_images=GIF_FRAMES[1:]), "an animation of 2 frames"),
+        (png_header(20_000, 10_000), "^200 megapixels; at most 50 are read$"),
+        (png_header(100_000, 100_000), "^10000 megapixels; at most 50 are read$"),
+        (png_header(30_001, 400), "30001 x 400 pixels; a side of at most 30000"),
+        (png_header(4_040, 40), "4040 x 40 pixels; sides of at most 100 : 1"),
+        (png_header(64, 64), "^cut or corrupt: "),
+        (b"\xff\xd8\xff\xe0", "^cut or corrupt: "),
+        (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "^cut or corrupt: "),
+        (b"\xff\xd8\xff" + bytes(100_000), "100,003 bytes; at most 100,000 are read"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_its_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        decode(data, LIMITS)
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_a_cut_file_is_refused(fmt: str, share: float) -> None:
+    data = encoded(noise(64, 64), fmt)
+    with pytest.raises(ImageError, match="cut or corrupt"):
+        decode(data[: int(len(data) * share)], LIMITS)
+
+
+def test_our_limits_alone_decide_what_is_too_large() -> None:
+    """Pillow's process-wide limit would warn above 89 megapixels."""
+    data = encoded(Image.new("1", (10_000, 9_000)), "PNG")
+    with pytest.raises(ImageError, match="90 megapixels; at most 50"):
+        decode(data, LIMITS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(data, ImageLimits(max_bytes=10**6, max_pixels=10**8)).size == (10_000, 9_000)
+
+
+def test_pillows_process_wide_settings_stay_as_they_are() -> None:
+    before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
+    decode(encoded(noise(), "JPEG"), LIMITS)
+    with pytest.raises(ImageError):
+        decode(png_header(20_000, 10_000), LIMITS)
+    assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters)) == before
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damaged metadata
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
+def test_damaged_files_are_read_or_refused_but_never_raise_anything_else(fmt: str) -> None:
+    data, source, n_refused = encoded(noise(), fmt), random.Random(0), 0
+    for _ in range(1_000):
+        damaged = bytearray(data)
+        for _ in range(source.randint(1, 4)):
+            damaged[min(int(source.expovariate(1 / 50)), len(data) - 1)] = source.randrange(256)
+        try:
+            assert decode(bytes(damaged), LIMITS).mode == "RGB"
+        except ImageError:
+            n_refused += 1
+    assert 0 < n_refused < 1_000
+
+
+def test_to_frame_is_one_bicubic_square_of_the_whole_image() -> None:
+    frame = to_frame(Image.new("RGB", (40, 10), (1, 2, 3)), 8)
+    assert frame.shape == (8, 8, 3)
+    assert frame.dtype == np.uint8
+    assert (frame == [1, 2, 3]).all()
+    image = noise(8, 8)
+    np.testing.assert_array_equal(to_frame(image, 8), np.asarray(image))
+
+
+def test_to_frame_resizes_as_the_llava_onevision_processor_does() -> None:
+    from transformers.image_utils import SizeDict
+    from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+    processor = LlavaOnevisionImageProcessorPil()
+    image = noise(64, 48)
+    expected = processor.resize(
+        np.asarray(image).transpose(2, 0, 1),
+        size=SizeDict(height=24, width=24),
+        resample=processor.resample,
+    )
+    np.testing.assert_array_equal(to_frame(image, 24), np.asarray(expected).transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("n_images", "frames", "expected"),
+    [
+        (3, 8, [0, 1, 2, 0, 1, 2, 0, 1]),
+        (1, 4, [0, 0, 0, 0]),
+        (4, 4, [0, 1, 2, 3]),
+        (5, 3, [0, 2, 4]),
+        (31, 16, list(range(0, 31, 2))),
+        (9, 1, [0]),
+    ],
+)
+def test_frame_indices_by_hand(n_images: int, frames: int, expected: list[int]) -> None:
+    assert frame_indices(n_images, frames) == expected
+
+
+def test_uniform_sampling_keeps_order_ends_and_even_gaps() -> None:
+    for frames in range(2, 20):
+        for n_images in range(frames, 70):
+            indices = frame_indices(n_images, frames)
+            gaps = np.diff(indices)
+            assert len(indices) == frames
+            assert (indices[0], indices[-1]) == (0, n_images - 1)
+            assert gaps.min() >= 1
+            assert gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize(("n_images", "frames"), [(0, 8), (3, 0)])
+def test_frame_indices_of_nothing_is_an_error(n_images: int, frames: int) -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        frame_indices(n_images, frames)
+
+
+def test_read_source_takes_bytes_and_absolute_paths(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"abc")
+    assert read_source(b"abc", LIMITS) == b"abc"
+    assert read_source(tmp_path / "a.jpg", LIMITS) == b"abc"
+    assert read_source(str(tmp_path / "a.jpg"), LIMITS) == b"abc"
+
+
+def test_read_source_refuses_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "large.jpg").write_bytes(bytes(100_001))
+    for source, reason in (
+        ("a.jpg", "'a.jpg' is not an absolute path"),
+        (tmp_path / "none.jpg", "no such file"),
+        (tmp_path, "not a regular file"),
+        ("/dev/zero", "not a regular file"),
+        (f"{tmp_path}/\0.jpg", "null"),
+        (tmp_path / "large.jpg", "100,001 bytes; at most 100,000 are read"),
+    ):
+        with pytest.raises(ImageError, match=reason):
+            read_source(source, LIMITS)

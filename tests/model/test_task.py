@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from model.errors import TaskError
+from model.task import FinalQuestion, Question, Task, load_task
+
+TASK: dict[str, Any] = {
+    "name": "pets",
+    "version": 1,
+    "questions": [
+        {"id": "animal", "ask": "Any animal?", "annotate": "Count images with animals.", "rule": "count >= 2"},
+        {
+            "id": "mood",
+            "ask": "Mood?",
+            "annotate": "Count happy images.",
+            "classes": ["none", "some", "most"],
+            "rule": {"some": "count >= 1", "most": "share >= 0.5"},
+        },
+        {
+            "id": "place",
+            "ask": "Where?",
+            "annotate": "Say 0 for home, 1 for park, 2 for zoo.",
+            "classes": ["home", "park", "zoo"],
+            "positive": "park",
+            "answer": "class",
+        },
+    ],
+    "final": {"ask": "Publish?", "classes": ["no", "yes"], "positive": "yes"},
+}
+
+
+def write(path: Path, value: Any) -> Path:
+    path.write_text(value if isinstance(value, str) else yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def changed(*keys: str | int, to: Any) -> dict[str, Any]:
+    """TASK with the value at `keys` replaced, or added."""
+    task = deepcopy(TASK)
+    inner: Any = task
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = to
+    return task
+
+
+def without(*keys: str | int) -> dict[str, Any]:
+    task = deepcopy(TASK)
+    inner: Any = task
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+    return task
+
+
+def task_of(**changes: Any) -> Task:
+    return Task.model_validate({**deepcopy(TASK), **changes})
+
+
+def test_a_task_loads_by_path_and_keeps_the_order_of_its_questions(tmp_path: Path) -> None:
+    assert load_task(write(tmp_path / "pets.yaml", TASK)).question_ids == ("animal", "mood", "place")
+
+
+def test_the_shipped_task_asks_the_papers_five_questions() -> None:
+    task = load_task("ucc")
+    assert task.question_ids == ("watermark", "ugc", "title_relevant", "text_relevant", "theme_relevant")
+
+
+def test_a_task_may_have_no_intermediate_question() -> None:
+    assert task_of(questions=[]).question_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (changed("colour", to="red"), "colour: unknown key"),
+        (changed("questions", 0, "weigth", to=2), "questions.0.weigth: unknown key"),
+        (changed("final", "threshold", to=0.5), "final.threshold: unknown key"),
+        (without("final"), "final: is missing"),
+        (without("questions", 0, "ask"), "questions.0.ask: is missing"),
+        (changed("version", to=0), "version:"),
+        (changed("name", to="My pets"), "'My pets' is no name"),
+        (changed("questions", 0, "ask", to="  "), "questions.0.ask: the wording is empty"),
+        (changed("questions", 1, "id", to="animal"), "question id 'animal' is used twice"),
+        (changed("questions", 0, "id", to="label"), "'label' is the name of a manifest column"),
+        (changed("questions", 0, "id", to="image_sha256"), "'image_sha256' is the name of a manifest column"),
+        (changed("questions", 0, "id", to="Animal?"), "'Animal?' is no id"),
+        (changed("questions", 0, "weight", to=-1), "questions.0.weight:"),
+        (changed("questions", 0, "classes", to=["yes"]), "two or more distinct names"),
+        (changed("questions", 0, "classes", to=["yes", "yes"]), "two or more distinct names"),
+        (changed("questions", 0, "positive", to="maybe"), "positive 'maybe' is not one of the classes"),
+        (changed("questions", 0, "rule", to="count > 1"), "rule 'count > 1': write `count >= NUMBER`"),
+        (changed("questions", 0, "rule", to="mean >= 1"), "rule 'mean >= 1'"),
+        (without("questions", 0, "rule"), "`answer: count` needs a rule"),
+        (changed("questions", 1, "rule", to="count >= 1"), "3 classes need a rule for each class after the first"),
+        (changed("questions", 1, "rule", to={"some": "count >= 1"}), "rule names ['some']"),
+        (changed("questions", 2, "rule", to="count >= 1"), "`answer: class` takes none"),
+        (changed("final", "classes", to=["yes", "no"]), "list 'yes' second"),
+        (changed("final", "classes", to=["yes", "yes"]), "two names, one of them positive"),
+        (changed("final", "classes", to=["a", "b", "c"]), "final.classes"),
+    ],
+)
+def test_a_broken_task_names_the_file_and_the_key(tmp_path: Path, task: dict[str, Any], expected: str) -> None:
+    path = write(tmp_path / "broken.yaml", task)
+    with pytest.raises(TaskError) as error:
+        load_task(path)
+    assert str(path) in str(error.value)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("name: [", "cannot be read as YAML"), ("- a\n- b", "found list"), ("", "found NoneType")],
+)
+def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path, content: str, expected: str) -> None:
+    with pytest.raises(TaskError, match=expected):
+        load_task(write(tmp_path / "task.yaml", content))
+
+
+def test_a_missing_task_names_the_path_and_the_shipped_ones() -> None:
+    with pytest.raises(TaskError, match=r"task dogs: no file .*dogs\.yaml.*ucc"):
+        load_task("dogs")
+
+
+@pytest.mark.parametrize(
+    ("rule", "answer", "n_images", "expected"),
+    [
+        ("count >= 2", 1, 4, 0),
+        ("count >= 2", 2, 4, 1),
+        ("share >= 0.5", 1, 3, 0),  # 0.33
+        ("share >= 0.5", 2, 4, 1),  # exactly half
+        ("share >= 0.8", 3, 4, 0),  # 0.75
+        ("share >= 0.8", 4, 5, 1),  # exactly 0.8
+        ("share >= 1", 3, 3, 1),
+        ("count >= 0", 0, 3, 1),
+    ],
+)
+def test_a_rule_makes_a_class_of_a_count(rule: str, answer: int, n_images: int, expected: int) -> None:
+    question = Question(id="q", ask="Q?", annotate="Count.", rule=rule)
+    assert question.class_of(answer, n_images) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "n_images", "expected"),
+    [
+        (0, 4, 0),  # no rule holds: the first class
+        (1, 4, 1),  # one image, a quarter
+        (2, 4, 2),  # half: both rules hold, the later class is taken
+        (1, 2, 2),
+        (1, 1, 2),
+    ],
+)
+def test_of_three_classes_the_last_whose_rule_holds_is_taken(answer: int, n_images: int, expected: int) -> None:
+    assert task_of().questions[1].class_of(answer, n_images) == expected
+
+
+def test_three_class_rules_are_read_in_the_order_of_the_classes_not_of_the_file() -> None:
+    turned = changed("questions", 1, "rule", to={"most": "share >= 0.5", "some": "count >= 1"})
+    assert Task.model_validate(turned).questions[1].class_of(2, 4) == 2
+
+
+def test_an_answer_that_is_a_class_needs_no_rule() -> None:
+    place = task_of().questions[2]
+    assert [place.class_of(answer, 1) for answer in (0, 1, 2)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("question", "answer"), [(0, -1), (0, 4), (2, 3), (2, -1)])
+def test_an_answer_outside_its_range_is_an_error(question: int, answer: int) -> None:
+    with pytest.raises(ValueError, match=task_of().questions[question].id):
+        task_of().questions[question].class_of(answer, n_images=3)
+
+
+def test_the_positive_class_is_the_last_unless_named() -> None:
+    assert [question.positive_index for question in task_of().questions] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed("questions", 0, "ask", to="Any pet?"),
+        changed("questions", 0, "annotate", to="Count images with pets."),
+        changed("questions", 0, "rule", to="count >= 1"),
+        changed("final", "ask", to="Show it?"),
+        changed("version", to=2),
+        {**TASK, "questions": TASK["questions"][::-1]},
+    ],
+)
+def test_the_fingerprint_changes_with_wording_rule_order_and_version(other: dict[str, Any]) -> None:
+    assert Task.model_validate(other).fingerprint != task_of().fingerprint
+
+
+def test_the_fingerprint_is_that_of_the_content_not_of_the_file(tmp_path: Path) -> None:
+    turned = dict(reversed(TASK.items()))
+    spelled_out = changed("questions", 0, "weight", to=1.0)  # the default
+    assert load_task(write(tmp_path / "a.yaml", turned)).fingerprint == task_of().fingerprint
+    assert Task.model_validate(spelled_out).fingerprint == task_of().fingerprint
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed("questions", 0, "rule", to="count >= 1"),
+        changed("questions", 0, "ask", to="Any pet?"),
+        changed("questions", 0, "weight", to=3),
+        changed("final", "ask", to="Show it?"),
+    ],
+)
+def test_answers_already_paid_for_outlive_a_change_that_the_annotator_does_not_read(other: dict[str, Any]) -> None:
+    assert Task.model_validate(other).annotation_fingerprint == task_of().annotation_fingerprint
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        changed("questions", 0, "annotate", to="Count images with pets."),
+        changed("questions", 2, "classes", to=["home", "park", "farm"]),
+        {**TASK, "questions": TASK["questions"][:2]},
+    ],
+)
+def test_the_annotation_fingerprint_changes_with_what_the_annotator_reads(other: dict[str, Any]) -> None:
+    assert Task.model_validate(other).annotation_fingerprint != task_of().annotation_fingerprint
+
+
+def test_a_task_cannot_be_changed_after_loading() -> None:
+    final = FinalQuestion(ask="Publish?", classes=("no", "yes"), positive="yes")
+    with pytest.raises(ValueError, match="frozen"):
+        final.ask = "Show it?"

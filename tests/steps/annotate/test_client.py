@@ -1,0 +1,665 @@
+"""Every post ends answered or missing with its reason, and none is asked, or paid, twice."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from model.errors import AnnotationError
+from model.task import Task, load_task
+from steps.annotate import client
+from steps.annotate.client import AnnotationResult, AnswerError, annotate_posts, parse_answer
+from steps.annotate.ledger import Ledger, Missing
+from steps.annotate.simulated import ACCURACY, SimulatedAnnotator
+from steps.settings import AnnotateSettings
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SOURCE = "openai:gpt-4o"
+N_IMAGES = 2
+COUNTS = "0,1,2,1,2"
+
+
+# --- the parser
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("1,2,3", [1, 2, 3]),
+        ("1, 2 ,3\n", [1, 2, 3]),
+        ("  0,0,0  ", [0, 0, 0]),
+        ("```\n1,2,3\n```", [1, 2, 3]),
+        ("```text\n1,2,3\n```\n", [1, 2, 3]),
+        ("007,2,3", [7, 2, 3]),
+    ],
+)
+def test_numbers_on_one_line_are_an_answer(text: str, numbers: list[int]) -> None:
+    assert parse_answer(text, 3) == numbers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "   ",
+        "The numbers are 1,2,3",
+        "1,2,3.",
+        "1,2,3 images",
+        "1.0,2,3",
+        "1,-2,3",
+        "+1,2,3",
+        "1;2;3",
+        "1 2 3",
+        "1,2,",
+        ",1,2",
+        "1,,3",
+        "1\n2\n3",
+        "1,2,3\n1,2,3",
+        "1,\n2,3",
+        "one,two,three",
+        "1. 1\n2. 2\n3. 3",
+        "[1,2,3]",
+        "١,٢,٣",
+        "1，2，3",
+        "1,2,3```",
+        "```1,2,3```",
+        "1e1,2,3",
+        "0x1,2,3",
+        "9" * 5000,
+    ],
+)
+def test_anything_else_is_malformed(text: str) -> None:
+    with pytest.raises(AnswerError) as caught:
+        parse_answer(text, 3)
+    assert caught.value.reason is Missing.MALFORMED
+
+
+@pytest.mark.parametrize("text", ["1", "1,2", "1,2,3,4"])
+def test_other_than_the_number_of_questions_is_no_answer(text: str) -> None:
+    with pytest.raises(AnswerError) as caught:
+        parse_answer(text, 3)
+    assert caught.value.reason is Missing.WRONG_NUMBER
+
+
+# --- posts, settings and a server that misbehaves
+
+
+def make_posts(folder: Path, n: int, split: str = "train", **options: Any) -> pd.DataFrame:
+    rng = np.random.default_rng(n)
+    rows = []
+    for number in range(n):
+        paths, hashes = [], []
+        for position in range(N_IMAGES):
+            out = BytesIO()
+            Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(out, "JPEG", **options)
+            path = folder / f"{split}-{n}-{number}-{position}.jpg"
+            path.write_bytes(out.getvalue())
+            paths.append(str(path))
+            hashes.append(hashlib.sha256(out.getvalue()).hexdigest())
+        row = {"post_id": f"{split}{number}", "title": f"title {number}", "text": f"text {number}", "split": split}
+        rows.append(row | {"images": paths, "image_sha256": hashes})
+    return pd.DataFrame(rows)
+
+
+def settings_of(**changes: Any) -> AnnotateSettings:
+    base = {
+        "annotator": "openai",
+        "model": "gpt-4o",
+        "splits": ("train",),
+        "concurrency": 4,
+        "timeout": 5,
+        "retries": 0,
+        "detail": "low",
+        "max_tokens": 64,
+        "max_missing_share": 1,
+    }
+    return AnnotateSettings(**(base | changes))
+
+
+def completion(content: str | None = COUNTS, **changes: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content, "refusal": changes.get("refusal")}
+    choice = {"index": 0, "message": message, "finish_reason": changes.get("finish_reason", "stop")}
+    return {"choices": [choice], "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
+
+
+def error(message: str = "no", **fields: Any) -> dict[str, Any]:
+    return {"error": {"message": message, "type": None, "param": None, "code": None, **fields}}
+
+
+Answer = tuple[int, dict[str, str], bytes]
+
+
+def reply(body: Any, status: int = 200, **headers: str) -> Answer:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return status, {key.replace("_", "-"): value for key, value in headers.items()}, data
+
+
+class Server:
+    """A loopback endpoint that gives what `behave(number of the request, its body)` returns."""
+
+    def __init__(self, behave: Callable[[int, Any], Answer], drip: float = 0) -> None:
+        self.requests: list[Any] = []
+        lock = threading.Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with lock:
+                    outer.requests.append(body)
+                    number = len(outer.requests)
+                status, headers, data = behave(number, body)
+                try:
+                    self.send_response(status)
+                    for name, value in headers.items():
+                        self.send_header(name, value)
+                    if "content-length" not in headers:
+                        self.send_header("content-length", str(len(data)))
+                    self.end_headers()
+                    for byte in [data] if not drip else [data[i : i + 1] for i in range(len(data))]:
+                        self.wfile.write(byte)
+                        time.sleep(drip)
+                    if "content-length" in headers:
+                        self.close_connection = True
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True  # the client gave up, as it should
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __enter__(self) -> Server:
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as opened:
+        yield opened
+
+
+@pytest.fixture
+def posts(tmp_path: Path) -> pd.DataFrame:
+    return make_posts(tmp_path, 1)
+
+
+def run(
+    posts: pd.DataFrame, ledger: Ledger, base_url: str, task: Task | None = None, **changes: Any
+) -> AnnotationResult:
+    settings = settings_of(**changes)
+    return annotate_posts(
+        posts, task or load_task("ucc"), settings, ledger, base_url=base_url, api_key="k", source=SOURCE
+    )
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits of our own are short; those that the endpoint asks for stay."""
+    monkeypatch.setattr(client, "_FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(client, "_LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr(client, "_DOWN_AT_START_SECONDS", 0.2)
+
+
+# --- answers
+
+
+def test_counts_become_classes_by_the_rules_of_the_task(posts: pd.DataFrame, ledger: Ledger) -> None:
+    with Server(lambda number, body: reply(completion("0,1,0,2,1"))) as server:
+        result = run(posts, ledger, server.base_url)
+    # of two images: watermark 0 >= 1 no; ugc 1/2 >= 0.5 yes; title 0 no; text 1.0 >= 0.5 yes; theme 0.5 >= 0.8 no
+    row = result.labels.iloc[0]
+    assert [row[id_] for id_ in load_task("ucc").question_ids] == [0, 1, 0, 1, 0]
+    assert (row["post_id"], row["label_source"], row["missing_reason"]) == ("train0", SOURCE, None)
+    assert {str(result.labels[id_].dtype) for id_ in ACCURACY} == {"Int8"}
+    assert (result.asked, result.reused, result.missing, result.requests) == (1, 0, 0, 1)
+    assert (result.prompt_tokens, result.completion_tokens) == (100, 10)
+
+
+def test_the_request_has_the_form_of_the_protocol_and_the_settings(posts: pd.DataFrame, ledger: Ledger) -> None:
+    with Server(lambda number, body: reply(completion())) as server:
+        run(posts, ledger, server.base_url, detail="high", max_tokens=7)
+    (request,) = server.requests
+    content = request.pop("messages")[0]["content"]
+    assert request == {"model": "gpt-4o", "max_tokens": 7, "temperature": 0}
+    assert [part["type"] for part in content] == ["text", "image_url", "image_url"]
+    assert content[1]["image_url"]["detail"] == "high"
+    assert "title 0" in content[0]["text"]
+
+
+def test_a_question_of_three_classes_is_read_by_its_class(posts: pd.DataFrame, ledger: Ledger) -> None:
+    question = {"id": "q", "ask": "?", "annotate": "?", "answer": "class", "classes": ["no", "some", "all"]}
+    final = {"ask": "Bad?", "classes": ["good", "bad"], "positive": "bad"}
+    task = Task.model_validate({"name": "three", "version": 1, "questions": [question], "final": final})
+    with Server(lambda number, body: reply(completion("3" if number == 1 else "2"))) as server:
+        result = run(posts, ledger, server.base_url, task, retries=1)
+    assert (result.labels["q"].tolist(), result.requests) == ([2], 2)  # 3 is no class: asked again
+
+
+def test_place_in_a_photo_does_not_reach_the_endpoint(tmp_path: Path, ledger: Ledger) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8825)[29] = "48.2082N"
+    posts = make_posts(tmp_path, 1, exif=exif)
+    assert b"48.2082N" in Path(posts["images"][0][0]).read_bytes()
+    with Server(lambda number, body: reply(completion())) as server:
+        run(posts, ledger, server.base_url)
+    for part in server.requests[0]["messages"][0]["content"][1:]:
+        sent = base64.b64decode(part["image_url"]["url"].partition(",")[2])
+        assert b"48.2082N" not in sent
+        assert b"Exif" not in sent
+
+
+# --- never twice
+
+
+def test_a_second_run_asks_nothing_and_an_added_post_is_one_request(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 12)
+    with Server(lambda number, body: reply(completion())) as server:
+        first = run(posts.iloc[:11], ledger, server.base_url)
+        again = run(posts.iloc[:11], ledger, server.base_url)
+        assert (again.asked, again.reused, again.requests) == (0, 11, 0)
+        pd.testing.assert_frame_equal(first.labels, again.labels)
+        added = run(posts, ledger, server.base_url)
+        assert (added.asked, added.reused, added.requests) == (1, 11, 1)
+    assert len(server.requests) == 12
+
+
+def test_another_rule_reads_the_paid_answers_anew_and_another_wording_asks_again(
+    posts: pd.DataFrame, ledger: Ledger
+) -> None:
+    task = load_task("ucc")
+    strict = task.questions[1].model_copy(update={"rule": "share >= 0.9"})
+    reworded = strict.model_copy(update={"annotate": "Count the selfies."})
+
+    def with_ugc(question: Any) -> Task:
+        return task.model_copy(update={"questions": (task.questions[0], question, *task.questions[2:])})
+
+    with Server(lambda number, body: reply(completion("0,1,0,0,0"))) as server:
+        assert run(posts, ledger, server.base_url).labels["ugc"].tolist() == [1]
+        changed = run(posts, ledger, server.base_url, with_ugc(strict))
+        assert (changed.labels["ugc"].tolist(), changed.requests) == ([0], 0)
+        assert run(posts, ledger, server.base_url, with_ugc(reworded)).requests == 1
+
+
+def test_posts_of_the_same_content_are_asked_once(posts: pd.DataFrame, ledger: Ledger) -> None:
+    twins = pd.concat([posts, posts.assign(post_id="twin")], ignore_index=True)
+    with Server(lambda number, body: reply(completion())) as server:
+        result = run(twins, ledger, server.base_url)
+    assert len(server.requests) == 1
+    assert result.labels["post_id"].tolist() == ["train0", "twin"]
+    assert result.labels["ugc"].notna().all()
+
+
+def test_only_the_splits_of_the_settings_are_asked_in_the_order_of_the_posts(tmp_path: Path, ledger: Ledger) -> None:
+    posts = pd.concat([make_posts(tmp_path, 2, "val"), make_posts(tmp_path, 3), make_posts(tmp_path, 4, "test")])
+    with Server(lambda number, body: reply(completion())) as server:
+        result = run(posts, ledger, server.base_url, splits=("train", "test"))
+    assert result.labels["post_id"].tolist() == ["train0", "train1", "train2", "test0", "test1", "test2", "test3"]
+    assert len(server.requests) == 7
+
+
+def test_a_task_without_questions_asks_nothing(posts: pd.DataFrame, ledger: Ledger) -> None:
+    task = load_task("ucc").model_copy(update={"questions": ()})
+    result = run(posts, ledger, "http://127.0.0.1:9/v1", task)
+    assert list(result.labels.columns) == ["post_id", "label_source", "missing_reason"]
+    assert (result.asked, result.requests, result.missing) == (0, 0, 0)
+
+
+def test_list_columns_may_be_arrays_as_after_a_parquet_round_trip(
+    posts: pd.DataFrame, ledger: Ledger, tmp_path: Path
+) -> None:
+    posts.to_parquet(tmp_path / "posts.parquet")
+    with Server(lambda number, body: reply(completion())) as server:
+        run(posts, ledger, server.base_url)
+        assert run(pd.read_parquet(tmp_path / "posts.parquet"), ledger, server.base_url).requests == 0
+
+
+def test_a_simulated_and_a_real_annotator_share_no_answer(posts: pd.DataFrame, ledger: Ledger) -> None:
+    settings, task = settings_of(), load_task("ucc")
+    with Server(lambda number, body: reply(completion())) as server:
+        for source in ("simulated:gpt-4o", "openai:gpt-4o"):
+            annotate_posts(posts, task, settings, ledger, base_url=server.base_url, api_key="k", source=source)
+    assert len(server.requests) == 2
+    with pytest.raises(ValueError, match="must name the model"):
+        annotate_posts(posts, task, settings, ledger, base_url=server.base_url, api_key="k", source="openai")
+
+
+# --- missing, with its reason
+
+NO_ANSWERS: dict[str, tuple[Answer, Missing]] = {
+    "HTML with 200": (reply(b"<html>Sign in</html>", content_type="text/html"), Missing.NOT_JSON),
+    "cut JSON": (reply(json.dumps(completion()).encode()[:40]), Missing.NOT_JSON),
+    "not UTF-8": (reply(b"\xff\xfe\x00"), Missing.NOT_JSON),
+    "empty body": (reply(b""), Missing.NOT_JSON),
+    "empty choices": (reply({"choices": []}), Missing.EMPTY),
+    "no choices": (reply(error("no model loaded")), Missing.EMPTY),
+    "choices of another form": (reply({"choices": ["x"]}), Missing.EMPTY),
+    "a list": (reply([1, 2]), Missing.EMPTY),
+    "a refusal": (reply(completion(None, refusal="I can't.")), Missing.REFUSAL),
+    "the content filter": (reply(completion("", finish_reason="content_filter")), Missing.CONTENT_FILTER),
+    "the content filter by status": (reply(error(code="content_filter"), 400), Missing.CONTENT_FILTER),
+    "length": (reply(completion("1,1,1", finish_reason="length")), Missing.CUT),
+    "prose": (reply(completion(f"Here you are: {COUNTS}")), Missing.MALFORMED),
+    "no content": (reply(completion(None)), Missing.MALFORMED),
+    "four numbers": (reply(completion("0,1,2,1")), Missing.WRONG_NUMBER),
+    "more images than there are": (reply(completion("0,1,3,1,2")), Missing.OUT_OF_RANGE),
+    "a rejected request": (reply(error("image too large"), 400), Missing.REJECTED),
+    "a broken usage": (reply(completion("x") | {"usage": {"prompt_tokens": "many"}}), Missing.MALFORMED),
+}
+
+
+@pytest.mark.parametrize("case", NO_ANSWERS)
+def test_a_reply_that_is_no_answer_is_missing_with_its_reason(case: str, posts: pd.DataFrame, ledger: Ledger) -> None:
+    answer, reason = NO_ANSWERS[case]
+    with Server(lambda number, body: answer) as server:
+        result = run(posts, ledger, server.base_url)
+    assert result.labels["missing_reason"].tolist() == [reason.value]
+    assert result.labels[list(ACCURACY)].isna().all(axis=None)
+    assert (result.missing, len(server.requests)) == (1, 1)
+
+
+def test_a_missing_answer_is_asked_again_as_often_as_allowed_over_all_runs(posts: pd.DataFrame, ledger: Ledger) -> None:
+    with Server(lambda number, body: reply(completion("prose"))) as server:
+        assert run(posts, ledger, server.base_url, retries=1).requests == 2
+        assert run(posts, ledger, server.base_url, retries=1).requests == 0
+        assert run(posts, ledger, server.base_url, retries=3).requests == 2
+    assert len(server.requests) == 4
+
+
+def test_a_retry_that_is_answered_ends_the_asking(posts: pd.DataFrame, ledger: Ledger) -> None:
+    with Server(lambda number, body: reply(completion(COUNTS if number == 2 else "prose"))) as server:
+        result = run(posts, ledger, server.base_url, retries=5)
+    assert (result.requests, result.missing) == (2, 0)
+    assert (result.prompt_tokens, result.completion_tokens) == (200, 20)  # both were paid
+
+
+def test_too_many_missing_answers_stop_the_run_after_all_is_recorded(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 10)
+    with Server(lambda number, body: reply(completion("prose" if number <= 3 else COUNTS))) as server:
+        with pytest.raises(AnnotationError, match=r"3 of 10 posts have no answer \(malformed answer: 3\)"):
+            run(posts, ledger, server.base_url, max_missing_share=0.2)
+        assert run(posts, ledger, server.base_url, max_missing_share=0.3).requests == 0
+
+
+# --- disturbances that pass
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
+def test_a_passing_disturbance_is_waited_out_within_one_attempt(
+    status: int, posts: pd.DataFrame, ledger: Ledger
+) -> None:
+    with Server(lambda number, body: reply(error(), status) if number < 3 else reply(completion())) as server:
+        result = run(posts, ledger, server.base_url)
+    assert (result.missing, result.requests) == (0, 3)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_reply_cut_by_a_closed_connection_is_asked_again(posts: pd.DataFrame, ledger: Ledger) -> None:
+    cut = reply(completion(), content_length="100000")
+    with Server(lambda number, body: cut if number == 1 else reply(completion())) as server:
+        result = run(posts, ledger, server.base_url)
+    assert (result.missing, result.requests) == (0, 2)
+
+
+@pytest.mark.usefixtures("quick")
+def test_retry_after_is_honoured(posts: pd.DataFrame, ledger: Ledger) -> None:
+    started = time.monotonic()
+    with Server(
+        lambda number, body: reply(error(), 429, retry_after="1") if number == 1 else reply(completion())
+    ) as server:
+        result = run(posts, ledger, server.base_url)
+    assert (result.missing, result.requests) == (0, 2)
+    assert 1 <= time.monotonic() - started < 3
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("retry_after", ["120", "Fri, 01 Jan 2100 00:00:00 GMT"])
+def test_retry_after_ends_with_the_deadline_and_uses_up_no_retry(
+    retry_after: str, posts: pd.DataFrame, ledger: Ledger
+) -> None:
+    started = time.monotonic()
+    with Server(
+        lambda number, body: reply(error(), 429, retry_after=retry_after) if number == 1 else reply(completion())
+    ) as server:
+        result = run(posts, ledger, server.base_url, timeout=0.5)
+        assert result.labels["missing_reason"].tolist() == ["rate limited"]
+        assert time.monotonic() - started < 3
+        assert run(posts, ledger, server.base_url).missing == 0
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("retry_after", ["soon", "-5", "nan", ""])
+def test_a_senseless_retry_after_is_not_followed(retry_after: str, posts: pd.DataFrame, ledger: Ledger) -> None:
+    with Server(
+        lambda number, body: reply(error(), 429, retry_after=retry_after) if number == 1 else reply(completion())
+    ) as server:
+        assert run(posts, ledger, server.base_url).missing == 0
+
+
+def test_a_slow_drip_ends_at_the_timeout(posts: pd.DataFrame, ledger: Ledger) -> None:
+    started = time.monotonic()
+    with Server(lambda number, body: reply(completion()), drip=0.05) as server:
+        result = run(posts, ledger, server.base_url, timeout=0.5)
+    assert result.labels["missing_reason"].tolist() == ["timeout"]
+    assert 0.5 <= time.monotonic() - started < 4
+
+
+# --- what stops the run
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (reply(error("Incorrect API key provided"), 401), r"Incorrect API key.*OPENAI_API_KEY"),
+        (reply(error("region"), 403), r"region.*OPENAI_API_KEY"),
+        (reply(error("You exceeded your quota", code="insufficient_quota"), 429), r"exceeded your quota.*credit"),
+        (reply(error("You exceeded your quota", type="insufficient_quota"), 429), r"exceeded your quota.*credit"),
+        (reply(error("The model gpt-4o does not exist"), 404), r"does not exist.*annotate.model 'gpt-4o'"),
+    ],
+)
+def test_what_no_other_post_would_survive_stops_at_once_and_keeps_what_was_answered(
+    answer: Answer, message: str, tmp_path: Path, ledger: Ledger
+) -> None:
+    posts = make_posts(tmp_path, 60)
+    started = time.monotonic()
+    with Server(lambda number, body: reply(completion()) if number <= 20 else answer) as server:
+        with pytest.raises(AnnotationError, match=message) as caught:
+            run(posts, ledger, server.base_url)
+        assert server.base_url in str(caught.value)
+        asked = len(server.requests)
+    assert asked <= 20 + 4  # the four workers
+    assert time.monotonic() - started < 5
+    with Server(lambda number, body: reply(completion())) as server:
+        assert run(posts, ledger, server.base_url).requests == 40
+
+
+def test_what_is_in_flight_when_the_run_stops_is_still_recorded(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 2)
+
+    def behave(number: int, body: Any) -> Answer:
+        if "title 0" in str(body):
+            return reply(error(), 401)
+        time.sleep(0.5)
+        return reply(completion())
+
+    with Server(behave) as server:
+        with pytest.raises(AnnotationError):
+            run(posts, ledger, server.base_url)
+        assert run(posts.iloc[1:], ledger, server.base_url).requests == 0
+
+
+def _closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.mark.parametrize("scheme", ["http://127.0.0.1:{port}/v1", "127.0.0.1:{port}/v1"])
+def test_an_endpoint_that_is_down_stops_the_run_quickly(scheme: str, tmp_path: Path, ledger: Ledger) -> None:
+    url = scheme.format(port=_closed_port())
+    started = time.monotonic()
+    with pytest.raises(AnnotationError, match=r"Connection error.*OPENAI_BASE_URL") as caught:
+        run(make_posts(tmp_path, 50), ledger, url, timeout=60)
+    assert url in str(caught.value)
+    assert time.monotonic() - started < 8
+
+
+@pytest.mark.usefixtures("quick")
+def test_settings_that_the_endpoint_rejects_stop_the_run_after_a_few_posts(tmp_path: Path, ledger: Ledger) -> None:
+    with Server(lambda number, body: reply(error("Unsupported parameter: max_tokens"), 400)) as server:
+        with pytest.raises(AnnotationError, match="Unsupported parameter: max_tokens"):
+            run(make_posts(tmp_path, 60), ledger, server.base_url)
+        assert len(server.requests) <= 8 + 4
+
+
+def test_no_key_is_one_clear_error(posts: pd.DataFrame, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for key, message in ((None, "no API key"), ("k\n", "cannot"), ("schlüssel", "cannot")):
+        with pytest.raises(AnnotationError, match=message):
+            annotate_posts(
+                posts,
+                load_task("ucc"),
+                settings_of(),
+                ledger,
+                base_url="http://127.0.0.1:9",
+                api_key=key,
+                source=SOURCE,
+            )
+
+
+def test_a_changed_or_lost_image_stops_the_run_before_it_is_sent(posts: pd.DataFrame, ledger: Ledger) -> None:
+    path = Path(posts["images"][0][1])
+    with Server(lambda number, body: reply(completion())) as server:
+        path.write_bytes(path.read_bytes() + b"x")
+        with pytest.raises(AnnotationError, match=rf"post train0: image {path} was changed"):
+            run(posts, ledger, server.base_url)
+        path.unlink()
+        with pytest.raises(AnnotationError, match=rf"post train0: image {path}: No such file"):
+            run(posts, ledger, server.base_url)
+    assert server.requests == []
+
+
+# --- a storm, a kill, and the simulated annotator
+
+
+@pytest.mark.usefixtures("quick")
+def test_in_a_storm_of_failures_every_post_ends_answered_or_missing_and_is_paid_as_allowed(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    posts = make_posts(tmp_path, 150)
+    storm = [
+        *(answer for answer, _ in NO_ANSWERS.values()),
+        reply(error(), 500),
+        reply(error(), 429),
+        reply(completion()),
+    ]
+    told: list[tuple[int, int]] = []
+    with Server(lambda number, body: storm[number * 7 % len(storm)]) as server:
+        result = annotate_posts(
+            posts,
+            load_task("ucc"),
+            settings_of(retries=2, concurrency=16),
+            ledger,
+            base_url=server.base_url,
+            api_key="k",
+            source=SOURCE,
+            on_progress=lambda done, total: told.append((done, total)),
+        )
+    labels = result.labels
+    assert labels["post_id"].tolist() == posts["post_id"].tolist()
+    assert (labels["missing_reason"].isna() == labels[list(ACCURACY)].notna().all(axis="columns")).all()
+    assert told == [(number, 150) for number in range(1, 151)]
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        attempts = database.execute(
+            "SELECT COUNT(*), SUM(counts IS NOT NULL), SUM(missing IS NULL OR missing != 'request rejected') "
+            "FROM annotation_answers GROUP BY key"
+        ).fetchall()
+    assert len(attempts) == 150
+    assert all(answered <= 1 and paid <= 3 for _, answered, paid in attempts)
+
+
+@contextmanager
+def simulated(posts: pd.DataFrame) -> Iterator[SimulatedAnnotator]:
+    truth = pd.DataFrame(
+        {"post_id": posts["post_id"], "images_sha256": posts["image_sha256"], "n_images": N_IMAGES}
+        | dict.fromkeys(ACCURACY, 1)
+    )
+    with SimulatedAnnotator(truth, load_task("ucc")) as annotator:
+        yield annotator
+
+
+def test_a_killed_run_goes_on_and_repeats_at_most_what_was_in_flight(tmp_path: Path) -> None:
+    posts = make_posts(tmp_path, 240)
+    posts.to_parquet(tmp_path / "posts.parquet")
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    script = (
+        "import sys\n"
+        "import pandas as pd\n"
+        "from model.task import load_task\n"
+        "from steps.annotate.client import annotate_posts\n"
+        "from steps.annotate.ledger import Ledger\n"
+        "from steps.settings import AnnotateSettings\n"
+        f"settings = AnnotateSettings.model_validate({settings_of().model_dump()!r})\n"
+        f"posts = pd.read_parquet({str(tmp_path / 'posts.parquet')!r})\n"
+        f"annotate_posts(posts, load_task('ucc'), settings, Ledger({url!r}),\n"
+        f"    base_url=sys.argv[1], api_key='k', source={SOURCE!r},\n"
+        "    on_progress=lambda done, total: print(done, flush=True))\n"
+    )
+    with simulated(posts) as annotator:
+        for stop_at in (40, 90):
+            command = [sys.executable, "-c", script, annotator.base_url]
+            with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    if int(line) >= stop_at:
+                        process.kill()
+                        break
+        with Ledger(url) as ledger:
+            result = run(posts, ledger, annotator.base_url)
+            assert len(ledger.lookup(client._Posts(posts, load_task("ucc"), SOURCE).keys)) == 240
+    assert result.reused >= 40 + 90 - 5  # a few of them refused
+    assert len(result.labels) == 240
+    assert annotator.requests <= 240 + 2 * 4  # four in flight at each kill
+
+
+def test_the_simulated_annotator_is_asked_through_the_same_client(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 30)
+    with simulated(posts) as annotator:
+        result = run(posts, ledger, annotator.base_url)
+        assert annotator.requests == result.requests == 30
+        with pytest.raises(AnnotationError, match="knows only the embedded sample"):
+            run(make_posts(tmp_path, 31), ledger, annotator.base_url)
+    # count 1 of 2: watermark yes, ugc yes; wrong ones are of the other class
+    assert result.labels["ugc"].dropna().isin([0, 1]).all()
+    assert result.missing <= 3

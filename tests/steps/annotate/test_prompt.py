@@ -1,0 +1,186 @@
+"""What the annotator is sent: the paper's questions, and pixels only."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import struct
+import zlib
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.errors import ImageError
+from model.task import Task, load_task
+from steps.annotate.prompt import MAX_SIDE, annotation_key, build_messages, build_questions, image_payload, image_url
+
+PLACE = b"48.2082N 16.3738E"
+
+
+def encoded(size: tuple[int, int] = (40, 32), format_: str = "JPEG", **options: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    out = BytesIO()
+    Image.fromarray(pixels).save(out, format_, **options)
+    return out.getvalue()
+
+
+def task_of(*questions: dict[str, Any]) -> Task:
+    final = {"ask": "Bad?", "classes": ["good", "bad"], "positive": "bad"}
+    return Task.model_validate({"name": "tiny", "version": 1, "questions": questions, "final": final})
+
+
+def located(format_: str) -> bytes:
+    exif = Image.Exif()
+    exif[0x010E] = PLACE.decode()
+    exif.get_ifd(0x8825)[29] = PLACE.decode()  # GPSDateStamp: any text in the GPS directory
+    return encoded(format_=format_, exif=exif)
+
+
+def test_all_questions_are_numbered_in_order_and_the_closing_sentence_ends_the_prompt() -> None:
+    task = load_task("ucc")
+    lines = build_questions(task, "my title", "my text", 7).split("\n")
+    assert [line.split(".")[0] for line in lines[:5]] == ["1", "2", "3", "4", "5"]
+    assert "'my title'" in lines[2]
+    assert "'my text'" in lines[3]
+    assert lines[5].endswith("each return number should be at most 7.")
+    assert lines[6] == "The final return format is ONLY 5 numbers separated by ',' in one line."
+
+
+def test_images_follow_the_questions_in_order_with_the_detail_asked_for() -> None:
+    images = [encoded(), encoded((8, 8), "PNG"), encoded((9, 9), "WEBP")]
+    (message,) = build_messages(load_task("ucc"), "a", "b", images, "high")
+    assert message["role"] == "user"
+    assert [part["type"] for part in message["content"]] == ["text", "image_url", "image_url", "image_url"]
+    sent = [part["image_url"] for part in message["content"][1:]]
+    assert {part["detail"] for part in sent} == {"high"}
+    assert [part["url"].partition(";")[0] for part in sent] == ["data:image/jpeg", "data:image/png", "data:image/webp"]
+    assert [base64.b64decode(part["url"].partition(",")[2]) for part in sent] == images
+
+
+@pytest.mark.parametrize("title", ["{}", "{0}", "{title", "a {text} b", "{title.__class__}", "%s", "\\1"])
+def test_a_title_is_put_in_as_it_is_whatever_it_holds(title: str) -> None:
+    task = task_of({"id": "q", "ask": "?", "annotate": "<{title}|{text}|{other}>", "rule": "count >= 1"})
+    assert f"1. <{title}|SECRET|{{other}}>" in build_questions(task, title, "SECRET", 1)
+
+
+def test_a_question_answered_by_class_lists_its_classes_and_is_not_bounded_by_the_images() -> None:
+    task = task_of({"id": "q", "ask": "?", "annotate": "How?", "answer": "class", "classes": ["no", "some", "all"]})
+    prompt = build_questions(task, "", "", 2)
+    assert "How? ONLY return the number of the answer: 0 = no, 1 = some, 2 = all." in prompt
+    assert "at most" not in prompt
+    assert "ONLY 1 number separated" in prompt
+
+
+def test_key_differs_for_inputs_that_a_plain_joining_would_confuse() -> None:
+    task = load_task("ucc")
+    inputs = [
+        (["aa", "bb"], "t", "x"),
+        (["aabb"], "t", "x"),
+        (["bb", "aa"], "t", "x"),
+        (["aa"], "bb", "t x"),
+        (["aa"], "bbt", "x"),
+        (["aa"], "", "bbtx"),
+        (["aa"], 'b","t', "x"),
+        (["aa"], "b", 't","x'),
+    ]
+    keys = {annotation_key(hashes, title, text, task, "m") for hashes, title, text in inputs}
+    assert len(keys) == len(inputs)
+    assert annotation_key(["aa"], "", "bbtx", task, "other") not in keys
+
+
+def test_key_changes_with_a_wording_but_not_with_a_rule() -> None:
+    question = {"id": "q", "ask": "?", "annotate": "Count.", "rule": "count >= 1"}
+
+    def key(**change: str) -> str:
+        return annotation_key(["aa"], "t", "x", task_of(question | change), "m")
+
+    assert key() == key(rule="share >= 0.5") == key(ask="Other?")
+    assert key() != key(annotate="Count them.")
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+def test_a_small_bare_image_is_sent_as_it_is(format_: str) -> None:
+    data = encoded(format_=format_)
+    assert image_payload(data) is data
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+def test_place_and_name_never_leave(format_: str) -> None:
+    data = located(format_)
+    assert PLACE in data  # else this test shows nothing
+    sent = image_payload(data)
+    assert PLACE not in sent
+    with Image.open(BytesIO(sent)) as image:
+        assert not image.getexif()
+        assert image.size == (40, 32)
+
+
+def _segment(marker: int, payload: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload
+
+
+def _chunk(kind: bytes, payload: bytes) -> bytes:
+    return struct.pack(">I", len(payload)) + kind + payload + struct.pack(">I", zlib.crc32(kind + payload))
+
+
+HIDING_PLACES = {
+    "JPEG comment": encoded(comment=PLACE),
+    "JPEG XMP": encoded(xmp=PLACE),
+    "JPEG IPTC": encoded()[:2] + _segment(0xED, b"Photoshop 3.0\0" + PLACE) + encoded()[2:],
+    "JPEG unknown application segment": encoded()[:2] + _segment(0xE9, PLACE) + encoded()[2:],
+    "JPEG long JFIF segment": encoded()[:2] + _segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0" + PLACE) + encoded()[2:],
+    "JPEG after the end": encoded() + PLACE,
+    "JPEG second image after the end": encoded() + PLACE + encoded(),
+    "JPEG comment before the end": encoded()[:-2] + _segment(0xFE, PLACE) + b"\xff\xd9",
+    "PNG text": encoded(format_="PNG")[:33] + _chunk(b"tEXt", b"Comment\0" + PLACE) + encoded(format_="PNG")[33:],
+    "PNG text after the pixels": encoded(format_="PNG")[:-12]
+    + _chunk(b"tEXt", b"Comment\0" + PLACE)
+    + encoded(format_="PNG")[-12:],
+    "PNG after the end": encoded(format_="PNG") + PLACE,
+    "WEBP after the end": encoded(format_="WEBP") + PLACE,
+    "WEBP XMP": encoded(format_="WEBP", xmp=PLACE),
+}
+
+
+@pytest.mark.parametrize("where", HIDING_PLACES)
+def test_no_hiding_place_of_a_file_is_sent(where: str) -> None:
+    data = HIDING_PLACES[where]
+    assert PLACE in data
+    assert PLACE not in image_payload(data)
+
+
+def test_a_large_image_is_sent_with_its_longer_side_at_the_limit() -> None:
+    sent = image_payload(encoded((1600, 800)))
+    with Image.open(BytesIO(sent)) as image:
+        assert (image.format, image.size) == ("JPEG", (MAX_SIDE, MAX_SIDE // 2))
+
+
+def test_an_image_is_turned_upright_before_its_orientation_is_dropped() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    with Image.open(BytesIO(image_payload(encoded((40, 20), exif=exif)))) as image:
+        assert image.size == (20, 40)
+
+
+def test_hidden_colours_of_a_transparent_image_are_not_sent() -> None:
+    out = BytesIO()
+    Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(out, "PNG")
+    with Image.open(BytesIO(image_payload(out.getvalue()))) as image:
+        assert image.getpixel((8, 8)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff\xd8", b"\xff\xd8\xff", encoded()[:300], b"<svg/>", b"RIFF\0\0\0\0WEBPVP8 ", b"\x89PNG\r\n\x1a\n"],
+)
+def test_what_cannot_be_decoded_is_an_image_error(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        image_payload(data)
+
+
+def test_a_data_url_holds_exactly_the_bytes() -> None:
+    data = encoded()
+    assert hashlib.sha256(base64.b64decode(image_url(data).partition(",")[2])).digest() == hashlib.sha256(data).digest()

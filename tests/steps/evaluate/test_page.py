@@ -1,0 +1,215 @@
+import base64
+import re
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from model.metrics import Calibration
+from model.settings import Variant
+from model.task import Task
+from steps.evaluate.page import render
+from steps.evaluate.report import build_report
+from steps.settings import EvaluateSettings
+
+TASK = Task.model_validate(
+    {
+        "name": "menu",
+        "version": 1,
+        "questions": [
+            {"id": "spicy", "ask": "Spicy & hot, $5 or $9?", "annotate": "Count.", "rule": "count >= 1"},
+            {
+                "id": "course",
+                "ask": "Which course?",
+                "annotate": "Which course?",
+                "classes": ["starter", "main", "dessert"],
+                "answer": "class",
+            },
+        ],
+        "final": {"ask": "Is the dish vegan?", "classes": ["other", "vegan"], "positive": "vegan"},
+    }
+)
+SETTINGS = EvaluateSettings(precisions=(60, 70, 80), bootstrap=20, examples=2)
+N = 120
+
+
+@pytest.fixture
+def posts(tmp_path: Path) -> pd.DataFrame:
+    """Posts of the test split, with a photo, a file that is none, and a path to nothing."""
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(photo)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff not a picture")
+    images = [str(photo), str(broken), str(tmp_path / "gone.jpg")]
+    return pd.DataFrame(
+        {
+            "post_id": [f"test{i}" for i in range(N)],
+            "title": "<script>alert(1)</script> \"quoted\" & 'more'",
+            "text": ["" if i % 2 else "<img src=x onerror=alert(2)>" for i in range(N)],
+            "images": [np.array(images, dtype=object) if i % 2 else images for i in range(N)],
+        }
+    )
+
+
+def predictions(seed: int, split: str, variant: Variant) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    scores = rng.random(N)
+    frame = pd.DataFrame(
+        {
+            "post_id": [f"{split}{i}" for i in range(N)],
+            "split": split,
+            "label": pd.array((rng.random(N) < scores).astype(int), dtype="Int8"),
+            "logit": np.log(scores / (1 - scores)),
+            "score": scores,
+            "spicy": pd.array([1] * N, dtype="Int8"),
+            "course": pd.array([pd.NA] * N, dtype="Int8"),
+        }
+    )
+    if variant != "vanilla":
+        frame = frame.assign(answer_spicy=0.12, class_spicy=0, answer_course=0.44, class_course=2)
+    return frame
+
+
+def page_of(
+    posts: pd.DataFrame,
+    variant: Variant = "agentps",
+    settings: EvaluateSettings = SETTINGS,
+    val: pd.DataFrame | None = None,
+) -> str:
+    val = predictions(0, "val", variant) if val is None else val
+    test = predictions(1, "test", variant)
+    report = build_report(
+        val,
+        test,
+        TASK,
+        settings,
+        variant=variant,
+        seed=0,
+        backbone="tiny",
+        annotator="simulated:gpt-4o",
+        annotated_missing_share={"spicy": 0.1, "course": 0.2},
+        calibration=Calibration(),
+    )
+    return render(report, val, test, posts, TASK, settings)
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes, and a check that tags close in order."""
+
+    VOID = {"meta", "img", "br"}
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("variant", ["agentps", "vanilla"])
+def test_page_is_well_formed_and_fetches_nothing(posts: pd.DataFrame, variant: Variant) -> None:
+    page = page_of(posts, variant)
+    elements = Elements(page).found
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in elements}
+    sources = [attributes["src"] for _, attributes in elements if "src" in attributes]
+    assert sources
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not re.search(r"https?://|@import|url\(", page)
+    assert len(page) < 2_000_000
+
+
+def test_charts_are_svg_without_references_to_other_files(posts: pd.DataFrame) -> None:
+    charts = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", page_of(posts))
+    assert len(charts) == 4
+    for chart in charts:
+        svg = base64.b64decode(chart).decode()
+        assert "<svg" in svg
+        assert all(target.startswith("#") for target in re.findall(r'xlink:href="([^"]+)"', svg))
+    assert "hot, $5 or $9?" in base64.b64decode(charts[3]).decode()  # two dollar signs are no formula
+
+
+def test_what_users_wrote_is_escaped(posts: pd.DataFrame) -> None:
+    page = page_of(posts)
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<img src=x" not in page
+    assert "Spicy &amp; hot" in page
+
+
+def test_images_that_cannot_be_read_are_placeholders(posts: pd.DataFrame) -> None:
+    page = page_of(posts)
+    assert "no image: no such file" in page
+    assert "no image: cut or corrupt" in page
+
+
+def test_thumbnails_are_small_jpegs(posts: pd.DataFrame) -> None:
+    thumbnails = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", page_of(posts))
+    assert len(thumbnails) == 8  # one readable image in each of 4 groups x 2 posts
+    for thumbnail in thumbnails:
+        with Image.open(BytesIO(base64.b64decode(thumbnail))) as image:
+            assert (image.format, image.size) == ("JPEG", (96, 72))
+
+
+def test_page_stays_small_with_many_long_posts(posts: pd.DataFrame) -> None:
+    photo = posts["images"][0][0]
+    long = posts.assign(images=[[photo] * 16] * N, text="many words " * 1000)
+    page = page_of(long, settings=SETTINGS.model_copy(update={"examples": 30}))
+    assert len(page) < 2_000_000
+    shown = page.count("<article")
+    assert shown > 40
+    assert page.count("data:image/jpeg") == shown * (160 // shown)  # 160 thumbnails in all, shared fairly
+
+
+def test_examples_show_class_probability_and_disagreement(posts: pd.DataFrame) -> None:
+    page = page_of(posts)
+    rows = re.findall(r"<tr class=\"differs\">.*?</tr>", page, flags=re.DOTALL)
+    assert len(rows) == 8  # `spicy` in every example: the model says no, people say yes
+    assert all("Spicy" in row and "≠ yes" in row for row in rows)
+    # The positive class has 0.12, so the predicted "no" has 88 %. `course`: the predicted class's own 44 %.
+    assert all(re.search(r"<td>no <span[^>]*>88\s%", row) for row in rows)
+    assert len(re.findall(r"<td>dessert <span[^>]*>44\s%", page)) == 8
+    assert page.count("no label</span>") == 8
+
+
+def test_groups_hold_the_posts_by_the_middle_target(posts: pd.DataFrame) -> None:
+    page = page_of(posts)
+    counts = [int(n) for n in re.findall(r"<h3>[A-Z][a-z ]+ <span class=\"soft\">· (\d+) posts", page)]
+    assert len(counts) == 4
+    assert sum(counts) == N
+    assert "the threshold fitted on val for 70 % precision" in page
+
+
+def test_the_f1_threshold_stands_in_where_no_threshold_is_precise_enough(posts: pd.DataFrame) -> None:
+    val = predictions(0, "val", "agentps").assign(score=0.5, label=pd.array([0, 1] * (N // 2), dtype="Int8"))
+    page = page_of(posts, val=val)
+    assert "best F1 on val (none reaches 70 % precision there)" in page
+    assert "none reaches it" in page
+
+
+def test_no_examples_when_none_are_asked_for(posts: pd.DataFrame) -> None:
+    page = page_of(posts, settings=SETTINGS.model_copy(update={"examples": 0}))
+    assert "<article" not in page
+    assert "<code>evaluate.examples</code> is 0" in page
+
+
+def test_the_same_report_gives_the_same_page(posts: pd.DataFrame) -> None:
+    assert page_of(posts) == page_of(posts)
+
+
+def test_vanilla_has_no_questions(posts: pd.DataFrame) -> None:
+    page = page_of(posts, "vanilla")
+    assert "Intermediate questions" not in page
+    assert page.count("data:image/svg+xml") == 3

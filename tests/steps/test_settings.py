@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.errors import ConfigError
+from steps.settings import REPOSITORY, home, load_settings
+
+
+def test_the_default_config_is_complete() -> None:
+    settings = load_settings({})
+    assert (settings.posts, settings.task, settings.annotator) == ("sample", "ucc", "simulated")
+
+
+def test_a_parameter_is_laid_over_its_default_key_by_key() -> None:
+    default = load_settings({})
+    settings = load_settings({"fine_tune": {"epochs": default.fine_tune.epochs + 1}})
+    assert settings.fine_tune.epochs == default.fine_tune.epochs + 1
+    assert settings.fine_tune.batch == default.fine_tune.batch
+
+
+def test_changing_one_section_leaves_the_others_equal() -> None:
+    """Each step receives its own section: what is equal stays cached."""
+    default, settings = load_settings({}), load_settings({"fine_tune": {"epochs": 9}})
+    assert settings.fine_tune != default.fine_tune
+    for section in ("sample", "ingest", "annotate", "validate_", "backbone", "preprocess", "evaluate", "promote"):
+        assert getattr(settings, section) == getattr(default, section)
+
+
+def test_a_parameter_of_none_counts_as_not_set() -> None:
+    assert load_settings({"posts": None, "fine_tune": None}) == load_settings({})
+
+
+def test_the_short_forms_reach_the_sections_that_read_them() -> None:
+    settings = load_settings({"annotator": "human", "variant": "vanilla", "seed": 5})
+    assert settings.annotate.annotator == "human"
+    assert (settings.fine_tune.variant, settings.fine_tune.seed) == ("vanilla", 5)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"post": "x.jsonl"}, "post: unknown key"),
+        ({"fine_tune": {"epoch": 3}}, "fine_tune.epoch: unknown key"),
+        ({"fine_tune": {"lora": {"rank": 8, "alpha": 16, "r": 8}}}, "fine_tune.lora.r: unknown key"),
+        ({"fine_tune": {"lora": {"rank": 8}}}, "fine_tune.lora.alpha: is missing"),
+        ({"fine_tune": {"epochs": 0}}, "fine_tune.epochs:"),
+        ({"fine_tune": {"batch": 10, "micro_batch": 4}}, "batch 10 is not a multiple of micro_batch 4 x processes 1"),
+        ({"fine_tune": {"seed": 3}}, "fine_tune.seed: set `seed` at the top instead"),
+        ({"annotate": {"annotator": "human"}}, "annotate.annotator: set `annotator` at the top instead"),
+        ({"fine_tune": {"variant": "vanilla"}}, "fine_tune.variant: set `variant` at the top instead"),
+        ({"variant": "agent"}, "variant:"),
+        ({"annotator": "gpt"}, "annotator:"),
+        ({"annotate": {"splits": ["train", "dev"]}}, "'dev' is not one of train, val, test"),
+        ({"validate": {"min_posts": {"dev": 1}}}, "one number for each of train, val, test"),
+        ({"evaluate": {"precisions": [80, 60]}}, "ascending"),
+        ({"evaluate": {"precisions": []}}, "precisions in percent"),
+        ({"evaluate": {"precisions": [0.6]}}, "evaluate.precisions"),
+        ({"preprocess": {"max_text_tokens": 256, "max_tokens": 256}}, "leaves no room for questions"),
+        ({"backbone": {"name": "tiny", "revision": "abc"}}, "the tiny backbone has no revision"),
+        ({"ingest": {"max_reject_share": 1.5}}, "ingest.max_reject_share:"),
+        ({"promote": {"min_gain": -0.1}}, "promote.min_gain:"),
+        ({"ingest": 3}, "ingest:"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_source(parameters: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_settings(parameters, source="mine.yaml")
+    assert str(error.value).startswith("mine.yaml: ")
+    assert expected in str(error.value)
+
+
+def test_every_wrong_option_is_named_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"fine_tune\.epochs.*fine_tune\.epoch: "):
+        load_settings({"fine_tune": {"epochs": 0, "epoch": 3}})
+
+
+def test_home_is_agentps_home_where_it_is_set(agentps_home: Path) -> None:
+    assert home() == agentps_home
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_home_is_in_the_repository_otherwise(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    monkeypatch.delenv("AGENTPS_HOME", raising=False)
+    if value is not None:
+        monkeypatch.setenv("AGENTPS_HOME", value)
+    assert home() == REPOSITORY / ".agentps"
+
+
+def test_a_relative_home_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AGENTPS_HOME", "here")
+    assert home() == tmp_path.resolve() / "here"

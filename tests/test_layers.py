@@ -1,0 +1,123 @@
+"""The import directions of docs/architecture.md: `pipelines -> steps/*/step.py -> steps/*/... -> model`."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGES = ("model", "steps", "pipelines", "materializers", "serving", "infra")
+#: The only file that talks to MLflow's model registry.
+REGISTRY = Path("steps/register/registry.py")
+
+
+def python_files(*packages: str) -> list[Path]:
+    return sorted(p.relative_to(REPOSITORY) for name in packages for p in (REPOSITORY / name).rglob("*.py"))
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse((REPOSITORY / path).read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that `path` imports, at any depth of nesting; `from a import b` counts as `a.b`, too."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = path.parent.parts[: len(path.parent.parts) - node.level + 1]
+                base = ".".join((*package, base)).rstrip(".")
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def is_under(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def offenders(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
+    return [
+        f"{path} imports {module}"
+        for path in files
+        for module in imported(path)
+        if any(is_under(module, name) for name in forbidden)
+    ]
+
+
+def test_the_scan_sees_the_packages() -> None:
+    assert len(python_files("model")) >= 4
+    assert len(python_files("steps")) >= 9
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("model", ("zenml", "mlflow", "openai", "steps", "pipelines", "materializers", "serving", "infra")),
+        ("steps", ("pipelines", "serving", "infra")),
+        ("materializers", ("pipelines", "serving", "infra")),
+        ("serving", ("zenml", "pipelines", "materializers", "infra")),
+    ],
+)
+def test_no_package_imports_one_above_it(package: str, forbidden: tuple[str, ...]) -> None:
+    assert offenders(python_files(package), forbidden) == []
+
+
+def test_in_steps_only_step_py_imports_zenml() -> None:
+    plain = [path for path in python_files("steps") if path.name != "step.py"]
+    assert offenders(plain, ("zenml",)) == []
+
+
+def test_no_step_imports_another_stages_step() -> None:
+    steps = tuple(".".join(path.with_suffix("").parts) for path in python_files("steps") if path.name == "step.py")
+    assert offenders(python_files("steps"), steps) == []
+
+
+def test_serving_imports_only_the_registry_from_steps() -> None:
+    allowed = ("steps", "steps.register")  # the names that `from steps.register import registry` mentions on its way
+    found = {module for path in python_files("serving") for module in imported(path) if is_under(module, "steps")}
+    assert {module for module in found if not is_under(module, "steps.register.registry")} <= set(allowed)
+
+
+def test_only_registry_py_talks_to_the_model_registry() -> None:
+    found = []
+    for path in python_files(*PACKAGES):
+        if path == REGISTRY:
+            continue
+        for node in ast.walk(parse(path)):
+            name = {
+                ast.Name: lambda n: n.id,
+                ast.Attribute: lambda n: n.attr,
+                ast.alias: lambda n: n.name.rpartition(".")[2],
+                ast.keyword: lambda n: n.arg,
+            }.get(type(node), lambda n: None)(node)
+            if name in ("MlflowClient", "register_model", "registered_model_name"):
+                found.append(f"{path}:{node.lineno} {name}")
+    assert found == []
+
+
+def test_agentps_training_holds_no_logic() -> None:
+    body = parse(Path("agentps_training.py")).body
+    statements = body[1:] if ast.get_docstring(ast.Module(body=body, type_ignores=[])) else body
+    assert len(statements) <= 5
+    assert {type(s) for s in statements} <= {ast.Import, ast.ImportFrom, ast.Assign, ast.Expr}
+
+
+def test_the_contracts_import_without_torch() -> None:
+    """Reading a manifest, a task or an image must not cost torch's seconds and memory."""
+    modules = ["errors", "schema", "task", "settings", "images", "metrics"]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules}:\n"
+        "    importlib.import_module(f'model.{name}')\n"
+        "    if 'torch' in sys.modules:\n"
+        "        sys.exit(f'model.{name} imports torch')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
