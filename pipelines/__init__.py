@@ -1,0 +1,1 @@
+"""The pipelines; each reads as the path of a post (docs/architecture.md)."""

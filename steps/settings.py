@@ -57,6 +57,12 @@ class IngestSettings(_Section):
     val_share: float = Field(gt=0, lt=1)
     test_share: float = Field(gt=0, lt=1)
 
+    @model_validator(mode="after")
+    def _room_for_train(self) -> IngestSettings:
+        if self.val_share + self.test_share >= 1:
+            raise ValueError(f"val_share {self.val_share} and test_share {self.test_share} leave nothing to train on")
+        return self
+
 
 class AnnotateSettings(_Section):
     """Asking the annotator for process labels."""
@@ -115,7 +121,7 @@ class EvaluateSettings(_Section):
 
     #: Precision targets in percent; a threshold is fitted on val for each.
     precisions: tuple[int, ...]
-    #: The precision whose threshold gives the operating point of F1's and the examples' decisions.
+    #: Resamples for the 95 % intervals; 0: none.
     bootstrap: int = Field(ge=0)
     #: Posts shown for each of: true positives, false positives, false negatives, true negatives.
     examples: int = Field(ge=0)
@@ -202,7 +208,7 @@ def load_settings(parameters: dict[str, Any], source: str = "parameters") -> Tra
     Raises:
         ConfigError: names each key that is unknown, missing or out of range.
     """
-    base = yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8"))["parameters"]
+    base = yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8"))
     try:
         return TrainingSettings.model_validate(_merge(base, {k: v for k, v in parameters.items() if v is not None}))
     except ValidationError as error:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 
 from model.task import TASKS_DIR, load_task
-from steps.settings import load_settings
+from steps.settings import TrainingSettings, load_settings
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 TASK_FILES = [path for path in FILES if path.is_relative_to(TASKS_DIR)]
 RUN_FILES = [path for path in FILES if path not in TASK_FILES]
+#: The top-level keys that ZenML reads; it ignores all others in silence.
+ZENML_KEYS = frozenset(PipelineRunConfiguration.model_fields)
 
 
 def relative(path: Path) -> str:
@@ -35,20 +38,34 @@ def test_every_task_loads_under_its_file_name(path: Path) -> None:
     assert load_task(path.stem) == task
 
 
-@pytest.mark.parametrize("path", RUN_FILES, ids=relative)
-def test_every_run_config_loads(path: Path) -> None:
+def options(path: Path) -> dict[str, Any]:
+    """The file's own options: what is not ZenML's, and what stands under its `parameters:`."""
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    load_settings(raw.get("parameters") or {}, source=relative(path))
+    return (raw.get("parameters") or {}) | {key: value for key, value in raw.items() if key not in ZENML_KEYS}
+
+
+def test_no_option_of_ours_has_the_name_of_one_of_zenmls() -> None:
+    """Both live at the top of one file."""
+    ours = {field.alias or name for name, field in TrainingSettings.model_fields.items()}
+    assert ours.isdisjoint(ZENML_KEYS)
 
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=relative)
-def test_zenml_knows_every_top_level_key(path: Path) -> None:
-    """ZenML ignores an unknown top-level key in silence."""
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert set(raw) <= set(PipelineRunConfiguration.model_fields)
+def test_every_run_config_holds_known_options_only(path: Path) -> None:
+    load_settings(options(path), source=relative(path))
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=relative)
+def test_every_run_config_is_valid_for_zenml(path: Path) -> None:
+    PipelineRunConfiguration.from_yaml(str(path))
 
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=relative)
 def test_every_run_config_names_a_task_that_loads(path: Path) -> None:
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    load_task(load_settings(raw.get("parameters") or {}, source=relative(path)).task)
+    load_task(load_settings(options(path), source=relative(path)).task)
+
+
+def test_the_default_config_lists_every_option() -> None:
+    """What is not there would have a default that nobody can look up."""
+    listed = yaml.safe_load((CONFIGS / "default.yaml").read_text(encoding="utf-8"))
+    assert set(listed) == {field.alias or name for name, field in TrainingSettings.model_fields.items()}

@@ -109,14 +109,12 @@ class Subject:
 
 
 SUBJECTS = (
-    Subject(("sun", "sunshine"), _sun),
-    Subject(("tree", "forest"), _tree),
-    Subject(("house", "home"), _house),
-    Subject(("fish", "aquarium"), _fish),
-    Subject(("ring", "jewel"), _ring),
-    Subject(("boat", "sailing"), _boat),
-    Subject(("star", "night sky"), _star),
-    Subject(("crossing", "junction"), _cross),
+    Subject(("sun",), _sun),
+    Subject(("tree",), _tree),
+    Subject(("house",), _house),
+    Subject(("fish",), _fish),
+    Subject(("ring",), _ring),
+    Subject(("boat",), _boat),
 )
 
 _ORIGINAL = (

@@ -51,8 +51,8 @@ def write_shards(
     sequence: SequenceSettings,
     tokenizer: PreTrainedTokenizerBase,
     limits: ImageLimits,
-) -> None:
-    """Write all posts under `root` (see `model.data` for the format).
+) -> int:
+    """Write all posts under `root` (see `model.data` for the format); returns the number of distinct images.
 
     Raises:
         ImageError: an image has changed since ingest.
@@ -72,3 +72,4 @@ def write_shards(
         for title, text in zip(posts[TITLE], posts[TEXT], strict=True)
     ]
     writer.close(table)
+    return len(numbers)

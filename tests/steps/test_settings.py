@@ -14,6 +14,12 @@ def test_the_default_config_is_complete() -> None:
     assert (settings.posts, settings.task, settings.annotator) == ("sample", "ucc", "simulated")
 
 
+def test_the_annotator_is_the_simulated_one_for_the_sample_and_people_for_a_manifest() -> None:
+    assert load_settings({"posts": "sample"}).annotate.annotator == "simulated"
+    assert load_settings({"posts": "mine.jsonl"}).annotate.annotator == "human"
+    assert load_settings({"posts": "mine.jsonl", "annotator": "openai"}).annotate.annotator == "openai"
+
+
 def test_a_parameter_is_laid_over_its_default_key_by_key() -> None:
     default = load_settings({})
     settings = load_settings({"fine_tune": {"epochs": default.fine_tune.epochs + 1}})
@@ -61,6 +67,7 @@ def test_the_short_forms_reach_the_sections_that_read_them() -> None:
         ({"preprocess": {"max_text_tokens": 256, "max_tokens": 256}}, "leaves no room for questions"),
         ({"backbone": {"name": "tiny", "revision": "abc"}}, "the tiny backbone has no revision"),
         ({"ingest": {"max_reject_share": 1.5}}, "ingest.max_reject_share:"),
+        ({"ingest": {"val_share": 0.5, "test_share": 0.5}}, "leave nothing to train on"),
         ({"promote": {"min_gain": -0.1}}, "promote.min_gain:"),
         ({"ingest": 3}, "ingest:"),
     ],

@@ -1,0 +1,75 @@
+"""What stands between `zenml pipeline run` and a pipeline: the config file is checked, errors become one message."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
+from zenml.pipelines.pipeline_definition import Pipeline
+
+from model.errors import AgentPSError, ConfigError
+from steps.settings import home
+
+_PARAMETERS = "parameters"
+
+
+class CheckedPipeline(Pipeline):
+    """A pipeline whose config file may name parameters at its top level, and no unknown keys.
+
+    ZenML reads parameters from under `parameters:` and silently ignores any other unknown key of the
+    file. Here `posts: my/posts.jsonl` alone is enough, and a typing mistake is an error.
+    """
+
+    def with_options(self, *args: Any, config_path: str | None = None, **kwargs: Any) -> Pipeline:
+        try:
+            checked = check_run_config(Path(config_path), set(self._parameter_names())) if config_path else None
+        except AgentPSError as error:
+            raise click.ClickException(str(error)) from error
+        return super().with_options(*args, config_path=str(checked) if checked else None, **kwargs)
+
+    def _parameter_names(self) -> list[str]:
+        code = self.entrypoint.__code__
+        return list(code.co_varnames[: code.co_argcount])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except AgentPSError as error:  # the edge: a message and an exit code instead of a traceback
+            raise click.ClickException(str(error)) from error
+
+
+def check_run_config(path: Path, parameters: set[str]) -> Path:
+    """The same config in ZenML's own form: our parameters moved under `parameters:`.
+
+    Raises:
+        ConfigError: the file is missing, no YAML mapping, or has an unknown key.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config {path}: no such file: give a path relative to the working directory, or absolute") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {path}: cannot be read as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config {path}: a mapping of options was expected, found {type(raw).__name__}")
+    nested = raw.get(_PARAMETERS) or {}
+    if not isinstance(nested, dict):
+        raise ConfigError(f"config {path}: {_PARAMETERS}: a mapping was expected, found {type(nested).__name__}")
+    ours = {key: value for key, value in raw.items() if key in parameters}
+    for key in [*(k for k in raw if k not in parameters and k not in PipelineRunConfiguration.model_fields)]:
+        raise ConfigError(f"config {path}: {key}: unknown key: remove it or correct its name; options are {sorted(parameters)}")
+    for key in nested:
+        if key not in parameters:
+            raise ConfigError(f"config {path}: {_PARAMETERS}.{key}: unknown key; options are {sorted(parameters)}")
+        if key in ours:
+            raise ConfigError(f"config {path}: {key} stands at the top level and under {_PARAMETERS}: keep one")
+    whole = {key: value for key, value in raw.items() if key not in parameters} | {_PARAMETERS: {**nested, **ours}}
+    text = yaml.safe_dump(whole, sort_keys=True, allow_unicode=True)
+    target = home() / "work" / "configs" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf-8")
+    return target

@@ -1,0 +1,66 @@
+"""The training pipeline: `zenml pipeline run agentps_training [-c FILE]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from model.task import load_task
+from pipelines.entry import CheckedPipeline
+from steps.annotate.step import annotate as annotate_step
+from steps.evaluate.step import evaluate as evaluate_step
+from steps.fine_tune.step import fine_tune as fine_tune_step
+from steps.ingest.posts import manifest_fingerprint
+from steps.ingest.sample import sample_fingerprint
+from steps.ingest.step import ingest as ingest_step
+from steps.preprocess.step import preprocess as preprocess_step
+from steps.promote.step import promote as promote_step
+from steps.register.step import register as register_step
+from steps.settings import SAMPLE, load_settings
+from steps.validate.step import validate as validate_step
+
+Section = dict[str, Any]
+
+
+def _training(
+    posts: str | None = None,
+    task: str | None = None,
+    annotator: str | None = None,
+    variant: str | None = None,
+    seed: int | None = None,
+    sample: Section | None = None,
+    ingest: Section | None = None,
+    annotate: Section | None = None,
+    validate: Section | None = None,
+    backbone: Section | None = None,
+    preprocess: Section | None = None,
+    fine_tune: Section | None = None,
+    evaluate: Section | None = None,
+    register: Section | None = None,
+    promote: Section | None = None,
+) -> None:
+    """The parameters are the keys of `configs/default.yaml`; None: as it is there."""
+    settings = load_settings(dict(locals()))
+    policy = load_task(settings.task)
+    if settings.posts == SAMPLE:
+        source, fingerprint = SAMPLE, sample_fingerprint(settings.sample)
+    else:
+        source = str(Path(settings.posts).resolve())
+        fingerprint = manifest_fingerprint(source)
+
+    table, _rejects = ingest_step(source, fingerprint, policy, settings.sample, settings.ingest)
+    labels = annotate_step(table, policy, settings.annotate, settings.sample)
+    validate_step(table, labels, policy, settings.validate_, settings.ingest)
+    shards = preprocess_step(
+        table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"]
+    )
+    checkpoint = fine_tune_step(shards, labels, policy, settings.backbone, settings.fine_tune)
+    annotator_name = settings.annotator if settings.annotator == "human" else f"{settings.annotator}:{settings.annotate.model}"
+    report, _page, _predictions = evaluate_step(
+        checkpoint, shards, table, labels, policy, settings.backbone.name, annotator_name, settings.evaluate
+    )
+    version = register_step(checkpoint, report, table, policy, fingerprint, settings.register_)
+    promote_step(version, report, settings.promote)
+
+
+agentps_training = CheckedPipeline(name="agentps_training", entrypoint=_training)

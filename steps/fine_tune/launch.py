@@ -1,0 +1,145 @@
+"""Starts a training: in this process, or under torchrun over several.
+
+Everything about it is in one job file, so that both ways run the same function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+
+from model import checkpoint
+from model.data import Batches, Shards
+from model.errors import AgentPSError
+from model.settings import TINY, BackboneSettings, TrainSettings
+from model.task import Task
+from model.train import FitResult, fit
+from steps.settings import REPOSITORY
+
+_JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"
+#: Directories of finished trainings that are kept beside the current one.
+_KEPT = 3
+
+
+class TrainingJob(BaseModel):
+    """What one training is made of; equal jobs share a directory, and so resume one another."""
+
+    model_config = ConfigDict(frozen=True)
+
+    task: Task
+    train: TrainSettings
+    #: As the user named it.
+    backbone: BackboneSettings
+    #: As it can be loaded.
+    resolved_backbone: BackboneSettings
+    shards: Path
+    provenance: dict[str, Any]
+
+
+class MlflowMetrics(TrainerCallback):
+    """Losses and val metrics to the active MLflow run, as they come."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if state.is_world_process_zero and mlflow.active_run() is not None:
+            names = {"loss": "train_loss", "eval_average_precision": "val_average_precision"}
+            metrics = {names.get(k, k): float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
+            mlflow.log_metrics(metrics, step=state.global_step)
+
+
+def _code_digest() -> str:
+    digest = hashlib.sha256()
+    for path in sorted((REPOSITORY / "model").glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def job_directory(job: TrainingJob, labels: pd.DataFrame, root: Path) -> Path:
+    """The directory of this training: its name follows from everything that its outcome depends on."""
+    digest = hashlib.sha256(_code_digest().encode())
+    digest.update(job.model_dump_json(exclude={"shards", "provenance"}).encode())
+    for part in sorted(job.shards.rglob("*.parquet")) + sorted(job.shards.rglob("*.json")):
+        digest.update(part.read_bytes())
+    digest.update(pd.util.hash_pandas_object(labels.astype("string"), index=False).to_numpy().tobytes())
+    return root / digest.hexdigest()[:16]
+
+
+def run(job: TrainingJob, labels: pd.DataFrame, root: Path) -> tuple[Path, FitResult]:
+    """Train, or go on where an interrupted training of the same job stopped.
+
+    Returns:
+        The checkpoint directory and what Trainer reported.
+
+    Raises:
+        AgentPSError: a process of a training over several failed.
+    """
+    directory = job_directory(job, labels, root)
+    directory.mkdir(parents=True, exist_ok=True)
+    _forget_old(root, directory)
+    labels.to_parquet(directory / _LABELS, index=False)
+    (directory / _JOB).write_text(job.model_dump_json(indent=1), encoding="utf-8")
+    if job.train.processes == 1:
+        train_job(directory, [MlflowMetrics()])
+    else:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc_per_node={job.train.processes}", "-m", "steps.fine_tune.launch", str(directory)]
+        run_id = mlflow.active_run()
+        environment = {**os.environ, **({"MLFLOW_RUN_ID": run_id.info.run_id} if run_id else {})}
+        if subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode:
+            raise AgentPSError(f"A training process failed; its output is above. Run again to resume from {directory}")
+    return directory / _CHECKPOINT, FitResult(**json.loads((directory / _RESULT).read_text(encoding="utf-8")))
+
+
+def _forget_old(root: Path, current: Path) -> None:
+    finished = [path for path in root.iterdir() if path != current and (path / _RESULT).exists()]
+    for path in sorted(finished, key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+        shutil.rmtree(path)
+
+
+def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    """Train the job of `directory` in this process; the first process writes checkpoint and result."""
+    job = TrainingJob.model_validate_json((directory / _JOB).read_text(encoding="utf-8"))
+    shards = Shards(job.shards)
+    set_seed(job.train.seed)
+    network, tokenizer, prompt = checkpoint.build(job.resolved_backbone, job.task, shards.sequence, job.train)
+    batches = Batches(shards, prompt, job.task, pd.read_parquet(directory / _LABELS))
+    result = fit(network, batches, job.train, directory / "trainer", callbacks=callbacks)
+    if int(os.environ.get("RANK", "0")) == 0:
+        checkpoint.save(
+            directory / _CHECKPOINT,
+            network,
+            tokenizer,
+            task=job.task,
+            sequence=shards.sequence,
+            train=job.train,
+            backbone=job.resolved_backbone,
+            embed_backbone=job.backbone.name == TINY,
+            provenance={**job.provenance, "torch": torch.__version__},
+        )
+        (directory / _RESULT).write_text(json.dumps(asdict(result)), encoding="utf-8")
+
+
+def _main() -> None:
+    """One process of torchrun; MLFLOW_RUN_ID, where set, is the run to log to."""
+    if os.environ.get("MLFLOW_RUN_ID") and os.environ.get("RANK", "0") == "0":
+        mlflow.start_run()
+    train_job(Path(sys.argv[1]), [MlflowMetrics()])
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,56 @@
+"""Step 5: fine-tune the backbone on final and process labels (paper 2.1 and 3.1.2)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import mlflow
+import pandas as pd
+from zenml import log_metadata, step
+from zenml.logger import get_logger
+
+from materializers.directory import CheckpointDirectory, DirectoryMaterializer, ShardDirectory
+from model.settings import BackboneSettings, TrainSettings
+from model.task import Task
+from steps.caching import depends_on
+from steps.fine_tune.backbone import resolve
+from steps.fine_tune.launch import TrainingJob, run
+from steps.settings import home
+
+logger = get_logger(__name__)
+
+
+@step(
+    experiment_tracker=True,
+    output_materializers={"checkpoint": DirectoryMaterializer},
+    cache_policy=depends_on("steps/fine_tune", "model"),
+)
+def fine_tune(
+    shards: ShardDirectory, labels: pd.DataFrame, task: Task, backbone: BackboneSettings, settings: TrainSettings
+) -> Annotated[CheckpointDirectory, "checkpoint"]:
+    """The weights of the best epoch on val. A killed training goes on from its last checkpoint."""
+    job = TrainingJob(
+        task=task,
+        train=settings,
+        backbone=backbone,
+        resolved_backbone=resolve(backbone, home()),
+        shards=shards.path,
+        provenance={"label_source": sorted(labels["label_source"].dropna().unique().tolist())},
+    )
+    mlflow.log_params({"task": task.name, "backbone": backbone.name, **settings.model_dump(mode="json")})
+    directory, result = run(job, labels, home() / "work" / "fine_tune")
+    figures = {
+        "best_val_average_precision": result.best_val_average_precision,
+        "best_epoch": result.best_epoch,
+        "resumed_from_step": float(result.resumed_from_step),
+    }
+    mlflow.log_metrics(figures)
+    log_metadata(figures)
+    logger.info(
+        "Fine-tuned %s: val average precision %.3f at epoch %g%s",
+        settings.variant,
+        result.best_val_average_precision,
+        result.best_epoch,
+        f" (resumed from step {result.resumed_from_step})" if result.resumed_from_step else "",
+    )
+    return CheckpointDirectory(directory)

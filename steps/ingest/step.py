@@ -1,0 +1,34 @@
+"""Step 1: a manifest and its images become the table of posts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+from zenml import log_metadata, step
+from zenml.logger import get_logger
+
+from model.task import Task
+from steps.caching import depends_on
+from steps.ingest.posts import read_manifest
+from steps.ingest.sample import render_sample
+from steps.settings import SAMPLE, IngestSettings, SampleSettings, home
+
+logger = get_logger(__name__)
+
+
+@step(cache_policy=depends_on("steps/ingest", "model/images.py", "model/schema.py"))
+def ingest(
+    posts: str,
+    fingerprint: str,  # of the manifest and its images: read by the cache only
+    task: Task,
+    sample: SampleSettings,
+    settings: IngestSettings,
+) -> tuple[Annotated[pd.DataFrame, "posts"], Annotated[pd.DataFrame, "rejects"]]:
+    """Read `posts`, the path of a manifest or `sample`; rejected rows come back with their reasons."""
+    manifest = render_sample(sample, home()) if posts == SAMPLE else Path(posts)
+    result = read_manifest(manifest, task, settings)
+    log_metadata({**result.counts, "manifest": str(manifest), "fingerprint": fingerprint})
+    logger.info("Ingested %s posts, rejected %s (%s)", len(result.posts), len(result.rejects), manifest)
+    return result.posts, result.rejects

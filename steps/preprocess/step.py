@@ -1,0 +1,44 @@
+"""Step 4: frames and tokens as shards (paper 3.1.2)."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+from zenml import log_metadata, step
+from zenml.logger import get_logger
+
+from materializers.directory import DirectoryMaterializer, ShardDirectory
+from model.backbone import load_tokenizer
+from model.images import ImageLimits
+from model.settings import BackboneSettings, SequenceSettings
+from model.task import Task
+from steps.caching import depends_on
+from steps.fine_tune.backbone import resolve
+from steps.preprocess.shards import write_shards
+from steps.settings import IngestSettings, home
+
+logger = get_logger(__name__)
+
+
+@step(
+    output_materializers=DirectoryMaterializer,
+    cache_policy=depends_on(
+        "steps/preprocess", "steps/fine_tune/backbone.py", "model/data.py", "model/images.py", "model/text.py", "model/tiny.py"
+    ),
+)
+def preprocess(
+    posts: pd.DataFrame, task: Task, backbone: BackboneSettings, sequence: SequenceSettings, ingest: IngestSettings
+) -> Annotated[ShardDirectory, "shards"]:
+    """Every distinct image at the tower's size, every text as tokens."""
+    tokenizer = load_tokenizer(resolve(backbone, home()))
+    work = home() / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    root = Path(tempfile.mkdtemp(prefix="shards-", dir=work))
+    limits = ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels)
+    n_images = write_shards(root, posts, task, sequence, tokenizer, limits)
+    log_metadata({"posts": len(posts), "distinct_images": n_images})
+    logger.info("Wrote %s posts and %s distinct images", len(posts), n_images)
+    return ShardDirectory(root)
