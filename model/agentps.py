@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import LlavaOnevisionConfig, LlavaOnevisionModel
+from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedConfig
 
 from model.loss import task_loss
 from model.settings import LoraSettings, Variant
@@ -32,9 +33,19 @@ def normalize(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0)
 
 
+def sub_config(config: LlavaOnevisionConfig, part: Literal["vision_config", "text_config"]) -> PreTrainedConfig:
+    """The config of the tower or of the language model; a dict or None, which the annotation allows, it never is."""
+    return cast(PreTrainedConfig, getattr(config, part))
+
+
+def tower_size(config: LlavaOnevisionConfig) -> int:
+    """Side of the square that the tower reads, in pixels."""
+    return sub_config(config, "vision_config").image_size
+
+
 def tokens_per_frame(config: LlavaOnevisionConfig) -> int:
     """K: the tower's grid, pooled 2x2 and rounded up (27 x 27 patches give 14 x 14 = 196)."""
-    grid = config.vision_config.image_size // config.vision_config.patch_size
+    grid = tower_size(config) // sub_config(config, "vision_config").patch_size
     return math.ceil(grid / 2) ** 2
 
 
@@ -82,7 +93,7 @@ class AgentPS(nn.Module):
         self.variant = variant
         self.question_weights = [question.weight for question in task.questions]
         self.final_weight = final_weight
-        width = backbone.config.text_config.hidden_size
+        width = sub_config(backbone.config, "text_config").hidden_size
         questions = () if variant == "vanilla" else task.questions
         self.heads = nn.ModuleDict({q.id: _head(width, head_hidden, len(q.classes), head_dropout) for q in questions})
         inputs = 1 + len(questions) if variant == "agentps_answers" else 1
@@ -91,7 +102,8 @@ class AgentPS(nn.Module):
     @property
     def llava(self) -> LlavaOnevisionModel:
         """The LLaVA-OneVision model itself, inside an adapter or not."""
-        return self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+        base = self.backbone.get_base_model() if isinstance(self.backbone, PeftModel) else self.backbone
+        return cast(LlavaOnevisionModel, base)
 
     def set_trainable(self, lora: LoraSettings | None, ans_token_id: int, *, projector: bool) -> None:
         """Freeze the tower; train the heads, and the language model by LoRA or, without it, in full.
@@ -113,6 +125,9 @@ class AgentPS(nn.Module):
             self.backbone = get_peft_model(self.llava, config)
         if projector:
             self.llava.multi_modal_projector.requires_grad_(True)
+        for parameter in self.parameters():
+            if parameter.requires_grad:  # AdamW's small steps would be lost in the 8 bits of a bfloat16
+                parameter.data = parameter.data.float()
 
     def frame_tokens(self, pixel_values_UCHW: Tensor) -> Tensor:
         """(U, K, D): each distinct image through tower, projector and pooling. The tower is frozen."""
@@ -159,7 +174,11 @@ class AgentPS(nn.Module):
             input_ids_BT, attention_mask_BT, answer_positions_BQ: see `model.prompt.PromptBatch`.
             question_labels_BQ, final_labels_B: int64, NO_LABEL where there is none; both or neither.
         """
-        hidden_BTD = self.hidden_states(pixel_values_UCHW, frame_index_BF, input_ids_BT, attention_mask_BT)
+        # A backbone in bfloat16 meets trained weights in float32; the heads compute in float32 always.
+        mixed = self.llava.vision_tower.dtype == torch.bfloat16
+        with torch.autocast(input_ids_BT.device.type, torch.bfloat16, enabled=mixed):
+            hidden_BTD = self.hidden_states(pixel_values_UCHW, frame_index_BF, input_ids_BT, attention_mask_BT)
+        hidden_BTD = hidden_BTD.float()
         last_BD = hidden_BTD[:, -1]
         rows_B1 = torch.arange(len(hidden_BTD), device=hidden_BTD.device).unsqueeze(1)
         answers_BQD = hidden_BTD[rows_B1, answer_positions_BQ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
 
 from model.errors import CheckpointError, ConfigError
@@ -15,14 +17,25 @@ from model.text import ANS_TOKEN
 _HINT = "give a directory, or a hub's id with its revision, and see that the hub can be reached"
 
 
+def _revision(backbone: BackboneSettings) -> str:
+    """The commit to load; a directory has none, and `transformers` reads its default as such."""
+    if backbone.revision is None and not os.path.isdir(backbone.name):
+        raise ConfigError(
+            f"backbone {backbone.name}: no such directory; for a hub's id, set `revision` to a commit of its "
+            "repository, so that what is trained on it can be loaded again"
+        )
+    return backbone.revision or "main"
+
+
 def load_tokenizer(backbone: BackboneSettings) -> PreTrainedTokenizerBase:
     """The backbone's tokenizer with `<ans>` added, padding on the left.
 
     Raises:
-        ConfigError: it is not where the settings say.
+        ConfigError: it is not where the settings say, or its hub revision is not pinned.
     """
+    revision = _revision(backbone)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(backbone.name, revision=backbone.revision)
+        tokenizer = AutoTokenizer.from_pretrained(backbone.name, revision=revision)
     except (OSError, ValueError) as error:
         raise ConfigError(f"backbone {backbone.name}: no tokenizer can be loaded ({error}); {_HINT}") from error
     tokenizer.add_special_tokens({"additional_special_tokens": [ANS_TOKEN]}, replace_extra_special_tokens=False)
@@ -36,19 +49,17 @@ def load_config(backbone: BackboneSettings) -> LlavaOnevisionConfig:
     Raises:
         ConfigError: it cannot be loaded, or is no LLaVA-OneVision, or its hub revision is not pinned.
     """
-    if backbone.revision is None and not os.path.isdir(backbone.name):
-        raise ConfigError(
-            f"backbone {backbone.name}: set `revision` to a commit of its repository, so that what is trained on it "
-            "can be loaded again"
-        )
+    revision = _revision(backbone)
     try:
-        config = LlavaOnevisionConfig.from_pretrained(backbone.name, revision=backbone.revision)
+        config = LlavaOnevisionConfig.from_pretrained(backbone.name, revision=revision)
     except (OSError, ValueError) as error:
         raise ConfigError(f"backbone {backbone.name}: cannot be loaded ({error}); {_HINT}") from error
     return config
 
 
-def load_backbone(backbone: BackboneSettings, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> LlavaOnevisionModel:
+def load_backbone(
+    backbone: BackboneSettings, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+) -> LlavaOnevisionModel:
     """The pretrained model without its language-model head, its embedding large enough for `<ans>`.
 
     Raises:
@@ -57,11 +68,12 @@ def load_backbone(backbone: BackboneSettings, tokenizer: PreTrainedTokenizerBase
     """
     load_config(backbone)
     try:
-        model, report = LlavaOnevisionModel.from_pretrained(
-            backbone.name, revision=backbone.revision, dtype=dtype, output_loading_info=True
+        loaded = LlavaOnevisionModel.from_pretrained(
+            backbone.name, revision=_revision(backbone), dtype=dtype, output_loading_info=True
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"backbone {backbone.name}: cannot be loaded ({error}); {_HINT}") from error
+    model, report = cast(tuple[LlavaOnevisionModel, dict[str, Any]], loaded)  # with output_loading_info
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise CheckpointError(f"backbone {backbone.name}: no weights for {missing}; take a complete LLaVA-OneVision")
@@ -71,7 +83,7 @@ def load_backbone(backbone: BackboneSettings, tokenizer: PreTrainedTokenizerBase
 
 def fit_embedding(model: LlavaOnevisionModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Grow the embedding where the tokenizer has more tokens; the real backbones have spare rows."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if len(tokenizer) > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
 
 

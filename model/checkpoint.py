@@ -1,11 +1,11 @@
 """A checkpoint: a directory that, with the named backbone, can score.
 
-    checkpoint.json        format, task, variant, sequence, backbone, training settings, provenance
-    trained.safetensors    heads, projector, and the language model where it was trained in full
-    adapter/               LoRA weights and the row of `<ans>`, in PEFT's format, where LoRA was used
-    tokenizer/             with `<ans>`
-    backbone/              only of the tiny backbone, which no hub has
-    operating_points.json  calibration and thresholds, once they are fitted (see `OperatingPoints`)
+checkpoint.json        format, task, variant, sequence, backbone, training settings, provenance
+trained.safetensors    heads, projector, and the language model where it was trained in full
+adapter/               LoRA weights and the row of `<ans>`, in PEFT's format, where LoRA was used
+tokenizer/             with `<ans>`
+backbone/              only of the tiny backbone, which no hub has
+operating_points.json  calibration and thresholds, once they are fitted (see `OperatingPoints`)
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlavaOnevisionModel, PreTrainedTokenizerBase
 
-from model.agentps import AgentPS, visual_tokens
+from model.agentps import AgentPS, tower_size, visual_tokens
 from model.backbone import load_backbone, load_config, load_tokenizer
 from model.errors import CheckpointError
 from model.metrics import Calibration, OperatingPoint
 from model.prompt import Prompt
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings
 from model.task import Task, explain_validation
-from model.text import ANS_TOKEN
+from model.text import ans_token_id
 
 FORMAT = 1
 _META, _TRAINED, _POINTS = "checkpoint.json", "trained.safetensors", "operating_points.json"
@@ -78,7 +78,9 @@ class Loaded:
 
 def _architecture_fingerprint(config_json: str) -> str:
     # `transformers_version`, `_name_or_path` and dtype tell where and how it was saved, not what it is.
-    config = {k: v for k, v in json.loads(config_json).items() if k not in ("transformers_version", "_name_or_path", "dtype")}
+    config = {
+        k: v for k, v in json.loads(config_json).items() if k not in ("transformers_version", "_name_or_path", "dtype")
+    }
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -88,10 +90,26 @@ def build(
     """A network to be trained: pretrained backbone, fresh heads, the right parameters trainable."""
     tokenizer = load_tokenizer(backbone)
     llava = load_backbone(backbone, tokenizer, torch.float32 if train.precision == "float32" else torch.bfloat16)
-    image_size = llava.config.vision_config.image_size
+    model = wrap(llava, tokenizer, task, sequence, train)
+    return model, tokenizer, _prompt(tokenizer, task, train, sequence, model)
+
+
+def wrap(
+    llava: LlavaOnevisionModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    sequence: SequenceSettings,
+    train: TrainSettings,
+) -> AgentPS:
+    """Fresh heads on a pretrained backbone, the right parameters trainable.
+
+    Raises:
+        CheckpointError: the frames have another size than the tower reads.
+    """
+    image_size = tower_size(llava.config)
     if sequence.image_size != image_size:
         raise CheckpointError(
-            f"preprocess.image_size is {sequence.image_size}, the tower of {backbone.name} reads {image_size}: set it so"
+            f"preprocess.image_size is {sequence.image_size}, the backbone's tower reads {image_size}: set it so"
         )
     model = AgentPS(
         llava,
@@ -101,9 +119,8 @@ def build(
         head_dropout=train.head_dropout,
         final_weight=train.final_weight,
     )
-    ans_token_id = tokenizer.convert_tokens_to_ids(ANS_TOKEN)
-    model.set_trainable(train.lora, ans_token_id, projector=train.train_projector)
-    return model, tokenizer, _prompt(tokenizer, task, train, sequence, model)
+    model.set_trainable(train.lora, ans_token_id(tokenizer), projector=train.train_projector)
+    return model
 
 
 def _prompt(
@@ -136,7 +153,9 @@ def load_trainable_state(model: AgentPS, state: dict[str, torch.Tensor], source:
         for name, parameter in wanted.items():
             if parameter.shape != state[name].shape:
                 found, expected = tuple(state[name].shape), tuple(parameter.shape)
-                raise CheckpointError(f"{source}: {name} has shape {found}, the network {expected}: another backbone or task")
+                raise CheckpointError(
+                    f"{source}: {name} has shape {found}, the network {expected}: another backbone or task"
+                )
             parameter.copy_(state[name])
 
 
@@ -144,8 +163,8 @@ def _check_same(expected: set[str], found: set[str], source: Path) -> None:
     missing, unknown = sorted(expected - found), sorted(found - expected)
     if missing or unknown:
         raise CheckpointError(
-            f"{source}: does not fit the network: missing {missing[:5] or 'nothing'}, unknown {unknown[:5] or 'nothing'}; "
-            "it was made for another task, variant or backbone"
+            f"{source}: does not fit the network: missing {missing[:5] or 'nothing'}, "
+            f"unknown {unknown[:5] or 'nothing'}; it was made for another task, variant or backbone"
         )
 
 
@@ -167,7 +186,7 @@ def save(
     part.mkdir(parents=True)
     state = trainable_state(model)
     if isinstance(model.backbone, PeftModel):
-        model.backbone.save_pretrained(part / "adapter")
+        model.backbone.save_pretrained(str(part / "adapter"))
         (part / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         state = {name: value for name, value in state.items() if not _in_adapter(name)}
     save_file(state, part / _TRAINED)
@@ -204,13 +223,17 @@ def read_info(directory: Path) -> CheckpointInfo:
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: no JSON ({error}): the checkpoint is damaged") from error
     if raw.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: format {raw.get('format')}, this version reads {FORMAT}: use the version that wrote it")
+        raise CheckpointError(
+            f"{path}: format {raw.get('format')}, this version reads {FORMAT}: use the version that wrote it"
+        )
     try:
         info = CheckpointInfo.model_validate(raw)
     except ValidationError as error:
         raise CheckpointError(f"{path}: {explain_validation(error)}") from error
     if info.task.fingerprint != info.task_fingerprint:
-        raise CheckpointError(f"{path}: its task was changed after training: {info.task.fingerprint} is not {info.task_fingerprint}")
+        raise CheckpointError(
+            f"{path}: its task was changed after training: {info.task.fingerprint} is not {info.task_fingerprint}"
+        )
     return info
 
 
@@ -230,16 +253,19 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
         )
     tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer")
     llava = load_backbone(backbone, tokenizer, torch.float32 if info.train.precision == "float32" else torch.bfloat16)
-    model = AgentPS(llava, info.task, info.train.variant, head_hidden=info.train.head_hidden)
-    model.set_trainable(info.train.lora, tokenizer.convert_tokens_to_ids(ANS_TOKEN), projector=info.train.train_projector)
+    model = wrap(llava, tokenizer, info.task, info.sequence, info.train)
     try:
         state = load_file(directory / _TRAINED)
         if isinstance(model.backbone, PeftModel):
-            outcome = model.backbone.load_adapter(directory / "adapter", model.backbone.active_adapter, is_trainable=True)
+            outcome = model.backbone.load_adapter(
+                directory / "adapter", model.backbone.active_adapter, is_trainable=True
+            )
             adapter = {name for name, p in model.named_parameters() if p.requires_grad and _in_adapter(name)}
             missing = sorted(adapter & {f"backbone.{key}" for key in outcome.missing_keys})
             if missing or outcome.unexpected_keys:
-                raise CheckpointError(f"{directory}: adapter lacks {missing[:5]}, has {outcome.unexpected_keys[:5]} too many")
+                raise CheckpointError(
+                    f"{directory}: adapter lacks {missing[:5]}, has {outcome.unexpected_keys[:5]} too many"
+                )
             state |= {name: p for name, p in trainable_state(model).items() if _in_adapter(name)}
     except (FileNotFoundError, ValueError) as error:
         raise CheckpointError(f"{directory}: a part of the checkpoint is missing: {error}") from error
@@ -262,4 +288,3 @@ def read_operating_points(directory: Path) -> OperatingPoints:
         raise CheckpointError(f"{directory}: no {_POINTS}: evaluate the checkpoint first") from None
     except ValidationError as error:
         raise CheckpointError(f"{directory / _POINTS}: {explain_validation(error)}") from error
-

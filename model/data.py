@@ -36,7 +36,9 @@ _META, _POSTS = "shards.json", "posts.parquet"
 class ShardWriter:
     """Writes images in order, `images_per_file` a file, then the posts; `close` last."""
 
-    def __init__(self, root: Path, sequence: SequenceSettings, tokenizer_name: str, images_per_file: int = 4096) -> None:
+    def __init__(
+        self, root: Path, sequence: SequenceSettings, tokenizer_name: str, images_per_file: int = 4096
+    ) -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root = root
         self._sequence = sequence
@@ -108,7 +110,7 @@ class PostDataset(torch.utils.data.Dataset[int]):
 def class_labels(frame: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     """int64 (len(frame), len(columns)), NO_LABEL where a cell is empty or the column is absent."""
     full = frame.reindex(columns=list(columns))
-    return full.astype("Int64").fillna(NO_LABEL).to_numpy(dtype=np.int64).reshape(len(frame), len(columns))
+    return full.astype("Int64").fillna(NO_LABEL).to_numpy(dtype=np.int64, copy=True).reshape(len(frame), len(columns))
 
 
 class Batches:
@@ -121,7 +123,9 @@ class Batches:
         self._shards = shards
         self._prompt = prompt
         posts = shards.posts
-        self._frames_NF = np.stack(posts[FRAMES].to_list()).astype(np.int64) if len(posts) else np.zeros((0, 1), np.int64)
+        self._frames_NF = (
+            np.stack(posts[FRAMES].to_list()).astype(np.int64) if len(posts) else np.zeros((0, 1), np.int64)
+        )
         self._text_ids = posts[TEXT_IDS].to_list()
         process = posts if labels is None else labels.set_index(POST_ID).reindex(posts[POST_ID])
         self._questions_NQ = torch.from_numpy(class_labels(process, task.question_ids))
@@ -138,7 +142,7 @@ class Batches:
         """int64 (len(rows),), NO_LABEL where there is none."""
         return self._final_N.numpy()[rows]
 
-    def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         numbers_U, index = np.unique(self._frames_NF[list(rows)], return_inverse=True)
         batch: dict[str, Any] = dict(self._prompt.batch([self._text_ids[row] for row in rows]))
         batch["pixel_values_UCHW"] = normalize(self._shards.images(numbers_U))

@@ -41,7 +41,9 @@ def task_loss(
     for index, logits_BC in enumerate(question_logits):
         cells = F.cross_entropy(logits_BC, question_labels_BQ[:, index], ignore_index=NO_LABEL, reduction="sum")
         loss = loss + question_weights[index] * cells
-    return loss, label_weight(question_labels_BQ if question_logits else None, question_weights, final_labels_B, final_weight)
+    return loss, label_weight(
+        question_labels_BQ if question_logits else None, question_weights, final_labels_B, final_weight
+    )
 
 
 def label_weight(

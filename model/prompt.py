@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.errors import PromptError
-from model.text import ANS_TOKEN
+from model.text import ANS_TOKEN, ans_token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,9 +62,7 @@ class Prompt:
         """
         self.pad_token_id: int = tokenizer.pad_token_id  # type: ignore[assignment]  # every backbone has one
         self.visual_ids = [video_token_id] * visual_tokens
-        ans_id = tokenizer.convert_tokens_to_ids(ANS_TOKEN)
-        if ans_id is None or ans_id == tokenizer.unk_token_id:
-            raise PromptError(f"the tokenizer has no token {ANS_TOKEN}: load it with model.backbone.load_tokenizer")
+        ans_id = ans_token_id(tokenizer)
         self.question_ids: list[int] = []
         #: Offset from the end of the sequence of each `<ans>`: the same in every post.
         ends: list[int] = []
@@ -79,8 +77,8 @@ class Prompt:
         room = sequence.max_tokens - len(self.question_ids)
         if room < MIN_TEXT_TOKENS:
             raise PromptError(
-                f"task {task.name}: its questions take {len(self.question_ids)} of {sequence.max_tokens} tokens and leave "
-                f"{max(room, 0)} for title and text; shorten the `ask` wordings or raise preprocess.max_tokens"
+                f"task {task.name}: its questions take {len(self.question_ids)} of {sequence.max_tokens} tokens and "
+                f"leave {max(room, 0)} for title and text; shorten the `ask` wordings or raise preprocess.max_tokens"
             )
         self.max_text_tokens = min(sequence.max_text_tokens, room)
 

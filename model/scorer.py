@@ -5,9 +5,10 @@ Dimensions: N posts · C classes of one question
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,7 +56,10 @@ def predict(model: AgentPS, batches: Iterator[dict[str, Tensor]]) -> RawAnswers:
     )
 
 
-def in_chunks(rows: Sequence[int] | np.ndarray, size: int, make: Callable[[Sequence[int]], dict]) -> Iterator[dict]:
+def in_chunks(
+    rows: np.ndarray, size: int, make: Callable[[np.ndarray], dict[str, Tensor]]
+) -> Iterator[dict[str, Tensor]]:
+    """`make` of `size` rows at a time."""
     for start in range(0, len(rows), size):
         yield make(rows[start : start + size])
 
@@ -112,11 +116,10 @@ class Scorer:
             encode_post_text(self._loaded.tokenizer, title, text, sequence.max_text_tokens)
             for title, text in zip(posts[TITLE].fillna(""), posts[TEXT].fillna(""), strict=True)
         ]
-        return {
-            **self._loaded.prompt.batch(ids),
-            "pixel_values_UCHW": normalize(np.stack(images)),
-            "frame_index_BF": torch.tensor(rows),
-        }
+        batch: dict[str, Any] = dict(self._loaded.prompt.batch(ids))
+        batch["pixel_values_UCHW"] = normalize(np.stack(images))
+        batch["frame_index_BF"] = torch.tensor(rows)
+        return batch
 
     def score(self, posts: pd.DataFrame) -> pd.DataFrame:
         """One row a post, in order.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +14,8 @@ Variant = Literal["vanilla", "multitask", "agentps", "agentps_answers"]
 
 #: The backbone built here from `LlavaOnevisionConfig`: no download, seconds on a CPU.
 TINY = "tiny"
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
 class _Section(BaseModel):
@@ -31,6 +34,10 @@ class BackboneSettings(_Section):
     def _pinned(self) -> BackboneSettings:
         if self.name == TINY and self.revision is not None:
             raise ValueError("the tiny backbone has no revision: remove `revision`")
+        if self.revision is not None and not _COMMIT.match(self.revision):
+            raise ValueError(
+                f"revision {self.revision!r}: a branch or tag can move: give the commit, 40 hexadecimal digits"
+            )
         return self
 
 
@@ -49,7 +56,9 @@ class SequenceSettings(_Section):
     @model_validator(mode="after")
     def _room_for_questions(self) -> SequenceSettings:
         if self.max_text_tokens >= self.max_tokens:
-            raise ValueError(f"max_text_tokens {self.max_text_tokens} leaves no room for questions in {self.max_tokens}")
+            raise ValueError(
+                f"max_text_tokens {self.max_text_tokens} leaves no room for questions in {self.max_tokens}"
+            )
         return self
 
 
@@ -57,7 +66,7 @@ class LoraSettings(_Section):
     """LoRA on the language model's linear layers (paper 3.1.2: rank 128, alpha 256)."""
 
     rank: int = Field(ge=1)
-    alpha: float = Field(gt=0)
+    alpha: int = Field(ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 

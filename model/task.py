@@ -83,7 +83,9 @@ class Question(_Strict):
         if isinstance(self.rule, str) and len(self.classes) != 2:
             raise ValueError(f"{len(self.classes)} classes need a rule for each class after the first")
         if isinstance(self.rule, dict) and set(self.rule) != set(self.classes[1:]):
-            raise ValueError(f"rule names {sorted(self.rule)}; the classes after the first are {list(self.classes[1:])}")
+            raise ValueError(
+                f"rule names {sorted(self.rule)}; the classes after the first are {list(self.classes[1:])}"
+            )
         for expression in self._rules().values():
             if not _RULE.match(expression):
                 raise ValueError(f"rule {expression!r}: write `count >= NUMBER` or `share >= NUMBER`")
@@ -128,7 +130,9 @@ class FinalQuestion(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> FinalQuestion:
         if self.classes[0] == self.classes[1] or self.positive not in self.classes:
-            raise ValueError(f"classes {list(self.classes)}, positive {self.positive!r}: two names, one of them positive")
+            raise ValueError(
+                f"classes {list(self.classes)}, positive {self.positive!r}: two names, one of them positive"
+            )
         if self.classes.index(self.positive) != 1:
             raise ValueError(f"label 1 is the positive class: list {self.positive!r} second in classes")
         return self

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from model.errors import PromptError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: Closes every intermediate question; its hidden state is the answer (paper 2.1).
 ANS_TOKEN = "<ans>"
+
+
+def ans_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of `<ans>`.
+
+    Raises:
+        PromptError: the tokenizer has no such token.
+    """
+    found = tokenizer.get_vocab().get(ANS_TOKEN)
+    if found is None:
+        raise PromptError(f"the tokenizer has no token {ANS_TOKEN}: load it with model.backbone.load_tokenizer")
+    return found
 
 
 def encode_post_text(tokenizer: PreTrainedTokenizerBase, title: str, text: str, max_tokens: int) -> list[int]:

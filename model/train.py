@@ -42,11 +42,11 @@ class _Trainer(Trainer):
     # compute_loss divides by the label weight of the whole optimizer step.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *, batches: Batches, settings: TrainSettings, **kwargs: Any) -> None:
+    def __init__(self, *, batches: Batches, settings: TrainSettings, best: Path, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._batches = batches
         self._settings = settings
-        self._best = Path(self.args.output_dir) / "best"
+        self._best = best
 
     @property
     def _module(self) -> AgentPS:
@@ -65,7 +65,9 @@ class _Trainer(Trainer):
             for batch in batch_samples
         )
         weight = torch.as_tensor(weight, dtype=torch.float32, device=device)
-        return self.accelerator.gather(weight.unsqueeze(0)).sum() if self.args.world_size > 1 else weight
+        if self.args.world_size > 1:
+            weight = self.accelerator.gather(weight.unsqueeze(0)).sum()
+        return weight.clamp(min=torch.finfo(torch.float32).tiny)  # nothing labelled: a loss of 0, not 0 / 0
 
     def compute_loss(
         self,
@@ -104,7 +106,9 @@ class _Trainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Only what is trained: a 7B backbone is not written again with every checkpoint."""
-        directory = Path(output_dir or self.args.output_dir)
+        if output_dir is None:
+            raise ValueError("a checkpoint needs a directory of its own")
+        directory = Path(output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         save_file(trainable_state(self._module), directory / _WEIGHTS)
 
@@ -142,6 +146,7 @@ def fit(
         work_dir: checkpoints to resume from are kept here. The caller gives the same directory for
             the same training and another for any other: a checkpoint found here is resumed.
     """
+    best = work_dir / "best"
     train_rows = batches.rows(TRAIN, labelled=False)
     steps_per_epoch = max(1, -(-len(train_rows) // settings.batch))
     arguments = TrainingArguments(
@@ -154,7 +159,6 @@ def fit(
         warmup_steps=round(settings.warmup_share * steps_per_epoch * settings.epochs),
         lr_scheduler_type="cosine",
         max_grad_norm=settings.max_grad_norm,
-        bf16=settings.precision == "bfloat16",
         gradient_checkpointing=False,  # asked of the language model below: our module has no such method
         eval_strategy="epoch",
         save_strategy="steps",
@@ -180,10 +184,10 @@ def fit(
         callbacks=list(callbacks),
         batches=batches,
         settings=settings,
+        best=best,
     )
     resume = last_whole_checkpoint(work_dir)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    best = work_dir / "best"
     load_trainable_state(model, load_file(best / _WEIGHTS), best)
     kept = json.loads((best / "metric.json").read_text())
     return FitResult(

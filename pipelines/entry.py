@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import yaml
 from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
+from zenml.enums import ExecutionMode
 from zenml.pipelines.pipeline_definition import Pipeline
 
 from model.errors import AgentPSError, ConfigError
+from pipelines.console import quieten
 from steps.settings import home
+
+quieten()
 
 _PARAMETERS = "parameters"
 
@@ -24,12 +29,22 @@ class CheckedPipeline(Pipeline):
     file. Here `posts: my/posts.jsonl` alone is enough, and a typing mistake is an error.
     """
 
-    def with_options(self, *args: Any, config_path: str | None = None, **kwargs: Any) -> Pipeline:
-        try:
-            checked = check_run_config(Path(config_path), set(self._parameter_names())) if config_path else None
-        except AgentPSError as error:
-            raise click.ClickException(str(error)) from error
-        return super().with_options(*args, config_path=str(checked) if checked else None, **kwargs)
+    def __init__(self, *, name: str, entrypoint: Callable[..., None], check: Callable[[dict[str, Any], str], object]):
+        """`check` gets the file's parameters and its name; it raises an AgentPSError where a value is wrong."""
+        # ZenML's default goes on after a failure, and forgets the error that was raised
+        super().__init__(name=name, entrypoint=entrypoint, execution_mode=ExecutionMode.FAIL_FAST)
+        self._check = check
+
+    def with_options(self, *args: Any, **kwargs: Any) -> Pipeline:
+        if kwargs.get("config_path"):
+            path = Path(kwargs["config_path"])
+            try:
+                config = check_run_config(path, set(self._parameter_names()))
+                self._check(config[_PARAMETERS], f"config {path}")
+            except AgentPSError as error:
+                raise click.ClickException(str(error)) from error
+            kwargs["config_path"] = str(_write(config))
+        return super().with_options(*args, **kwargs)
 
     def _parameter_names(self) -> list[str]:
         code = self.entrypoint.__code__
@@ -42,8 +57,8 @@ class CheckedPipeline(Pipeline):
             raise click.ClickException(str(error)) from error
 
 
-def check_run_config(path: Path, parameters: set[str]) -> Path:
-    """The same config in ZenML's own form: our parameters moved under `parameters:`.
+def check_run_config(path: Path, parameters: set[str]) -> dict[str, Any]:
+    """The content of a config file in ZenML's own form: our parameters moved under `parameters:`.
 
     Raises:
         ConfigError: the file is missing, no YAML mapping, or has an unknown key.
@@ -51,7 +66,9 @@ def check_run_config(path: Path, parameters: set[str]) -> Path:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"config {path}: no such file: give a path relative to the working directory, or absolute") from None
+        raise ConfigError(
+            f"config {path}: no such file: give a path relative to the working directory, or absolute"
+        ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"config {path}: cannot be read as YAML: {error}") from error
     if not isinstance(raw, dict):
@@ -60,15 +77,24 @@ def check_run_config(path: Path, parameters: set[str]) -> Path:
     if not isinstance(nested, dict):
         raise ConfigError(f"config {path}: {_PARAMETERS}: a mapping was expected, found {type(nested).__name__}")
     ours = {key: value for key, value in raw.items() if key in parameters}
-    for key in [*(k for k in raw if k not in parameters and k not in PipelineRunConfiguration.model_fields)]:
-        raise ConfigError(f"config {path}: {key}: unknown key: remove it or correct its name; options are {sorted(parameters)}")
+    for key in raw:
+        if key not in parameters and key not in PipelineRunConfiguration.model_fields:
+            raise ConfigError(_unknown(path, str(key), parameters))
     for key in nested:
         if key not in parameters:
-            raise ConfigError(f"config {path}: {_PARAMETERS}.{key}: unknown key; options are {sorted(parameters)}")
+            raise ConfigError(_unknown(path, f"{_PARAMETERS}.{key}", parameters))
         if key in ours:
             raise ConfigError(f"config {path}: {key} stands at the top level and under {_PARAMETERS}: keep one")
-    whole = {key: value for key, value in raw.items() if key not in parameters} | {_PARAMETERS: {**nested, **ours}}
-    text = yaml.safe_dump(whole, sort_keys=True, allow_unicode=True)
+    return {key: value for key, value in raw.items() if key not in parameters} | {_PARAMETERS: {**nested, **ours}}
+
+
+def _unknown(path: Path, key: str, parameters: set[str]) -> str:
+    options = ", ".join(sorted(parameters))
+    return f"config {path}: {key}: unknown key: remove it or correct its name; options are {options}"
+
+
+def _write(config: dict[str, Any]) -> Path:
+    text = yaml.safe_dump(config, sort_keys=True, allow_unicode=True)
     target = home() / "work" / "configs" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")

@@ -51,11 +51,11 @@ def _training(
     table, _rejects = ingest_step(source, fingerprint, policy, settings.sample, settings.ingest)
     labels = annotate_step(table, policy, settings.annotate, settings.sample)
     validate_step(table, labels, policy, settings.validate_, settings.ingest)
-    shards = preprocess_step(
-        table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"]
-    )
+    shards = preprocess_step(table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"])
     checkpoint = fine_tune_step(shards, labels, policy, settings.backbone, settings.fine_tune)
-    annotator_name = settings.annotator if settings.annotator == "human" else f"{settings.annotator}:{settings.annotate.model}"
+    annotator_name = (
+        settings.annotator if settings.annotator == "human" else f"{settings.annotator}:{settings.annotate.model}"
+    )
     report, _page, _predictions = evaluate_step(
         checkpoint, shards, table, labels, policy, settings.backbone.name, annotator_name, settings.evaluate
     )
@@ -63,4 +63,4 @@ def _training(
     promote_step(version, report, settings.promote)
 
 
-agentps_training = CheckedPipeline(name="agentps_training", entrypoint=_training)
+agentps_training = CheckedPipeline(name="agentps_training", entrypoint=_training, check=load_settings)

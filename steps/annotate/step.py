@@ -61,7 +61,7 @@ def annotate(
         "completion_tokens": result.completion_tokens,
         "seconds": result.seconds,
     }
-    log_metadata(figures)
+    log_metadata({**figures})
     mlflow.log_metrics({f"annotate_{name}": value for name, value in figures.items()})
     logger.info(
         "%s annotator %s: asked %s posts, reused %s answers, %s without an answer",

@@ -32,7 +32,9 @@ def evaluate(
     backbone: str,
     annotator: str,
     settings: EvaluateSettings,
-) -> tuple[Annotated[EvalReport, "report"], Annotated[HTMLString, "report_page"], Annotated[pd.DataFrame, "predictions"]]:
+) -> tuple[
+    Annotated[EvalReport, "report"], Annotated[HTMLString, "report_page"], Annotated[pd.DataFrame, "predictions"]
+]:
     """The report, the same as one HTML page, and the scores of val and test that it was made of."""
     val, test, calibration, info = predict_splits(checkpoint.path, shards.path)
     report = build_report(

@@ -13,7 +13,7 @@ from model.tiny import build_tiny
 from steps.ingest import sample
 
 #: Single images that the tiny tower is pretrained on, and texts for its tokenizer.
-TOWER_IMAGES = 16_000
+TOWER_IMAGES = 6_000
 TOKENIZER_POSTS = 3_000
 
 

@@ -54,7 +54,12 @@ class MlflowMetrics(TrainerCallback):
     """Losses and val metrics to the active MLflow run, as they come."""
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
     ) -> None:
         if state.is_world_process_zero and mlflow.active_run() is not None:
             names = {"loss": "train_loss", "eval_average_precision": "val_average_precision"}

@@ -45,7 +45,7 @@ def fine_tune(
         "resumed_from_step": float(result.resumed_from_step),
     }
     mlflow.log_metrics(figures)
-    log_metadata(figures)
+    log_metadata({**figures})
     logger.info(
         "Fine-tuned %s: val average precision %.3f at epoch %g%s",
         settings.variant,

@@ -86,35 +86,25 @@ def _ring(d: Draw, box: Box, ink: str) -> None:
 
 def _boat(d: Draw, box: Box, ink: str) -> None:
     x, y, r = box
-    d.polygon(((x - r, y + 0.3 * r), (x + r, y + 0.3 * r), (x + 0.6 * r, y + 0.9 * r), (x - 0.6 * r, y + 0.9 * r)), fill=ink)
+    d.polygon(
+        ((x - r, y + 0.3 * r), (x + r, y + 0.3 * r), (x + 0.6 * r, y + 0.9 * r), (x - 0.6 * r, y + 0.9 * r)), fill=ink
+    )
     d.line((x, y + 0.3 * r, x, y - r), ink, 5)
-
-
-def _star(d: Draw, box: Box, ink: str) -> None:
-    x, y, r = box
-    angles = [-math.pi / 2 + k * math.pi / 5 for k in range(10)]
-    d.polygon([(x + (r, 0.4 * r)[k % 2] * math.cos(a), y + (r, 0.4 * r)[k % 2] * math.sin(a)) for k, a in enumerate(angles)], fill=ink)
-
-
-def _cross(d: Draw, box: Box, ink: str) -> None:
-    x, y, r = box
-    d.line((x - 0.8 * r, y - 0.8 * r, x + 0.8 * r, y + 0.8 * r), ink, 11)
-    d.line((x - 0.8 * r, y + 0.8 * r, x + 0.8 * r, y - 0.8 * r), ink, 11)
 
 
 @dataclass(frozen=True)
 class Subject:
-    words: tuple[str, ...]
+    word: str
     draw: Callable[[Draw, Box, str], None]
 
 
 SUBJECTS = (
-    Subject(("sun",), _sun),
-    Subject(("tree",), _tree),
-    Subject(("house",), _house),
-    Subject(("fish",), _fish),
-    Subject(("ring",), _ring),
-    Subject(("boat",), _boat),
+    Subject("sun", _sun),
+    Subject("tree", _tree),
+    Subject("house", _house),
+    Subject("fish", _fish),
+    Subject("ring", _ring),
+    Subject("boat", _boat),
 )
 
 _ORIGINAL = (
@@ -192,9 +182,8 @@ def _wording(rng: np.random.Generator, subject: int, subjects: np.ndarray, tags:
     """A title or text and the number of images that it is relevant to (0 where it is not original)."""
     kind = rng.choice(3, p=(0.5, 0.24, 0.26))  # original and of the subject, original of another, plain
     told = subject if kind != 1 else int(rng.choice([s for s in range(len(SUBJECTS)) if s != subject]))
-    words = SUBJECTS[told].words
     templates = _PLAIN if kind == 2 else _ORIGINAL
-    sentence = templates[rng.integers(len(templates))].format(w=words[rng.integers(len(words))])
+    sentence = templates[rng.integers(len(templates))].format(w=SUBJECTS[told].word)
     sentence = " ".join((sentence, *(_TAGS[k] for k in rng.choice(len(_TAGS), tags, replace=False))))
     return sentence, 0 if kind == 2 else int((subjects == told).sum())
 
@@ -218,7 +207,14 @@ def compose_post(rng: np.random.Generator) -> SamplePost:
         "text_relevant": text_count,
         "theme_relevant": int(np.bincount(subjects).max()),
     }
-    return SamplePost(title, text, *(tuple(map(int, values)) for values in (subjects, styles, overlays)), counts)
+    return SamplePost(
+        title=title,
+        text=text,
+        subjects=tuple(map(int, subjects)),
+        styles=tuple(map(int, styles)),
+        overlays=tuple(map(int, overlays)),
+        counts=counts,
+    )
 
 
 def final_label(answers: dict[str, int]) -> int:
@@ -228,7 +224,9 @@ def final_label(answers: dict[str, int]) -> int:
     return int((not answers["ugc"] and not relevant) or (answers["watermark"] and not own))
 
 
-def _write_posts(root: Path, task: Task, settings: SampleSettings, split: str, start: int, stop: int) -> tuple[list, list]:
+def _write_posts(
+    root: Path, task: Task, settings: SampleSettings, split: str, start: int, stop: int
+) -> tuple[list, list]:
     rows, truths = [], []
     split_index = SPLITS.index(split)
     total = settings.train + settings.val + settings.test
@@ -289,7 +287,9 @@ def render_sample(settings: SampleSettings, home: Path) -> Path:
         task = load_task("ucc")
         chunks = list(_chunks(settings))
         with ProcessPoolExecutor() as pool:
-            parts = list(pool.map(_write_posts, *zip(*((work, task, settings, *chunk) for chunk in chunks), strict=True)))
+            parts = list(
+                pool.map(_write_posts, *zip(*((work, task, settings, *chunk) for chunk in chunks), strict=True))
+            )
         with (work / "posts.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for rows, _ in parts for row in rows)
         pd.DataFrame([truth for _, truths in parts for truth in truths]).to_parquet(work / "truth.parquet", index=False)

@@ -11,7 +11,7 @@ from zenml.logger import get_logger
 
 from model.task import Task
 from steps.caching import depends_on
-from steps.ingest.posts import read_manifest
+from steps.ingest.posts import RejectsError, read_manifest
 from steps.ingest.sample import render_sample
 from steps.settings import SAMPLE, IngestSettings, SampleSettings, home
 
@@ -28,7 +28,13 @@ def ingest(
 ) -> tuple[Annotated[pd.DataFrame, "posts"], Annotated[pd.DataFrame, "rejects"]]:
     """Read `posts`, the path of a manifest or `sample`; rejected rows come back with their reasons."""
     manifest = render_sample(sample, home()) if posts == SAMPLE else Path(posts)
-    result = read_manifest(manifest, task, settings)
+    try:
+        result = read_manifest(manifest, task, settings)
+    except RejectsError as error:  # a failed step keeps no outputs: the table is kept on disk
+        path = home() / "reports" / "rejects.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        error.rejects.to_csv(path, index=False)
+        raise RejectsError(f"{error}\nAll rejected rows: {path}", error.rejects) from error
     log_metadata({**result.counts, "manifest": str(manifest), "fingerprint": fingerprint})
     logger.info("Ingested %s posts, rejected %s (%s)", len(result.posts), len(result.rejects), manifest)
     return result.posts, result.rejects

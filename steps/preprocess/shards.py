@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -42,6 +45,31 @@ def _distinct_images(posts: pd.DataFrame) -> dict[str, str]:
 def _frames(paths: list[str], size: int, limits: ImageLimits) -> Iterator[np.ndarray]:
     with ProcessPoolExecutor() as pool:
         yield from pool.map(partial(_frame, size=size, limits=limits), paths, chunksize=_CHUNK)
+
+
+def scratch_folder(work: Path) -> Path:
+    """An empty folder of this process under `work`.
+
+    Those of processes that ended are removed: they were copied into the artifact store, or their run was killed.
+    """
+    prefix = f"shards-{socket.gethostname()}-"
+    for folder in work.glob(f"{prefix}*"):
+        process = folder.name.removeprefix(prefix)
+        if process.isdigit() and (int(process) == os.getpid() or not _is_running(int(process))):
+            shutil.rmtree(folder)
+    folder = work / f"{prefix}{os.getpid()}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def write_shards(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
@@ -17,7 +15,7 @@ from model.settings import BackboneSettings, SequenceSettings
 from model.task import Task
 from steps.caching import depends_on
 from steps.fine_tune.backbone import resolve
-from steps.preprocess.shards import write_shards
+from steps.preprocess.shards import scratch_folder, write_shards
 from steps.settings import IngestSettings, home
 
 logger = get_logger(__name__)
@@ -26,7 +24,12 @@ logger = get_logger(__name__)
 @step(
     output_materializers=DirectoryMaterializer,
     cache_policy=depends_on(
-        "steps/preprocess", "steps/fine_tune/backbone.py", "model/data.py", "model/images.py", "model/text.py", "model/tiny.py"
+        "steps/preprocess",
+        "steps/fine_tune/backbone.py",
+        "model/data.py",
+        "model/images.py",
+        "model/text.py",
+        "model/tiny.py",
     ),
 )
 def preprocess(
@@ -34,9 +37,7 @@ def preprocess(
 ) -> Annotated[ShardDirectory, "shards"]:
     """Every distinct image at the tower's size, every text as tokens."""
     tokenizer = load_tokenizer(resolve(backbone, home()))
-    work = home() / "work"
-    work.mkdir(parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix="shards-", dir=work))
+    root = scratch_folder(home() / "work")
     limits = ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels)
     n_images = write_shards(root, posts, task, sequence, tokenizer, limits)
     log_metadata({"posts": len(posts), "distinct_images": n_images})

@@ -8,14 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
 import torch
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
 
 from model.scorer import Scorer
 
 
-class AgentPSModel(mlflow.pyfunc.PythonModel):
+class AgentPSModel(PythonModel):
     """DataFrame of posts in, one row of scores, decisions and answers a post out (see `Scorer.score`)."""
 
     def load_context(self, context: Any) -> None:
@@ -26,4 +27,4 @@ class AgentPSModel(mlflow.pyfunc.PythonModel):
         return self._scorer.score(model_input)
 
 
-mlflow.models.set_model(AgentPSModel())
+set_model(AgentPSModel())

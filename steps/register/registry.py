@@ -19,7 +19,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 from pydantic import BaseModel, ConfigDict
 
@@ -57,7 +57,7 @@ class RegisteredVersion(BaseModel):
     name: str
     version: str
     run_id: str | None
-    source: str
+    source: str | None
 
 
 def _client() -> MlflowClient:
@@ -75,10 +75,8 @@ def _content_hash(directory: Path) -> str:
 
 def _signature(task: Task, report: EvalReport) -> ModelSignature:
     """`images` is a list of paths or of bytes: MLflow's AnyType, as no column type of its own is both."""
-    inputs = Schema(
-        [ColSpec(DataType.string, TITLE), ColSpec(DataType.string, TEXT), ColSpec(AnyType(), IMAGES)]
-    )
-    outputs = [ColSpec(DataType.double, "score")]
+    inputs = Schema([ColSpec(DataType.string, TITLE), ColSpec(DataType.string, TEXT), ColSpec(AnyType(), IMAGES)])
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, "score")]
     outputs += [ColSpec(DataType.boolean, f"decision_{key}") for key in report.operating_points]
     if answers_questions(report.variant):
         for question in task.questions:
@@ -101,7 +99,9 @@ def find_by_content(name: str, content: str) -> RegisteredVersion | None:
 
 
 def _registered(version: ModelVersion) -> RegisteredVersion:
-    return RegisteredVersion(name=version.name, version=str(version.version), run_id=version.run_id, source=version.source)
+    return RegisteredVersion(
+        name=version.name, version=str(version.version), run_id=version.run_id, source=version.source
+    )
 
 
 def register(
@@ -169,8 +169,8 @@ def champion(name: str) -> tuple[RegisteredVersion, EvalReport] | None:
         path = mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}/artifacts/checkpoint/{_REPORT}")
     except (MlflowException, OSError) as error:
         raise RegistryError(
-            f"model {name} version {version.version}: no {_REPORT} in it ({error}); it was not registered by this pipeline: "
-            f"move the alias `{CHAMPION}` to a version that was"
+            f"model {name} version {version.version}: no {_REPORT} in it ({error}); it was not registered by this "
+            f"pipeline: move the alias `{CHAMPION}` to a version that was"
         ) from error
     return registered, EvalReport.model_validate_json(Path(path).read_text(encoding="utf-8"))
 

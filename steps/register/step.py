@@ -23,7 +23,8 @@ logger = get_logger(__name__)
 def _example(posts: pd.DataFrame) -> pd.DataFrame:
     """One post of the test split, its images as paths: what the pyfunc takes."""
     row = posts[posts[SPLIT] == TEST].iloc[[0]][[TITLE, TEXT, IMAGES]].reset_index(drop=True)
-    return row.assign(**{IMAGES: [list(map(str, images)) for images in row[IMAGES]]})
+    row[IMAGES] = row[IMAGES].map(lambda images: list(map(str, images)))
+    return row
 
 
 @step(

@@ -157,8 +157,6 @@ CRITICAL = {
     "annotated null id": (put_label(3, "post_id", None), "post_id is set", "labels, post_id is set"),
     "annotated twice": (put_label(3, "post_id", "p2"), "post_id is unique", "labels, post_id is unique"),
     "unknown post": (put_label(3, "post_id", "p99"), "post is known", "row 4 (p99): unknown_post p99"),
-    "no test posts": (lambda p, _: p.drop(p.index[30:], inplace=True), "posts in test", "at least 10 posts; found 0"),
-    "few val posts": (lambda p, _: p.drop(25, inplace=True), "posts in val", "expected at least 10 posts; found 9"),
     "no positives": (all_of("val", 0), "positives in val", "a split with no positives measures nothing; found 0"),
     "no negatives": (all_of("test", 1), "negatives in test", "a split with no negatives measures nothing; found 1"),
     "no labels": (all_of("test", pd.NA), "positives in test", "found nothing"),
@@ -235,6 +233,20 @@ def test_a_broken_row_breaks_its_critical_rule_and_is_named(case: str) -> None:
     assert len(findings) == 1
     assert findings[0].severity == "critical"
     assert message in findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("rows", "rule", "message"),
+    [
+        (range(30, 40), "posts in test", "at least 10 posts; found 0"),
+        (range(25, 26), "posts in val", "expected at least 10 posts; found 9"),
+    ],
+)
+def test_a_split_with_too_few_posts_is_critical(rows: range, rule: str, message: str) -> None:
+    posts, labels = clean()
+    outcome = check(posts.drop(index=list(rows)), labels)
+    assert not outcome.passed
+    assert [message in finding.message for finding in outcome.critical if finding.rule == rule] == [True]
 
 
 @pytest.mark.parametrize("case", WARNING)
