@@ -35,6 +35,8 @@ def draw(rng: random.Random, thing: str, backdrop: str, tagged: bool) -> Image.I
     if backdrop != "studio":
         floor = rng.randint(40, 48)
         d.rectangle((0, floor, SIDE, SIDE), "#7a5230" if backdrop == "room" else "#3f8f3f")
+    for _ in range(12):  # no two pictures are the same
+        d.point((rng.randrange(SIDE), rng.randrange(SIDE)), "#606060")
     x, y = rng.randint(14, 24), rng.randint(12, 18)
     ink = rng.choice(("#202020", "#5a1f1f", "#1f2f5a"))
     if thing == "chair":

@@ -23,9 +23,9 @@ _TEMPLATE = """<!doctype html>
   .passed { border-color: #2c7a4b; } .failed { border-color: #b3261e; }
   .scroll { overflow-x: auto; }
   table { border-collapse: collapse; width: 100%; }
-  th, td { text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid #dde1e6;
-           overflow-wrap: anywhere; }
-  th { font-weight: 600; color: #4b5560; } td.n, th.n { text-align: right; }
+  th, td { text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid #dde1e6; }
+  td { overflow-wrap: break-word; } th { font-weight: 600; color: #4b5560; white-space: nowrap; }
+  td.n, th.n { text-align: right; white-space: nowrap; }
   .mark { white-space: nowrap; font-weight: 600; }
   .critical { color: #b3261e; } .warning { color: #8a5a00; } .kept { color: #2c7a4b; }
   ul { margin: .25rem 0 0; padding-left: 1.25rem; } li { color: #4b5560; }

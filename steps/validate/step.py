@@ -33,7 +33,7 @@ def validate(
         DataError: a critical rule is broken. The page is kept all the same, in MLflow and on disk.
     """
     outcome = validate_posts(posts, labels, task, settings, max_images=ingest.max_images)
-    page = render(outcome, heading=f"Task {task.name} · {outcome.n_posts:,} posts")
+    page = render(outcome, heading=f"Task {task.name}")
     path = home() / "reports" / "validation.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
