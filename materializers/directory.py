@@ -34,7 +34,11 @@ class CheckpointDirectory:
 
 
 class DirectoryMaterializer(BaseMaterializer):
-    """Stores the files of a directory under the artifact's own URI."""
+    """Stores the files of a directory under the artifact's own URI.
+
+    Saving takes the directory over: it is moved, or removed once every file is stored, so that shards
+    never lie on the disk twice.
+    """
 
     ASSOCIATED_TYPES: ClassVar[tuple[type[Any], ...]] = (ShardDirectory, CheckpointDirectory)
     ASSOCIATED_ARTIFACT_TYPE: ClassVar[ArtifactType] = ArtifactType.DATA
@@ -48,15 +52,16 @@ class DirectoryMaterializer(BaseMaterializer):
         return os.path.join(self.uri, "files")
 
     def save(self, data: ShardDirectory | CheckpointDirectory) -> None:
-        """Copy every file; the caller's directory stays as it is."""
+        """Store every file; the caller's directory is gone afterwards."""
         if self._is_local:
-            shutil.copytree(data.path, self._root)
+            shutil.move(data.path, self._root)
             return
         for path in sorted(data.path.rglob("*")):
             if path.is_file():
                 target = os.path.join(self._root, *path.relative_to(data.path).parts)
                 fileio.makedirs(os.path.dirname(target))
                 fileio.copy(str(path), target)
+        shutil.rmtree(data.path)
 
     def load(self, data_type: type[Any]) -> Any:
         """The directory: in place where the store is local, else a copy that lives as long as the process."""

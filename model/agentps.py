@@ -96,6 +96,8 @@ class AgentPS(nn.Module):
         width = sub_config(backbone.config, "text_config").hidden_size
         questions = () if variant == "vanilla" else task.questions
         self.heads = nn.ModuleDict({q.id: _head(width, head_hidden, len(q.classes), head_dropout) for q in questions})
+        #: Classes of each question that has a head.
+        self.n_classes = {question.id: len(question.classes) for question in questions}
         inputs = 1 + len(questions) if variant == "agentps_answers" else 1
         self.final_head = _head(inputs * width, head_hidden, 1, head_dropout)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
 
@@ -71,7 +72,7 @@ def load_backbone(
         loaded = LlavaOnevisionModel.from_pretrained(
             backbone.name, revision=_revision(backbone), dtype=dtype, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"backbone {backbone.name}: cannot be loaded ({error}); {_HINT}") from error
     model, report = cast(tuple[LlavaOnevisionModel, dict[str, Any]], loaded)  # with output_loading_info
     if report["missing_keys"]:

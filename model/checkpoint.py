@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlavaOnevisionModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
 
 from model.agentps import AgentPS, tower_size, visual_tokens
 from model.backbone import load_backbone, load_config, load_tokenizer
-from model.errors import CheckpointError
+from model.errors import CheckpointError, ConfigError
 from model.metrics import Calibration, OperatingPoint
 from model.prompt import Prompt
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings
@@ -104,13 +105,9 @@ def wrap(
     """Fresh heads on a pretrained backbone, the right parameters trainable.
 
     Raises:
-        CheckpointError: the frames have another size than the tower reads.
+        ConfigError: the frames have another size than the tower reads.
     """
-    image_size = tower_size(llava.config)
-    if sequence.image_size != image_size:
-        raise CheckpointError(
-            f"preprocess.image_size is {sequence.image_size}, the backbone's tower reads {image_size}: set it so"
-        )
+    _check_image_size(llava.config, sequence)
     model = AgentPS(
         llava,
         task,
@@ -121,6 +118,33 @@ def wrap(
     )
     model.set_trainable(train.lora, ans_token_id(tokenizer), projector=train.train_projector)
     return model
+
+
+def _check_image_size(config: LlavaOnevisionConfig, sequence: SequenceSettings) -> None:
+    if sequence.image_size != tower_size(config):
+        raise ConfigError(
+            f"preprocess.image_size is {sequence.image_size}, the tower of the backbone reads {tower_size(config)}"
+        )
+
+
+def check_fits(
+    config: LlavaOnevisionConfig, tokenizer: PreTrainedTokenizerBase, task: Task, sequence: SequenceSettings
+) -> None:
+    """What a training would refuse later, said before anything is prepared for it.
+
+    Raises:
+        ConfigError: the frames have another size than the tower reads.
+        PromptError: the questions leave no room for the post's own text.
+    """
+    _check_image_size(config, sequence)
+    Prompt(
+        tokenizer,
+        task,
+        "agentps",  # the longest sequence of all variants
+        sequence,
+        video_token_id=config.video_token_id,
+        visual_tokens=visual_tokens(config, sequence.frames),
+    )
 
 
 def _prompt(
@@ -251,7 +275,10 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
             f"{directory}: trained on a backbone {info.backbone_fingerprint}, {backbone.name} is {fingerprint}: "
             "load the one that it was trained on"
         )
-    tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory}: its tokenizer is missing or damaged: {error}") from error
     llava = load_backbone(backbone, tokenizer, torch.float32 if info.train.precision == "float32" else torch.bfloat16)
     model = wrap(llava, tokenizer, info.task, info.sequence, info.train)
     try:
@@ -267,8 +294,8 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
                     f"{directory}: adapter lacks {missing[:5]}, has {outcome.unexpected_keys[:5]} too many"
                 )
             state |= {name: p for name, p in trainable_state(model).items() if _in_adapter(name)}
-    except (FileNotFoundError, ValueError) as error:
-        raise CheckpointError(f"{directory}: a part of the checkpoint is missing: {error}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{directory}: a part of the checkpoint is missing or damaged: {error}") from error
     load_trainable_state(model, state, directory)
     model.eval().requires_grad_(False)
     if device is not None:
@@ -285,6 +312,6 @@ def read_operating_points(directory: Path) -> OperatingPoints:
     try:
         return OperatingPoints.model_validate_json((directory / _POINTS).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{directory}: no {_POINTS}: evaluate the checkpoint first") from None
+        raise CheckpointError(f"{directory}: no {_POINTS}: only a registered checkpoint has thresholds") from None
     except ValidationError as error:
         raise CheckpointError(f"{directory / _POINTS}: {explain_validation(error)}") from error

@@ -2,7 +2,7 @@
 
 A shard directory holds
 
-    shards.json           sequence settings, tokenizer, number of images
+    shards.json           sequence settings, tokenizer, number of images and their hash
     images-00000.npy …    uint8 (n, S, S, 3): each distinct image once
     posts.parquet         post_id, split, label, gold labels; `frames`: F image numbers; `text_ids`
 
@@ -12,6 +12,7 @@ Dimensions: B posts · U distinct images of the batch · S side of a frame, in p
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,10 +47,12 @@ class ShardWriter:
         self._images_per_file = images_per_file
         self._pending: list[np.ndarray] = []
         self._images = 0
+        self._digest = hashlib.sha256()
 
     def add(self, frame: np.ndarray) -> int:
         """Append one image, uint8 (S, S, 3); returns its number."""
         self._pending.append(frame)
+        self._digest.update(frame.tobytes())
         self._images += 1
         if len(self._pending) == self._images_per_file:
             self._flush()
@@ -69,6 +72,8 @@ class ShardWriter:
             "tokenizer": self._tokenizer_name,
             "images": self._images,
             "images_per_file": self._images_per_file,
+            # so that the whole directory can be told from another by its two small files
+            "images_sha256": self._digest.hexdigest(),
         }
         (self.root / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
 

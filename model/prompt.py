@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.errors import PromptError
-from model.text import ANS_TOKEN, ans_token_id
+from model.text import ans_token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +40,16 @@ class PromptBatch(TypedDict):
     answer_positions_BQ: Tensor
 
 
+def _wording(tokenizer: PreTrainedTokenizerBase, ask: str) -> list[int]:
+    """A question's token ids; a special token in it would be one more frame, or answer."""
+    ids = tokenizer.encode(ask + "\n", add_special_tokens=False)
+    added = tokenizer.added_tokens_decoder
+    special = sorted({str(added[token]) for token in ids if token in added})
+    if special:
+        raise PromptError(f"the wording {ask!r} holds the special token {', '.join(special)}: remove it")
+    return ids
+
+
 class Prompt:
     """Builds the sequences of one task and variant."""
 
@@ -58,7 +68,7 @@ class Prompt:
             visual_tokens: placeholders a post: frames x pooled tokens a frame, and one newline.
 
         Raises:
-            PromptError: the questions leave no room for the post's own text.
+            PromptError: the questions leave no room for the post's own text, or hold a special token.
         """
         self.pad_token_id: int = tokenizer.pad_token_id  # type: ignore[assignment]  # every backbone has one
         self.visual_ids = [video_token_id] * visual_tokens
@@ -68,12 +78,10 @@ class Prompt:
         ends: list[int] = []
         if variant in ("agentps", "agentps_answers"):
             for question in task.questions:
-                self.question_ids += [*tokenizer.encode(question.ask + "\n", add_special_tokens=False), ans_id]
+                self.question_ids += [*_wording(tokenizer, question.ask), ans_id]
                 ends.append(len(self.question_ids) - 1)
-        self.question_ids += tokenizer.encode(task.final.ask + "\n", add_special_tokens=False)
+        self.question_ids += _wording(tokenizer, task.final.ask)
         self.answer_offsets = [end - len(self.question_ids) for end in ends]
-        if self.question_ids.count(ans_id) != len(ends):
-            raise PromptError(f"task {task.name}: a question's wording holds {ANS_TOKEN}: remove it, it is added here")
         room = sequence.max_tokens - len(self.question_ids)
         if room < MIN_TEXT_TOKENS:
             raise PromptError(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model.agentps import AgentPS, normalize
 from model.checkpoint import Loaded, OperatingPoints, load, read_operating_points
+from model.errors import ImageError
 from model.images import ImageLimits, decode, frame_indices, read_source, to_frame
 from model.schema import IMAGES, TEXT, TITLE
 from model.task import Task
@@ -50,9 +51,10 @@ def predict(model: AgentPS, batches: Iterator[dict[str, Tensor]]) -> RawAnswers:
         for name, logits in zip(questions, answers.questions, strict=True):
             questions[name].append(logits.double().softmax(1).cpu())
     model.train(training)
+    if not finals:
+        return RawAnswers(np.zeros(0), {name: np.zeros((0, n)) for name, n in model.n_classes.items()})
     return RawAnswers(
-        torch.cat(finals).numpy() if finals else np.zeros(0),
-        {name: torch.cat(values).numpy() for name, values in questions.items() if values},
+        torch.cat(finals).numpy(), {name: torch.cat(values).numpy() for name, values in questions.items()}
     )
 
 
@@ -104,6 +106,8 @@ class Scorer:
         images: list[np.ndarray] = []
         rows: list[list[int]] = []
         for sources in posts[IMAGES]:
+            if len(sources) == 0:
+                raise ImageError("no image in the post; at least one is needed")
             order: list[int] = []
             for source in sources:
                 data = read_source(source, SERVING_LIMITS)

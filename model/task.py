@@ -174,7 +174,9 @@ class Task(_Strict):
     @property
     def annotation_fingerprint(self) -> str:
         """Changes with what the annotator reads only: a new rule re-reads the answers already paid for."""
-        return _fingerprint([[q.id, q.annotate, q.answer, list(q.classes)] for q in self.questions])
+        return _fingerprint(
+            [[q.id, q.annotate, list(q.classes) if q.answer == "class" else q.answer] for q in self.questions]
+        )
 
 
 def _fingerprint(value: Any) -> str:
@@ -187,7 +189,8 @@ def explain_validation(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "(top level)"
-        found = "" if item["type"] in ("missing", "extra_forbidden") else f" (found {item['input']!r:.120})"
+        whole = item["type"] in ("missing", "extra_forbidden") or isinstance(item["input"], dict)
+        found = "" if whole else f" (found {item['input']!r:.120})"
         what = {"extra_forbidden": "unknown key: remove it or correct its name", "missing": "is missing"}.get(
             item["type"], item["msg"].removeprefix("Value error, ")
         )

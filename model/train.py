@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from model.settings import TrainSettings
 
 _WEIGHTS = "model.safetensors"  # the name by which Trainer knows a checkpoint that has weights
 _STATE = "trainer_state.json"  # Trainer writes it last: a checkpoint that has it is whole
+_BEST = "best"  # key of the best weights' own metadata
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,13 @@ class _Trainer(Trainer):
         return metrics
 
     def _keep_if_best(self, value: float) -> None:
-        if self._best.exists() and json.loads((self._best / "metric.json").read_text())["value"] >= value:
+        if self._best.exists() and _read_best(self._best)["value"] >= value:
             return
-        part = self._best.with_name("best.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        save_file(trainable_state(self._module), part / _WEIGHTS)
-        (part / "metric.json").write_text(json.dumps({"value": value, "epoch": self.state.epoch}))
-        shutil.rmtree(self._best, ignore_errors=True)
-        part.rename(self._best)
+        part = self._best.with_suffix(".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        # Weights and their metric in one file, replaced at once: a kill leaves the one or the other whole.
+        save_file(trainable_state(self._module), part, {_BEST: json.dumps({"value": value, "epoch": self.state.epoch})})
+        part.replace(self._best)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Only what is trained: a 7B backbone is not written again with every checkpoint."""
@@ -115,6 +114,12 @@ class _Trainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         path = Path(resume_from_checkpoint)
         load_trainable_state(self._module, load_file(path / _WEIGHTS), path)
+
+
+def _read_best(path: Path) -> dict[str, float]:
+    """`value`, the val average precision of these weights, and `epoch`."""
+    with safe_open(path, framework="pt") as file:
+        return dict(json.loads(file.metadata()[_BEST]))
 
 
 def last_whole_checkpoint(directory: Path) -> Path | None:
@@ -146,7 +151,7 @@ def fit(
         work_dir: checkpoints to resume from are kept here. The caller gives the same directory for
             the same training and another for any other: a checkpoint found here is resumed.
     """
-    best = work_dir / "best"
+    best = work_dir / "best.safetensors"
     train_rows = batches.rows(TRAIN, labelled=False)
     steps_per_epoch = max(1, -(-len(train_rows) // settings.batch))
     arguments = TrainingArguments(
@@ -159,7 +164,6 @@ def fit(
         warmup_steps=round(settings.warmup_share * steps_per_epoch * settings.epochs),
         lr_scheduler_type="cosine",
         max_grad_norm=settings.max_grad_norm,
-        gradient_checkpointing=False,  # asked of the language model below: our module has no such method
         eval_strategy="epoch",
         save_strategy="steps",
         save_steps=max(1, steps_per_epoch // settings.saves_per_epoch),
@@ -173,8 +177,8 @@ def fit(
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
     )
-    if settings.gradient_checkpointing:
-        model.llava.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    if settings.gradient_checkpointing:  # not by Trainer: our module has no such method
+        model.llava.language_model.activation_checkpointing_enable()
     trainer = _Trainer(
         model=model,
         args=arguments,
@@ -188,8 +192,8 @@ def fit(
     )
     resume = last_whole_checkpoint(work_dir)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    load_trainable_state(model, load_file(best / _WEIGHTS), best)
-    kept = json.loads((best / "metric.json").read_text())
+    load_trainable_state(model, load_file(best), best)
+    kept = _read_best(best)
     return FitResult(
         best_val_average_precision=kept["value"],
         best_epoch=kept["epoch"],

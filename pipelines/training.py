@@ -52,15 +52,15 @@ def _training(
     labels = annotate_step(table, policy, settings.annotate, settings.sample)
     validate_step(table, labels, policy, settings.validate_, settings.ingest)
     shards = preprocess_step(table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"])
-    checkpoint = fine_tune_step(shards, labels, policy, settings.backbone, settings.fine_tune)
+    checkpoint = fine_tune_step(shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune)
     annotator_name = (
         settings.annotator if settings.annotator == "human" else f"{settings.annotator}:{settings.annotate.model}"
     )
-    report, _page, _predictions = evaluate_step(
+    report, page, _predictions = evaluate_step(
         checkpoint, shards, table, labels, policy, settings.backbone.name, annotator_name, settings.evaluate
     )
     version = register_step(checkpoint, report, table, policy, fingerprint, settings.register_)
-    promote_step(version, report, settings.promote)
+    promote_step(version, report, page, settings.promote)
 
 
 agentps_training = CheckedPipeline(name="agentps_training", entrypoint=_training, check=load_settings)

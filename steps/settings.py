@@ -174,6 +174,14 @@ class TrainingSettings(_Section):
     register_: RegisterSettings = Field(alias="register")
     promote: PromoteSettings
 
+    @model_validator(mode="after")
+    def _known_metric(self) -> TrainingSettings:
+        # found now, not in the last step; only metrics of which more is better
+        known = ["average_precision", "f1", "roc_auc", *(f"recall_at_p{p}" for p in self.evaluate.precisions)]
+        if self.promote.metric not in known:
+            raise ValueError(f"promote.metric {self.promote.metric!r} is not one of {', '.join(known)}")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, raw: Any) -> Any:

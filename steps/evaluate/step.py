@@ -16,7 +16,7 @@ from steps.caching import depends_on
 from steps.evaluate.page import render
 from steps.evaluate.predictions import predict_splits
 from steps.evaluate.report import EvalReport, build_report
-from steps.settings import EvaluateSettings, home
+from steps.settings import EvaluateSettings
 
 
 @step(
@@ -50,9 +50,6 @@ def evaluate(
         calibration=calibration,
     )
     page = render(report, val, test, posts, task, settings)
-    path = home() / "reports" / "evaluation.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
     mlflow.log_metrics(report.mlflow_metrics())
     mlflow.log_dict(json.loads(report.model_dump_json()), "evaluation/report.json")
     mlflow.log_text(page, "evaluation/report.html")

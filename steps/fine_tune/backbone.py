@@ -25,12 +25,12 @@ def resolve(backbone: BackboneSettings, home: Path, *, tower_images: int = TOWER
     if backbone.name != TINY:
         return backbone
     source = inspect.getsource(model.tiny) + inspect.getsource(sample)
-    digest = hashlib.sha256(f"{source}{tower_images}".encode()).hexdigest()[:16]
+    wordings = [path.read_text(encoding="utf-8") for path in sorted(TASKS_DIR.glob("*.yaml"))]
+    digest = hashlib.sha256("\0".join([source, *wordings, str(tower_images)]).encode()).hexdigest()[:16]
     directory = home / "backbones" / f"tiny-{digest}"
     if not directory.exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
         texts = sample.sample_texts(TOKENIZER_POSTS, seed=0)
-        wordings = [path.read_text(encoding="utf-8") for path in sorted(TASKS_DIR.glob("*.yaml"))]
         images, attributes = sample.single_images(tower_images, seed=0)
         build_tiny(directory, [*texts, *wordings], images, attributes)
     return BackboneSettings(name=str(directory))

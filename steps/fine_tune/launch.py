@@ -13,12 +13,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import git
 import mlflow
 import pandas as pd
-import torch
 from pydantic import BaseModel, ConfigDict
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
@@ -33,6 +34,8 @@ from steps.settings import REPOSITORY
 _JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"
 #: Directories of finished trainings that are kept beside the current one.
 _KEPT = 3
+#: Whose versions a checkpoint records.
+_PACKAGES = ("torch", "transformers", "peft", "tokenizers")
 
 
 class TrainingJob(BaseModel):
@@ -65,6 +68,15 @@ class MlflowMetrics(TrainerCallback):
             names = {"loss": "train_loss", "eval_average_precision": "val_average_precision"}
             metrics = {names.get(k, k): float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
             mlflow.log_metrics(metrics, step=state.global_step)
+
+
+def _commit() -> str | None:
+    """The commit of this repository, `-dirty` where files differ from it; None outside of git."""
+    try:
+        repository = git.Repo(REPOSITORY)
+        return repository.head.commit.hexsha + ("-dirty" if repository.is_dirty() else "")
+    except (git.InvalidGitRepositoryError, ValueError):  # ValueError: no commit yet
+        return None
 
 
 def _code_digest() -> str:
@@ -103,8 +115,8 @@ def run(job: TrainingJob, labels: pd.DataFrame, root: Path) -> tuple[Path, FitRe
     else:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command += [f"--nproc_per_node={job.train.processes}", "-m", "steps.fine_tune.launch", str(directory)]
-        run_id = mlflow.active_run()
-        environment = {**os.environ, **({"MLFLOW_RUN_ID": run_id.info.run_id} if run_id else {})}
+        active = mlflow.active_run()
+        environment = {**os.environ, **({"MLFLOW_RUN_ID": active.info.run_id} if active else {})}
         if subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode:
             raise AgentPSError(f"A training process failed; its output is above. Run again to resume from {directory}")
     return directory / _CHECKPOINT, FitResult(**json.loads((directory / _RESULT).read_text(encoding="utf-8")))
@@ -134,7 +146,7 @@ def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> Non
             train=job.train,
             backbone=job.resolved_backbone,
             embed_backbone=job.backbone.name == TINY,
-            provenance={**job.provenance, "torch": torch.__version__},
+            provenance={**job.provenance, "commit": _commit(), **{name: version(name) for name in _PACKAGES}},
         )
         (directory / _RESULT).write_text(json.dumps(asdict(result)), encoding="utf-8")
 

@@ -10,6 +10,7 @@ from zenml import log_metadata, step
 from zenml.logger import get_logger
 
 from materializers.directory import CheckpointDirectory, DirectoryMaterializer, ShardDirectory
+from model.schema import LABEL_SOURCE
 from model.settings import BackboneSettings, TrainSettings
 from model.task import Task
 from steps.caching import depends_on
@@ -26,7 +27,12 @@ logger = get_logger(__name__)
     cache_policy=depends_on("steps/fine_tune", "model"),
 )
 def fine_tune(
-    shards: ShardDirectory, labels: pd.DataFrame, task: Task, backbone: BackboneSettings, settings: TrainSettings
+    shards: ShardDirectory,
+    labels: pd.DataFrame,
+    task: Task,
+    backbone: BackboneSettings,
+    data_fingerprint: str,
+    settings: TrainSettings,
 ) -> Annotated[CheckpointDirectory, "checkpoint"]:
     """The weights of the best epoch on val. A killed training goes on from its last checkpoint."""
     job = TrainingJob(
@@ -35,7 +41,7 @@ def fine_tune(
         backbone=backbone,
         resolved_backbone=resolve(backbone, home()),
         shards=shards.path,
-        provenance={"label_source": sorted(labels["label_source"].dropna().unique().tolist())},
+        provenance={"data": data_fingerprint, "labels": sorted(labels[LABEL_SOURCE].dropna().unique().tolist())},
     )
     mlflow.log_params({"task": task.name, "backbone": backbone.name, **settings.model_dump(mode="json")})
     directory, result = run(job, labels, home() / "work" / "fine_tune")

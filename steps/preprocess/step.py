@@ -9,7 +9,8 @@ from zenml import log_metadata, step
 from zenml.logger import get_logger
 
 from materializers.directory import DirectoryMaterializer, ShardDirectory
-from model.backbone import load_tokenizer
+from model.backbone import load_config, load_tokenizer
+from model.checkpoint import check_fits
 from model.images import ImageLimits
 from model.settings import BackboneSettings, SequenceSettings
 from model.task import Task
@@ -29,6 +30,7 @@ logger = get_logger(__name__)
         "model/data.py",
         "model/images.py",
         "model/text.py",
+        "model/prompt.py",
         "model/tiny.py",
     ),
 )
@@ -36,7 +38,9 @@ def preprocess(
     posts: pd.DataFrame, task: Task, backbone: BackboneSettings, sequence: SequenceSettings, ingest: IngestSettings
 ) -> Annotated[ShardDirectory, "shards"]:
     """Every distinct image at the tower's size, every text as tokens."""
-    tokenizer = load_tokenizer(resolve(backbone, home()))
+    resolved = resolve(backbone, home())
+    tokenizer = load_tokenizer(resolved)
+    check_fits(load_config(resolved), tokenizer, task, sequence)  # hours before the training would say so
     root = scratch_folder(home() / "work")
     limits = ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels)
     n_images = write_shards(root, posts, task, sequence, tokenizer, limits)

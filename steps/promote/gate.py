@@ -45,10 +45,10 @@ def decide(candidate: EvalReport, champion: EvalReport | None, settings: Promote
     if champion is None:
         return Decision("promoted", f"{metric} {value:.4f} reaches the floor {settings.floor:g}; there was no champion")
     held = _value(champion, metric)
-    if held is None or value > held + settings.min_gain:
-        return Decision(
-            "promoted", f"{metric} {value:.4f} against the champion's {held if held is None else format(held, '.4f')}"
-        )
+    if held is None:
+        return Decision("promoted", f"{metric} {value:.4f}; the champion's is undefined")
+    if value > held + settings.min_gain:
+        return Decision("promoted", f"{metric} {value:.4f} against the champion's {held:.4f}")
     return Decision(
         "kept", f"{metric} {value:.4f} does not beat the champion's {held:.4f} by more than {settings.min_gain:g}"
     )

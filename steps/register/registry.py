@@ -176,8 +176,15 @@ def champion(name: str) -> tuple[RegisteredVersion, EvalReport] | None:
 
 
 def set_verdict(version: RegisteredVersion, tags: dict[str, Any]) -> None:
-    for key, value in tags.items():
-        _client().set_model_version_tag(version.name, version.version, key, str(value))
+    """Raises: RegistryError where the version is no longer there."""
+    try:
+        for key, value in tags.items():
+            _client().set_model_version_tag(version.name, version.version, key, str(value))
+    except MlflowException as error:
+        raise RegistryError(
+            f"model {version.name} version {version.version}: {error}; if it was deleted by hand, register it again: "
+            "put `steps: {register: {enable_cache: false}}` into the config"
+        ) from error
 
 
 def promote(version: RegisteredVersion, replaced: RegisteredVersion | None) -> None:

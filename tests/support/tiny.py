@@ -66,16 +66,18 @@ def train_settings(**changes: Any) -> TrainSettings:
     return TrainSettings.model_validate(values | changes)
 
 
-def write_posts(root: Path, backbone: BackboneSettings, *, train: int = 48, val: int = 16, test: int = 8) -> Shards:
+def write_posts(
+    root: Path, backbone: BackboneSettings, *, train: int = 48, val: int = 16, test: int = 8, image_seed: int = 4
+) -> Shards:
     """Posts of 1 to 6 grey images. The brightness tells every label; some labels are missing in train."""
-    rng = np.random.default_rng(3)
+    rng, image_rng = np.random.default_rng(3), np.random.default_rng(image_seed)
     tokenizer = load_tokenizer(backbone)
     writer = ShardWriter(root, SEQUENCE, tokenizer.name_or_path, images_per_file=50)
     rows = []
     for split, count in (("train", train), ("val", val), ("test", test)):
         for index in range(count):
             level = index % 3
-            frames = rng.integers(0, 60, (1 + index % 6, IMAGE_SIZE, IMAGE_SIZE, 3)) + 90 * level
+            frames = image_rng.integers(0, 60, (1 + index % 6, IMAGE_SIZE, IMAGE_SIZE, 3)) + 90 * level
             numbers = [writer.add(frame.astype(np.uint8)) for frame in frames]
             words = " ".join(rng.choice(_WORDS, 1 + index % 9))
             known = split != "train"
@@ -92,7 +94,7 @@ def write_posts(root: Path, backbone: BackboneSettings, *, train: int = 48, val:
                 }
             )
     table = pd.DataFrame(rows)
-    writer.close(table.astype({column: "Int8" for column in (LABEL, *TASK.question_ids)}))
+    writer.close(table.astype(dict.fromkeys((LABEL, *TASK.question_ids), "Int8")))
     return Shards(root)
 
 
@@ -105,3 +107,40 @@ def network(
     torch.manual_seed(train.seed)
     model, _, prompt = checkpoint.build(backbone, task, shards.sequence, train)
     return model, prompt, Batches(shards, prompt, task)
+
+
+def write_images(root: Path, count: int) -> list[Path]:
+    """JPEG and PNG files of different sizes."""
+    from PIL import Image
+
+    rng = np.random.default_rng(5)
+    paths = []
+    for k in range(count):
+        pixels = rng.integers(0, 256, (6 + k, 9, 3), dtype=np.uint8)
+        paths.append(root / f"{k}.{'png' if k % 2 else 'jpg'}")
+        Image.fromarray(pixels).resize((40 + 10 * k, 60)).save(paths[-1])
+    return paths
+
+
+def write_checkpoint(directory: Path, backbone: BackboneSettings, train: TrainSettings, task: Task = TASK) -> Path:
+    """A checkpoint that can decide: no training, but every trained weight moved away from where it begins."""
+    import torch
+
+    torch.manual_seed(1)
+    model, tokenizer, _ = checkpoint.build(backbone, task, SEQUENCE, train)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    checkpoint.save(
+        directory,
+        model,
+        tokenizer,
+        task=task,
+        sequence=SEQUENCE,
+        train=train,
+        backbone=backbone,
+        embed_backbone=True,
+        provenance={},
+    )
+    return directory

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
+
+from model.checkpoint import trainable_state
+from model.data import Shards
+from model.schema import TRAIN, VAL
+from model.scorer import in_chunks, predict
+from model.settings import BackboneSettings, LoraSettings, TrainSettings
+from model.train import FitResult, fit, last_whole_checkpoint
+from tests.support.tiny import network, train_settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+STEPS_PER_EPOCH = 6  # 48 posts, 8 an optimizer step
+
+
+def train(
+    backbone: BackboneSettings, shards: Shards, work: Path, settings: TrainSettings, *callbacks: TrainerCallback
+) -> tuple[dict[str, Tensor], FitResult]:
+    set_seed(settings.seed)
+    model, _, batches = network(backbone, shards, settings)
+    result = fit(model, batches, settings, work, callbacks=callbacks, quiet=True)
+    return {name: value.clone() for name, value in trainable_state(model).items()}, result
+
+
+def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def logged(result: FitResult, key: str) -> list[float]:
+    return [row[key] for row in result.history if key in row]
+
+
+def test_training_lowers_the_loss_and_learns_what_tells_the_label(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+) -> None:
+    _, result = train(tiny_backbone, tiny_shards, tmp_path, train_settings(epochs=6))
+    losses = logged(result, "loss")
+    assert losses[-1] < 0.5 * losses[0]
+    assert result.best_val_average_precision > 0.9  # a third of the posts are positive
+    assert result.resumed_from_step == 0
+
+
+def test_the_first_loss_and_gradient_are_those_of_the_whole_batch(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+) -> None:
+    """One optimizer step on all 48 posts: what Trainer logs is the loss by hand, for any micro-batch.
+
+    Parameters after AdamW could not show a wrong scale, as AdamW divides it out.
+    """
+    model, _, batches = network(tiny_backbone, tiny_shards, train_settings())
+    answers = model(**batches(batches.rows(TRAIN, labelled=False)))
+    loss = answers.loss_sum / answers.weight_sum
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    for micro in (48, 16, 3):
+        settings = train_settings(epochs=1, batch=48, micro_batch=micro)
+        _, result = train(tiny_backbone, tiny_shards, tmp_path / str(micro), settings)
+        assert logged(result, "loss") == pytest.approx([loss.item()], rel=1e-4)
+        assert logged(result, "grad_norm") == pytest.approx([norm.item()], rel=1e-4)
+
+
+def test_accumulation_over_micro_batches_trains_the_same_parameters(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+) -> None:
+    whole, _ = train(tiny_backbone, tiny_shards, tmp_path / "8", train_settings(epochs=1, micro_batch=8))
+    split, _ = train(tiny_backbone, tiny_shards, tmp_path / "2", train_settings(epochs=1, micro_batch=2))
+    start = trainable_state(network(tiny_backbone, tiny_shards, train_settings())[0])
+    assert largest_difference(whole, start) > 1e-3
+    assert largest_difference(whole, split) <= 1e-5
+
+
+class Record(TrainerCallback):
+    """The trained weights at the end of every epoch, before they are evaluated."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, Tensor]] = []
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.epochs.append({name: value.clone() for name, value in trainable_state(kwargs["model"]).items()})
+
+
+def test_the_weights_of_the_best_epoch_on_val_are_kept(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+) -> None:
+    record, settings = Record(), train_settings(epochs=4, learning_rate=0.02)
+    kept, result = train(tiny_backbone, tiny_shards, tmp_path, settings, record)
+    precisions = logged(result, "eval_average_precision")
+    best = precisions.index(max(precisions))
+    assert len(precisions) == 4
+    assert (result.best_val_average_precision, result.best_epoch) == (max(precisions), best + 1)
+    assert largest_difference(kept, record.epochs[best]) == 0
+    assert all(largest_difference(kept, other) > 0 for k, other in enumerate(record.epochs) if k != best)
+    # and the metric is scikit-learn's on those weights
+    model, _, batches = network(tiny_backbone, tiny_shards, settings)
+    model.load_state_dict(kept, strict=False)
+    rows = batches.rows(VAL, labelled=True)
+    scores = predict(model, in_chunks(rows, 8, batches)).final_N
+    assert average_precision_score(batches.final_labels(rows), scores) == pytest.approx(max(precisions))
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from transformers import TrainerCallback, set_seed
+from model.data import Shards
+from model.settings import BackboneSettings, TrainSettings
+from model.train import fit
+from tests.support.tiny import network
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == int(sys.argv[5]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+settings = TrainSettings.model_validate_json(sys.argv[4])
+set_seed(settings.seed)
+model, _, batches = network(BackboneSettings(name=sys.argv[1]), Shards(Path(sys.argv[2])), settings)
+fit(model, batches, settings, Path(sys.argv[3]), callbacks=[Kill()], quiet=True)
+"""
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=4, alpha=8, dropout=0.1)], ids=["full", "lora"])
+def test_a_killed_training_goes_on_to_the_same_parameters(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, lora: LoraSettings | None
+) -> None:
+    """Killed two optimizer steps after a checkpoint, in the second epoch; dropout's random state goes on too."""
+    settings = train_settings(epochs=3, lora=lora, head_dropout=0.1, micro_batch=4)
+    undisturbed, _ = train(tiny_backbone, tiny_shards, tmp_path / "undisturbed", settings)
+    work, kill_at = tmp_path / "killed", STEPS_PER_EPOCH + 5
+    arguments = [tiny_backbone.name, str(tiny_shards.root), str(work), settings.model_dump_json(), str(kill_at)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.run(
+        [sys.executable, "-c", _KILLED, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    resumed, result = train(tiny_backbone, tiny_shards, work, settings)
+    assert result.resumed_from_step == STEPS_PER_EPOCH + 3
+    assert largest_difference(undisturbed, resumed) <= 1e-6
+
+
+def test_a_finished_training_is_not_trained_again(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+) -> None:
+    settings = train_settings(epochs=1)
+    first, _ = train(tiny_backbone, tiny_shards, tmp_path, settings)
+    again, result = train(tiny_backbone, tiny_shards, tmp_path, settings)
+    assert result.resumed_from_step == STEPS_PER_EPOCH
+    assert largest_difference(first, again) == 0
+
+
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
+    assert last_whole_checkpoint(tmp_path) is None
+    for step, state in ((9, "{}"), (10, "{}"), (11, '{"cut'), (12, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+
+
+def test_a_checkpoint_holds_what_is_trained_and_no_backbone(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+) -> None:
+    settings = train_settings(epochs=1, lora=LoraSettings(rank=2, alpha=4), train_projector=False)
+    kept, _ = train(tiny_backbone, tiny_shards, tmp_path, settings)
+    saved = load_file(tmp_path / f"checkpoint-{STEPS_PER_EPOCH}" / "model.safetensors")
+    assert saved.keys() == kept.keys()
+    assert all("lora_" in name or "trainable_tokens" in name or "head" in name for name in saved)
+    state = json.loads((tmp_path / f"checkpoint-{STEPS_PER_EPOCH}" / "trainer_state.json").read_text())
+    assert state["global_step"] == STEPS_PER_EPOCH
+
+
+def test_an_optimizer_step_without_any_label_has_a_loss_of_zero(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+) -> None:
+    """And not of 0 / 0: every eighth post of train has no final label, and stands alone in its batch here."""
+    settings = train_settings(epochs=1, batch=1, micro_batch=1, variant="vanilla")
+    trained, _ = train(tiny_backbone, tiny_shards, tmp_path, settings)
+    assert all(torch.isfinite(value).all() for value in trained.values())

@@ -1,0 +1,35 @@
+"""One prepared workspace for each test process; the tiny backbone is built once for all of them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from model.settings import TINY, BackboneSettings
+from steps.fine_tune.backbone import resolve
+from tests.pipelines.workspace import Workspace
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to stand for `$AGENTPS_HOME/backbones`."""
+    base = tmp_path_factory.getbasetemp()
+    # pytest-xdist gives each worker a folder of its own below the session's
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    home = session / "shared"
+    home.mkdir(exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        resolve(BackboneSettings(name=TINY), home)
+    return home / "backbones"
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory, backbones: Path) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("workspace"))
+    (workspace.home / "backbones").symlink_to(backbones)
+    workspace.python("-m", "infra.local_stack")
+    return workspace

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from model import checkpoint
+from model.data import Shards
+from model.schema import LABEL_SOURCE, POST_ID
+from model.settings import BackboneSettings
+from steps.fine_tune import launch
+from steps.fine_tune.launch import TrainingJob, job_directory, run
+from tests.support.tiny import TASK, train_settings, write_posts
+
+LABELS = pd.DataFrame({POST_ID: ["a", "b"], "bright": pd.array([1, None], "Int8"), LABEL_SOURCE: "human"})
+
+
+@pytest.fixture(scope="module")
+def job(tiny_backbone: BackboneSettings, tmp_path_factory: pytest.TempPathFactory) -> TrainingJob:
+    shards = write_posts(tmp_path_factory.mktemp("shards"), tiny_backbone, train=16, val=8, test=2)
+    return TrainingJob(
+        task=TASK,
+        train=train_settings(epochs=1, batch=4, micro_batch=2, head_dropout=0.0),
+        backbone=tiny_backbone,
+        resolved_backbone=tiny_backbone,
+        shards=shards.root,
+        provenance={"run": "one"},
+    )
+
+
+def people(job: TrainingJob) -> pd.DataFrame:
+    """The posts' own labels as an annotator's table."""
+    posts = Shards(job.shards).posts
+    return posts[[POST_ID, *TASK.question_ids]].assign(**{LABEL_SOURCE: "human"})
+
+
+def test_the_same_training_has_the_same_directory_whoever_asks_for_it(job: TrainingJob, tmp_path: Path) -> None:
+    other = job.model_copy(update={"provenance": {"run": "two"}})
+    assert job_directory(job, LABELS, tmp_path) == job_directory(other, LABELS.copy(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": train_settings(epochs=2, batch=4, micro_batch=2)},
+        {"train": train_settings(epochs=1, batch=4, micro_batch=2, seed=1)},
+        {"task": TASK.model_copy(update={"version": 2})},
+        {"backbone": BackboneSettings(name="other", revision="0" * 40)},
+    ],
+    ids=["epochs", "seed", "task", "backbone"],
+)
+def test_another_setting_has_another_directory(job: TrainingJob, tmp_path: Path, change: dict[str, Any]) -> None:
+    assert job_directory(job.model_copy(update=change), LABELS, tmp_path) != job_directory(job, LABELS, tmp_path)
+
+
+def test_another_label_or_post_or_image_or_code_has_another_directory(
+    job: TrainingJob, tiny_backbone: BackboneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = job_directory(job, LABELS, tmp_path)
+    changed = LABELS.assign(bright=pd.array([1, 0], "Int8"))
+    assert job_directory(job, changed, tmp_path) != here
+    shards = write_posts(tmp_path / "shards", tiny_backbone, train=16, val=8, test=2)
+    copy = job.model_copy(update={"shards": shards.root})
+    assert job_directory(copy, LABELS, tmp_path) == here, "where the shards lie does not matter"
+    for name, options in (("pictures", {"image_seed": 9}), ("fewer", {"train": 15})):
+        shards = write_posts(tmp_path / name, tiny_backbone, **{"train": 16, "val": 8, "test": 2} | options)
+        other = job.model_copy(update={"shards": shards.root})
+        assert job_directory(other, LABELS, tmp_path) != here, name
+    monkeypatch.setattr(launch, "_code_digest", lambda: "other code")
+    assert job_directory(job, LABELS, tmp_path) != here
+
+
+def test_two_processes_train_what_one_does(job: TrainingJob, tmp_path: Path) -> None:
+    """Under torchrun, two posts a process beside four in one: the same batches, so the same parameters."""
+    labels = people(job)
+    one = job.model_copy(update={"train": train_settings(epochs=1, batch=4, micro_batch=4, head_dropout=0.0)})
+    settings = train_settings(epochs=1, batch=4, micro_batch=2, head_dropout=0.0, processes=2)
+    two = job.model_copy(update={"train": settings})
+    first, alone = run(one, labels, tmp_path)
+    second, together = run(two, labels, tmp_path)
+    left = dict(checkpoint.load(first).model.named_parameters())
+    right = dict(checkpoint.load(second).model.named_parameters())
+    assert left.keys() == right.keys()
+    assert max(float((left[name] - right[name]).abs().max()) for name in left) <= 1e-4
+    assert together.best_val_average_precision == pytest.approx(alone.best_val_average_precision, abs=1e-4)
+    built, _, _ = checkpoint.build(job.resolved_backbone, TASK, Shards(job.shards).sequence, settings)
+    start = dict(built.llava.language_model.named_parameters())
+    prefix = "backbone.language_model."
+    assert any((left[prefix + name] - value).abs().max() > 1e-3 for name, value in start.items()), "nothing was trained"
+    assert torch.isfinite(torch.cat([value.flatten() for value in right.values()])).all()
+
+
+def test_a_finished_training_leaves_three_others_beside_it(job: TrainingJob, tmp_path: Path) -> None:
+    for k in range(5):
+        directory = tmp_path / f"old-{k}"
+        directory.mkdir()
+        (directory / "result.json").write_text("{}")
+    (tmp_path / "unfinished").mkdir()
+    run(job.model_copy(update={"train": train_settings(epochs=1)}), people(job), tmp_path)
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("old-")]) == 3
+    assert (tmp_path / "unfinished").exists()
