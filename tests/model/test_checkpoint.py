@@ -209,7 +209,9 @@ def test_operating_points_come_back_with_a_threshold_of_inf(tmp_path: Path) -> N
 
 
 def test_a_checkpoint_without_operating_points_cannot_decide(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no operating_points\.json: only a registered checkpoint has thresholds"):
+    with pytest.raises(
+        CheckpointError, match=r"no operating_points\.json: only a registered checkpoint has thresholds"
+    ):
         checkpoint.read_operating_points(saved)
     (tmp_path / "operating_points.json").write_text('{"calibration": {}}')
     with pytest.raises(CheckpointError, match="thresholds: is missing"):
