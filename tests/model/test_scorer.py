@@ -162,7 +162,7 @@ def test_a_checkpoint_without_thresholds_scores_nothing(directory: Path, tmp_pat
     for path in directory.iterdir():
         if path.name != "operating_points.json":
             (partial / path.name).symlink_to(path)
-    with pytest.raises(CheckpointError, match="evaluate the checkpoint first"):
+    with pytest.raises(CheckpointError, match="only a registered checkpoint has thresholds"):
         Scorer.from_directory(partial)
 
 

@@ -104,7 +104,9 @@ class Workspace:
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(REPOSITORY / name, root / name)
         self.home.mkdir()
-        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("OPENAI_")} | {
+        # MLflow puts the URIs that another test set into the environment: a run here must not follow them.
+        foreign = ("OPENAI_", "MLFLOW_TRACKING_", "MLFLOW_REGISTRY_", "MLFLOW_RUN_", "MLFLOW_EXPERIMENT_")
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)} | {
             "AGENTPS_HOME": str(self.home),
             "ZENML_CONFIG_PATH": str(root / ".zenml"),
             "ZENML_LOGGING_COLORS_DISABLED": "true",

@@ -42,8 +42,10 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tracking(empty_database: Path, tmp_path: Path) -> Iterator[Path]:
+def tracking(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An MLflow of its own, with a run open, as a step has one."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):  # MLflow sets them too: here they are put back
+        monkeypatch.setenv(name, f"sqlite:///{tmp_path / 'mlflow.db'}")
     uri, registry_uri = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
