@@ -155,7 +155,7 @@ class Workspace:
 
     @property
     def mlflow(self) -> MlflowClient:
-        return MlflowClient(tracking_uri=self._mlflow_uri)
+        return MlflowClient(tracking_uri=self._mlflow_uri, registry_uri=self._mlflow_uri)
 
     def rows(self, database: str, table: str, where: str = "1") -> int:
         """Rows of a table of `annotations.db` or `mlflow.db`; 0 where it is not there yet."""

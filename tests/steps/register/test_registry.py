@@ -46,7 +46,7 @@ def tracking(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """An MLflow of its own, with a run open, as a step has one."""
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):  # MLflow sets them too: here they are put back
         monkeypatch.setenv(name, f"sqlite:///{tmp_path / 'mlflow.db'}")
-    uri, registry_uri = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
+    uri = mlflow.get_tracking_uri()
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     mlflow.set_registry_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -54,7 +54,7 @@ def tracking(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with mlflow.start_run(experiment_id=experiment):
         yield tmp_path
     mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(registry_uri)
+    mlflow.set_registry_uri("")  # none, as before: where the runs are tracked
 
 
 def report(variant: Variant = "agentps_answers", f1: float = 0.75) -> EvalReport:
