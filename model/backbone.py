@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -86,8 +85,3 @@ def fit_embedding(model: LlavaOnevisionModel, tokenizer: PreTrainedTokenizerBase
     """Grow the embedding where the tokenizer has more tokens; the real backbones have spare rows."""
     if len(tokenizer) > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
-
-
-def directory_of(backbone: BackboneSettings) -> Path | None:
-    """The backbone's own directory; None where it is on a hub."""
-    return Path(backbone.name) if os.path.isdir(backbone.name) else None
