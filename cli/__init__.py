@@ -1,0 +1,1 @@
+"""The command `agentps`: what is done outside of a pipeline's run."""

@@ -1,0 +1,38 @@
+"""The group of all commands: each is imported when it is called, so that none pays for another's libraries."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from model.errors import AgentPSError
+
+#: Command -> where it is defined. Its module imports at its top what `--help` needs, and no more.
+COMMANDS: dict[str, str] = {}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are looked up in `COMMANDS`; the edge where errors become a message and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AgentPSError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """AgentPS: what is done outside of a pipeline's run."""
