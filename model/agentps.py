@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedConfig
 
 from model.loss import task_loss
-from model.settings import LoraSettings, Variant
+from model.settings import LoraSettings, Variant, answers_questions
 from model.task import Task
 
 #: The seven linear layers of a Qwen2 block. Anchored: `q_proj` alone would also match the tower's.
@@ -94,12 +94,22 @@ class AgentPS(nn.Module):
         self.question_weights = [question.weight for question in task.questions]
         self.final_weight = final_weight
         width = sub_config(backbone.config, "text_config").hidden_size
-        questions = () if variant == "vanilla" else task.questions
+        questions = task.questions if answers_questions(variant) else ()
         self.heads = nn.ModuleDict({q.id: _head(width, head_hidden, len(q.classes), head_dropout) for q in questions})
         #: Classes of each question that has a head.
         self.n_classes = {question.id: len(question.classes) for question in questions}
-        inputs = 1 + len(questions) if variant == "agentps_answers" else 1
-        self.final_head = _head(inputs * width, head_hidden, 1, head_dropout)
+        inputs = width
+        if variant == "agentps_answers":
+            inputs += len(questions) * width
+        elif variant == "siglip":
+            inputs += self._tower_width
+        self.final_head = _head(inputs, head_hidden, 1, head_dropout)
+
+    @property
+    def _tower_width(self) -> int:
+        layers = self.config.vision_feature_layer
+        width: int = sub_config(self.config, "vision_config").hidden_size
+        return width * (1 if isinstance(layers, int) else len(layers))
 
     @property
     def llava(self) -> LlavaOnevisionModel:
@@ -110,10 +120,14 @@ class AgentPS(nn.Module):
     def set_trainable(self, lora: LoraSettings | None, ans_token_id: int, *, projector: bool) -> None:
         """Freeze the tower; train the heads, and the language model by LoRA or, without it, in full.
 
-        With LoRA, of the embedding only the row of `<ans>` is trained.
+        With LoRA, of the embedding only the row of `<ans>` is trained. `siglip` has no use for a language model:
+        of it, only the embedding of the text's tokens is trained, and only where the rest would be, too.
         """
         self.llava.requires_grad_(False)
-        if lora is None:
+        if self.variant == "siglip":
+            self.llava.get_input_embeddings().requires_grad_(lora is None)
+            projector = False
+        elif lora is None:
             self.llava.language_model.requires_grad_(True)
             self.llava.image_newline.requires_grad_(True)
         else:
@@ -131,16 +145,31 @@ class AgentPS(nn.Module):
             if parameter.requires_grad:  # AdamW's small steps would be lost in the 8 bits of a bfloat16
                 parameter.data = parameter.data.float()
 
-    def frame_tokens(self, pixel_values_UCHW: Tensor) -> Tensor:
-        """(U, K, D): each distinct image through tower, projector and pooling. The tower is frozen."""
+    def _tower_states(self, pixel_values_UCHW: Tensor) -> Tensor:
+        """Each distinct image through the tower, which is frozen: one state a patch."""
         config = self.config
         with torch.no_grad():
             states = self.llava.vision_tower(pixel_values_UCHW, output_hidden_states=True).hidden_states
         layers = config.vision_feature_layer
         selected = states[layers] if isinstance(layers, int) else torch.cat([states[k] for k in layers], dim=-1)
-        if config.vision_feature_select_strategy == "default":
-            selected = selected[:, 1:]
-        return self.llava.apply_pooling(self.llava.multi_modal_projector(selected))
+        return selected[:, 1:] if config.vision_feature_select_strategy == "default" else selected
+
+    def frame_tokens(self, pixel_values_UCHW: Tensor) -> Tensor:
+        """(U, K, D): each distinct image through tower, projector and pooling."""
+        return self.llava.apply_pooling(self.llava.multi_modal_projector(self._tower_states(pixel_values_UCHW)))
+
+    def _pooled(
+        self, pixel_values_UCHW: Tensor, frame_index_BF: Tensor, input_ids_BT: Tensor, attention_mask_BT: Tensor
+    ) -> Tensor:
+        """(B, tower's width + D): the mean of the album's image embeddings, and of the text's token embeddings.
+
+        Both are means because LLaVA-OneVision's checkpoint has the tower of SigLIP, but neither its attention pool
+        nor its text tower.
+        """
+        images_BD = self._tower_states(pixel_values_UCHW).mean(1)[frame_index_BF].mean(1)
+        is_text_BT1 = (attention_mask_BT.bool() & (input_ids_BT != self.config.video_token_id)).unsqueeze(-1)
+        tokens_BTD = self.llava.get_input_embeddings()(input_ids_BT) * is_text_BT1
+        return torch.cat((images_BD, tokens_BTD.sum(1) / is_text_BT1.sum(1)), dim=1)
 
     def hidden_states(
         self, pixel_values_UCHW: Tensor, frame_index_BF: Tensor, input_ids_BT: Tensor, attention_mask_BT: Tensor
@@ -158,6 +187,18 @@ class AgentPS(nn.Module):
             inputs_embeds=embeds_BTD, attention_mask=attention_mask_BT, position_ids=positions_BT, use_cache=False
         )
         return outputs.last_hidden_state
+
+    def _read(self, hidden_BTD: Tensor, answer_positions_BQ: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The intermediate questions' logits, and the states that the final head reads."""
+        last_BD = hidden_BTD[:, -1]
+        if self.variant in ("vanilla", "multitask"):
+            return [head(last_BD) for head in self.heads.values()], last_BD
+        rows_B1 = torch.arange(len(hidden_BTD), device=hidden_BTD.device).unsqueeze(1)
+        answers_BQD = hidden_BTD[rows_B1, answer_positions_BQ]
+        questions = [head(answers_BQD[:, index]) for index, head in enumerate(self.heads.values())]
+        if self.variant == "agentps_answers":
+            return questions, torch.cat((answers_BQD.flatten(1), last_BD), dim=1)
+        return questions, last_BD
 
     def forward(
         self,
@@ -178,17 +219,11 @@ class AgentPS(nn.Module):
         """
         # A backbone in bfloat16 meets trained weights in float32; the heads compute in float32 always.
         mixed = self.llava.vision_tower.dtype == torch.bfloat16
+        inputs = (pixel_values_UCHW, frame_index_BF, input_ids_BT, attention_mask_BT)
         with torch.autocast(input_ids_BT.device.type, torch.bfloat16, enabled=mixed):
-            hidden_BTD = self.hidden_states(pixel_values_UCHW, frame_index_BF, input_ids_BT, attention_mask_BT)
-        hidden_BTD = hidden_BTD.float()
-        last_BD = hidden_BTD[:, -1]
-        rows_B1 = torch.arange(len(hidden_BTD), device=hidden_BTD.device).unsqueeze(1)
-        answers_BQD = hidden_BTD[rows_B1, answer_positions_BQ]
-        if self.variant in ("agentps", "agentps_answers"):
-            questions = [head(answers_BQD[:, index]) for index, head in enumerate(self.heads.values())]
-        else:
-            questions = [head(last_BD) for head in self.heads.values()]
-        final_in = torch.cat((answers_BQD.flatten(1), last_BD), dim=1) if self.variant == "agentps_answers" else last_BD
+            states = self._pooled(*inputs) if self.variant == "siglip" else self.hidden_states(*inputs)
+        states = states.float()
+        questions, final_in = ([], states) if self.variant == "siglip" else self._read(states, answer_positions_BQ)
         answers = Answers(questions, self.final_head(final_in).squeeze(-1))
         if question_labels_BQ is not None and final_labels_B is not None:
             answers.loss_sum, answers.weight_sum = task_loss(

@@ -12,6 +12,7 @@ Dimensions: B posts · U distinct images of the batch · S side of a frame, in p
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -93,6 +94,16 @@ class Shards:
         self._per_file: int = meta["images_per_file"]
         self._files = [np.load(path, mmap_mode="r") for path in sorted(root.glob("images-*.npy"))]
         self.posts = pd.read_parquet(root / _POSTS)
+
+    def subset(self, keep: np.ndarray) -> Shards:
+        """The same images with a part of the posts.
+
+        Args:
+            keep: (posts,) bool.
+        """
+        part = copy.copy(self)
+        part.posts = self.posts[keep].reset_index(drop=True)
+        return part
 
     def images(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 (U, S, S, 3)."""

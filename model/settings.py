@@ -7,10 +7,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-#: `vanilla`: the final head only. `multitask`: every head on the last token. `agentps`: question
+#: `siglip`: no language model, the final head reads pooled embeddings of images and text (the paper's online
+#: baseline, Table 1). `vanilla`: the final head only. `multitask`: every head on the last token. `agentps`: question
 #: i's head on its `<ans>` (paper 2.1). `agentps_answers`: agentps, and the final head reads the
 #: `<ans>` states beside the last token (an extension of ours).
-Variant = Literal["vanilla", "multitask", "agentps", "agentps_answers"]
+Variant = Literal["siglip", "vanilla", "multitask", "agentps", "agentps_answers"]
+
+
+def answers_questions(variant: Variant) -> bool:
+    """Whether the variant has heads for the intermediate questions."""
+    return variant not in ("siglip", "vanilla")
+
 
 #: The backbone built here from `LlavaOnevisionConfig`: no download, seconds on a CPU.
 TINY = "tiny"

@@ -23,6 +23,7 @@ from model.errors import ImageError
 from model.images import ImageLimits, decode, read_source
 from model.metrics import OperatingPoint
 from model.schema import IMAGES, POST_ID, TEST, TEXT, TITLE, VAL
+from model.settings import answers_questions
 from model.task import Question, Task
 from steps.evaluate.report import (
     ANSWER,
@@ -30,7 +31,6 @@ from steps.evaluate.report import (
     SCORE,
     EvalReport,
     Metric,
-    answers_questions,
     labelled,
     score_arrays,
 )

@@ -8,11 +8,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from model.agentps import AgentPS
 from model.checkpoint import CheckpointInfo, load
 from model.data import Batches, Shards
 from model.metrics import Calibration, fit_calibration
+from model.prompt import Prompt
 from model.schema import LABEL, POST_ID, SPLIT, TEST, VAL
 from model.scorer import answer_columns, in_chunks, predict
+from model.task import Task
 from steps.evaluate.report import LOGIT, SCORE
 
 
@@ -20,18 +23,24 @@ def predict_splits(checkpoint: Path, shards: Path) -> tuple[pd.DataFrame, pd.Dat
     """The predictions tables of val and test (see `steps.evaluate.report`), calibrated on val."""
     device = torch.device("cuda") if torch.cuda.is_available() else None
     loaded = load(checkpoint, device)
-    data = Shards(shards)
-    task = loaded.info.task
-    batches = Batches(data, loaded.prompt, task)
+    info = loaded.info
+    return *prediction_tables(loaded.model, loaded.prompt, Shards(shards), info.task, info.train.micro_batch), info
+
+
+def prediction_tables(
+    network: AgentPS, prompt: Prompt, shards: Shards, task: Task, micro_batch: int
+) -> tuple[pd.DataFrame, pd.DataFrame, Calibration]:
+    """The same of a network in memory; its gold labels are those of the shards' posts."""
+    batches = Batches(shards, prompt, task)
     tables: dict[str, pd.DataFrame] = {}
     for split in (VAL, TEST):
         rows = batches.rows(split, labelled=False)
-        answers = predict(loaded.model, in_chunks(rows, loaded.info.train.micro_batch, batches))
-        table = data.posts.iloc[rows][[POST_ID, SPLIT, LABEL, *task.question_ids]].reset_index(drop=True)
+        answers = predict(network, in_chunks(rows, micro_batch, batches))
+        table = shards.posts.iloc[rows][[POST_ID, SPLIT, LABEL, *task.question_ids]].reset_index(drop=True)
         tables[split] = table.assign(**{LOGIT: answers.final_N, **answer_columns(answers, task)})
     val = tables[VAL]
     labelled = val[val[LABEL].notna()]
     calibration = fit_calibration(labelled[LOGIT].to_numpy(), labelled[LABEL].to_numpy(dtype=np.int64) == 1)
     for table in tables.values():
         table[SCORE] = calibration.apply(table[LOGIT].to_numpy())
-    return tables[VAL], tables[TEST], calibration, loaded.info
+    return tables[VAL], tables[TEST], calibration

@@ -22,7 +22,7 @@ from model import metrics
 from model.errors import DataError
 from model.metrics import Calibration, OperatingPoint
 from model.schema import LABEL, TEST, VAL
-from model.settings import Variant
+from model.settings import Variant, answers_questions
 from model.task import Task
 from steps.settings import EvaluateSettings
 
@@ -178,11 +178,6 @@ def build_report(
         missing_share={question_id: float(test[question_id].isna().mean()) for question_id in task.question_ids},
         annotated_missing_share=dict(annotated_missing_share),
     )
-
-
-def answers_questions(variant: Variant) -> bool:
-    """Whether the variant has heads for the intermediate questions."""
-    return variant != "vanilla"
 
 
 def labelled(predictions: pd.DataFrame, split: str, task: Task, variant: Variant) -> pd.DataFrame:

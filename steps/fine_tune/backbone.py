@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from pathlib import Path
 
 import model.tiny
 from model.settings import TINY, BackboneSettings
 from model.task import TASKS_DIR
 from model.tiny import build_tiny
+from steps.code import code_digest
 from steps.ingest import sample
 
 #: Single images that the tiny tower is pretrained on, and texts for its tokenizer.
@@ -24,9 +24,9 @@ def resolve(backbone: BackboneSettings, home: Path, *, tower_images: int = TOWER
     """
     if backbone.name != TINY:
         return backbone
-    source = inspect.getsource(model.tiny) + inspect.getsource(sample)
+    code = code_digest([Path(model.tiny.__file__), Path(sample.__file__)])
     wordings = [path.read_text(encoding="utf-8") for path in sorted(TASKS_DIR.glob("*.yaml"))]
-    digest = hashlib.sha256("\0".join([source, *wordings, str(tower_images)]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\0".join([code, *wordings, str(tower_images)]).encode()).hexdigest()[:16]
     directory = home / "backbones" / f"tiny-{digest}"
     if not directory.exists():
         directory.parent.mkdir(parents=True, exist_ok=True)

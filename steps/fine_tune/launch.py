@@ -29,6 +29,7 @@ from model.errors import AgentPSError
 from model.settings import TINY, BackboneSettings, TrainSettings
 from model.task import Task
 from model.train import FitResult, fit
+from steps.code import code_digest
 from steps.settings import REPOSITORY
 
 _JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"
@@ -79,16 +80,9 @@ def _commit() -> str | None:
         return None
 
 
-def _code_digest() -> str:
-    digest = hashlib.sha256()
-    for path in sorted((REPOSITORY / "model").glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def job_directory(job: TrainingJob, labels: pd.DataFrame, root: Path) -> Path:
     """The directory of this training: its name follows from everything that its outcome depends on."""
-    digest = hashlib.sha256(_code_digest().encode())
+    digest = hashlib.sha256(code_digest(sorted((REPOSITORY / "model").glob("*.py"))).encode())
     digest.update(job.model_dump_json(exclude={"shards", "provenance"}).encode())
     for part in sorted(job.shards.rglob("*.parquet")) + sorted(job.shards.rglob("*.json")):
         digest.update(part.read_bytes())

@@ -26,8 +26,9 @@ from pydantic import BaseModel, ConfigDict
 from model.checkpoint import OperatingPoints, write_operating_points
 from model.errors import RegistryError
 from model.schema import IMAGES, TEXT, TITLE
+from model.settings import answers_questions
 from model.task import Task
-from steps.evaluate.report import EvalReport, answers_questions
+from steps.evaluate.report import EvalReport
 from steps.settings import REPOSITORY
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"

@@ -69,7 +69,7 @@ def test_another_label_or_post_or_image_or_code_has_another_directory(
         shards = write_posts(tmp_path / name, tiny_backbone, **{"train": 16, "val": 8, "test": 2} | options)
         other = job.model_copy(update={"shards": shards.root})
         assert job_directory(other, LABELS, tmp_path) != here, name
-    monkeypatch.setattr(launch, "_code_digest", lambda: "other code")
+    monkeypatch.setattr(launch, "code_digest", lambda files: "other code")
     assert job_directory(job, LABELS, tmp_path) != here
 
 
