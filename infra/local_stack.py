@@ -55,10 +55,10 @@ class ExperimentTracker(_Strict):
     tracking_uri: str = Field(pattern=f"^{SQLITE}/")
 
 
-class Experiment(_Strict):
-    """The MLflow experiment of the training pipeline's runs."""
+class Experiments(_Strict):
+    """The MLflow experiments: one a pipeline, of its name."""
 
-    name: str
+    names: list[str]
     #: Absolute directory.
     artifact_location: str = Field(pattern="^/")
 
@@ -70,7 +70,7 @@ class LocalStack(_Strict):
     orchestrator: Orchestrator
     artifact_store: ArtifactStore
     experiment_tracker: ExperimentTracker
-    experiment: Experiment
+    experiments: Experiments
 
     @property
     def components(self) -> dict[str, tuple[str, dict[str, str]]]:
@@ -111,7 +111,7 @@ def _expand(value: Any, home_dir: str) -> Any:
 
 
 def register(stack: LocalStack, repository: Path) -> None:
-    """Create or update the stack and its components, activate it for `repository`, create the MLflow experiment.
+    """Create or update the stack and its components, activate it for `repository`, create the MLflow experiments.
 
     Raises:
         ConfigError: something of the stack's name exists, but is not what this project made.
@@ -122,7 +122,8 @@ def register(stack: LocalStack, repository: Path) -> None:
         # makes the steps run again instead of handing on files that are gone.
         unregister(stack, repository)
     Path(stack.artifact_store.path).mkdir(parents=True, exist_ok=True)
-    _create_experiment(stack)
+    for name in stack.experiments.names:
+        _create_experiment(stack, name)
     _register_components(client, stack)
     client.activate_stack(stack.name)
 
@@ -190,23 +191,23 @@ def _register_components(client: Client, stack: LocalStack) -> None:
         client.update_stack(found_stack.id, component_updates=components)
 
 
-def _create_experiment(stack: LocalStack) -> None:
+def _create_experiment(stack: LocalStack, name: str) -> None:
     import mlflow
 
-    experiment = stack.experiment
+    location = stack.experiments.artifact_location
     mlflow.set_tracking_uri(stack.experiment_tracker.tracking_uri)
-    found = mlflow.get_experiment_by_name(experiment.name)
+    found = mlflow.get_experiment_by_name(name)
     if found is None:
-        mlflow.create_experiment(experiment.name, artifact_location=experiment.artifact_location)
+        mlflow.create_experiment(name, artifact_location=location)
     elif found.lifecycle_stage != "active":
         raise ConfigError(
-            f"MLflow's experiment {experiment.name} in {stack.mlflow_db} was deleted: restore it with "
+            f"MLflow's experiment {name} in {stack.mlflow_db} was deleted: restore it with "
             f"`mlflow experiments restore -x {found.experiment_id}`"
         )
-    elif found.artifact_location != experiment.artifact_location:
+    elif found.artifact_location != location:
         raise ConfigError(
-            f"MLflow's experiment {experiment.name} in {stack.mlflow_db} keeps its artifacts in "
-            f"{found.artifact_location}, {experiment.artifact_location} was expected. MLflow cannot change that: "
+            f"MLflow's experiment {name} in {stack.mlflow_db} keeps its artifacts in "
+            f"{found.artifact_location}, {location} was expected. MLflow cannot change that: "
             f"move the directory back to where it was, or delete {stack.mlflow_db} to start anew"
         )
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from model.agentps import AgentPS
 from model.checkpoint import load_trainable_state, trainable_state
@@ -150,6 +150,7 @@ def fit(
     Args:
         work_dir: checkpoints to resume from are kept here. The caller gives the same directory for
             the same training and another for any other: a checkpoint found here is resumed.
+        quiet: no progress, no losses on the terminal.
     """
     best = work_dir / "best.safetensors"
     train_rows = batches.rows(TRAIN, labelled=False)
@@ -190,6 +191,8 @@ def fit(
         settings=settings,
         best=best,
     )
+    if quiet:
+        trainer.remove_callback(PrinterCallback)  # which takes the progress bar's place on stdout
     resume = last_whole_checkpoint(work_dir)
     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     load_trainable_state(model, load_file(best), best)

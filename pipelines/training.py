@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from model.task import load_task
+from model.task import Task, load_task
 from pipelines.entry import CheckedPipeline
 from steps.annotate.step import annotate as annotate_step
 from steps.evaluate.step import evaluate as evaluate_step
@@ -16,10 +16,28 @@ from steps.ingest.step import ingest as ingest_step
 from steps.preprocess.step import preprocess as preprocess_step
 from steps.promote.step import promote as promote_step
 from steps.register.step import register as register_step
-from steps.settings import SAMPLE, load_settings
+from steps.settings import SAMPLE, TrainingSettings, load_settings
 from steps.validate.step import validate as validate_step
 
 Section = dict[str, Any]
+
+
+def prepare(settings: TrainingSettings, policy: Task) -> tuple[str, Any, Any, Any]:
+    """The part of the path that every training shares, from the manifest to shards and labels.
+
+    Returns:
+        The data's fingerprint, and the artifacts `posts`, `labels` and `shards`.
+    """
+    if settings.posts == SAMPLE:
+        source, fingerprint = SAMPLE, sample_fingerprint(settings.sample)
+    else:
+        source = str(Path(settings.posts).resolve())
+        fingerprint = manifest_fingerprint(source)
+    table, _rejects = ingest_step(source, fingerprint, policy, settings.sample, settings.ingest)
+    labels = annotate_step(table, policy, settings.annotate, settings.sample)
+    validate_step(table, labels, policy, settings.validate_, settings.ingest)
+    shards = preprocess_step(table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"])
+    return fingerprint, table, labels, shards
 
 
 def _training(
@@ -42,16 +60,7 @@ def _training(
     """The parameters are the keys of `configs/default.yaml`; None: as it is there."""
     settings = load_settings(dict(locals()))
     policy = load_task(settings.task)
-    if settings.posts == SAMPLE:
-        source, fingerprint = SAMPLE, sample_fingerprint(settings.sample)
-    else:
-        source = str(Path(settings.posts).resolve())
-        fingerprint = manifest_fingerprint(source)
-
-    table, _rejects = ingest_step(source, fingerprint, policy, settings.sample, settings.ingest)
-    labels = annotate_step(table, policy, settings.annotate, settings.sample)
-    validate_step(table, labels, policy, settings.validate_, settings.ingest)
-    shards = preprocess_step(table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"])
+    fingerprint, table, labels, shards = prepare(settings, policy)
     checkpoint = fine_tune_step(shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune)
     annotator_name = (
         settings.annotator if settings.annotator == "human" else f"{settings.annotator}:{settings.annotate.model}"

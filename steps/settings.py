@@ -8,21 +8,25 @@ leaves the other steps cached.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.errors import ConfigError
 from model.schema import SPLITS
-from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
+from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant, answers_questions
 from model.task import explain_validation
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
+STUDY_CONFIG = REPOSITORY / "configs" / "study.yaml"
 #: The value of `posts` that stands for the embedded sample.
 SAMPLE = "sample"
+
+_Settings = TypeVar("_Settings", bound=BaseModel)
 
 
 def home() -> Path:
@@ -198,6 +202,68 @@ class TrainingSettings(_Section):
         return raw
 
 
+#: What the study can be asked for; each is one table of its report.
+StudyTable = Literal["variants", "sizes", "questions", "noise", "methods"]
+#: What is done about the annotator's errors (see `steps.study.methods`).
+LabelMethod = Literal["plain", "gold", "weighted", "dropped", "relabelled"]
+
+
+class StudySettings(_Section):
+    """The cells of the study: what is trained how often on how much."""
+
+    tables: tuple[StudyTable, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    #: Numbers of training posts, ascending; every table but `sizes` takes the last.
+    train_posts: tuple[int, ...] = Field(min_length=1)
+    #: The variant of `sizes` (beside the paper's `agentps`), `questions`, `noise` and `methods`.
+    variant: Variant
+    #: Share of the training posts whose labels by people the methods may use, beside the annotator's.
+    gold_share: float = Field(gt=0, le=1)
+    #: Made-up annotators of table `noise`: the share of right (or of given) answers.
+    accuracies: tuple[float, ...]
+    methods: tuple[LabelMethod, ...]
+    #: Cells trained at once, each on its share of the cores.
+    workers: int = Field(ge=1)
+    #: Resamples of the test posts for the 95 % intervals.
+    bootstrap: int = Field(ge=1)
+    #: The folder of `results.md`, `results.json`, `results.html`; the finished cells are kept in `results/` below it.
+    #: Relative to the repository.
+    output: str
+
+    @field_validator("train_posts")
+    @classmethod
+    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if list(value) != sorted(set(value)) or value[0] < 1:
+            raise ValueError("numbers of posts, distinct, ascending, 1 or more")
+        return value
+
+    @field_validator("accuracies")
+    @classmethod
+    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not 0 < accuracy < 1 for accuracy in value):
+            raise ValueError("shares between 0 and 1, without both: people's own labels are the accuracy of 1")
+        return value
+
+    @field_validator("variant")
+    @classmethod
+    def _answers(cls, value: Variant) -> Variant:
+        if not answers_questions(value):
+            raise ValueError(f"{value} answers no questions: process labels have no effect on it")
+        return value
+
+
+class StudyRunSettings(TrainingSettings):
+    """All options of `pipelines.agentps_study`."""
+
+    study: StudySettings
+
+    @model_validator(mode="after")
+    def _own_output(self) -> StudyRunSettings:
+        if self.posts != SAMPLE and (REPOSITORY / self.study.output).resolve() == REPOSITORY / "docs":
+            raise ValueError("study.output: docs holds the embedded sample's results: name a folder for your own")
+        return self
+
+
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
@@ -216,8 +282,23 @@ def load_settings(parameters: dict[str, Any], source: str = "parameters") -> Tra
     Raises:
         ConfigError: names each key that is unknown, missing or out of range.
     """
-    base = yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8"))
+    return _load(TrainingSettings, (DEFAULT_CONFIG,), parameters, source)
+
+
+def load_study_settings(parameters: dict[str, Any], source: str = "parameters") -> StudyRunSettings:
+    """The settings of a study: `parameters` laid over `configs/study.yaml`, laid over `configs/default.yaml`.
+
+    Raises:
+        ConfigError: as `load_settings`.
+    """
+    return _load(StudyRunSettings, (DEFAULT_CONFIG, STUDY_CONFIG), parameters, source)
+
+
+def _load(kind: type[_Settings], files: Sequence[Path], parameters: dict[str, Any], source: str) -> _Settings:
+    values: dict[str, Any] = {}
+    for path in files:
+        values = _merge(values, yaml.safe_load(path.read_text(encoding="utf-8")))
     try:
-        return TrainingSettings.model_validate(_merge(base, {k: v for k, v in parameters.items() if v is not None}))
+        return kind.model_validate(_merge(values, {k: v for k, v in parameters.items() if v is not None}))
     except ValidationError as error:
         raise ConfigError(f"{source}: {explain_validation(error)}") from error

@@ -99,8 +99,8 @@ def test_the_shipped_stack_keeps_everything_in_the_home(tmp_path: Path) -> None:
         "experiment_tracker": ("mlflow", {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}),
     }
     assert stack.mlflow_db == tmp_path / "mlflow.db"
-    assert stack.experiment.model_dump() == {
-        "name": "agentps_training",
+    assert stack.experiments.model_dump() == {
+        "names": ["agentps_training", "agentps_study"],
         "artifact_location": f"{tmp_path}/mlartifacts",
     }
 
@@ -117,7 +117,7 @@ def test_the_name_is_the_homes_own() -> None:
     ("change", "expected"),
     [
         ({"colour": "red"}, "colour: unknown key"),
-        ({"experiment": {"name": "x"}}, "experiment.artifact_location: is missing"),
+        ({"experiments": {"names": ["x"]}}, "experiments.artifact_location: is missing"),
         ({"orchestrator": {"flavor": "kubernetes"}}, "orchestrator.flavor:"),
         ({"artifact_store": {"flavor": "local", "path": "artifacts"}}, "artifact_store.path:"),
         ({"artifact_store": {"flavor": "local", "path": "/a", "size": 3}}, "artifact_store.size: unknown key"),

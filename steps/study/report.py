@@ -1,0 +1,355 @@
+"""The study's tables and plots as Markdown, as one HTML page, and as a list of cells: all from the same records."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from model.schema import LABEL, SPLIT, TEST
+from model.task import Task
+from steps.settings import StudySettings, StudyTable
+from steps.study.baselines import Baseline
+from steps.study.cells import ANNOTATOR, NOISE_KINDS, PEOPLE, Cell, cell_of, only
+from steps.study.run import Record
+from steps.study.tables import AP, R80, Comparison, Estimate, Row, rows
+
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "agentps", "font.size": 10, "legend.frameon": False}
+_CSS = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #dde1e6; white-space: nowrap; }
+img, svg { max-width: 100%; }
+"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the study says.
+
+    markdown: the page, its plots as links to `plots`.
+    plots: file name -> SVG.
+    cells: one entry a table, setting and seed, for programs.
+    complete: every cell of the plan is there.
+    """
+
+    markdown: str
+    plots: dict[str, str]
+    cells: list[dict[str, Any]]
+    complete: bool
+
+    def html(self) -> str:
+        """One page without a file beside it."""
+        body = MarkdownIt("commonmark").enable("table").render(self.markdown)
+        for name, svg in self.plots.items():
+            drawing = svg[svg.index("<svg") :]
+            body = body.replace(f'<img src="images/{name}" alt="" />', str(Markup(drawing)))
+        return (
+            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>AgentPS study</title>'
+            f"<style>{_CSS}</style></head><body>\n{body}</body></html>\n"
+        )
+
+    def write(self, folder: Path) -> None:
+        """`results.md`, `results.html`, `results.json` and `images/results-*.svg` in `folder`."""
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        (folder / "results.md").write_text(self.markdown, encoding="utf-8")
+        (folder / "results.html").write_text(self.html(), encoding="utf-8")
+        (folder / "results.json").write_text(json.dumps(self.cells, indent=1) + "\n", encoding="utf-8")
+        for name, svg in self.plots.items():
+            (folder / "images" / name).write_text(svg, encoding="utf-8")
+
+
+def build(
+    plan: dict[StudyTable, list[Cell]],
+    record_of: Callable[[Cell], Record | None],
+    posts: pd.DataFrame,
+    task: Task,
+    settings: StudySettings,
+    baselines: Sequence[Baseline],
+    data: str,
+) -> Report:
+    """The report of all finished settings; a table says how many it lacks.
+
+    Args:
+        plan: the cells of each table.
+        posts: the shards' posts: the labelled ones of test are those that the records' ranks stand for.
+        data: names the posts.
+    """
+    test = posts[(posts[SPLIT] == TEST) & posts[LABEL].notna()]
+    comparison = Comparison((test[LABEL] == 1).to_numpy(bool), settings.bootstrap)
+    tables = {table: rows(cells, record_of) for table, cells in plan.items()}
+    lacking = sum(record_of(cell) is None for cell in {cell for cells in plan.values() for cell in cells})
+    writer = _Writer(tables, comparison, task, settings)
+    lines = [
+        "# What process supervision is worth",
+        "",
+        "Written by `zenml pipeline run pipelines.agentps_study` from the records of its cells; not by hand.",
+        "",
+        f"Posts: {data}; task {task.name}; {len(test):,} labelled test posts, "
+        f"{int((test[LABEL] == 1).sum()):,} positive; {len(settings.seeds)} seed(s). Figures are percent, on test. "
+        "Only F1 has a threshold, from val, where the epoch was chosen too. ± is the standard deviation over the "
+        f"seeds, brackets are 95 % intervals over {settings.bootstrap} resamples of the test posts, in which the compared "
+        "models are scored on the same posts.",
+        "",
+    ]
+    if lacking:
+        lines += [f"**Unfinished: {lacking} cells are not there yet.** The same command goes on with them.", ""]
+    plots: dict[str, str] = {}
+    for table in plan:
+        text, drawn = getattr(writer, table)()
+        lines += text
+        plots |= drawn
+    lines += _baseline_table(baselines)
+    return Report("\n".join(lines).rstrip() + "\n", plots, list(_entries(plan, record_of)), not lacking)
+
+
+def _entries(
+    plan: dict[StudyTable, list[Cell]], record_of: Callable[[Cell], Record | None]
+) -> Iterator[dict[str, Any]]:
+    for table, cells in plan.items():
+        for cell in cells:
+            record = record_of(cell)
+            if record is not None:
+                yield {
+                    "table": table,
+                    **cell.model_dump(mode="json"),
+                    "metrics": record.metrics,
+                    "best_val_average_precision": record.best_val_average_precision,
+                    "record": record.key,
+                }
+
+
+_COLUMNS = {
+    "AP": AP,
+    "F1": "f1",
+    "R@P60": "recall_at_p60",
+    "R@P65": "recall_at_p65",
+    "R@P70": "recall_at_p70",
+    "R@P75": "recall_at_p75",
+    "R@P80": R80,
+}
+
+
+class _Writer:
+    """One method a table: its Markdown lines and its plots."""
+
+    def __init__(
+        self, tables: dict[StudyTable, list[Row]], comparison: Comparison, task: Task, settings: StudySettings
+    ) -> None:
+        self._tables, self._comparison, self._task, self._settings = tables, comparison, task, settings
+        self._posts = settings.train_posts[-1]
+
+    def _row(self, table: StudyTable, cell: Cell) -> Row | None:
+        return next((row for row in self._tables[table] if row.cell == cell), None)
+
+    def _cell(self, labels: str, **options: Any) -> Cell:
+        return cell_of(self._task, self._settings.variant, self._posts, labels, **options)
+
+    def _vanilla(self, table: StudyTable, posts: int | None = None) -> Row | None:
+        return self._row(table, cell_of(self._task, "vanilla", posts or self._posts, ""))
+
+    def _gains(self, row: Row, over: Row | None) -> list[str]:
+        if over is None or row.cell == over.cell:
+            return ["", ""]
+        return [_signed(self._comparison.gain(row, over, metric)) for metric in (AP, R80)]
+
+    def variants(self) -> tuple[list[str], dict[str, str]]:
+        vanilla = self._vanilla("variants")
+        table = [["variant", "process labels", "val AP", *_COLUMNS, "AP over vanilla", "R@P80 over vanilla"]]
+        for row in self._tables["variants"]:
+            val = _percent(float(np.mean([r.best_val_average_precision for r in row.records])))
+            table.append([row.cell.variant, row.cell.labels, val, *_means(row), *self._gains(row, vanilla)])
+        seeds = [["variant", "process labels", "seed", "val AP", *_COLUMNS]]
+        for row in self._tables["variants"]:
+            for record in row.records:
+                values = [record.best_val_average_precision, *(record.metrics[name] for name in _COLUMNS.values())]
+                seeds.append([row.cell.variant, row.cell.labels, str(record.cell.seed), *map(_percent, values)])
+        text = [
+            "## Variants (the paper's Table 1)",
+            "",
+            f"{self._posts:,} training posts. `people`: their own process labels; `annotator`: the annotator's. "
+            "`agentps` is the paper's form; `agentps_answers` lets the final head read the `<ans>` states too; "
+            "`siglip` has no language model.",
+            "",
+            *_markdown(table),
+            "Every seed:",
+            "",
+            *_markdown(seeds),
+        ]
+        return text, {}
+
+    def sizes(self) -> tuple[list[str], dict[str, str]]:
+        table = [
+            ["posts", "variant", "process labels", *_COLUMNS, "R@P80 over vanilla", "AP retained", "R@P80 retained"]
+        ]
+        for row in sorted(self._tables["sizes"], key=lambda row: row.cell.train_posts):
+            cell = row.cell
+            vanilla = self._vanilla("sizes", cell.train_posts)
+            whole = self._row("sizes", cell.model_copy(update={"labels": PEOPLE}))
+            retained = ["", ""]
+            if cell.labels == ANNOTATOR and vanilla and whole:
+                retained = [_share(self._comparison.retention(row, whole, vanilla, metric)) for metric in (AP, R80)]
+            gain = self._gains(row, vanilla)[1]
+            table.append([f"{cell.train_posts:,}", cell.variant, cell.labels, *_means(row), gain, *retained])
+        text = [
+            "## Sizes (the paper's Table 2)",
+            "",
+            "The same recipe on parts of the training posts, each part within the next. Retained: the share of the "
+            "gain over vanilla with people's labels that is left with the annotator's; not defined where that gain is "
+            "not surely above zero.",
+            "",
+            *_markdown(table),
+            "![](images/results-sizes.svg)",
+            "",
+        ]
+        return text, {"results-sizes.svg": _figure(self._draw_sizes)}
+
+    def _draw_sizes(self, axes: Axes) -> None:
+        series: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        for row in sorted(self._tables["sizes"], key=lambda row: row.cell.train_posts):
+            series.setdefault((row.cell.variant, row.cell.labels), []).append((row.cell.train_posts, row.mean(R80)))
+        for (variant, labels), points in series.items():
+            name = variant if labels == "none" else f"{variant}, labels by {labels}"
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+        axes.set(xlabel="training posts", ylabel="recall at 80 % precision", ylim=(0, 1))
+        axes.legend(fontsize=8, loc="lower right")
+
+    def questions(self) -> tuple[list[str], dict[str, str]]:
+        whole, vanilla = self._row("questions", self._cell(PEOPLE)), self._vanilla("questions")
+        table = [["question", "without it: AP", "lost R@P80", "with it alone: AP", "R@P80 over vanilla"]]
+        for question in self._task.questions:
+            without = self._row("questions", self._cell(PEOPLE, without=question.id))
+            alone = self._row("questions", only(self._cell(PEOPLE), question.id))
+            if whole and vanilla and without and alone:
+                lost = self._comparison.gain(whole, without, R80)
+                gained = self._comparison.gain(alone, vanilla, R80)
+                table.append([question.id, _mean(without, AP), _signed(lost), _mean(alone, AP), _signed(gained)])
+        text = [
+            "## What each question is worth",
+            "",
+            f"`{self._settings.variant}`, {self._posts:,} training posts with people's process labels: all questions "
+            "but one, and one question alone. Read before paying for a question's annotation.",
+            "",
+            *_markdown(table),
+        ]
+        return text, {}
+
+    def noise(self) -> tuple[list[str], dict[str, str]]:
+        whole, vanilla = self._row("noise", self._cell(PEOPLE)), self._vanilla("noise")
+        table = [["process labels", "AP", "R@P80", "AP retained", "R@P80 retained"]]
+        for row in self._tables["noise"]:
+            retained = ["", ""]
+            if whole and vanilla and row not in (whole, vanilla):
+                retained = [_share(self._comparison.retention(row, whole, vanilla, metric)) for metric in (AP, R80)]
+            name = "none (vanilla)" if row is vanilla else row.cell.labels
+            table.append([name, _mean(row, AP), _mean(row, R80), *retained])
+        text = [
+            "## Label noise",
+            "",
+            f"`{self._settings.variant}`, {self._posts:,} training posts, plain training on labels of different "
+            "quality. symmetric-A: a label is right with A %, else any other class; one-sided-A: a positive becomes a "
+            "negative with 100 - A %; missing-A: A % of the labels are there.",
+            "",
+            *_markdown(table),
+            "![](images/results-noise.svg)",
+            "",
+        ]
+        return text, {"results-noise.svg": _figure(self._draw_noise)}
+
+    def _draw_noise(self, axes: Axes) -> None:
+        whole, vanilla = self._row("noise", self._cell(PEOPLE)), self._vanilla("noise")
+        for kind in NOISE_KINDS:
+            points = [(100.0, whole.mean(R80))] if whole else []
+            for accuracy in sorted(self._settings.accuracies, reverse=True):
+                percent = round(100 * accuracy)
+                if row := self._row("noise", self._cell(f"{kind}-{percent}")):
+                    points.append((percent, row.mean(R80)))
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=kind)
+        for row, name in ((vanilla, "vanilla"), (self._row("noise", self._cell(ANNOTATOR)), "the annotator")):
+            if row:
+                axes.axhline(row.mean(R80), color="#9aa5b1", linewidth=1)
+                axes.annotate(name, (100, row.mean(R80)), fontsize=8, ha="right", va="bottom")
+        axes.set(xlabel="right (or given) answers, percent", ylabel="recall at 80 % precision", ylim=(0, 1))
+        axes.legend(fontsize=8, loc="lower right")
+
+    def methods(self) -> tuple[list[str], dict[str, str]]:
+        whole, vanilla = self._row("methods", self._cell(PEOPLE)), self._vanilla("methods")
+        table = [["labels", "method", *_COLUMNS, "AP retained", "R@P80 retained"]]
+        for row in self._tables["methods"]:
+            retained = ["", ""]
+            if whole and vanilla and row.cell.labels == ANNOTATOR:
+                retained = [_share(self._comparison.retention(row, whole, vanilla, metric)) for metric in (AP, R80)]
+            labels = "none (vanilla)" if row is vanilla else row.cell.labels
+            table.append([labels, row.cell.method if row.cell.labels == ANNOTATOR else "", *_means(row), *retained])
+        text = [
+            "## What can be done about the annotator's errors",
+            "",
+            f"`{self._settings.variant}`, {self._posts:,} training posts labelled by the annotator, and people's "
+            f"labels of {self._settings.gold_share:.0%} of them, with which the methods may do what "
+            "`steps/study/methods.py` says.",
+            "",
+            *_markdown(table),
+        ]
+        return text, {}
+
+
+def _baseline_table(baselines: Sequence[Baseline]) -> list[str]:
+    table = [["what is known of a post", "AP", "R@P80"]]
+    table += [[b.name, _percent(b.average_precision), _percent(b.recall_at_p80)] for b in baselines]
+    return [
+        "## Without a network",
+        "",
+        "What a tree over one known thing, or a linear model over words, makes of it: a leak would show here. The last "
+        "row is the ceiling: people's own answers to all questions, which no model is given at test time.",
+        "",
+        *_markdown(table),
+    ]
+
+
+def _markdown(table: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = ["| " + " | ".join(cells) + " |" for cells in table]
+    return [head, "|" + "---|" * len(table[0]), *body, ""]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _mean(row: Row, metric: str) -> str:
+    spread = row.spread(metric)
+    return _percent(row.mean(metric)) + ("" if spread is None else f" ± {_percent(spread)}")
+
+
+def _means(row: Row) -> list[str]:
+    return [_mean(row, metric) for metric in _COLUMNS.values()]
+
+
+def _signed(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:+.1f} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+
+
+def _share(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "not defined"
+    return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
+def _figure(draw: Callable[[Axes], None]) -> str:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        draw(figure.subplots())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
