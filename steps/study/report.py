@@ -99,8 +99,8 @@ def build(
         f"Posts: {data}; task {task.name}; {len(test):,} labelled test posts, "
         f"{int((test[LABEL] == 1).sum()):,} positive; {len(settings.seeds)} seed(s). Figures are percent, on test. "
         "Only F1 has a threshold, from val, where the epoch was chosen too. ± is the standard deviation over the "
-        f"seeds, brackets are 95 % intervals over {settings.bootstrap} resamples of the test posts, in which the compared "
-        "models are scored on the same posts.",
+        f"seeds, brackets are 95 % intervals over {settings.bootstrap} resamples of the test posts, in which the "
+        "compared models are scored on the same posts.",
         "",
     ]
     if lacking:
