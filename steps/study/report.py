@@ -22,8 +22,8 @@ from model.task import Task
 from steps.settings import StudySettings, StudyTable
 from steps.study.baselines import Baseline
 from steps.study.cells import ANNOTATOR, NOISE_KINDS, PEOPLE, Cell, cell_of, only
-from steps.study.run import Record
 from steps.study.tables import AP, R80, Comparison, Estimate, Row, rows
+from steps.study.train import Record
 
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "agentps", "font.size": 10, "legend.frameon": False}
 _CSS = """

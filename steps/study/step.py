@@ -19,7 +19,8 @@ from steps.settings import REPOSITORY, EvaluateSettings, StudySettings, home
 from steps.study.baselines import baselines
 from steps.study.cells import Cell, plan
 from steps.study.report import build
-from steps.study.run import Inputs, Record, Study, describe
+from steps.study.run import Study, describe
+from steps.study.train import Inputs, Record
 
 logger = get_logger(__name__)
 

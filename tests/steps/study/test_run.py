@@ -1,0 +1,134 @@
+"""Cells trained for real on 48 posts: what is finished is not trained again, what it depends on is in its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from model.data import Shards
+from model.errors import DataError
+from model.schema import POST_ID, SPLIT, TRAIN
+from model.settings import BackboneSettings
+from steps.settings import load_settings
+from steps.study import run
+from steps.study.cells import ANNOTATOR, NONE, PEOPLE, Cell, cell_of, only
+from steps.study.run import Study
+from steps.study.train import Inputs, Record, _chosen, train_cell
+from tests.support.tiny import TASK, train_settings
+
+
+def annotators_labels(shards: Shards) -> pd.DataFrame:
+    train = shards.posts[shards.posts[SPLIT] == TRAIN]
+    return train[[POST_ID, *TASK.question_ids]].assign(bright=pd.array([1] * len(train), dtype="Int8"))
+
+
+@pytest.fixture
+def inputs(tiny_shards: Shards, tiny_backbone: BackboneSettings, tmp_path: Path) -> Inputs:
+    annotators_labels(tiny_shards).to_parquet(tmp_path / "labels.parquet", index=False)
+    return Inputs(
+        shards=tiny_shards.root,
+        labels=tmp_path / "labels.parquet",
+        task=TASK,
+        train=train_settings(epochs=1),
+        backbone=tiny_backbone,
+        backbone_id="tiny",
+        evaluate=load_settings({}).evaluate,
+        gold_share=0.5,
+        work=tmp_path / "work",
+    )
+
+
+def study(inputs: Inputs, **changes: Any) -> Study:
+    return Study(inputs.model_copy(update=changes), inputs.work.parent / "records")
+
+
+def test_a_finished_cell_is_not_trained_again_and_a_killed_study_trains_the_rest(inputs: Inputs) -> None:
+    cells = [cell_of(TASK, "vanilla", 24, NONE), cell_of(TASK, "agentps", 48, PEOPLE)]
+    runner = study(inputs)
+    assert runner.run(cells[:1], workers=1) == 1
+    first = runner.record(cells[0])
+    assert first is not None
+    assert runner.run([*cells, *cells], workers=1) == 1
+    assert study(inputs).run(cells, workers=1) == 0, "also from the records alone"
+    assert runner.record(cells[0]) == first
+    second = runner.record(cells[1])
+    assert second is not None
+    assert {"average_precision", "f1", "recall_at_p80", "accuracy_kind"} <= second.metrics.keys()
+    assert len(second.ranks) == 8, "one a labelled test post"
+    assert not list(inputs.work.glob("*/")), "finished trainings leave no checkpoints"
+
+
+@pytest.mark.parametrize("method", ["gold", "weighted", "dropped", "relabelled"])
+def test_every_method_trains(inputs: Inputs, method: Any) -> None:
+    cell = cell_of(TASK, "agentps_answers", 48, ANNOTATOR, method=method)
+    record = train_cell(cell, "key", inputs, inputs.work)
+    right = record.provenance["annotator_right"]
+    # `bright` is 1 for every post, right in two of three; people's own labels of half of the posts mend a part
+    if method in ("gold", "weighted"):
+        assert 0.75 < right["bright"] < 1
+    if method == "dropped":
+        assert right["bright"] == 1
+
+
+def test_a_made_up_annotator_is_as_right_as_its_name_says(inputs: Inputs) -> None:
+    record = train_cell(cell_of(TASK, "multitask", 48, "symmetric-60"), "key", inputs, inputs.work)
+    assert np.mean(list(record.provenance["annotator_right"].values())) == pytest.approx(0.6, abs=0.15)
+
+
+def test_a_cell_of_one_question_answers_it_alone(inputs: Inputs) -> None:
+    record = train_cell(only(cell_of(TASK, "agentps", 48, PEOPLE), "kind"), "key", inputs, inputs.work)
+    assert [name for name in record.metrics if name.startswith("accuracy_")] == ["accuracy_kind"]
+
+
+def test_the_key_changes_with_what_the_cell_depends_on_and_with_nothing_else(
+    inputs: Inputs, tiny_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people, annotated = cell_of(TASK, "agentps", 48, PEOPLE), cell_of(TASK, "agentps", 48, ANNOTATOR)
+    gold = annotated.model_copy(update={"method": "gold"})
+    here = study(inputs)
+    assert len({here.key(cell) for cell in (people, annotated, gold, people.beside(1))}) == 4
+
+    other = tmp_path / "other.parquet"
+    annotators_labels(tiny_shards).assign(calm=pd.array([0] * 48, dtype="Int8")).to_parquet(other, index=False)
+    relabelled = study(inputs, labels=other)
+    assert relabelled.key(people) == here.key(people), "people's labels are not the annotator's"
+    assert relabelled.key(annotated) != here.key(annotated)
+
+    assert study(inputs, gold_share=0.2).key(annotated) == here.key(annotated)
+    assert study(inputs, gold_share=0.2).key(gold) != here.key(gold)
+    assert study(inputs, work=tmp_path / "elsewhere").key(people) == here.key(people)
+    for changes in (
+        {"train": train_settings(epochs=2)},
+        {"backbone_id": "another"},
+        {"task": TASK.model_copy(update={"version": 2})},
+    ):
+        assert study(inputs, **changes).key(people) != here.key(people), changes
+    assert study(inputs, train=train_settings(epochs=1, seed=9, variant="vanilla")).key(people) == here.key(people)
+    monkeypatch.setattr(run, "code_digest", lambda files: "other code")
+    assert study(inputs).key(people) != here.key(people)
+
+
+def test_a_smaller_part_of_the_training_posts_lies_within_a_larger_one(tiny_shards: Shards) -> None:
+    posts = tiny_shards.posts
+    small, large = (_chosen(posts, count) for count in (10, 30))
+    is_train = (posts[SPLIT] == TRAIN).to_numpy()
+    assert small[is_train].sum() == 10
+    assert large[is_train].sum() == 30
+    assert (large | ~small).all()
+    assert small[~is_train].all(), "val and test stay whole"
+
+
+def test_more_posts_than_there_are_is_an_error(inputs: Inputs) -> None:
+    with pytest.raises(DataError, match=r"study\.train_posts: 49 posts, train has 48"):
+        study(inputs).run([cell_of(TASK, "vanilla", 49, NONE)], workers=1)
+
+
+def test_a_record_reads_back_as_it_was_written(inputs: Inputs) -> None:
+    record = train_cell(
+        Cell(variant="siglip", seed=3, train_posts=16, labels=NONE, questions=()), "k", inputs, inputs.work
+    )
+    assert Record.model_validate_json(record.model_dump_json()) == record
