@@ -15,11 +15,17 @@ INSTALLED := $(VENV)/installed-$(KEY)
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: train
 train: setup ## set up, then run the training pipeline on the embedded default (CONFIG=FILE: on that file)
 	$(BIN)/zenml pipeline run agentps_training $(if $(CONFIG),-c $(CONFIG))
+
+.PHONY: study study-quick
+study: setup ## the paper's tables on the embedded sample: hours, and only what is not in docs/results/ yet
+	$(BIN)/zenml pipeline run pipelines.agentps_study
+study-quick: setup ## the same code on few and small cells, in minutes; results in .agentps/study-quick/
+	$(BIN)/zenml pipeline run pipelines.agentps_study -c configs/study-quick.yaml
 
 .PHONY: setup
 setup: $(INSTALLED) ## install the locked dependencies into .venv, register and activate the local stack

@@ -10,12 +10,20 @@ import yaml
 from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 
 from model.task import TASKS_DIR, load_task
-from steps.settings import TrainingSettings, load_settings
+from steps.settings import (
+    STUDY_CONFIG,
+    StudyRunSettings,
+    StudySettings,
+    TrainingSettings,
+    load_settings,
+    load_study_settings,
+)
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 TASK_FILES = [path for path in FILES if path.is_relative_to(TASKS_DIR)]
 RUN_FILES = [path for path in FILES if path not in TASK_FILES]
+STUDY_FILES = [path for path in RUN_FILES if path.stem.startswith("study")]
 #: The top-level keys that ZenML reads; it ignores all others in silence.
 ZENML_KEYS = frozenset(PipelineRunConfiguration.model_fields)
 
@@ -44,15 +52,20 @@ def options(path: Path) -> dict[str, Any]:
     return (raw.get("parameters") or {}) | {key: value for key, value in raw.items() if key not in ZENML_KEYS}
 
 
+def settings_of(path: Path) -> TrainingSettings:
+    load = load_study_settings if path in STUDY_FILES else load_settings
+    return load(options(path), source=relative(path))
+
+
 def test_no_option_of_ours_has_the_name_of_one_of_zenmls() -> None:
     """Both live at the top of one file."""
-    ours = {field.alias or name for name, field in TrainingSettings.model_fields.items()}
+    ours = {field.alias or name for name, field in StudyRunSettings.model_fields.items()}
     assert ours.isdisjoint(ZENML_KEYS)
 
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=relative)
 def test_every_run_config_holds_known_options_only(path: Path) -> None:
-    load_settings(options(path), source=relative(path))
+    settings_of(path)
 
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=relative)
@@ -62,10 +75,16 @@ def test_every_run_config_is_valid_for_zenml(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=relative)
 def test_every_run_config_names_a_task_that_loads(path: Path) -> None:
-    load_task(load_settings(options(path), source=relative(path)).task)
+    load_task(settings_of(path).task)
 
 
 def test_the_default_config_lists_every_option() -> None:
     """What is not there would have a default that nobody can look up."""
     listed = yaml.safe_load((CONFIGS / "default.yaml").read_text(encoding="utf-8"))
     assert set(listed) == {field.alias or name for name, field in TrainingSettings.model_fields.items()}
+
+
+def test_the_study_lists_every_option_of_its_own() -> None:
+    assert STUDY_CONFIG in STUDY_FILES
+    listed = yaml.safe_load(STUDY_CONFIG.read_text(encoding="utf-8"))["study"]
+    assert set(listed) == set(StudySettings.model_fields)

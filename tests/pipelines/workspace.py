@@ -128,8 +128,8 @@ class Workspace:
         return name
 
     @staticmethod
-    def command(config: str) -> list[str]:
-        return [str(ZENML), "pipeline", "run", "agentps_training", "-c", config]
+    def command(config: str, pipeline: str = "agentps_training") -> list[str]:
+        return [str(ZENML), "pipeline", "run", pipeline, "-c", config]
 
     def train(self, config: str, **environment: str) -> Outcome:
         """Run the literal command and wait for its end."""
