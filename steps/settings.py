@@ -38,6 +38,11 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+#: easy: an original text is always about the album, words alone tell. hard: a text about another thing is mostly about
+#: one that a few images show too, so that images must be counted.
+Difficulty = Literal["easy", "standard", "hard"]
+
+
 class SampleSettings(_Section):
     """The embedded sample: how many posts are rendered for each split, and from which seed."""
 
@@ -45,6 +50,7 @@ class SampleSettings(_Section):
     val: int = Field(ge=1)
     test: int = Field(ge=1)
     seed: int = Field(ge=0)
+    difficulty: Difficulty
     #: Share of the training posts that carry people's process labels; val and test carry them all.
     gold_share: float = Field(ge=0, le=1)
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+
+from model.settings import Variant
+from steps.settings import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,3 +24,49 @@ def test_every_local_link_leads_to_a_file(page: str) -> None:
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
     assert missing == []
+
+
+@pytest.fixture(scope="module")
+def annotated() -> dict[str, list[dict[str, Any]]]:
+    """The study's runs on the annotator's labels (and those that read none), by variant, a run a seed."""
+    cells = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
+    chosen: dict[str, list[dict[str, Any]]] = {}
+    for cell in cells:
+        if cell["table"] == "variants" and cell["labels"] in ("none", "annotator"):
+            chosen.setdefault(cell["variant"], []).append(cell)
+    return chosen
+
+
+def test_the_readmes_comparison_is_that_of_the_records(annotated: dict[str, list[dict[str, Any]]]) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(annotated) == set(get_args(Variant))
+    for variant, runs in annotated.items():
+        assert [run["seed"] for run in runs] == [0, 1, 2], "no seed is picked"
+        recalls = [run["metrics"]["recall_at_p80"] for run in runs]
+        aps = [run["metrics"]["average_precision"] for run in runs]
+        val = [run["best_val_average_precision"] for run in runs]
+        figures = [*recalls, *map(statistics.fmean, (recalls, aps, val))]
+        assert f"| {variant} | " + " | ".join(f"{100 * figure:.1f}" for figure in figures) + " |" in readme
+
+
+def test_the_default_variant_is_the_best_on_val(annotated: dict[str, list[dict[str, Any]]]) -> None:
+    best = max(annotated, key=lambda name: sum(run["best_val_average_precision"] for run in annotated[name]))
+    assert load_settings({}).fine_tune.variant == best
+
+
+def test_the_default_variant_gains_ten_points_of_recall_over_vanilla_on_the_mean_of_the_seeds(
+    annotated: dict[str, list[dict[str, Any]]],
+) -> None:
+    means = {
+        name: statistics.fmean(run["metrics"]["recall_at_p80"] for run in runs) for name, runs in annotated.items()
+    }
+    assert means[load_settings({}).fine_tune.variant] >= means["vanilla"] + 0.1
+    assert all(run["train_posts"] == load_settings({}).sample.train >= 8000 for run in annotated["vanilla"])
+
+
+def test_every_cell_of_the_results_is_a_committed_record() -> None:
+    cells = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
+    for cell in cells:
+        record = json.loads((ROOT / "docs" / "results" / f"{cell['record']}.json").read_text(encoding="utf-8"))
+        assert record["metrics"] == cell["metrics"]
+        assert all(cell[name] == value for name, value in record["cell"].items())

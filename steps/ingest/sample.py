@@ -11,7 +11,7 @@ with relevant = title_relevant or text_relevant makes the final label, `LABEL_NO
 then flipped, as people's labels are not perfect either. Whether a text is relevant can only be
 known by comparing its words with the pictures: no single image and no text alone tells.
 
-Every post depends on (seed, split, index) alone: a larger sample begins with the smaller one.
+Every post depends on (seed, difficulty, split, index) alone: a larger sample begins with the smaller one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from PIL import Image, ImageDraw
 
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, SPLITS, TEXT, TITLE, TRAIN
 from model.task import TASKS_DIR, Task, load_task
-from steps.settings import SampleSettings
+from steps.settings import Difficulty, SampleSettings
 
 IMAGE_SIZE = 32
 MAX_IMAGES = 8
@@ -205,17 +205,26 @@ class SamplePost:
     counts: dict[str, int]
 
 
-def _wording(rng: np.random.Generator, subject: int, subjects: np.ndarray, tags: int) -> tuple[str, int]:
+#: Of title and of text: original and of the leading subject, original of another subject, plain.
+_KINDS = {"easy": (0.74, 0.0, 0.26), "standard": (0.5, 0.24, 0.26), "hard": (0.4, 0.4, 0.2)}
+
+
+def _wording(
+    rng: np.random.Generator, subject: int, subjects: np.ndarray, tags: int, difficulty: Difficulty
+) -> tuple[str, int]:
     """A title or text and the number of images that it is relevant to (0 where it is not original)."""
-    kind = rng.choice(3, p=(0.5, 0.24, 0.26))  # original and of the subject, original of another, plain
-    told = subject if kind != 1 else int(rng.choice([s for s in range(len(SUBJECTS)) if s != subject]))
+    kind = rng.choice(3, p=_KINDS[difficulty])
+    others = [s for s in range(len(SUBJECTS)) if s != subject]
+    if difficulty == "hard":  # something that is shown, too, wherever there is another thing
+        others = [s for s in others if s in subjects] or others
+    told = subject if kind != 1 else int(rng.choice(others))
     templates = _PLAIN if kind == 2 else _ORIGINAL
     sentence = templates[rng.integers(len(templates))].format(w=SUBJECTS[told].word)
     sentence = " ".join((sentence, *(_TAGS[k] for k in rng.choice(len(_TAGS), tags, replace=False))))
     return sentence, 0 if kind == 2 else int((subjects == told).sum())
 
 
-def compose_post(rng: np.random.Generator) -> SamplePost:
+def compose_post(rng: np.random.Generator, difficulty: Difficulty = "standard") -> SamplePost:
     n = min(1 + int(rng.geometric(0.3)), MAX_IMAGES) if rng.random() < 0.9 else 1
     subject = int(rng.integers(len(SUBJECTS)))
     one_theme = rng.random() < 0.7
@@ -225,8 +234,8 @@ def compose_post(rng: np.random.Generator) -> SamplePost:
     styles = (rng.random(n) < (0.92 if rng.random() < 0.6 else 0.08)).astype(int)
     marked = rng.random(n) < rng.uniform(0.2, 1.0) if rng.random() < 0.33 else np.zeros(n, bool)
     overlays = np.where(marked, 1, np.where(rng.random(n) < 0.2, 2, 0))
-    title, title_count = _wording(rng, subject, subjects, tags=0)
-    text, text_count = _wording(rng, subject, subjects, tags=int(rng.integers(2, 4)))
+    title, title_count = _wording(rng, subject, subjects, 0, difficulty)
+    text, text_count = _wording(rng, subject, subjects, int(rng.integers(2, 4)), difficulty)
     counts = {
         "watermark": int(marked.sum()),
         "ugc": int(styles.sum()),
@@ -262,7 +271,7 @@ def _write_posts(
     (root / folder).mkdir(parents=True, exist_ok=True)
     for index in range(start, stop):
         rng = np.random.default_rng((settings.seed, split_index, index))
-        post = compose_post(rng)
+        post = compose_post(rng, settings.difficulty)
         names, hashes = [], []
         for k, parts in enumerate(zip(post.subjects, post.styles, post.overlays, strict=True)):
             buffer = BytesIO()
@@ -303,6 +312,19 @@ def sample_fingerprint(settings: SampleSettings) -> str:
     digest.update(Path(__file__).read_bytes())
     digest.update((TASKS_DIR / "ucc.yaml").read_bytes())
     return digest.hexdigest()[:16]
+
+
+def split_fingerprint(manifest: Path, split: str) -> str:
+    """Names the content of a rendered split: texts, pictures, labels. Times are left out: they move with the sizes.
+
+    The standard sample's test split is public: a result on it counts when this is the value of the dataset card.
+    """
+    posts = pd.read_json(manifest, lines=True)
+    truth = pd.read_parquet(manifest.with_name("truth.parquet"))
+    posts["pictures"] = truth["images_sha256"].map(list)
+    # whole numbers, also where another split lacks some of them
+    rows = posts[posts[SPLIT] == split].drop(columns=[CREATED_AT, IMAGES]).convert_dtypes()
+    return hashlib.sha256(rows.to_json(orient="records").encode()).hexdigest()[:16]
 
 
 def render_sample(settings: SampleSettings, home: Path) -> Path:

@@ -14,11 +14,19 @@ from PIL import Image
 from model.task import load_task
 from steps.ingest import sample
 from steps.ingest.posts import read_manifest
-from steps.ingest.sample import LABEL_NOISE, compose_post, final_label, render_sample, single_images
-from steps.settings import SampleSettings, load_settings
+from steps.ingest.sample import (
+    LABEL_NOISE,
+    SUBJECTS,
+    compose_post,
+    final_label,
+    render_sample,
+    single_images,
+    split_fingerprint,
+)
+from steps.settings import REPOSITORY, Difficulty, SampleSettings, load_settings
 
 TASK = load_task("ucc")
-SETTINGS = SampleSettings(train=300, val=60, test=60, seed=3, gold_share=0.5)
+SETTINGS = SampleSettings(train=300, val=60, test=60, seed=3, difficulty="standard", gold_share=0.5)
 
 
 def files(root: Path) -> dict[str, str]:
@@ -56,7 +64,7 @@ def test_the_same_settings_give_the_same_bytes_anywhere(manifest: Path, truth: p
 
 
 def test_another_seed_gives_other_posts_in_another_folder(manifest: Path, tmp_path: Path) -> None:
-    small = SampleSettings(train=5, val=1, test=1, seed=3, gold_share=0.5)
+    small = SampleSettings(train=5, val=1, test=1, seed=3, difficulty="standard", gold_share=0.5)
     first, second = (render_sample(small.model_copy(update={"seed": seed}), tmp_path) for seed in (3, 4))
     assert first.parent != second.parent
     assert not set(files(first.parent).values()) & set(files(second.parent).values())
@@ -179,7 +187,7 @@ def test_counts_never_exceed_the_album(truth: pd.DataFrame) -> None:
 
 
 def test_an_interrupted_rendering_is_not_taken_for_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = SampleSettings(train=4, val=1, test=1, seed=0, gold_share=0.5)
+    small = SampleSettings(train=4, val=1, test=1, seed=0, difficulty="standard", gold_share=0.5)
 
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no space left on device")
@@ -217,3 +225,42 @@ def test_single_images_show_every_subject_style_and_overlay() -> None:
 
 def test_a_post_depends_on_its_generator_alone() -> None:
     assert compose_post(np.random.default_rng((1, 2, 3))) == compose_post(np.random.default_rng((1, 2, 3)))
+
+
+def told(wording: str) -> int | None:
+    """The subject that a title or text names; None: it is plain."""
+    words = wording.replace("!!", "").split()
+    named = next(k for k, subject in enumerate(SUBJECTS) if subject.word in words)
+    templates = [template.replace("{w}", SUBJECTS[named].word) for template in sample._ORIGINAL]
+    return named if any(wording.startswith(template) for template in templates) else None
+
+
+@pytest.mark.parametrize(
+    ("difficulty", "leading", "of_another"), [("easy", 0.74, 0.0), ("standard", 0.5, 0.24), ("hard", 0.4, 0.4)]
+)
+def test_a_harder_sample_tells_more_of_other_subjects(
+    difficulty: Difficulty, leading: float, of_another: float
+) -> None:
+    posts = [compose_post(np.random.default_rng((0, k)), difficulty) for k in range(2000)]
+    names = [(told(post.title), post) for post in posts]
+    assert np.mean([name == post.subjects[0] for name, post in names]) == pytest.approx(leading, abs=0.04)
+    others = [(name, post) for name, post in names if name is not None and name != post.subjects[0]]
+    assert len(others) / len(posts) == pytest.approx(of_another, abs=0.04)
+    if difficulty == "hard":
+        assert all(name in post.subjects for name, post in others if len(set(post.subjects)) > 1)
+
+
+def test_the_public_test_split_is_that_of_the_dataset_card(tmp_path: Path) -> None:
+    settings = load_settings({"sample": {"train": 1, "val": 1}}).sample
+    fingerprint = split_fingerprint(render_sample(settings, tmp_path), "test")
+    card = (REPOSITORY / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    assert f"`{fingerprint}`" in card
+
+
+def test_a_splits_fingerprint_changes_with_its_posts_and_not_with_the_others(manifest: Path, tmp_path: Path) -> None:
+    def fingerprint(**changes: Any) -> str:
+        return split_fingerprint(render_sample(SETTINGS.model_copy(update=changes), tmp_path), "test")
+
+    assert fingerprint(train=10, gold_share=1.0) == split_fingerprint(manifest, "test")
+    assert fingerprint(train=10, test=59) != split_fingerprint(manifest, "test")
+    assert fingerprint(train=10, seed=4) != split_fingerprint(manifest, "test")
