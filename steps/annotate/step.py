@@ -14,26 +14,31 @@ from model.task import Task
 from steps.annotate.client import AnnotationResult, annotate_posts
 from steps.annotate.human import human_labels
 from steps.annotate.ledger import Ledger
+from steps.annotate.prices import FREE, load_prices
 from steps.annotate.simulated import SimulatedAnnotator
+from steps.annotate.tally import Progress
 from steps.caching import depends_on
 from steps.ingest.sample import render_sample
-from steps.settings import AnnotateSettings, SampleSettings, home
+from steps.settings import AnnotateSettings, SampleSettings, home, ledger_url
 
 logger = get_logger(__name__)
 
 
-def _every_tenth(done: int, of: int) -> None:
-    if of and (done == of or done * 10 // of != (done - 1) * 10 // of):
-        logger.info("Annotated %s of %s posts", done, of)
+def _every_tenth(progress: Progress) -> None:
+    done, of = progress.done, progress.total
+    if done == of or done * 10 // of != (done - 1) * 10 // of:
+        logger.info("Annotated %s of %s (%s)", done, of, progress)
 
 
 def _ask(posts: pd.DataFrame, task: Task, settings: AnnotateSettings, sample: SampleSettings) -> AnnotationResult:
     source = f"{settings.annotator}:{settings.model}"
     ask: Callable[..., AnnotationResult] = annotate_posts
-    with Ledger(f"sqlite:///{home() / 'annotations.db'}") as ledger:
+    with Ledger(ledger_url(settings.ledger)) as ledger:
         common: dict[str, Any] = {"source": source, "on_progress": _every_tenth}
         if settings.annotator == "openai":
-            return ask(posts, task, settings, ledger, base_url=None, api_key=None, **common)
+            price = load_prices().get(settings.model)
+            return ask(posts, task, settings, ledger, base_url=None, api_key=None, price=price, **common)
+        common["price"] = FREE
         truth = pd.read_parquet(render_sample(sample, home()).with_name("truth.parquet"))
         with SimulatedAnnotator(truth, task) as server:
             return ask(posts, task, settings, ledger, base_url=server.base_url, api_key=server.api_key, **common)
