@@ -26,7 +26,7 @@ from steps.annotate.ledger import Ledger
 from steps.annotate.plan import make_plan
 from steps.annotate.prices import load_prices
 from steps.annotate.tally import CapReachedError
-from tests.support.annotator import SOURCE, Server, completion, error, make_posts, reply, settings_of
+from tests.support.annotator import SOURCE, completion, error, make_posts, settings_of
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PRICE = load_prices()["gpt-4o"]
@@ -39,9 +39,12 @@ class BatchServer:
     Args:
         end: what becomes of a batch, given its number (from 1) and its requests: (status, results by custom_id);
             None: it goes on. A result is a body of HTTP 200, or (status, body).
+        known: False: it has no such paths.
     """
 
-    def __init__(self, end: Callable[[int, list[Any]], tuple[str, dict[str, Any]] | None]) -> None:
+    def __init__(
+        self, end: Callable[[int, list[Any]], tuple[str, dict[str, Any]] | None], *, known: bool = True
+    ) -> None:
         self.end = end
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
@@ -73,7 +76,9 @@ class BatchServer:
             def do_POST(self) -> None:
                 data = self._body()
                 with lock:
-                    if self.path == "/v1/files":
+                    if not known:
+                        self._send(error("no such path"), 404)
+                    elif self.path == "/v1/files":
                         name = f"file-{len(outer.files)}"
                         found = _FILE.search(data)
                         assert found is not None
@@ -185,7 +190,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         yield opened
 
 
-def run(posts: pd.DataFrame, ledger: Ledger, server: BatchServer | Server, **changes: Any) -> AnnotationResult:
+def run(posts: pd.DataFrame, ledger: Ledger, server: BatchServer, **changes: Any) -> AnnotationResult:
     settings = settings_of(**({"mode": "batch"} | changes))
     task = load_task("ucc")
     return annotate_posts(
@@ -428,7 +433,7 @@ def test_the_cap_holds_for_what_is_sent_up_and_the_next_run_goes_on(tmp_path: Pa
 
 def test_an_endpoint_without_the_interface_is_one_clear_error(tmp_path: Path, ledger: Ledger) -> None:
     with (
-        Server(lambda number, body: reply(error("no such path"), 404)) as server,
+        BatchServer(all_answered, known=False) as server,
         pytest.raises(AnnotationError, match=r"no such path.*takes `annotate.mode: online` only"),
     ):
         run(make_posts(tmp_path, 1), ledger, server)
