@@ -49,7 +49,7 @@ def _training(
         fingerprint = manifest_fingerprint(source)
 
     table, _rejects = ingest_step(source, fingerprint, policy, settings.sample, settings.ingest)
-    labels = annotate_step(table, policy, settings.annotate, settings.sample)
+    labels, _annotation = annotate_step(table, policy, settings.annotate, settings.sample)
     validate_step(table, labels, policy, settings.validate_, settings.ingest)
     shards = preprocess_step(table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"])
     checkpoint = fine_tune_step(shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune)
