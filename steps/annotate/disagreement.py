@@ -111,11 +111,11 @@ def _ranked(
     if not task.questions or not posts:
         return pd.DataFrame(columns=[POST_ID, SCORE, DISPUTED, *columns])
     disputed = np.stack(disputed_QN)
+    count_N: np.ndarray = np.asarray(disputed.sum(axis=0))
     ids = [" ".join(id_ for id_, found in zip(task.question_ids, row, strict=True) if found) for row in disputed.T]
     table = pd.DataFrame({POST_ID: posts, SCORE: np.min(np.stack(score_QN), axis=0), DISPUTED: ids} | columns)
-    table = table.loc[disputed.any(axis=0)]
-    order = np.lexsort((table[POST_ID].to_numpy(str), -table[DISPUTED].str.count(" ").to_numpy(), table[SCORE]))
-    return table.iloc[order].reset_index(drop=True)
+    order = np.lexsort((np.array(posts, dtype=str), -count_N, table[SCORE].to_numpy()))
+    return table.iloc[order[count_N[order] > 0]].reset_index(drop=True)
 
 
 # --- out to people
