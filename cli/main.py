@@ -10,7 +10,14 @@ import click
 from model.errors import AgentPSError
 
 #: Command -> where it is defined. Its module imports at its top what `--help` needs, and no more.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "agreement": "cli.annotation:agreement_",
+    "annotate": "cli.annotation:annotate",
+    "gold": "cli.annotation:gold",
+    "plan": "cli.annotation:plan",
+    "queue": "cli.annotation:queue",
+    "trial": "cli.annotation:trial",
+}
 
 
 class LazyGroup(click.Group):

@@ -34,7 +34,7 @@ def prepare(settings: TrainingSettings, policy: Task) -> tuple[str, Any, Any, An
         source = str(Path(settings.posts).resolve())
         fingerprint = manifest_fingerprint(source)
     table, _rejects = ingest_step(source, fingerprint, policy, settings.sample, settings.ingest)
-    labels = annotate_step(table, policy, settings.annotate, settings.sample)
+    labels, _page = annotate_step(table, policy, settings.annotate, settings.sample)
     validate_step(table, labels, policy, settings.validate_, settings.ingest)
     shards = preprocess_step(table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"])
     return fingerprint, table, labels, shards

@@ -34,6 +34,11 @@ def home() -> Path:
     return Path(os.environ.get("AGENTPS_HOME") or REPOSITORY / ".agentps").resolve()
 
 
+def ledger_url(configured: str | None) -> str:
+    """The database of paid answers: the one that is configured, else a file under `home()`."""
+    return configured or f"sqlite:///{home() / 'annotations.db'}"
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -92,6 +97,20 @@ class AnnotateSettings(_Section):
     #: Image detail sent to the endpoint.
     detail: Literal["low", "high", "auto"]
     max_tokens: int = Field(ge=1)
+    #: All questions of a post in one request (the paper's form), or each in one of its own.
+    ask: Literal["together", "singly"]
+    #: The paper's plain numbers, or structured output where the endpoint has it.
+    format: Literal["numbers", "json_schema"]
+    #: Single requests, or the endpoint's batch interface.
+    mode: Literal["online", "batch"]
+    #: Dollars that one run may spend at most; None: no cap.
+    max_cost: float | None = Field(gt=0)
+    #: A database URL; None: a SQLite file under `home()`.
+    ledger: str | None
+    #: The least Cohen's kappa against people's labels, of all questions or by id; None: no gate.
+    min_agreement: float | dict[str, float] | None
+    #: What a question below it is: a warning, left without labels, or the end of the run.
+    on_low_agreement: Literal["warn", "drop", "fail"]
     #: The run stops when a larger share of the posts comes back without an answer.
     max_missing_share: float = Field(ge=0, le=1)
 
@@ -102,6 +121,20 @@ class AnnotateSettings(_Section):
             if split not in SPLITS:
                 raise ValueError(f"{split!r} is not one of {', '.join(SPLITS)}")
         return value
+
+    @field_validator("min_agreement")
+    @classmethod
+    def _kappa(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
+        for floor in value.values() if isinstance(value, dict) else () if value is None else (value,):
+            if not -1 <= floor <= 1:
+                raise ValueError(f"{floor} is no kappa: -1 to 1, 0 where chance agrees as often")
+        return value
+
+    @model_validator(mode="after")
+    def _simulated_form(self) -> AnnotateSettings:
+        if self.annotator == "simulated" and (self.ask, self.mode) != ("together", "online"):
+            raise ValueError("the simulated annotator takes `ask: together` and `mode: online` only")
+        return self
 
 
 class ValidateSettings(_Section):

@@ -10,6 +10,7 @@ import yaml
 from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 
 from model.task import TASKS_DIR, load_task
+from steps.annotate.prices import PRICES, load_prices
 from steps.settings import (
     STUDY_CONFIG,
     StudyRunSettings,
@@ -22,7 +23,7 @@ from steps.settings import (
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 TASK_FILES = [path for path in FILES if path.is_relative_to(TASKS_DIR)]
-RUN_FILES = [path for path in FILES if path not in TASK_FILES]
+RUN_FILES = [path for path in FILES if path not in (*TASK_FILES, PRICES)]
 STUDY_FILES = [path for path in RUN_FILES if path.stem.startswith("study")]
 #: The top-level keys that ZenML reads; it ignores all others in silence.
 ZENML_KEYS = frozenset(PipelineRunConfiguration.model_fields)
@@ -44,6 +45,10 @@ def test_every_task_loads_under_its_file_name(path: Path) -> None:
     task = load_task(path)
     assert task.name == path.stem
     assert load_task(path.stem) == task
+
+
+def test_the_price_table_knows_the_default_model() -> None:
+    assert load_settings({}).annotate.model in load_prices(PRICES)
 
 
 def options(path: Path) -> dict[str, Any]:

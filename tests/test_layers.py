@@ -70,6 +70,20 @@ def test_no_package_imports_one_above_it(package: str, forbidden: tuple[str, ...
     assert offenders(python_files(package), forbidden) == []
 
 
+def test_a_command_imports_its_libraries_when_it_is_called() -> None:
+    """At its top a module of cli/ imports what `--help` needs: the standard library, click and our errors."""
+    found = []
+    for path in python_files("cli"):
+        body = parse(path).body
+        for node in body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+                allowed = sys.stdlib_module_names | {"click"}
+                bad = [n for n in names if n.partition(".")[0] not in allowed and n != "model.errors"]
+                found += [f"{path} imports {name}" for name in bad if not name.startswith("cli")]
+    assert found == []
+
+
 def test_in_a_stage_only_step_py_imports_zenml() -> None:
     """Neither itself nor through a module that the stages share."""
     shared = [path for path in python_files("steps") if len(path.parts) == 2]

@@ -3,11 +3,19 @@
 A row is committed as soon as its answer is there, so a killed run loses at most what was in flight.
 What is stored is the answer as given (counts), never a class made of it: another rule reads the
 same answers anew, at no cost.
+
+Who asks a key holds its lease, a row of its own, so that several processes on one ledger never ask
+the same key at once. A lease ends with its answer; that of a process that died is free at once on
+the same machine, and after `lease_seconds` without a sign of life anywhere else. The keys of a
+batch are held by its shard until the shard is collected, by whichever process comes to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,12 +36,18 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
+    delete,
     event,
+    func,
     insert,
+    inspect,
     make_url,
+    or_,
     select,
+    text,
+    update,
 )
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from model.errors import AnnotationError
 
@@ -63,6 +77,8 @@ UNPAID = frozenset({Missing.RATE_LIMITED, Missing.SERVER_ERROR, Missing.CONNECTI
 _LOOKUP_CHUNK = 500  # bound parameters of one statement; SQLite's lowest limit is 999
 _RAW_CHARACTERS = 4000
 _BUSY_SECONDS = 30
+#: A process that gives no sign of life for so long has lost its leases; it gives one four times as often.
+LEASE_SECONDS = 60.0
 
 _metadata = MetaData()
 _answers = Table(
@@ -80,6 +96,27 @@ _answers = Table(
     Column("prompt_tokens", Integer),
     Column("completion_tokens", Integer),
     Column("latency", Float, nullable=False),  # seconds
+    Column("created", DateTime(timezone=True), nullable=False),
+    Column("cost", Float),  # dollars; NULL where the model had no price
+)
+_leases = Table(
+    "annotation_leases",
+    _metadata,
+    Column("key", String(64), primary_key=True),
+    Column("owner", String(128), nullable=False, index=True),
+    Column("expires", Float),  # seconds since the epoch; NULL: held by a shard until that is collected
+)
+_shards = Table(
+    "annotation_shards",
+    _metadata,
+    Column("id", String(32), primary_key=True),
+    Column("source", Text, nullable=False),
+    # what reading the answers takes, so that any process can collect the shard
+    Column("form", JSON, nullable=False),
+    Column("items", JSON, nullable=False),
+    Column("file_id", Text),
+    Column("batch_id", Text),
+    Column("reserved", Float, nullable=False),  # dollars, the most that it may cost
     Column("created", DateTime(timezone=True), nullable=False),
 )
 
@@ -99,6 +136,9 @@ class Attempt:
     completion_tokens: int | None
     #: Seconds from the request to its outcome, waiting for retries included.
     latency: float
+    #: Dollars; where the endpoint did not say what an attempt took that it may have charged, the most that it can
+    #: have cost. None: the model has no price.
+    cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +151,46 @@ class LedgerAnswer:
     attempts: int
 
 
+@dataclass(frozen=True, slots=True)
+class ShardItem:
+    """One request of a shard; `question` is the position of the question asked, None: all of them."""
+
+    key: str
+    post_id: str
+    n_images: int
+    question: int | None
+    #: Dollars, the most that it may cost.
+    reserved: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of requests on its way through the endpoint's batch interface."""
+
+    id: str
+    source: str
+    form: dict[str, Any]
+    items: tuple[ShardItem, ...]
+    #: None: not known to be uploaded, or created.
+    file_id: str | None
+    batch_id: str | None
+    reserved: float
+
+
 class Ledger:
     """The table of attempts in any database that SQLAlchemy reaches.
 
     Args:
         url: for example `sqlite:////abs/path/ledger.db`; a SQLite file and its folder are created.
+        lease_seconds: see LEASE_SECONDS; whoever holds leases calls `renew` several times in this time.
 
     Raises:
         AnnotationError: (any method) the database cannot be opened, read or written.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, lease_seconds: float = LEASE_SECONDS) -> None:
+        self.lease_seconds = lease_seconds
+        self._owner = f"{_here()}/{os.getpid()}/{_started(os.getpid())}/{uuid.uuid4().hex[:8]}"
         try:
             parsed = make_url(url)
         except SQLAlchemyError as error:
@@ -135,7 +204,7 @@ class Ledger:
             self._engine: Engine = create_engine(parsed)
             if self._engine.dialect.name == "sqlite":
                 event.listen(self._engine, "connect", _use_wal)
-            _metadata.create_all(self._engine)
+            self._create_tables()
 
     def __enter__(self) -> Ledger:
         return self
@@ -148,24 +217,22 @@ class Ledger:
     def close(self) -> None:
         self._engine.dispose()
 
-    def record(self, attempt: Attempt) -> None:
-        """Append one attempt; it is committed when this returns."""
-        row = {
-            "key": attempt.key,
-            "attempt": attempt.attempt,
-            "post_id": attempt.post_id,
-            "model": attempt.model,
-            # PostgreSQL stores no NUL
-            "raw": attempt.raw and attempt.raw.replace("\0", "")[:_RAW_CHARACTERS],
-            "counts": list(attempt.counts) if attempt.counts is not None else None,
-            "missing": attempt.missing and attempt.missing.value,
-            "prompt_tokens": attempt.prompt_tokens,
-            "completion_tokens": attempt.completion_tokens,
-            "latency": attempt.latency,
-            "created": datetime.now(UTC),
-        }
+    def _create_tables(self) -> None:
+        try:
+            _metadata.create_all(self._engine)
+        except SQLAlchemyError:  # another process created them between our look and our statement
+            _metadata.create_all(self._engine)
+        if "cost" not in {column["name"] for column in inspect(self._engine).get_columns(_answers.name)}:
+            # a ledger from before costs were kept: what was paid then stays NULL
+            with self._engine.begin() as connection:
+                connection.execute(text(f"ALTER TABLE {_answers.name} ADD COLUMN cost FLOAT"))
+
+    def record(self, attempt: Attempt, *, settled: bool = False) -> None:
+        """Append one attempt; it is committed when this returns. `settled`: the key's lease ends with it."""
         with self._explained(), self._engine.begin() as connection:
-            connection.execute(insert(_answers), row)
+            connection.execute(insert(_answers), _row(attempt))
+            if settled:
+                connection.execute(delete(_leases).where(_leases.c.key == attempt.key))
 
     def lookup(self, keys: Iterable[str]) -> dict[str, LedgerAnswer]:
         """What is known of each key that was ever asked; the others are absent."""
@@ -178,6 +245,134 @@ class Ledger:
                 for key, counts, missing in connection.execute(columns.where(_answers.c.key.in_(chunk))):
                     found[key] = _later(found.get(key), counts, missing)
         return found
+
+    def spent(self) -> float:
+        """Dollars recorded in all, over all runs."""
+        with self._explained(), self._engine.connect() as connection:
+            return float(connection.execute(select(func.sum(_answers.c.cost))).scalar() or 0.0)
+
+    # --- leases
+
+    def claim(self, keys: Sequence[str]) -> set[str]:
+        """Take the leases of those `keys` that nobody holds; an answer may be there already: look afterwards.
+
+        Returns:
+            The keys that this process, and no other, may ask until it records, releases or dies.
+        """
+        rows: list[dict[str, Any]] = [
+            {"key": key, "owner": self._owner, "expires": time.time() + self.lease_seconds} for key in keys
+        ]
+        with self._explained():
+            try:
+                with self._engine.begin() as connection:
+                    connection.execute(insert(_leases), rows)
+                return set(keys)
+            except IntegrityError:  # somebody holds one of them: one by one
+                return {row["key"] for row in rows if self._claim_one(row)}
+
+    def _claim_one(self, row: dict[str, Any]) -> bool:
+        with self._engine.connect() as connection:
+            holder = connection.execute(select(_leases).where(_leases.c.key == row["key"])).first()
+        try:
+            with self._engine.begin() as connection:
+                if holder is None:
+                    connection.execute(insert(_leases), row)
+                    return True
+                if holder.expires is None or (holder.expires > time.time() and not _died(holder.owner)):
+                    return False
+                # by whom it was seen to be held: of two that see the same dead owner one takes it
+                taken = connection.execute(
+                    update(_leases)
+                    .where(
+                        _leases.c.key == row["key"],
+                        _leases.c.owner == holder.owner,
+                        _leases.c.expires == holder.expires,
+                    )
+                    .values(owner=row["owner"], expires=row["expires"])
+                )
+                return taken.rowcount == 1
+        except IntegrityError:
+            return False
+
+    def renew(self) -> None:
+        """A sign of life: our leases hold for `lease_seconds` from now."""
+        with self._explained(), self._engine.begin() as connection:
+            connection.execute(
+                update(_leases)
+                .where(_leases.c.owner == self._owner, _leases.c.expires.is_not(None))
+                .values(expires=time.time() + self.lease_seconds)
+            )
+
+    def release(self, keys: Sequence[str] | None = None) -> None:
+        """Give back our leases of `keys`; None: all of ours."""
+        ours = delete(_leases).where(_leases.c.owner == self._owner)
+        with self._explained(), self._engine.begin() as connection:
+            if keys is None:
+                connection.execute(ours)
+                return
+            for start in range(0, len(keys), _LOOKUP_CHUNK):
+                connection.execute(ours.where(_leases.c.key.in_(keys[start : start + _LOOKUP_CHUNK])))
+
+    # --- shards of the batch mode
+
+    def add_shard(self, shard: Shard) -> None:
+        """Keep a shard before anything of it is sent; the leases of its keys, which we hold, become its own."""
+        row = {
+            "id": shard.id,
+            "source": shard.source,
+            "form": shard.form,
+            "items": [[i.key, i.post_id, i.n_images, i.question, i.reserved] for i in shard.items],
+            "reserved": shard.reserved,
+            "created": datetime.now(UTC),
+        }
+        keys = [item.key for item in shard.items]
+        with self._explained(), self._engine.begin() as connection:
+            connection.execute(insert(_shards), row)
+            for start in range(0, len(keys), _LOOKUP_CHUNK):
+                connection.execute(
+                    update(_leases)
+                    .where(_leases.c.owner == self._owner, _leases.c.key.in_(keys[start : start + _LOOKUP_CHUNK]))
+                    .values(owner=_shard_owner(shard.id), expires=None)
+                )
+
+    def sent_shard(self, shard_id: str, *, file_id: str | None = None, batch_id: str | None = None) -> None:
+        """Keep the endpoint's names for a shard; None: as it was."""
+        names = {name: value for name, value in (("file_id", file_id), ("batch_id", batch_id)) if value is not None}
+        with self._explained(), self._engine.begin() as connection:
+            connection.execute(update(_shards).where(_shards.c.id == shard_id).values(**names))
+
+    def shards(self, source: str) -> list[Shard]:
+        """The shards of an annotator that are not collected yet, oldest first."""
+        query = select(_shards).where(_shards.c.source == source).order_by(_shards.c.created, _shards.c.id)
+        with self._explained(), self._engine.connect() as connection:
+            return [
+                Shard(
+                    row.id,
+                    row.source,
+                    row.form,
+                    tuple(ShardItem(*item) for item in row.items),
+                    row.file_id,
+                    row.batch_id,
+                    row.reserved,
+                )
+                for row in connection.execute(query)
+            ]
+
+    def collect_shard(self, shard_id: str, attempts: Sequence[Attempt]) -> bool:
+        """Record what came back of a shard, free its keys and forget it: all of it, or nothing.
+
+        Returns:
+            False: another process was first; nothing was recorded.
+        """
+        with self._explained(), self._engine.begin() as connection:
+            if connection.execute(delete(_shards).where(_shards.c.id == shard_id)).rowcount != 1:
+                return False
+            if attempts:
+                connection.execute(insert(_answers), [_row(attempt) for attempt in attempts])
+            connection.execute(
+                delete(_leases).where(or_(_leases.c.owner == _shard_owner(shard_id), _leases.c.key == shard_id))
+            )
+        return True
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -198,6 +393,54 @@ def _later(earlier: LedgerAnswer | None, counts: list[int] | None, missing: str 
     if counts is None and earlier is not None and earlier.counts is not None:
         return LedgerAnswer(earlier.counts, None, attempts)
     return LedgerAnswer(tuple(counts) if counts is not None else None, reason, attempts)
+
+
+def _row(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "key": attempt.key,
+        "attempt": attempt.attempt,
+        "post_id": attempt.post_id,
+        "model": attempt.model,
+        # PostgreSQL stores no NUL
+        "raw": attempt.raw and attempt.raw.replace("\0", "")[:_RAW_CHARACTERS],
+        "counts": list(attempt.counts) if attempt.counts is not None else None,
+        "missing": attempt.missing and attempt.missing.value,
+        "prompt_tokens": attempt.prompt_tokens,
+        "completion_tokens": attempt.completion_tokens,
+        "latency": attempt.latency,
+        "created": datetime.now(UTC),
+        "cost": attempt.cost,
+    }
+
+
+def _shard_owner(shard_id: str) -> str:
+    return f"shard:{shard_id}"
+
+
+def _here() -> str:
+    """Names this machine and its set of process ids (a container has its own); "" where that cannot be known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process was started, which tells it from a later one of the same id; "" where there is none."""
+    try:
+        # the fields after the name, which stands in parentheses and may hold anything
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
+    except OSError:
+        return ""
+
+
+def _died(owner: str) -> bool:
+    """Whether the owner of a lease is known to be dead; of another machine's that is never known."""
+    place, _, process = owner.rpartition("/")[0].partition("/")
+    pid, _, started = process.partition("/")
+    return bool(place) and place == _here() and pid.isdigit() and _started(int(pid)) != started
 
 
 def _use_wal(connection: Any, record: Any) -> None:

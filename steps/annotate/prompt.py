@@ -6,7 +6,10 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from io import BytesIO
 from typing import Any
 
@@ -18,21 +21,34 @@ from model.task import Question, Task
 #: Part of the annotation key: raise with any change of what is sent, and every post is asked anew.
 PROMPT_VERSION = 1
 
-#: Longer side of an image as sent, in pixels. `detail: high` reads 768 on the shorter side at most.
-MAX_SIDE = 768
+#: What the model reads of an image, in pixels: of low detail 512 on the longer side; else 2048 on the longer, 768 on
+#: the shorter one. Source: https://platform.openai.com/docs/guides/images-vision#calculating-costs
+_LOW_SIDE, _WIDEST, _SHORTEST = 512, 2048, 768
 _JPEG_QUALITY = 90
 _FORMATS = ("JPEG", "PNG", "WEBP")
 
 
-def annotation_key(image_sha256s: Sequence[str], title: str, text: str, task: Task, model: str) -> str:
+def annotation_key(
+    image_sha256s: Sequence[str],
+    title: str,
+    text: str,
+    task: Task,
+    model: str,
+    *,
+    answer_format: str = "numbers",
+    detail: str = "low",
+) -> str:
     """The identity of an answer, sha256 in hex: posts of the same key are asked once, and never again.
 
     Args:
         image_sha256s: content hashes of the files, in the order of the album.
+        task: the questions that are asked in one request.
         model: names the annotator; a simulated one must not share its name with a real one.
     """
     # A JSON list, so that no two different inputs are written the same way.
     parts = [list(image_sha256s), title, text, task.annotation_fingerprint, model, PROMPT_VERSION]
+    if (answer_format, detail) != ("numbers", "low"):  # the key of the default is older than these two
+        parts += [answer_format, detail]
     return hashlib.sha256(json.dumps(parts, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -49,8 +65,8 @@ def _wording(question: Question, title: str, text: str) -> str:
     return wording
 
 
-def build_questions(task: Task, title: str, text: str, n_images: int) -> str:
-    """All questions of the task, numbered, and the form of the answer.
+def build_questions(task: Task, title: str, text: str, n_images: int, answer_format: str = "numbers") -> str:
+    """All questions of the task, numbered, and the form of the answer: the paper's, or a JSON object.
 
     The paper prints "smaller than" the number of images, by which an album whose every image
     counts could not be answered; "at most" is meant.
@@ -62,25 +78,82 @@ def build_questions(task: Task, title: str, text: str, n_images: int) -> str:
             f"should be at most {n_images}."
         )
     count = len(task.questions)
+    if answer_format == "json_schema":
+        keys = ", ".join(f'"{q.id}" for question {number}' for number, q in enumerate(task.questions, start=1))
+        lines.append(f"Return ONLY a JSON object that holds one whole number under each of these keys: {keys}.")
+        return "\n".join(lines)
     lines.append(f"The final return format is ONLY {count} number{'s' * (count > 1)} separated by ',' in one line.")
     return "\n".join(lines)
 
 
-def build_messages(task: Task, title: str, text: str, images: Sequence[bytes], detail: str) -> list[dict[str, Any]]:
+def answer_schema(task: Task) -> dict[str, Any]:
+    """The `response_format` that holds an endpoint to one whole number a question.
+
+    The range is not in it: endpoints differ in what they accept there, and `read_reply` checks it anyway.
+    """
+    ids = list(task.question_ids)
+    schema = {
+        "type": "object",
+        "properties": {id_: {"type": "integer"} for id_ in ids},
+        "required": ids,
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": "answers", "strict": True, "schema": schema}}
+
+
+def build_messages(text: str, image_urls: Sequence[str], detail: str) -> list[dict[str, Any]]:
     """The `messages` of one chat request: the questions, then the album's images in order.
 
     Args:
-        images: the bytes of the image files; see `image_payload` for what is sent of them.
+        text: of `build_questions`.
+        image_urls: see `image_payload` for what is sent of a file.
         detail: `low`, `high` or `auto`, as the endpoint understands it.
-
-    Raises:
-        ImageError: an image cannot be decoded.
     """
-    content: list[dict[str, Any]] = [{"type": "text", "text": build_questions(task, title, text, len(images))}]
-    content += [
-        {"type": "image_url", "image_url": {"url": image_url(image_payload(data)), "detail": detail}} for data in images
-    ]
+    content: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    content += [{"type": "image_url", "image_url": {"url": url, "detail": detail}} for url in image_urls]
     return [{"role": "user", "content": content}]
+
+
+class Payloads:
+    """The data URL of each distinct image, made once while the cache holds it; safe to call from several threads.
+
+    Args:
+        max_bytes: of all URLs that are kept; the least recently used go first.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._lock = threading.Lock()
+        self._made: OrderedDict[str, str] = OrderedDict()
+        self._making: dict[str, Future[str]] = {}
+
+    def get(self, sha256: str, make: Callable[[], str]) -> str:
+        """The URL of the image of this content hash; `make` is called where it is not there, and may raise."""
+        with self._lock:
+            if sha256 in self._made:
+                self._made.move_to_end(sha256)
+                return self._made[sha256]
+            future = self._making.get(sha256)
+            mine = future is None
+            if future is None:
+                future = self._making[sha256] = Future()
+        if not mine:
+            return future.result()
+        try:
+            url = make()
+        except BaseException as error:
+            future.set_exception(error)
+            with self._lock:
+                del self._making[sha256]
+            raise
+        future.set_result(url)
+        with self._lock:
+            del self._making[sha256]
+            self._made[sha256] = url
+            self._bytes += len(url)
+            while self._bytes > self._max_bytes:
+                self._bytes -= len(self._made.popitem(last=False)[1])
+        return url
 
 
 def image_url(data: bytes) -> str:
@@ -89,8 +162,18 @@ def image_url(data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def image_payload(data: bytes) -> bytes:
-    """What is sent of an image file: at most MAX_SIDE pixels, no metadata (EXIF holds places and names).
+def model_size(width: int, height: int, detail: str) -> tuple[int, int]:
+    """The size in pixels at which the model reads an image; it enlarges none."""
+    if detail == "low":
+        scale = min(1.0, _LOW_SIDE / max(width, height))
+    else:  # `auto` may become high
+        scale = min(1.0, _WIDEST / max(width, height))
+        scale = min(scale, _SHORTEST / min(width, height))
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def image_payload(data: bytes, detail: str) -> bytes:
+    """What is sent of an image file: the pixels that the model reads, no metadata (EXIF holds places and names).
 
     A file that is shown by its structure to hold pixels only, and is small enough, is returned
     unchanged; any other is decoded, turned upright, laid on white where it is transparent, resized
@@ -100,13 +183,14 @@ def image_payload(data: bytes) -> bytes:
         ImageError: the bytes are no complete JPEG, PNG or WEBP image.
     """
     size = _size_if_bare(data)
-    if size is not None and max(size) <= MAX_SIDE:
+    if size is not None and model_size(*size, detail) == size:
         return data
     try:
         with Image.open(BytesIO(data), formats=_FORMATS) as opened:
-            opened.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a large JPEG is decoded at the scale that is needed
+            wanted = model_size(*opened.size, detail)
+            opened.draft("RGB", wanted)  # a large JPEG is decoded at the scale that is needed
             image = ImageOps.exif_transpose(opened)
-            image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+            image.thumbnail((max(wanted), max(wanted)), Image.Resampling.LANCZOS)
             if image.has_transparency_data:
                 rgba = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import mlflow
 import pandas as pd
 from zenml import log_metadata, step
 from zenml.logger import get_logger
+from zenml.types import HTMLString
 
 from model.task import Task
+from steps.annotate.agreement import QuestionAgreement, agreement, gate
 from steps.annotate.client import AnnotationResult, annotate_posts
 from steps.annotate.human import human_labels
 from steps.annotate.ledger import Ledger
+from steps.annotate.page import render_report
+from steps.annotate.prices import FREE, load_prices
 from steps.annotate.simulated import SimulatedAnnotator
+from steps.annotate.tally import Progress
 from steps.caching import depends_on
 from steps.ingest.sample import render_sample
-from steps.settings import AnnotateSettings, SampleSettings, home
+from steps.settings import AnnotateSettings, SampleSettings, home, ledger_url
 
 logger = get_logger(__name__)
 
 
-def _every_tenth(done: int, of: int) -> None:
-    if of and (done == of or done * 10 // of != (done - 1) * 10 // of):
-        logger.info("Annotated %s of %s posts", done, of)
+def _every_tenth(progress: Progress) -> None:
+    done, of = progress.done, progress.total
+    if done == of or done * 10 // of != (done - 1) * 10 // of:
+        logger.info("Annotated %s of %s (%s)", done, of, progress)
 
 
 def _ask(posts: pd.DataFrame, task: Task, settings: AnnotateSettings, sample: SampleSettings) -> AnnotationResult:
     source = f"{settings.annotator}:{settings.model}"
     ask: Callable[..., AnnotationResult] = annotate_posts
-    with Ledger(f"sqlite:///{home() / 'annotations.db'}") as ledger:
+    with Ledger(ledger_url(settings.ledger)) as ledger:
         common: dict[str, Any] = {"source": source, "on_progress": _every_tenth}
         if settings.annotator == "openai":
-            return ask(posts, task, settings, ledger, base_url=None, api_key=None, **common)
+            price = load_prices().get(settings.model)
+            return ask(posts, task, settings, ledger, base_url=None, api_key=None, price=price, **common)
+        common["price"] = FREE
         truth = pd.read_parquet(render_sample(sample, home()).with_name("truth.parquet"))
         with SimulatedAnnotator(truth, task) as server:
             return ask(posts, task, settings, ledger, base_url=server.base_url, api_key=server.api_key, **common)
@@ -41,18 +49,56 @@ def _ask(posts: pd.DataFrame, task: Task, settings: AnnotateSettings, sample: Sa
 
 @step(
     experiment_tracker=True,
-    cache_policy=depends_on("steps/annotate", "model/task.py", "model/schema.py"),
+    cache_policy=depends_on("steps/annotate", "steps/pages.py", "model/task.py", "model/schema.py"),
 )
 def annotate(
     posts: pd.DataFrame, task: Task, settings: AnnotateSettings, sample: SampleSettings
-) -> Annotated[pd.DataFrame, "labels"]:
-    """Process labels for the posts of `settings.splits`; every paid answer is in the ledger."""
+) -> tuple[Annotated[pd.DataFrame, "labels"], Annotated[HTMLString, "annotation"]]:
+    """Process labels for the posts of `settings.splits`; every paid answer is in the ledger.
+
+    The page tells what was asked, what it cost, what is missing, and how the labels agree with people's.
+
+    Raises:
+        AnnotationError: as `annotate_posts`; or a question agrees too little, and `on_low_agreement` is `fail`. The
+            page is kept all the same, in MLflow and on disk.
+    """
     if settings.annotator == "human":
         labels = human_labels(posts, task, settings.splits)
         logger.info("Took people's own process labels of %s posts", len(labels))
-        return labels
+        return labels, HTMLString(f"<p>{len(labels)} posts with people's own process labels; nobody was asked.</p>")
     result = _ask(posts, task, settings, sample)
-    figures = {
+    questions = agreement(posts, result.labels, task)
+    # the page is made before a gate that fails: it is what explains the failure
+    gate_action = "warn" if settings.on_low_agreement == "fail" else settings.on_low_agreement
+    labels, below = gate(result.labels, questions, settings.min_agreement, gate_action)
+    source = f"{settings.annotator}:{settings.model}"
+    page = render_report(result, questions, below, settings, f"Task {task.name}", source)
+    path = home() / "reports" / "annotation.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    mlflow.log_artifact(str(path), "annotation")
+    figures = {name: value for name, value in _figures(result, questions).items() if value is not None}
+    log_metadata({**figures})
+    mlflow.log_metrics({f"annotate_{name}": value for name, value in figures.items()})
+    spent = "" if result.cost is None else f", ${result.cost:.2f} of ${result.plan.dollars or 0:.2f} planned"
+    logger.info(
+        "%s annotator %s: asked %s, reused %s answers, %s without an answer%s",
+        settings.annotator.capitalize(),
+        settings.model,
+        result.asked,
+        result.reused,
+        result.missing,
+        spent,
+    )
+    for verdict in below:
+        logger.warning("%s", verdict)
+    if below and settings.on_low_agreement == "fail":
+        gate(result.labels, questions, settings.min_agreement, "fail")
+    return labels, HTMLString(page)
+
+
+def _figures(result: AnnotationResult, questions: Sequence[QuestionAgreement]) -> dict[str, float | None]:
+    figures: dict[str, float | None] = {
         "asked": result.asked,
         "reused": result.reused,
         "missing": result.missing,
@@ -60,15 +106,11 @@ def annotate(
         "prompt_tokens": result.prompt_tokens,
         "completion_tokens": result.completion_tokens,
         "seconds": result.seconds,
+        "cost": result.cost,
+        "planned_cost": result.plan.dollars,
     }
-    log_metadata({**figures})
-    mlflow.log_metrics({f"annotate_{name}": value for name, value in figures.items()})
-    logger.info(
-        "%s annotator %s: asked %s posts, reused %s answers, %s without an answer",
-        settings.annotator.capitalize(),
-        settings.model,
-        result.asked,
-        result.reused,
-        result.missing,
-    )
-    return result.labels
+    for question in questions:
+        figures[f"accuracy_{question.question}"] = question.accuracy
+        figures[f"kappa_{question.question}"] = question.kappa
+        figures[f"missing_{question.question}"] = question.missing_rate
+    return figures

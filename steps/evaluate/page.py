@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -34,6 +33,7 @@ from steps.evaluate.report import (
     labelled,
     score_arrays,
 )
+from steps.pages import environment, number, share
 from steps.settings import EvaluateSettings
 
 #: Longer side of a thumbnail in pixels; how many a post shows, and the page in all (it stays below 2 MB).
@@ -171,7 +171,7 @@ def _headline(report: EvalReport, settings: EvaluateSettings) -> list[tuple[str,
 
 def _metric_rows(report: EvalReport) -> list[tuple[str, Metric, str]]:
     rows = [
-        (f"Recall at {_share(point.min_precision, 0)} precision", report.metrics[f"recall_at_{key}"], "percent")
+        (f"Recall at {share(point.min_precision, 0)} precision", report.metrics[f"recall_at_{key}"], "percent")
         for key, point in report.operating_points.items()
     ]
     rows += [
@@ -339,7 +339,7 @@ def _draw_histogram(axes: Axes, report: EvalReport, scores: np.ndarray, labels: 
                 point.threshold,
                 color=str(shade),
                 linewidth=1.3,
-                label=f"{_share(point.min_precision, 0)}: {point.threshold:.2f}",
+                label=f"{share(point.min_precision, 0)}: {point.threshold:.2f}",
             )
     axes.set(xlabel="score on test", ylabel="posts", xlim=(0, 1))
     axes.margins(y=0.1)
@@ -391,31 +391,15 @@ def _data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _share(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
-def _number(value: float | None, kind: str = "number") -> str:
-    if value is None:
-        return "–"
-    return _share(value) if kind == "percent" else f"{value:.3f}"
-
-
 def _interval(metric: Metric, kind: str = "number") -> Markup:
     if metric.low is None or metric.high is None:
         return Markup("–")
-    low, high = _number(metric.low, kind).removesuffix("\N{NO-BREAK SPACE}%"), _number(metric.high, kind)
+    low, high = number(metric.low, kind).removesuffix("\N{NO-BREAK SPACE}%"), number(metric.high, kind)
     return Markup('<span class="nowrap">{} to {}</span>').format(low, high)
 
 
 def _threshold(point: OperatingPoint) -> str:
     return f"{point.threshold:.4f}" if math.isfinite(point.threshold) else "none reaches it"
-
-
-def _environment(filters: Mapping[str, Callable[..., Any]]) -> Environment:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(filters)
-    return environment
 
 
 _PAGE = """\
@@ -426,42 +410,7 @@ _PAGE = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ report.task }} · {{ report.variant }} · evaluation</title>
 <style>
-:root { --ink: #1f2933; --soft: #52606d; --line: #e1e5ea; --paper: #fff; --ground: #f5f7f9;
-  --good: #2f6f5e; --bad: #a5401c; --bad-ground: #fdf1ec; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .3rem; }
-h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
-p { margin: .3rem 0 .7rem; }
-.soft, .note { color: var(--soft); }
-.note, figcaption, .facts { font-size: .88rem; }
-.nowrap { white-space: nowrap; }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.1rem;
-  margin-top: 1rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .8rem; margin-top: 1rem; }
-.tile { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: .7rem .9rem; }
-.tile b { display: block; font-size: 1.6rem; line-height: 1.2; font-weight: 650; }
-.tile span { font-size: .85rem; color: var(--soft); }
-.facts { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .8rem 0 0; }
-.facts dt { color: var(--soft); }
-.facts dd { margin: 0; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
-th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-td .note { font-size: .88em; }
-tr:last-child td { border-bottom: 0; }
-th.over { border-bottom: 0; padding-bottom: 0; }
-tr + tr th:first-child { text-align: right; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.2rem 2rem; }
-figure { margin: 0; }
-figure img { width: 100%; max-width: 32rem; height: auto; display: block; }
-figcaption { color: var(--soft); }
-.bad { color: var(--bad); font-weight: 600; }
+{{ style }}
 .posts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: .8rem; }
 .post { border: 1px solid var(--line); border-radius: 6px; padding: .7rem .8rem; min-width: 0;
   overflow-wrap: anywhere; break-inside: avoid; }
@@ -477,25 +426,6 @@ figcaption { color: var(--soft); }
 .post th, .post td { padding: .2rem .4rem; }
 .post td:last-child, .post th:last-child { padding-right: 0; }
 .post tr.differs td { background: var(--bad-ground); }
-@media (max-width: 30rem) {
-  main { padding: 1rem .6rem 2rem; }
-  section { padding: .8rem .75rem; }
-  .tiles { grid-template-columns: 1fr 1fr; gap: .5rem; }
-  .tile { padding: .5rem .6rem; }
-  .tile b { font-size: 1.3rem; }
-  table { font-size: .78rem; }
-  th, td { padding: .3rem .2rem; }
-  .wide { display: none; }
-}
-@media print {
-  body { background: #fff; font-size: 11pt; }
-  main { max-width: none; padding: 0; }
-  section { border: 0; padding: .5rem 0; }
-  .tiles { grid-template-columns: repeat(4, 1fr); }
-  .charts { grid-template-columns: 1fr 1fr; }
-  figure, .tile, tr { break-inside: avoid; }
-  h2, h3, h2 + .note, h3 + .note { break-after: avoid; }
-}
 </style>
 </head>
 <body>
@@ -646,6 +576,6 @@ class="bad">≠ {{ answer.gold }}</span>{% else %}{{ answer.gold }}{% endif %}</
 </html>
 """
 
-_TEMPLATE = _environment(
-    {"share": _share, "number": _number, "interval": _interval, "threshold": _threshold}
-).from_string(_PAGE)
+_TEMPLATE = environment({"share": share, "number": number, "interval": _interval, "threshold": _threshold}).from_string(
+    _PAGE
+)

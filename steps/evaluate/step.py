@@ -21,7 +21,7 @@ from steps.settings import EvaluateSettings
 
 @step(
     experiment_tracker=True,
-    cache_policy=depends_on("steps/evaluate", "model"),
+    cache_policy=depends_on("steps/evaluate", "steps/pages.py", "model"),
 )
 def evaluate(
     checkpoint: CheckpointDirectory,

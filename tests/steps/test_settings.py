@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from model.errors import ConfigError
-from steps.settings import REPOSITORY, home, load_settings, load_study_settings
+from steps.settings import REPOSITORY, home, ledger_url, load_settings, load_study_settings
 
 
 def test_the_default_config_is_complete() -> None:
@@ -60,6 +60,14 @@ def test_the_short_forms_reach_the_sections_that_read_them() -> None:
         ({"variant": "agent"}, "variant:"),
         ({"annotator": "gpt"}, "annotator:"),
         ({"annotate": {"splits": ["train", "dev"]}}, "'dev' is not one of train, val, test"),
+        ({"annotate": {"max_cost": 0}}, "annotate.max_cost"),
+        ({"annotate": {"ask": "one by one"}}, "annotate.ask"),
+        ({"annotate": {"format": "json"}}, "annotate.format"),
+        ({"annotate": {"mode": "later"}}, "annotate.mode"),
+        ({"annotate": {"min_agreement": 1.2}}, "1.2 is no kappa"),
+        ({"annotate": {"min_agreement": {"ugc": -3}}}, "-3.0 is no kappa"),
+        ({"annotate": {"on_low_agreement": "stop"}}, "annotate.on_low_agreement"),
+        ({"annotate": {"mode": "batch"}}, "the simulated annotator takes `ask: together` and `mode: online` only"),
         ({"validate": {"min_posts": {"dev": 1}}}, "one number for each of train, val, test"),
         ({"evaluate": {"precisions": [80, 60]}}, "ascending"),
         ({"evaluate": {"precisions": []}}, "precisions in percent"),
@@ -77,6 +85,11 @@ def test_a_wrong_option_is_named_with_its_source(parameters: dict[str, Any], exp
         load_settings(parameters, source="mine.yaml")
     assert str(error.value).startswith("mine.yaml: ")
     assert expected in str(error.value)
+
+
+def test_the_ledger_is_a_file_under_home_until_a_database_is_named(agentps_home: Path) -> None:
+    assert ledger_url(load_settings({}).annotate.ledger) == f"sqlite:///{agentps_home}/annotations.db"
+    assert ledger_url("postgresql://db/agentps") == "postgresql://db/agentps"
 
 
 def test_every_wrong_option_is_named_at_once() -> None:

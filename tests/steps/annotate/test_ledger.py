@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from model.errors import AnnotationError
-from steps.annotate.ledger import Attempt, Ledger, LedgerAnswer, Missing
+from steps.annotate.ledger import Attempt, Ledger, LedgerAnswer, Missing, Shard, ShardItem
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -114,3 +118,99 @@ def test_a_password_in_the_url_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError) as caught:
         Ledger("postgresql+nodriver://me:hunter2@127.0.0.1/x")
     assert "hunter2" not in str(caught.value)
+
+
+def test_a_ledger_of_before_costs_were_kept_is_read_and_continued(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    with sqlite3.connect(path) as database:
+        database.execute(
+            "CREATE TABLE annotation_answers (id INTEGER PRIMARY KEY, key VARCHAR(64) NOT NULL,"
+            " attempt INTEGER NOT NULL, post_id TEXT NOT NULL, model TEXT NOT NULL, raw TEXT, counts JSON,"
+            " missing VARCHAR(32),"
+            " prompt_tokens INTEGER, completion_tokens INTEGER, latency FLOAT NOT NULL, created DATETIME NOT NULL)"
+        )
+        database.execute(
+            "INSERT INTO annotation_answers VALUES (1, 'a', 1, 'p', 'm', '1', '[1]', NULL, 1, 1, 0.1, '2025-01-01')"
+        )
+    with Ledger(f"sqlite:///{path}") as ledger:
+        assert ledger.lookup(["a"])["a"].counts == (1,)
+        ledger.record(replace(attempt("b", counts=(2,)), cost=0.25))
+        assert ledger.spent() == 0.25
+
+
+def test_a_lease_is_held_by_one_until_its_answer_is_recorded(url: str) -> None:
+    with Ledger(url) as one, Ledger(url) as other:
+        assert one.claim(["a", "b"]) == {"a", "b"}
+        assert other.claim(["a", "b", "c"]) == {"c"}
+        one.record(attempt("a", missing=Missing.REFUSAL))  # to be asked again at once
+        assert other.claim(["a"]) == set()
+        one.record(attempt("a", counts=(1,), number=2), settled=True)
+        assert other.claim(["a"]) == {"a"}
+        one.release()
+        assert other.claim(["b"]) == {"b"}
+        other.release(["b"])
+        assert one.claim(["a", "b", "c"]) == {"b"}
+
+
+def test_a_lease_without_a_sign_of_life_is_free_and_a_renewed_one_is_not(url: str) -> None:
+    with Ledger(url, lease_seconds=0.2) as one, Ledger(url) as other:
+        one.claim(["a"])
+        for _ in range(4):
+            time.sleep(0.1)
+            one.renew()
+            assert other.claim(["a"]) == set()
+        time.sleep(0.25)
+        assert other.claim(["a"]) == {"a"}
+        one.renew()  # nothing of ours is left
+        one.release()
+        assert one.claim(["a"]) == set()
+
+
+def test_the_leases_of_a_process_that_was_killed_are_free_at_once_on_this_machine(url: str) -> None:
+    script = (
+        "import sys, time\n"
+        "from steps.annotate.ledger import Ledger\n"
+        f"print(Ledger({url!r}).claim(['a', 'b']), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "'a'" in process.stdout.readline()
+        with Ledger(url) as ledger:
+            assert ledger.claim(["a"]) == set()
+            process.kill()
+            process.wait()
+            assert ledger.claim(["a", "b"]) == {"a", "b"}
+
+
+def test_of_many_that_claim_the_same_keys_at_once_each_key_goes_to_one(url: str) -> None:
+    keys = [f"k{number}" for number in range(60)]
+    Ledger(url).close()
+
+    def claim(seed: int) -> list[str]:
+        order = random.Random(seed).sample(keys, len(keys))
+        with Ledger(url) as ledger:
+            return [key for start in range(0, 60, 6) for key in ledger.claim(order[start : start + 6])]
+
+    with ThreadPoolExecutor(4) as pool:
+        claimed = [key for got in pool.map(claim, range(4)) for key in got]
+    assert sorted(claimed) == sorted(keys)
+
+
+def test_a_shard_holds_its_keys_whatever_becomes_of_its_sender_and_is_collected_once(url: str) -> None:
+    items = tuple(ShardItem(key, "p", 2, None, 0.1) for key in ("a", "b"))
+    shard = Shard("s" * 32, "openai:m", {"format": "numbers"}, items, None, None, 0.2)
+    with Ledger(url, lease_seconds=0.05) as one, Ledger(url) as other:
+        one.claim(["a", "b"])
+        one.add_shard(shard)
+        one.release()
+        time.sleep(0.1)
+        assert other.claim(["a", "b"]) == set()
+        other.sent_shard(shard.id, file_id="f")
+        other.sent_shard(shard.id, batch_id="b")
+        assert other.shards("openai:m") == [replace(shard, file_id="f", batch_id="b")]
+        assert other.shards("openai:other") == []
+        assert one.collect_shard(shard.id, [attempt("a", counts=(1,))])
+        assert not other.collect_shard(shard.id, [attempt("a", counts=(1,))])
+        assert other.lookup(["a", "b"]) == {"a": LedgerAnswer((1,), None, 1)}
+        assert other.claim(["a", "b"]) == {"a", "b"}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import struct
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from typing import Any
 
@@ -15,7 +18,15 @@ from PIL import Image
 
 from model.errors import ImageError
 from model.task import Task, load_task
-from steps.annotate.prompt import MAX_SIDE, annotation_key, build_messages, build_questions, image_payload, image_url
+from steps.annotate.prompt import (
+    Payloads,
+    annotation_key,
+    answer_schema,
+    build_messages,
+    build_questions,
+    image_payload,
+    image_url,
+)
 
 PLACE = b"48.2082N 16.3738E"
 
@@ -51,7 +62,7 @@ def test_all_questions_are_numbered_in_order_and_the_closing_sentence_ends_the_p
 
 def test_images_follow_the_questions_in_order_with_the_detail_asked_for() -> None:
     images = [encoded(), encoded((8, 8), "PNG"), encoded((9, 9), "WEBP")]
-    (message,) = build_messages(load_task("ucc"), "a", "b", images, "high")
+    (message,) = build_messages("questions", [image_url(image_payload(data, "high")) for data in images], "high")
     assert message["role"] == "user"
     assert [part["type"] for part in message["content"]] == ["text", "image_url", "image_url", "image_url"]
     sent = [part["image_url"] for part in message["content"][1:]]
@@ -104,14 +115,14 @@ def test_key_changes_with_a_wording_but_not_with_a_rule() -> None:
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
 def test_a_small_bare_image_is_sent_as_it_is(format_: str) -> None:
     data = encoded(format_=format_)
-    assert image_payload(data) is data
+    assert image_payload(data, "low") is data
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
 def test_place_and_name_never_leave(format_: str) -> None:
     data = located(format_)
     assert PLACE in data  # else this test shows nothing
-    sent = image_payload(data)
+    sent = image_payload(data, "low")
     assert PLACE not in sent
     with Image.open(BytesIO(sent)) as image:
         assert not image.getexif()
@@ -149,26 +160,94 @@ HIDING_PLACES = {
 def test_no_hiding_place_of_a_file_is_sent(where: str) -> None:
     data = HIDING_PLACES[where]
     assert PLACE in data
-    assert PLACE not in image_payload(data)
+    assert PLACE not in image_payload(data, "low")
 
 
-def test_a_large_image_is_sent_with_its_longer_side_at_the_limit() -> None:
-    sent = image_payload(encoded((1600, 800)))
-    with Image.open(BytesIO(sent)) as image:
-        assert (image.format, image.size) == ("JPEG", (MAX_SIDE, MAX_SIDE // 2))
+@pytest.mark.parametrize(
+    ("size", "detail", "expected"),
+    [
+        ((1600, 800), "low", (512, 256)),
+        ((1600, 800), "high", (1536, 768)),  # 768 on the shorter side
+        ((4096, 1024), "high", (2048, 512)),  # 2048 on the longer side
+        ((1600, 800), "auto", (1536, 768)),
+        ((700, 900), "low", (398, 512)),
+    ],
+)
+def test_a_large_image_is_sent_at_the_size_at_which_the_model_reads_it(
+    size: tuple[int, int], detail: str, expected: tuple[int, int]
+) -> None:
+    with Image.open(BytesIO(image_payload(encoded(size), detail))) as image:
+        assert (image.format, image.size) == ("JPEG", expected)
+
+
+def test_an_image_is_encoded_once_while_it_is_kept_and_the_least_recently_used_goes_first() -> None:
+    made: list[str] = []
+
+    def get(payloads: Payloads, sha256: str) -> str:
+        return payloads.get(sha256, lambda: made.append(sha256) or f"{sha256}{'x' * 9}")  # type: ignore[func-returns-value]
+
+    payloads = Payloads(max_bytes=20)
+    for sha256 in ("a", "b", "a", "c", "a", "b"):
+        assert get(payloads, sha256) == f"{sha256}xxxxxxxxx"
+    assert made == ["a", "b", "c", "b"]  # c pushed b out, which was used before a
+
+
+def test_threads_that_want_the_same_image_wait_for_one_encoding() -> None:
+    made = []
+
+    def make() -> str:
+        time.sleep(0.05)
+        made.append(1)
+        return "url"
+
+    payloads = Payloads(max_bytes=100)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: payloads.get("a", make), range(16))) == ["url"] * 16
+    assert made == [1]
+
+
+def test_an_image_that_cannot_be_encoded_is_tried_again_by_the_next() -> None:
+    payloads = Payloads(max_bytes=100)
+
+    def broken() -> str:
+        raise ImageError("no")
+
+    with pytest.raises(ImageError):
+        payloads.get("a", broken)
+    assert payloads.get("a", lambda: "url") == "url"
+
+
+def test_key_of_the_default_is_as_it_was_and_another_format_or_detail_is_another_key() -> None:
+    def key(**form: str) -> str:
+        return annotation_key(["aa"], "t", "x", load_task("ucc"), "m", **form)
+
+    fingerprint = load_task("ucc").annotation_fingerprint
+    canonical = json.dumps([["aa"], "t", "x", fingerprint, "m", 1], separators=(",", ":"))
+    assert key() == key(answer_format="numbers", detail="low") == hashlib.sha256(canonical.encode()).hexdigest()
+    assert len({key(), key(answer_format="json_schema"), key(detail="high"), key(detail="auto")}) == 4
+
+
+def test_structured_output_asks_for_one_whole_number_under_each_id() -> None:
+    task = load_task("ucc")
+    schema = answer_schema(task)["json_schema"]["schema"]
+    assert schema["required"] == list(task.question_ids) == list(schema["properties"])
+    assert schema["additionalProperties"] is False
+    last = build_questions(task, "", "", 3, "json_schema").split("\n")[-1]
+    assert last.startswith("Return ONLY a JSON object")
+    assert '"watermark" for question 1' in last
 
 
 def test_an_image_is_turned_upright_before_its_orientation_is_dropped() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotated by 90 degrees
-    with Image.open(BytesIO(image_payload(encoded((40, 20), exif=exif)))) as image:
+    with Image.open(BytesIO(image_payload(encoded((40, 20), exif=exif), "low"))) as image:
         assert image.size == (20, 40)
 
 
 def test_hidden_colours_of_a_transparent_image_are_not_sent() -> None:
     out = BytesIO()
     Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(out, "PNG")
-    with Image.open(BytesIO(image_payload(out.getvalue()))) as image:
+    with Image.open(BytesIO(image_payload(out.getvalue(), "low"))) as image:
         assert image.getpixel((8, 8)) == (255, 255, 255)
 
 
@@ -178,7 +257,7 @@ def test_hidden_colours_of_a_transparent_image_are_not_sent() -> None:
 )
 def test_what_cannot_be_decoded_is_an_image_error(data: bytes) -> None:
     with pytest.raises(ImageError):
-        image_payload(data)
+        image_payload(data, "low")
 
 
 def test_a_data_url_holds_exactly_the_bytes() -> None:

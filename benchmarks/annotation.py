@@ -1,0 +1,301 @@
+"""The annotation client against a server that misbehaves, and against one that takes a second.
+
+    .venv/bin/python benchmarks/annotation.py storm [--posts 20000]
+    .venv/bin/python benchmarks/annotation.py throughput [--posts 1920]
+
+Prints one JSON object of figures; `docs/steps/annotate.md` has those of one run. The server is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from sqlalchemy import create_engine, text
+
+from model.errors import AnnotationError
+from model.task import load_task
+from steps.annotate.client import annotate_posts
+from steps.annotate.ledger import Ledger
+from steps.annotate.prices import load_prices
+from steps.annotate.tally import Progress
+from steps.settings import AnnotateSettings, load_settings
+
+SOURCE = "openai:gpt-4o"
+_TITLE = re.compile(rb"post-(\d+)-")
+_LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+_GOOD = "0,1,2,1,2"
+
+# --- the server
+
+
+def _completion(content: str | None, **changes: Any) -> bytes:
+    message = {"role": "assistant", "content": content, "refusal": changes.get("refusal")}
+    choice = {"index": 0, "message": message, "finish_reason": changes.get("finish_reason", "stop")}
+    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 700, "completion_tokens": 10}}).encode()
+
+
+#: Misbehaviour -> (weight, HTTP status, headers, body). Those of status 200 are charged, as an endpoint would.
+STORM: dict[str, tuple[float, int, dict[str, str], bytes]] = {
+    "answer": (70, 200, {}, _completion(_GOOD)),
+    "429": (3, 429, {}, b'{"error": {"message": "slow down", "code": "rate_limit_exceeded"}}'),
+    "429 with Retry-After": (3, 429, {"retry-after": "0.2"}, b'{"error": {"message": "slow down"}}'),
+    "429 with Retry-After: 120": (0.1, 429, {"retry-after": "120"}, b'{"error": {"message": "slow down"}}'),
+    "500": (4, 500, {}, b"oops"),
+    "reset": (4, 0, {}, b""),
+    "slow drip": (0.3, 200, {}, _completion(_GOOD)),
+    "cut JSON": (2, 200, {}, _completion(_GOOD)[:50]),
+    "HTML with 200": (2, 200, {}, b"<html>Sign in</html>"),
+    "empty choices": (2, 200, {}, b'{"choices": [], "usage": {"prompt_tokens": 700, "completion_tokens": 0}}'),
+    "refusal": (3, 200, {}, _completion(None, refusal="I can't help with that.")),
+    "wrong count": (3, 200, {}, _completion("0,1,2")),
+    "above the images": (1, 200, {}, _completion("0,1,9,1,2")),
+    "five numbers and prose": (2, 200, {}, _completion(f"Here you are: {_GOOD}")),
+    "cut at max_tokens": (1, 200, {}, _completion("0,1", finish_reason="length")),
+}
+#: At these numbers of requests the quota is out, which ends the run; it is started again.
+_QUOTA_AT = (3000, 9000)
+
+
+class _Server:
+    def __init__(self, mode: str) -> None:
+        self._mode = mode
+        self._random = random.Random(0)
+        self._names = list(STORM)
+        self._weights = [STORM[name][0] for name in self._names]
+        self._requests = 0
+        self._charged: Counter[int] = Counter()
+        self._sent: Counter[str] = Counter()
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = _LENGTH.search(head)
+                body = await reader.readexactly(int(length[1])) if length else b""
+                if head.startswith(b"GET"):
+                    stats = {"requests": self._requests, "sent": self._sent, "charged": Counter(self._charged.values())}
+                    await self._reply(writer, 200, {}, json.dumps(stats).encode())
+                elif not await self._answer(writer, body):
+                    return
+        writer.close()
+
+    async def _answer(self, writer: asyncio.StreamWriter, body: bytes) -> bool:
+        """False: the connection is gone."""
+        self._requests += 1
+        if self._mode == "throughput":
+            await asyncio.sleep(1.0)
+            await self._reply(writer, 200, {}, STORM["answer"][3])
+            return True
+        title = _TITLE.search(body)
+        assert title is not None
+        if self._requests in _QUOTA_AT:
+            self._sent["insufficient_quota"] += 1
+            error = {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
+            await self._reply(writer, 429, {}, json.dumps(error).encode())
+            return True
+        name = self._random.choices(self._names, self._weights)[0]
+        self._sent[name] += 1
+        _, status, headers, data = STORM[name]
+        if status == 0:
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            writer.transport.abort()
+            return False
+        if status == 200:
+            self._charged[int(title[1])] += 1
+        await self._reply(writer, status, headers, data, drip=0.1 if name == "slow drip" else 0)
+        return True
+
+    async def _reply(
+        self, writer: asyncio.StreamWriter, status: int, headers: dict[str, str], data: bytes, drip: float = 0
+    ) -> None:
+        lines = [f"HTTP/1.1 {status} X", f"content-length: {len(data)}", *(f"{k}: {v}" for k, v in headers.items())]
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        for piece in [data] if not drip else [data[i : i + 1] for i in range(len(data))]:
+            writer.write(piece)
+            await writer.drain()
+            if drip:
+                await asyncio.sleep(drip)
+
+
+async def _serve(mode: str, descriptor: int, parent: int) -> None:
+    server = await asyncio.start_server(_Server(mode).handle, sock=socket.socket(fileno=descriptor), limit=1 << 26)
+    async with server:
+        while os.getppid() == parent:
+            await asyncio.sleep(0.5)
+
+
+@contextmanager
+def server(mode: str) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        port = listener.getsockname()[1]
+        command = [sys.executable, __file__, "serve", mode, str(listener.fileno()), str(os.getpid())]
+        process = subprocess.Popen(command, pass_fds=[listener.fileno()])
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def stats(url: str) -> dict[str, Any]:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"{url}/stats") as answer:
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+# --- the client
+
+
+def make_posts(folder: Path, n: int, side: int, images: int, albums: int) -> pd.DataFrame:
+    """`n` posts of distinct titles on `albums` distinct albums of `images` JPEGs of side x side pixels."""
+    rng = np.random.default_rng(0)
+    made = []
+    for album in range(albums):
+        paths, hashes = [], []
+        for number in range(images):
+            out = io.BytesIO()
+            small = rng.integers(0, 255, (max(1, side // 16), max(1, side // 16), 3), dtype=np.uint8)
+            Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG")
+            path = folder / f"{album}-{number}.jpg"
+            path.write_bytes(out.getvalue())
+            paths.append(str(path))
+            hashes.append(hashlib.sha256(out.getvalue()).hexdigest())
+        made.append((paths, hashes))
+    rows = [
+        {"post_id": f"p{i}", "title": f"post-{i}-", "text": "so happy", "split": "train"}
+        | dict(zip(("images", "image_sha256"), made[i % albums], strict=True))
+        for i in range(n)
+    ]
+    return pd.DataFrame(rows)
+
+
+def settings_of(**changes: Any) -> AnnotateSettings:
+    loaded = load_settings({"posts": "manifest", "annotator": "openai", "annotate": {"concurrency": 64} | changes})
+    return loaded.annotate
+
+
+def resident_mb() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGESIZE") / 1e6
+
+
+def storm(n: int, folder: Path) -> dict[str, Any]:
+    settings, price = settings_of(timeout=3, retries=1, max_missing_share=1), load_prices()["gpt-4o"]
+    posts, task = make_posts(folder, n, 16, 2, 200), load_task("ucc")
+    memory: dict[int, float] = {}
+    quotas = 0
+    url = f"sqlite:///{folder / 'ledger.db'}"
+
+    def watch(progress: Progress) -> None:
+        if progress.done % max(1, n // 20) == 0:
+            memory[progress.done] = resident_mb()
+
+    with server("storm") as endpoint:
+        started = time.monotonic()
+        cpu = time.process_time()
+        while True:
+            try:
+                with Ledger(url) as ledger:
+                    result = annotate_posts(
+                        posts, task, settings, ledger, base_url=endpoint, api_key="k", source=SOURCE, price=price,
+                        on_progress=watch,
+                    )  # fmt: skip
+                break
+            except AnnotationError as error:
+                if "exceeded your current quota" not in str(error):
+                    raise
+                quotas += 1
+        seconds, cpu = time.monotonic() - started, time.process_time() - cpu
+        told = stats(endpoint)
+    with create_engine(url).connect() as database:
+        rows = database.execute(text("SELECT COUNT(*), COUNT(DISTINCT key) FROM annotation_answers")).one()
+        twice = database.execute(
+            text(
+                "SELECT COUNT(*) FROM (SELECT key FROM annotation_answers WHERE counts IS NOT NULL "
+                "GROUP BY key HAVING COUNT(*) > 1)"
+            )
+        ).scalar()
+        leases = database.execute(text("SELECT COUNT(*) FROM annotation_leases")).scalar()
+    reasons = result.labels["missing_reason"]
+    return {
+        "posts": n,
+        "answered": int(reasons.isna().sum()),
+        "missing": {str(reason): int(count) for reason, count in reasons.value_counts().items()},
+        "lost": n - int(reasons.isna().sum()) - int(reasons.notna().sum()) + (n - rows[1]),
+        "answered twice": twice,
+        "leases left": leases,
+        "stopped by quota": quotas,
+        "ledger rows": rows[0],
+        "server": told,
+        "charged a post at most (1 + retries)": max(map(int, told["charged"])),
+        "resident MB": {done: round(mb) for done, mb in sorted(memory.items())},
+        "seconds": round(seconds, 1),
+        "cpu ms a request": round(1000 * cpu / told["requests"], 2),
+        "load": os.getloadavg(),
+    }
+
+
+def throughput(n: int, folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, side, images in (("2 images of 16 pixels", 16, 2), ("4 photos of 1024 pixels", 1024, 4)):
+        place = folder / name.replace(" ", "-")
+        place.mkdir()
+        posts = make_posts(place, n, side, images, 50)
+        with server("throughput") as endpoint, Ledger(f"sqlite:///{place / 'ledger.db'}") as ledger:
+            stats(endpoint)  # it accepts
+            cpu = time.process_time()
+            result = annotate_posts(
+                posts, load_task("ucc"), settings_of(), ledger, base_url=endpoint, api_key="k", source=SOURCE,
+                price=load_prices()["gpt-4o"],
+            )  # fmt: skip
+            cpu = time.process_time() - cpu
+        found[name] = {
+            "requests": result.requests,
+            "requests a second": round(result.requests / result.seconds, 1),
+            "share of 64 a second": round(result.requests / result.seconds / 64, 3),
+            "cpu ms a request": round(1000 * cpu / result.requests, 2),
+        }
+    return found | {"load": os.getloadavg(), "cores": os.cpu_count()}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["serve"]:
+        asyncio.run(_serve(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", choices=("storm", "throughput"))
+    parser.add_argument("--posts", type=int)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if given.what == "storm":
+            figures = storm(given.posts or 20_000, Path(folder))
+        else:
+            figures = throughput(given.posts or 1920, Path(folder))
+    sys.stdout.write(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Annotation outside of a pipeline: plan, annotate, trial, agreement, queue, gold.
+
+The endpoint and its key come from OPENAI_BASE_URL and OPENAI_API_KEY; the options from the section `annotate` of
+`configs/default.yaml`, of the file given with `--config`, and of `--set`, the later ones over the earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from model.task import Task
+    from steps.annotate.plan import Plan
+    from steps.annotate.tally import Progress
+    from steps.settings import TrainingSettings
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_OUT = click.Path(dir_okay=False, path_type=Path)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_posts = click.option("--posts", "manifest", required=True, type=_FILE, help="Manifest (JSON Lines or Parquet).")
+_task = click.option("--task", "task", required=True, help="A shipped task's name, or a task file.")
+
+
+def _options(function: F) -> F:
+    function = click.option(
+        "--set", "changes", multiple=True, metavar="KEY=VALUE", help="An option of the section annotate; repeatable."
+    )(function)
+    return click.option("--config", type=_FILE, help="A pipeline's config file.")(function)
+
+
+def _settings(config: Path | None, changes: tuple[str, ...]) -> TrainingSettings:
+    import yaml
+
+    from model.errors import ConfigError
+    from steps.settings import load_settings
+
+    try:
+        given = yaml.safe_load(config.read_text(encoding="utf-8")) if config else {}
+        section = dict((given or {}).get("annotate") or {})
+        for change in changes:
+            key, equals, value = change.partition("=")
+            if not equals:
+                raise ConfigError(f"--set {change}: KEY=VALUE is expected, for example --set max_cost=5")
+            section[key] = yaml.safe_load(value)
+        ingest = (given or {}).get("ingest")
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{config or '--set'}: cannot be read as YAML: {error}") from error
+    parameters = {"posts": "manifest", "annotator": "openai", "annotate": section, "ingest": ingest}
+    return load_settings(parameters, source=str(config or "--set"))
+
+
+def _source(settings: TrainingSettings) -> str:
+    return f"openai:{settings.annotate.model}"
+
+
+def _read(manifest: Path, task: Task, settings: TrainingSettings) -> pd.DataFrame:
+    from steps.ingest.posts import read_manifest
+
+    return read_manifest(manifest, task, settings.ingest).posts
+
+
+def _labels(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    from model.errors import AnnotationError
+    from model.schema import POST_ID
+
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise AnnotationError(f"{path}: cannot be read as Parquet: {error}") from error
+    if POST_ID not in table:
+        raise AnnotationError(f"{path}: no column {POST_ID!r}; a table of labels or predictions is expected")
+    return table
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on the terminal's error stream; nothing where that is no terminal."""
+    import sys
+
+    latest: dict[str, Progress] = {}
+    bar: Any = click.progressbar(
+        length=1, label=label, file=sys.stderr, show_eta=False, item_show_func=lambda _: str(latest.get("now", ""))
+    )
+    with bar:
+
+        def show(progress: Progress) -> None:
+            latest["now"] = progress
+            bar.length = progress.total
+            bar.update(progress.done - bar.pos)
+
+        yield show
+
+
+def _plan_lines(plan: Plan) -> list[str]:
+    from steps.annotate.page import dollars
+
+    return [
+        f"posts              {plan.posts:,}",
+        f"distinct images    {plan.images:,}",
+        f"requests           {plan.requests:,}",
+        f"  in the ledger    {plan.answered:,} answered, {plan.given_up:,} without an answer",
+        f"  under way        {plan.under_way:,} in batches",
+        f"  to ask           {plan.to_ask:,}",
+        f"prompt tokens      {plan.prompt_tokens:,.0f}",
+        f"completion tokens  {plan.completion_tokens:,.0f}",
+        f"dollars            {dollars(plan.dollars)} expected, {dollars(plan.most_dollars)} at most",
+    ]
+
+
+@click.command()
+@_posts
+@_task
+@_options
+def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...]) -> None:
+    """Posts, images, tokens and dollars of an annotation, and what the ledger has already. Sends nothing."""
+    from model.task import load_task
+    from steps.annotate.asks import Asks
+    from steps.annotate.ledger import Ledger
+    from steps.annotate.plan import make_plan
+    from steps.annotate.prices import load_prices
+    from steps.settings import ledger_url
+
+    settings, policy = _settings(config, changes), load_task(task)
+    annotate_ = settings.annotate
+    posts = _read(manifest, policy, settings)
+    with Ledger(ledger_url(annotate_.ledger)) as ledger:
+        asks = Asks(posts, policy, annotate_, _source(settings), load_prices().get(annotate_.model))
+        found, _ = make_plan(asks, ledger)
+    click.echo("\n".join(_plan_lines(found)))
+
+
+@click.command()
+@_posts
+@_task
+@click.option("--out", required=True, type=_OUT, help="The labels (Parquet).")
+@click.option("--page", type=_OUT, help="The report (HTML).")
+@_options
+def annotate(
+    manifest: Path, task: str, out: Path, page: Path | None, config: Path | None, changes: tuple[str, ...]
+) -> None:
+    """Ask an endpoint for the process labels of a manifest's posts; what was paid is never asked again."""
+    from model.task import load_task
+    from steps.annotate.agreement import agreement, gate
+    from steps.annotate.client import annotate_posts
+    from steps.annotate.ledger import Ledger
+    from steps.annotate.page import dollars, render_report
+    from steps.annotate.prices import load_prices
+    from steps.settings import ledger_url
+
+    settings, policy = _settings(config, changes), load_task(task)
+    annotate_, source = settings.annotate, _source(settings)
+    posts = _read(manifest, policy, settings)
+    with Ledger(ledger_url(annotate_.ledger)) as ledger, _progress("annotate") as show:
+        result = annotate_posts(
+            posts,
+            policy,
+            annotate_,
+            ledger,
+            base_url=None,
+            api_key=None,
+            source=source,
+            price=load_prices().get(annotate_.model),
+            on_progress=show,
+        )
+    questions = agreement(posts, result.labels, policy)
+    action = annotate_.on_low_agreement
+    labels, below = gate(result.labels, questions, annotate_.min_agreement, "warn" if action == "fail" else action)
+    if page is not None:
+        page.write_text(render_report(result, questions, below, annotate_, f"Task {policy.name}", source), "utf-8")
+    click.echo(
+        f"asked {result.asked:,}, from the ledger {result.reused:,}, without an answer {result.missing:,}; "
+        f"spent {dollars(result.cost)}, planned {dollars(result.plan.dollars)}"
+    )
+    for verdict in below:
+        click.echo(f"warning: {verdict}", err=True)
+    if action == "fail":
+        gate(result.labels, questions, annotate_.min_agreement, action)
+    labels.to_parquet(out)
+
+
+@click.command()
+@_posts
+@click.option("--task", "tasks", required=True, multiple=True, help="A wording: a task file; repeatable.")
+@click.option("--out", required=True, type=_OUT, help="The comparison (HTML).")
+@_options
+def trial(manifest: Path, tasks: tuple[str, ...], out: Path, config: Path | None, changes: tuple[str, ...]) -> None:
+    """Compare wordings on the posts that people labelled: agreement and cost, side by side."""
+    from model.task import load_task
+    from steps.annotate.agreement import table
+    from steps.annotate.ledger import Ledger
+    from steps.annotate.page import dollars, render_trial
+    from steps.annotate.prices import load_prices
+    from steps.annotate.trial import run_trial, union_of
+    from steps.settings import ledger_url
+
+    settings = _settings(config, changes)
+    source = _source(settings)
+    wordings = {name: load_task(name) for name in tasks}
+    posts = _read(manifest, union_of(wordings), settings)
+    with Ledger(ledger_url(settings.annotate.ledger)) as ledger, _progress("trial") as show:
+        rows = run_trial(
+            posts,
+            wordings,
+            settings.annotate,
+            ledger,
+            base_url=None,
+            api_key=None,
+            source=source,
+            price=load_prices().get(settings.annotate.model),
+            on_progress=show,
+        )
+    out.write_text(render_trial(rows, f"{len(rows)} wordings", source), "utf-8")
+    for row in rows:
+        click.echo(f"{row.name}: spent {dollars(row.result.cost)}, all posts {dollars(row.whole)}")
+        click.echo(table(row.questions).to_string(index=False, float_format="{:.3f}".format))
+
+
+@click.command("agreement")
+@_posts
+@_task
+@click.option("--labels", "labels_file", required=True, type=_FILE, help="The annotator's labels (Parquet).")
+@click.option("--against", type=_FILE, help="Labels of an earlier run: what changed since.")
+@click.option("--out", type=_OUT, help="The same as a page (HTML).")
+@_options
+def agreement_(
+    manifest: Path,
+    task: str,
+    labels_file: Path,
+    against: Path | None,
+    out: Path | None,
+    config: Path | None,
+    changes: tuple[str, ...],
+) -> None:
+    """How far labels agree with people's, question by question, and what changed since another run."""
+    import pandas as pd
+
+    from model.task import load_task
+    from steps.annotate.agreement import agreement, drift, table
+    from steps.annotate.page import render_agreement
+
+    settings, policy = _settings(config, changes), load_task(task)
+    posts, labels = _read(manifest, policy, settings), _labels(labels_file)
+    questions = agreement(posts, labels, policy)
+    drifts = drift(_labels(against), labels, policy, posts) if against is not None else []
+    click.echo(table(questions).to_string(index=False, float_format="{:.3f}".format))
+    if against is not None:
+        click.echo(f"\nchanged since {against}:")
+        click.echo(pd.DataFrame(drifts).to_string(index=False, float_format="{:+.3f}".format))
+    if out is not None:
+        out.write_text(render_agreement(questions, drifts, f"Task {policy.name}", str(against) if against else None))
+
+
+@click.command()
+@_posts
+@_task
+@click.option("--labels", "label_files", multiple=True, required=True, type=_FILE, help="Labels; two or more differ.")
+@click.option("--predictions", type=_FILE, help="A model's answers (evaluate's table): what it doubts of the labels.")
+@click.option("--out", required=True, type=_OUT, help="FILE.csv; FILE.json and FILE.xml (Label Studio) beside it.")
+@_options
+def queue(
+    manifest: Path,
+    task: str,
+    label_files: tuple[Path, ...],
+    predictions: Path | None,
+    out: Path,
+    config: Path | None,
+    changes: tuple[str, ...],
+) -> None:
+    """The posts where annotators disagree, the worst first, to be answered by people."""
+    from model.task import load_task
+    from steps.annotate.disagreement import disagreements, doubtful, write_csv, write_label_studio
+
+    if (len(label_files) < 2) == (predictions is None) or out.suffix != ".csv":
+        raise click.UsageError("give two or more --labels, or one and --predictions; --out ends in .csv")
+    settings, policy = _settings(config, changes), load_task(task)
+    posts = _read(manifest, policy, settings)
+    if predictions is not None:
+        name = label_files[0].stem
+        found = doubtful(_labels(predictions), _labels(label_files[0]), policy, name=predictions.stem, annotator=name)
+    else:
+        found = disagreements({path.stem: _labels(path) for path in label_files}, policy)
+    found = found[found["post_id"].isin(posts["post_id"])]
+    write_csv(found, posts, policy, out)
+    write_label_studio(found, posts, policy, out.with_suffix(".json"), manifest.resolve().parent)
+    click.echo(f"{len(found):,} of {len(posts):,} posts are disputed: {out}")
+
+
+@click.command()
+@_posts
+@_task
+@click.option("--answers", required=True, type=_FILE, help="The filled queue (CSV), or Label Studio's JSON export.")
+@click.option("--out", required=True, type=_OUT, help="The new manifest, in the folder of the old one.")
+def gold(manifest: Path, task: str, answers: Path, out: Path) -> None:
+    """Put people's answers to a queue into the manifest, as its process labels."""
+    from model.task import load_task
+    from steps.annotate.disagreement import add_gold, read_answers
+
+    n = add_gold(manifest, read_answers(answers, load_task(task)), out)
+    click.echo(f"{n:,} posts have people's answers: {out}")

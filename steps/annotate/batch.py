@@ -1,0 +1,276 @@
+"""The endpoint's batch interface: half the price, within a day; the same requests, parser and ledger.
+
+Requests go up as files (shards) and their answers come back as files. A shard is in the ledger's
+database before anything of it is sent, and leaves it in one transaction with its answers, so a
+restart at any moment finds it again: uploaded or not, finished or not, in either mode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any, Final
+
+import openai
+
+from model.errors import AnnotationError
+from model.task import Task
+from steps.annotate.asks import Ask, Asks
+from steps.annotate.ledger import UNPAID, Attempt, Ledger, Missing, Shard, ShardItem
+from steps.annotate.plan import is_settled
+from steps.annotate.reply import Reply, read_completion, status_reason
+from steps.annotate.tally import Tally
+
+#: Of one file, as documented: https://platform.openai.com/docs/guides/batch
+MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000
+_CHAT: Final = "/v1/chat/completions"
+#: By which a batch that was created just before a crash is found again.
+_METADATA = "agentps_shard"
+_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+#: Seconds between two looks, from the first to the longest.
+_FIRST_POLL, _LONGEST_POLL = 2.0, 60.0
+#: How often a request is sent up in one run as long as it is not served at all.
+_TRIES = 3
+_CLAIMED = 500
+_HTTP_RETRIES = 5
+
+
+class BatchRun:
+    """The shards of one annotator on one endpoint, those of earlier and of other processes included."""
+
+    def __init__(self, asks: Asks, ledger: Ledger, tally: Tally, client: openai.AsyncOpenAI) -> None:
+        self._asks, self._ledger, self._tally = asks, ledger, tally
+        self._endpoint = str(client.base_url)
+        self._client = client.with_options(max_retries=_HTTP_RETRIES)
+        self._under_way: set[str] = set()
+        #: Shards whose lease is ours -> dollars reserved.
+        self._mine: dict[str, float] = {}
+        self._tries: Counter[str] = Counter()
+        self._trouble = ""
+        self._next_look, self._interval = 0.0, _FIRST_POLL
+
+    # --- sending
+
+    async def ask(self, todo: Sequence[Ask]) -> list[Ask]:
+        """Settle what can be settled and send up the rest. Returns what is not settled yet."""
+        queue, waiting = deque(todo), list[Ask]()
+        ready: deque[Ask] = deque()
+        while queue or ready:
+            with tempfile.TemporaryFile() as file:
+                items: list[ShardItem] = []
+                full = False
+                while not full and (ready or queue):
+                    if not ready:
+                        self._claim(queue, ready, waiting)
+                        continue
+                    full = not self._append(ready[0], items, file)
+                    if not full:
+                        waiting.append(ready.popleft())
+                    await asyncio.sleep(0)  # the sign of life that keeps our leases
+                if items:
+                    await self._send(items, file)
+                elif full:  # not one more request fits under the cap
+                    self._ledger.release([ask.key for ask in ready])
+                    if not self._tally.budget.under_way:
+                        raise self._tally.cap_reached(self._asks.source)
+                    return [*waiting, *ready, *queue]
+        return waiting
+
+    def _claim(self, queue: deque[Ask], ready: deque[Ask], waiting: list[Ask]) -> None:
+        """Move requests from the queue to where they belong: settled, ready to be sent, or waiting for others."""
+        chunk = [queue.popleft() for _ in range(min(_CLAIMED, len(queue)))]
+        claimed = self._ledger.claim([ask.key for ask in chunk])
+        known = self._ledger.lookup(claimed)
+        settled = []
+        for ask in chunk:
+            if ask.key not in claimed:
+                waiting.append(ask)
+                continue
+            answer, tries = known.get(ask.key), self._tries[ask.key]
+            hopeless = answer is not None and answer.missing in UNPAID and tries > 0
+            if answer is not None and (
+                is_settled(answer, self._asks.settings.retries)
+                or (hopeless and (answer.missing is Missing.REJECTED or tries >= _TRIES))
+            ):
+                settled.append(ask.key)
+                self._tally.settle(ask.key, answer)
+            elif tries >= _TRIES:
+                raise AnnotationError(
+                    f"annotator {self._asks.source} at {self._endpoint}: a request was sent up {tries} times and never "
+                    f"served ({self._trouble or 'the batches ended without it'}); what was answered is kept. Look at "
+                    "the batches there, or set `annotate.mode: online`, and start the same command again"
+                )
+            else:
+                ready.append(ask)
+        self._ledger.release(settled)
+
+    def _append(self, ask: Ask, items: list[ShardItem], file: IO[bytes]) -> bool:
+        """Write one request to the file; False: it belongs into another file, or the cap has no room for it."""
+        body = self._asks.body(ask)
+        request = {"custom_id": ask.key, "method": "POST", "url": _CHAT, "body": body}
+        line = json.dumps(request, separators=(",", ":")).encode() + b"\n"
+        if len(line) > MAX_BYTES:
+            raise AnnotationError(
+                f"post {self._asks.ids[ask.index]}: its request has {len(line):,} bytes, a file of the batch interface "
+                f"{MAX_BYTES:,} at most; set `annotate.detail: low`, or `annotate.mode: online`"
+            )
+        if len(items) >= MAX_REQUESTS or file.tell() + len(line) > MAX_BYTES:
+            return False
+        item = self._asks.item(ask)
+        if not self._tally.budget.reserve(item.reserved):
+            return False
+        file.write(line)
+        items.append(item)
+        return True
+
+    async def _send(self, items: list[ShardItem], file: IO[bytes]) -> None:
+        asks = self._asks
+        reserved = sum(item.reserved for item in items)
+        form = {"task": asks.task.model_dump(mode="json"), "format": asks.settings.format}
+        shard = Shard(uuid.uuid4().hex, asks.source, form, tuple(items), None, None, reserved)
+        self._ledger.claim([shard.id])
+        self._ledger.add_shard(shard)
+        # one reservation from here on
+        self._tally.budget.settle(reserved, 0.0, len(items))
+        self._tally.budget.take_over(reserved)
+        self._mine[shard.id] = reserved
+        keys = [item.key for item in items]
+        self._tally.asked += sum(key not in self._tries for key in keys)
+        self._tally.requests += len(keys)
+        self._tries.update(keys)
+        self._under_way.update(keys)
+        file.seek(0)
+        with self._explained():
+            uploaded = await self._client.files.create(file=(f"{shard.id}.jsonl", file), purpose="batch")
+            self._ledger.sent_shard(shard.id, file_id=uploaded.id)
+            batch = await self._client.batches.create(
+                input_file_id=uploaded.id,
+                endpoint=_CHAT,
+                completion_window="24h",
+                metadata={_METADATA: shard.id},
+            )
+        self._ledger.sent_shard(shard.id, batch_id=batch.id)
+        self._next_look, self._interval = 0.0, _FIRST_POLL
+
+    # --- collecting
+
+    async def collect(self) -> set[str]:
+        """Record the answers of shards that have ended, whoever sent them up. Returns the keys still under way."""
+        if time.monotonic() < self._next_look:
+            return self._under_way
+        self._under_way = set()
+        for shard in self._ledger.shards(self._asks.source):
+            if not await self._collected(shard):
+                self._under_way.update(item.key for item in shard.items)
+        self._next_look = time.monotonic() + self._interval
+        self._interval = min(2 * self._interval, _LONGEST_POLL)
+        return self._under_way
+
+    async def _collected(self, shard: Shard) -> bool:
+        if shard.id not in self._mine:
+            if not self._ledger.claim([shard.id]):
+                return False  # a living process looks after it
+            self._mine[shard.id] = shard.reserved
+            self._tally.budget.take_over(shard.reserved)
+        with self._explained():
+            batch_id = shard.batch_id or await self._find(shard)
+            if batch_id is None:  # it was never created: nothing was asked
+                self._end(shard, [], 0.0)
+                return True
+            batch = await self._client.batches.retrieve(batch_id)
+            if batch.status not in _ENDED:
+                return False
+            if batch.errors is not None and batch.errors.data:
+                self._trouble = "; ".join(str(error.message) for error in batch.errors.data[:3])
+            elif batch.status != "completed":
+                self._trouble = f"batch {batch.id}: {batch.status}"
+            files = [name for name in (batch.output_file_id, batch.error_file_id) if name]
+            lines = [line for name in files for line in (await self._client.files.content(name)).content.splitlines()]
+        ended = batch.completed_at or batch.expired_at or batch.cancelled_at or batch.failed_at or time.time()
+        attempts, spent = self._read(shard, lines, float(max(0.0, ended - batch.created_at)))
+        self._end(shard, attempts, spent)
+        return True
+
+    async def _find(self, shard: Shard) -> str | None:
+        """The batch of a shard whose sender died before it could write the batch's name down."""
+        async for batch in self._client.batches.list(limit=100):
+            if (batch.metadata or {}).get(_METADATA) == shard.id:
+                self._ledger.sent_shard(shard.id, batch_id=batch.id)
+                return batch.id
+        return None
+
+    def _read(self, shard: Shard, lines: Sequence[bytes], latency: float) -> tuple[list[Attempt], float]:
+        task = Task.model_validate(shard.form["task"])
+        items = {item.key: item for item in shard.items}
+        known = self._ledger.lookup(items)
+        attempts, spent = [], 0.0
+        for line in lines:
+            item, reply = _read_line(line, items, task, shard.form["format"])
+            if item is None or reply is None:
+                continue
+            del items[item.key]  # a second line of the same request would be counted twice
+            cost = self._tally.cost(reply, item.reserved, batch=True)
+            spent += cost or 0.0
+            self._tally.count(reply)
+            earlier = known.get(item.key)
+            attempts.append(
+                Attempt(
+                    key=item.key,
+                    attempt=(earlier.attempts if earlier else 0) + 1,
+                    post_id=item.post_id,
+                    model=shard.source,
+                    raw=reply.raw,
+                    counts=reply.counts,
+                    missing=reply.missing,
+                    prompt_tokens=reply.prompt_tokens,
+                    completion_tokens=reply.completion_tokens,
+                    latency=latency,
+                    cost=cost,
+                )
+            )
+        return attempts, spent
+
+    def _end(self, shard: Shard, attempts: Sequence[Attempt], spent: float) -> None:
+        kept = self._ledger.collect_shard(shard.id, attempts)
+        self._tally.budget.settle(self._mine.pop(shard.id), spent if kept else 0.0)
+        self._interval = _FIRST_POLL
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except openai.APIError as error:
+            raise AnnotationError(
+                f"annotator {self._asks.source} at {self._endpoint}: the batch interface: {error.message}; what was "
+                "sent up and what was answered is kept, and the same command goes on from there. An endpoint without "
+                "/files and /batches takes `annotate.mode: online` only"
+            ) from error
+
+
+def _read_line(
+    line: bytes, items: dict[str, ShardItem], task: Task, answer_format: str
+) -> tuple[ShardItem | None, Reply | None]:
+    """The request that a line of a result file belongs to, and its reply; None where it has none of ours."""
+    try:
+        result: Any = json.loads(line)
+    except ValueError:
+        return None, None
+    item = items.get(str(result.get("custom_id"))) if isinstance(result, dict) else None
+    response = result.get("response") if isinstance(result, dict) else None
+    if item is None or not isinstance(response, dict):
+        return item, None  # expired or cancelled before it was served: to be sent again
+    status, body = response.get("status_code"), response.get("body")
+    if status != 200:
+        error = body.get("error") if isinstance(body, dict) else None
+        codes = {error.get("code"), error.get("type")} if isinstance(error, dict) else set()
+        reason = status_reason(status if isinstance(status, int) else 500, codes)
+        return item, Reply(missing=reason, raw=json.dumps(body), billed=False)
+    if item.question is not None:
+        task = task.model_copy(update={"questions": (task.questions[item.question],)})
+    return item, read_completion(body, json.dumps(body), task, item.n_images, answer_format)

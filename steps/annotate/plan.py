@@ -1,0 +1,78 @@
+"""What an annotation would ask and cost, before anything is sent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from steps.annotate.asks import Ask, Asks
+from steps.annotate.ledger import Ledger, LedgerAnswer
+
+
+def is_settled(answer: LedgerAnswer | None, retries: int) -> bool:
+    """Whether a key is not to be asked (again): it is answered, or its retries are used up."""
+    return answer is not None and (answer.counts is not None or answer.attempts > retries)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Posts, requests, tokens and dollars of an annotation as far as the ledger does not have it yet."""
+
+    posts: int
+    #: Distinct image files of these posts.
+    images: int
+    #: Distinct requests of these posts; of them answered, without an answer and not to be asked again, held by a
+    #: batch that is under way, and to be asked.
+    requests: int
+    answered: int
+    given_up: int
+    under_way: int
+    to_ask: int
+    #: Of what is to be asked, as expected.
+    prompt_tokens: float
+    completion_tokens: float
+    #: None: the model has no price.
+    dollars: float | None
+    #: The most that these requests can cost, each asked once.
+    most_dollars: float | None
+
+
+def make_plan(asks: Asks, ledger: Ledger) -> tuple[Plan, dict[str, LedgerAnswer]]:
+    """The plan, and what the ledger knows of the requests; sends nothing.
+
+    Raises:
+        AnnotationError: the ledger cannot be read, or an image's size is needed and cannot be.
+    """
+    distinct = asks.distinct()
+    known = ledger.lookup(ask.key for ask in distinct)
+    retries, price, batch = asks.settings.retries, asks.price, asks.settings.mode == "batch"
+    held = {item.key for shard in ledger.shards(asks.source) for item in shard.items}
+    todo = [ask for ask in distinct if not is_settled(known.get(ask.key), retries)]
+    to_ask = [ask for ask in todo if ask.key not in held]
+    prompt = completion = dollars = most = 0.0
+    for ask in to_ask:
+        tokens = asks.tokens(ask)
+        prompt += tokens.prompt
+        completion += tokens.completion
+        if price is not None:
+            dollars += tokens.dollars(price, batch=batch)
+            most += tokens.most_dollars(price, batch=batch)
+    answered = sum(ask.key in known and known[ask.key].counts is not None for ask in distinct)
+    plan = Plan(
+        posts=len(asks.ids),
+        images=len({sha256 for hashes in asks.hashes for sha256 in hashes}),
+        requests=len(distinct),
+        answered=answered,
+        given_up=len(distinct) - len(todo) - answered,
+        under_way=len(todo) - len(to_ask),
+        to_ask=len(to_ask),
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        dollars=None if price is None else dollars,
+        most_dollars=None if price is None else most,
+    )
+    return plan, known
+
+
+def todo_of(asks: Asks, known: dict[str, LedgerAnswer]) -> list[Ask]:
+    """The requests that are not settled, in the order of the posts."""
+    return [ask for ask in asks.distinct() if not is_settled(known.get(ask.key), asks.settings.retries)]

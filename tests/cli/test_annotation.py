@@ -1,0 +1,192 @@
+"""The commands of annotation, from a manifest to labels, pages and a queue, against a real port."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.main import COMMANDS, main
+from model.task import load_task
+from tests.support.annotator import COUNTS, Answer, Server, completion, make_posts, reply
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MINE = ("agreement", "annotate", "gold", "plan", "queue", "trial")
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Twelve posts of train with gold for every third of them."""
+    rows = []
+    for number, post in enumerate(make_posts(tmp_path, 12).to_dict("records")):
+        row = {key: post[key] for key in ("post_id", "title", "text", "split")}
+        row["images"] = [os.path.relpath(path, tmp_path) for path in post["images"]]
+        if number % 3 == 0:
+            row |= {"watermark": number % 2, "ugc": 1}
+        rows.append(row)
+    path = tmp_path / "posts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with Server(lambda number, body: reply(completion())) as running:
+        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield running
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(agentps_home: Path, manifest: Path) -> Run:
+    def invoke(command: str, *arguments: Any, exit_code: int = 0) -> Result:
+        given = [command, "--posts", str(manifest), "--task", "ucc", *map(str, arguments)]
+        result = CliRunner().invoke(main, given, catch_exceptions=False)
+        assert result.exit_code == exit_code, result.output
+        return result
+
+    return invoke
+
+
+@pytest.mark.parametrize("command", MINE)
+def test_help_is_there_without_the_libraries_of_the_command(command: str) -> None:
+    heavy = ("pandas", "openai", "mlflow", "zenml", "torch", "sklearn", "sqlalchemy", "jinja2")
+    code = (
+        "import sys\n"
+        "from cli.main import main\n"
+        f"main([{command!r}, '--help'], standalone_mode=False)\n"
+        f"sys.exit(', '.join(name for name in {heavy!r} if name in sys.modules) or None)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert f"{command} [OPTIONS]" in found.stdout
+    assert command in COMMANDS
+
+
+def test_plan_tells_what_it_would_cost_and_sends_nothing(run: Run, server: Server) -> None:
+    lines = run("plan").output
+    assert "posts              12\n" in lines
+    assert "distinct images    24\n" in lines
+    assert "to ask           12\n" in lines
+    assert "expected, $" in lines
+    assert server.requests == []
+    assert "no price expected" in run("plan", "--set", "model=unheard-of").output
+
+
+def test_annotate_writes_labels_and_a_page_and_the_second_time_asks_nothing(
+    run: Run, server: Server, tmp_path: Path
+) -> None:
+    out, page = tmp_path / "labels.parquet", tmp_path / "report.html"
+    first = run("annotate", "--out", out, "--page", page)
+    cost = 12 * (100 * 2.5 + 10 * 10) / 1e6
+    assert f"asked 12, from the ledger 0, without an answer 0; spent ${cost:.4f}" in first.output
+    labels = pd.read_parquet(out)
+    assert labels["post_id"].tolist() == [f"train{number}" for number in range(12)]
+    text = page.read_text()
+    assert text.startswith("<!DOCTYPE html>")
+    assert "Agreement with people" in text
+    assert "src=" not in text
+    assert "12 answered" in run("plan").output
+    assert "asked 0, from the ledger 12" in run("annotate", "--out", out).output
+    assert len(server.requests) == 12
+
+
+def test_the_cap_ends_the_command_with_one_message_and_the_next_goes_on(
+    run: Run, server: Server, tmp_path: Path
+) -> None:
+    out = tmp_path / "labels.parquet"
+    stopped = run("annotate", "--out", out, "--set", "max_cost=0.01", exit_code=1)
+    assert "annotate.max_cost $0.01 leaves no room" in stopped.output
+    assert "Traceback" not in stopped.output
+    assert 0 < len(server.requests) < 12
+    run("annotate", "--out", out)
+    assert len(server.requests) == 12
+
+
+def test_agreement_prints_the_table_and_what_changed_since(run: Run, server: Server, tmp_path: Path) -> None:
+    old, new, page = tmp_path / "old.parquet", tmp_path / "new.parquet", tmp_path / "agreement.html"
+    run("annotate", "--out", new)
+    labels = pd.read_parquet(new)
+    labels.assign(ugc=1 - labels["ugc"]).to_parquet(old)
+    output = run("agreement", "--labels", new, "--against", old, "--out", page).output
+    # of 0,1,2,1,2: watermark 0, ugc 1 of 2 -> yes; gold: ugc yes; watermark 0, 1, 0, 1
+    ugc = next(line.split() for line in output.splitlines() if line.strip().startswith("ugc"))
+    assert ugc[1] == "1.000"
+    watermark = next(line.split() for line in output.splitlines() if line.strip().startswith("watermark"))
+    assert watermark[1] == "0.500"
+    assert "What changed since" in page.read_text()
+
+
+def test_queue_and_gold_are_a_round_trip(run: Run, server: Server, manifest: Path, tmp_path: Path) -> None:
+    one, two, queue = tmp_path / "one.parquet", tmp_path / "two.parquet", tmp_path / "queue.csv"
+    run("annotate", "--out", one)
+    labels = pd.read_parquet(one)
+    labels.loc[2:3, "ugc"] = 1 - labels.loc[2:3, "ugc"]
+    labels.to_parquet(two)
+    assert "2 of 12 posts are disputed" in run("queue", "--labels", one, "--labels", two, "--out", queue).output
+    table = pd.read_csv(queue, dtype=str)
+    assert sorted(table["post_id"]) == ["train2", "train3"]
+    table.assign(ugc="no").to_csv(queue, index=False)
+    new = tmp_path / "with-gold.jsonl"
+    assert "2 posts have people's answers" in run("gold", "--answers", queue, "--out", new).output
+    rows = {row["post_id"]: row for row in map(json.loads, new.read_text().splitlines())}
+    assert (rows["train2"]["ugc"], rows["train3"]["ugc"], rows["train0"]["ugc"]) == (0, 0, 1)
+    assert json.loads(queue.with_suffix(".json").read_text())[0]["data"]["post_id"] in ("train2", "train3")
+
+
+def test_trial_compares_wordings_on_the_gold_posts(
+    run: Run, server: Server, agentps_home: Path, manifest: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text((REPOSITORY / "configs" / "tasks" / "ucc.yaml").read_text().replace("Count the number", "Count"))
+    page = tmp_path / "trial.html"
+    output = run("trial", "--task", other, "--out", page).output
+    assert len(server.requests) == 2 * 4
+    assert "all posts $" in output
+    assert str(other) in page.read_text()
+    assert load_task(other).annotation_fingerprint != load_task("ucc").annotation_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--set", "max_cost"), "KEY=VALUE is expected"),
+        (("--set", "max_cost=-1"), "annotate.max_cost"),
+        (("--set", "speed=9"), "annotate.speed: unknown key"),
+        (("--set", "mode=[}"), "cannot be read as YAML"),
+    ],
+)
+def test_a_wrong_option_is_one_message(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    output = run("plan", *arguments, exit_code=1).output
+    assert message in output
+    assert output.startswith("Error: ")
+
+
+def test_a_floor_that_is_fatal_ends_the_command_without_labels_but_with_the_page(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def behave(number: int, body: Any) -> Answer:
+        return reply(completion(COUNTS))
+
+    out, page = tmp_path / "labels.parquet", tmp_path / "report.html"
+    with Server(behave) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        floor = ("--set", "min_agreement={watermark: 0.5}", "--set", "on_low_agreement=fail")
+        stopped = run("annotate", "--out", out, "--page", page, *floor, exit_code=1)
+    assert "not good enough to train on: question watermark" in stopped.output
+    assert not out.exists()
+    assert "Below the floor" in page.read_text()

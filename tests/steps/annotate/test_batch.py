@@ -1,0 +1,439 @@
+"""The batch interface, against a local server of files and batches that expires, fails and forgets."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from model.errors import AnnotationError
+from model.task import load_task
+from steps.annotate import batch, client
+from steps.annotate.asks import Asks
+from steps.annotate.client import AnnotationResult, annotate_posts
+from steps.annotate.ledger import Ledger
+from steps.annotate.plan import make_plan
+from steps.annotate.prices import load_prices
+from steps.annotate.tally import CapReachedError
+from tests.support.annotator import SOURCE, completion, error, make_posts, settings_of
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PRICE = load_prices()["gpt-4o"]
+_FILE = re.compile(rb'filename="[^"]*"\r\n(?:[^\r\n]+\r\n)*\r\n(.*?)\r\n--', re.DOTALL)
+
+
+class BatchServer:
+    """`/files`, `/batches` and single chat requests, kept in memory.
+
+    Args:
+        end: what becomes of a batch, given its number (from 1) and its requests: (status, results by custom_id);
+            None: it goes on. A result is a body of HTTP 200, or (status, body).
+        known: False: it has no such paths.
+    """
+
+    def __init__(
+        self, end: Callable[[int, list[Any]], tuple[str, dict[str, Any]] | None], *, known: bool = True
+    ) -> None:
+        self.end = end
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.chats = 0
+        self.drop_create = False  # the batch is created, but the client is not told
+        outer, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def _send(self, body: Any, status: int = 200) -> None:
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def _body(self) -> bytes:
+                if self.headers.get("transfer-encoding") != "chunked":
+                    return self.rfile.read(int(self.headers["content-length"]))
+                data = b""
+                while size := int(self.rfile.readline(), 16):
+                    data += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return data
+
+            def do_POST(self) -> None:
+                data = self._body()
+                with lock:
+                    if not known:
+                        self._send(error("no such path"), 404)
+                    elif self.path == "/v1/files":
+                        name = f"file-{len(outer.files)}"
+                        found = _FILE.search(data)
+                        assert found is not None
+                        outer.files[name] = found[1]
+                        self._send({"id": name, "object": "file", "bytes": len(found[1]), "created_at": 1,
+                                    "filename": "x", "purpose": "batch", "status": "processed"})  # fmt: skip
+                    elif self.path == "/v1/batches":
+                        asked = json.loads(data)
+                        name = f"batch-{len(outer.batches) + 1}"
+                        outer.batches[name] = asked | {"id": name, "object": "batch", "created_at": 100,
+                                                       "status": "in_progress"}  # fmt: skip
+                        if outer.drop_create:
+                            self.close_connection = True
+                            return
+                        self._send(outer.batches[name])
+                    elif self.path == "/v1/chat/completions":
+                        outer.chats += 1
+                        self._send(completion())
+
+            def do_GET(self) -> None:
+                with lock:
+                    if self.path.startswith("/v1/batches?"):
+                        self._send({"object": "list", "data": list(outer.batches.values()), "has_more": False})
+                    elif self.path.startswith("/v1/batches/"):
+                        self._send(outer.look(self.path.rpartition("/")[2]))
+                    else:
+                        self._send(outer.files[self.path.split("/")[3]])
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A client that was killed says nothing of this server."""
+
+        self._server = Quiet(("127.0.0.1", 0), Handler)
+        self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def requests(self, name: str) -> list[Any]:
+        """The requests of a batch, by its name."""
+        return [json.loads(line) for line in self.files[self.batches[name]["input_file_id"]].splitlines()]
+
+    def asked(self) -> list[str]:
+        """The custom ids of all batches that were not failed as a whole."""
+        served = [name for name, found in self.batches.items() if found["status"] != "failed"]
+        return [request["custom_id"] for name in served for request in self.requests(name)]
+
+    def look(self, name: str) -> dict[str, Any]:
+        found = self.batches[name]
+        if found["status"] != "in_progress":
+            return found
+        requests = self.requests(name)
+        ended = self.end(int(name.split("-")[1]), requests)
+        if ended is None:
+            return found
+        status, results = ended
+        found |= {"status": status, f"{status}_at": 160}
+        if status == "failed":
+            found["errors"] = {
+                "object": "list",
+                "data": [{"code": "token_limit_exceeded", "message": "too many tokens"}],
+            }
+            return found
+        good, bad = [], []
+        for request in requests:
+            id_, result = request["custom_id"], results.get(request["custom_id"])
+            if result is None:
+                expired = {"code": "batch_expired", "message": "This request could not be executed"}
+                bad.append({"custom_id": id_, "response": None, "error": expired})
+            elif isinstance(result, tuple):
+                bad.append({"custom_id": id_, "response": {"status_code": result[0], "body": result[1]}, "error": None})
+            else:
+                good.append({"custom_id": id_, "response": {"status_code": 200, "body": result}, "error": None})
+        for kind, lines in (("output", good), ("error", bad)):
+            if lines:
+                # the order is not that of the requests
+                self.files[f"{kind}-{name}"] = "\n".join(json.dumps(line) for line in reversed(lines)).encode()
+                found[f"{kind}_file_id"] = f"{kind}-{name}"
+        return found
+
+    def __enter__(self) -> BatchServer:
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def all_answered(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+    return "completed", {request["custom_id"]: completion() for request in requests}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "_FIRST_POLL", 0.02)
+    monkeypatch.setattr(batch, "_LONGEST_POLL", 0.1)
+    monkeypatch.setattr(batch, "_HTTP_RETRIES", 0)
+    monkeypatch.setattr(client, "_OTHERS_SECONDS", 0.02)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as opened:
+        yield opened
+
+
+def run(posts: pd.DataFrame, ledger: Ledger, server: BatchServer, **changes: Any) -> AnnotationResult:
+    settings = settings_of(**({"mode": "batch"} | changes))
+    task = load_task("ucc")
+    return annotate_posts(
+        posts, task, settings, ledger, base_url=server.base_url, api_key="k", source=SOURCE, price=PRICE
+    )
+
+
+def test_a_batch_gives_what_single_requests_give_at_half_the_price(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 20)
+    with BatchServer(all_answered) as server:
+        result = run(posts, ledger, server)
+        (sent,) = (server.requests(name) for name in server.batches)
+        with Ledger(f"sqlite:///{tmp_path / 'other.db'}") as other:
+            online = run(posts, other, server, mode="online")
+    pd.testing.assert_frame_equal(result.labels, online.labels)
+    assert result.cost == pytest.approx(online.cost / 2) == pytest.approx(20 * PRICE.dollars(100, 10) / 2)
+    assert (result.asked, result.requests, result.missing) == (20, 20, 0)
+    assert {(line["method"], line["url"]) for line in sent} == {("POST", "/v1/chat/completions")}
+    assert sent[0]["body"]["messages"][0]["content"][1]["type"] == "image_url"
+    assert ledger.shards(SOURCE) == []
+
+
+def test_no_file_is_larger_than_documented(tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (batch.MAX_REQUESTS, batch.MAX_BYTES) == (50_000, 200_000_000)
+    monkeypatch.setattr(batch, "MAX_REQUESTS", 7)
+    with BatchServer(all_answered) as server:
+        assert run(make_posts(tmp_path, 20), ledger, server).missing == 0
+        assert [len(server.requests(name)) for name in server.batches] == [7, 7, 6]
+        size = max(len(data) for name, data in server.files.items() if name.startswith("file-"))
+    monkeypatch.setattr(batch, "MAX_REQUESTS", 50_000)
+    monkeypatch.setattr(batch, "MAX_BYTES", size)
+    with BatchServer(all_answered) as server:
+        assert run(make_posts(tmp_path, 21), ledger, server).missing == 0
+        sizes = [len(data) for name, data in server.files.items() if name.startswith("file-")]
+        assert len(sizes) >= 3
+        assert max(sizes) <= size
+    monkeypatch.setattr(batch, "MAX_BYTES", 100)
+    with BatchServer(all_answered) as server, pytest.raises(AnnotationError, match=r"post train0: its request has"):
+        run(make_posts(tmp_path, 1), ledger, server)
+
+
+def test_of_an_expired_batch_the_finished_part_is_kept_and_only_the_rest_is_sent_again(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    def half_first(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+        if number > 1:
+            return all_answered(number, requests)
+        return "expired", {request["custom_id"]: completion() for request in requests[::2]}
+
+    with BatchServer(half_first) as server:
+        result = run(make_posts(tmp_path, 20), ledger, server)
+        first, second = (server.requests(name) for name in server.batches)
+    assert result.missing == 0
+    assert [line["custom_id"] for line in second] == [line["custom_id"] for line in first[1::2]]
+    assert result.cost == pytest.approx(20 * PRICE.dollars(100, 10) / 2)
+
+
+def test_a_failed_shard_is_sent_again_and_the_others_are_not(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MAX_REQUESTS", 10)
+
+    def second_fails(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+        return ("failed", {}) if number == 2 else all_answered(number, requests)
+
+    with BatchServer(second_fails) as server:
+        assert run(make_posts(tmp_path, 30), ledger, server).missing == 0
+        sent = [[line["custom_id"] for line in server.requests(name)] for name in server.batches]
+    assert len(sent) == 4
+    assert sent[3] == sent[1]
+
+
+def test_batches_that_always_fail_end_the_run_with_their_own_message(tmp_path: Path, ledger: Ledger) -> None:
+    with BatchServer(lambda number, requests: ("failed", {})) as server:
+        with pytest.raises(AnnotationError, match=r"sent up 3 times and never served \(too many tokens\)"):
+            run(make_posts(tmp_path, 3), ledger, server)
+        assert len(server.batches) == 3
+        server.end = all_answered
+        assert run(make_posts(tmp_path, 3), ledger, server).missing == 0
+
+
+def test_refusals_are_asked_again_as_allowed_and_rejected_requests_are_not(tmp_path: Path, ledger: Ledger) -> None:
+    def end(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+        results: dict[str, Any] = {request["custom_id"]: completion() for request in requests}
+        for request in requests:
+            if "title 0" in str(request):
+                results[request["custom_id"]] = completion(None, refusal="no")
+            if "title 1" in str(request):
+                results[request["custom_id"]] = (400, {"error": {"message": "bad image", "code": "x", "type": "y"}})
+        return "completed", results
+
+    with BatchServer(end) as server:
+        result = run(make_posts(tmp_path, 5), ledger, server, retries=1)
+        sizes = [len(server.requests(name)) for name in server.batches]
+    assert result.labels["missing_reason"].tolist() == ["refusal", "request rejected", None, None, None]
+    assert sizes == [5, 1]
+
+
+def test_a_line_of_no_request_of_ours_a_second_one_and_a_broken_one_change_nothing(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    with BatchServer(all_answered) as server:
+        look = server.look
+
+        def worse(name: str) -> dict[str, Any]:
+            found = look(name)
+            if (file := found.get("output_file_id")) and b"stranger" not in server.files[file]:
+                lines = server.files[file].splitlines()
+                stranger = b'{"custom_id": "stranger", "response": {"status_code": 200, "body": {}}}'
+                server.files[file] = b"\n".join([stranger, *lines, lines[0], b"[1]", b'{"custom_id": "cu'])
+            return found
+
+        server.look = worse  # type: ignore[method-assign]
+        result = run(make_posts(tmp_path, 4), ledger, server)
+    assert (result.missing, result.completion_tokens) == (0, 40)
+
+
+_SCRIPT = """
+import sys
+import pandas as pd
+from model.task import load_task
+from steps.annotate import batch, client
+from steps.annotate.client import annotate_posts
+from steps.annotate.ledger import Ledger
+from steps.annotate.prices import load_prices
+from steps.settings import AnnotateSettings
+batch._FIRST_POLL = batch._LONGEST_POLL = 0.05
+batch.MAX_REQUESTS = 10
+settings = AnnotateSettings.model_validate({settings!r})
+annotate_posts(pd.read_parquet({posts!r}), load_task("ucc"), settings, Ledger({url!r}), base_url=sys.argv[1],
+    api_key="k", source={source!r}, price=load_prices()["gpt-4o"])
+"""
+
+
+def start(folder: Path, server: BatchServer) -> subprocess.Popen[bytes]:
+    script = _SCRIPT.format(
+        settings=settings_of(mode="batch").model_dump(),
+        posts=str(folder / "posts.parquet"),
+        url=f"sqlite:///{folder / 'ledger.db'}",
+        source=SOURCE,
+    )
+    return subprocess.Popen([sys.executable, "-c", script, server.base_url], cwd=REPOSITORY)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_between_upload_and_download_the_next_run_collects_and_asks_nothing_again(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    posts = make_posts(tmp_path, 30)
+    posts.to_parquet(tmp_path / "posts.parquet")
+    ready = threading.Event()
+    with BatchServer(lambda number, requests: all_answered(number, requests) if ready.is_set() else None) as server:
+        with start(tmp_path, server) as process:
+            wait_for(lambda: len(ledger.shards(SOURCE)) == 3 and all(s.batch_id for s in ledger.shards(SOURCE)))
+            process.kill()
+        plan, _ = make_plan(Asks(posts, load_task("ucc"), settings_of(), SOURCE, PRICE), ledger)
+        assert (plan.under_way, plan.to_ask) == (30, 0)
+        with start(tmp_path, server) as process:  # finds them, and finds them unfinished
+            time.sleep(2)
+            process.kill()
+        ready.set()
+        result = run(posts, ledger, server)
+        assert (result.missing, result.asked) == (0, 0)
+        assert len(server.asked()) == len(set(server.asked())) == 30
+
+
+def test_toggled_to_single_requests_what_lies_in_a_batch_is_waited_for(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 30)
+    posts.iloc[:20].to_parquet(tmp_path / "posts.parquet")
+    ready = threading.Event()
+    with BatchServer(lambda number, requests: all_answered(number, requests) if ready.is_set() else None) as server:
+        with start(tmp_path, server) as process:
+            wait_for(lambda: len(ledger.shards(SOURCE)) == 2 and all(s.batch_id for s in ledger.shards(SOURCE)))
+            process.kill()
+        timer = threading.Timer(0.5, ready.set)
+        timer.start()
+        result = run(posts, ledger, server, mode="online")
+        timer.join()
+        assert (result.missing, result.asked, server.chats) == (0, 10, 10)
+        assert len(server.batches) == 2
+        assert run(posts, ledger, server).asked == 0
+
+
+def test_a_batch_whose_name_never_arrived_is_found_by_its_metadata(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 5)
+    with BatchServer(all_answered) as server:
+        server.drop_create = True
+        with pytest.raises(AnnotationError, match="the batch interface: Connection error"):
+            run(posts, ledger, server)
+        assert [shard.batch_id for shard in ledger.shards(SOURCE)] == [None]
+        server.drop_create = False
+        result = run(posts, ledger, server)
+        assert (result.missing, result.asked, len(server.batches)) == (0, 0, 1)
+
+
+def test_a_shard_that_was_never_sent_is_given_up_and_sent_anew(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 5)
+    with BatchServer(all_answered) as server:
+        server.files.clear()
+        with sqlite3.connect(tmp_path / "ledger.db") as database:
+            asks = Asks(posts, load_task("ucc"), settings_of(), SOURCE)
+            items = [[ask.key, "p", 2, None, 0.01] for ask in asks.distinct()]
+            form = json.dumps({"task": load_task("ucc").model_dump(mode="json"), "format": "numbers"})
+            shard = ("s" * 32, SOURCE, form, json.dumps(items), None, None, 0.05, "2025-01-01 00:00:00.000000")
+            database.execute("INSERT INTO annotation_shards VALUES (?, ?, ?, ?, ?, ?, ?, ?)", shard)
+            rows = [(item[0], f"shard:{'s' * 32}", None) for item in items]
+            database.executemany("INSERT INTO annotation_leases VALUES (?, ?, ?)", rows)
+        result = run(posts, ledger, server)
+        assert (result.missing, result.asked, len(server.batches)) == (0, 5, 1)
+
+
+def test_two_processes_send_no_request_up_twice(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 60)
+    posts.to_parquet(tmp_path / "posts.parquet")
+    with BatchServer(all_answered) as server:
+        processes = [start(tmp_path, server) for _ in range(2)]
+        assert [process.wait(timeout=60) for process in processes] == [0, 0]
+        assert len(server.asked()) == len(set(server.asked())) == 60
+        assert run(posts, ledger, server).asked == 0
+
+
+def test_the_cap_holds_for_what_is_sent_up_and_the_next_run_goes_on(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 30)
+    asks = Asks(posts, load_task("ucc"), settings_of(mode="batch"), SOURCE, PRICE)
+    most = max(asks.most(ask) for ask in asks.distinct())
+    with BatchServer(all_answered) as server:
+        with pytest.raises(CapReachedError):
+            run(posts, ledger, server, max_cost=2.5 * most)
+        assert most < ledger.spent() <= 2.5 * most
+        first = len(server.asked())
+        assert 2 < first < 30  # what came back for less than the most made room for more
+        assert run(posts, ledger, server).asked == 30 - first
+
+
+def test_an_endpoint_without_the_interface_is_one_clear_error(tmp_path: Path, ledger: Ledger) -> None:
+    with (
+        BatchServer(all_answered, known=False) as server,
+        pytest.raises(AnnotationError, match=r"no such path.*takes `annotate.mode: online` only"),
+    ):
+        run(make_posts(tmp_path, 1), ledger, server)

@@ -1,0 +1,190 @@
+"""The queue of disputed posts goes out to people, and their answers come back as gold."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from model.errors import ManifestError
+from model.task import Task
+from steps.annotate.disagreement import (
+    add_gold,
+    disagreements,
+    doubtful,
+    read_answers,
+    write_csv,
+    write_label_studio,
+)
+
+TASK = Task.model_validate(
+    {
+        "name": "t",
+        "version": 1,
+        "questions": [
+            {"id": "ugc", "ask": 'Own "photo" & <text>?', "annotate": "?", "rule": "count >= 1"},
+            {"id": "kind", "ask": "Which?", "annotate": "?", "answer": "class", "classes": ["a", "b", "c"]},
+        ],
+        "final": {"ask": "Bad?", "classes": ["good", "bad"], "positive": "bad"},
+    }
+)
+
+
+def labels(**columns: list[Any]) -> pd.DataFrame:
+    n = len(next(iter(columns.values())))
+    table = pd.DataFrame({"post_id": [f"p{number}" for number in range(n)]})
+    return table.assign(**{name: pd.array(values, dtype="Int8") for name, values in columns.items()})
+
+
+def posts(n: int, folder: Path) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "post_id": [f"p{number}" for number in range(n)],
+            "title": ["=cmd()", 'a,b\n"c"', *["t"] * n][:n],
+            "text": "x",
+            "images": [[str(folder / "images" / f"{number} 1.jpg")] for number in range(n)],
+        }
+    )
+
+
+def test_posts_are_ranked_by_how_few_pairs_of_annotators_agree() -> None:
+    three = {
+        "one": labels(ugc=[0, 1, 1, None], kind=[0, 0, 2, 1]),
+        "two": labels(ugc=[0, 1, 1, 1], kind=[0, 1, 2, 1]),
+        "three": labels(ugc=[0, 0, 1, 0], kind=[0, 2, 2, 1]),
+    }
+    found = disagreements(three, TASK)
+    # p1: ugc 1 of 3 pairs, kind none; p3: one of ugc's two answers each; p0 and p2 agree
+    assert found["post_id"].tolist() == ["p1", "p3"]
+    assert found["score"].tolist() == [0.0, 0.0]
+    assert found["disputed"].tolist() == ["ugc kind", "ugc"]
+    assert found.loc[0, "kind:three"] == "c"
+    assert pd.isna(found.loc[1, "ugc:one"])
+
+
+def test_a_post_of_one_table_only_and_a_question_without_a_column_dispute_nothing() -> None:
+    found = disagreements({"one": labels(ugc=[0, 1]), "two": labels(ugc=[0])}, TASK)
+    assert found.empty
+
+
+def test_a_model_doubts_the_labels_that_it_finds_least_probable() -> None:
+    predictions = pd.DataFrame(
+        {
+            "post_id": ["p0", "p1", "p2"],
+            "answer_ugc": [0.9, 0.2, 0.6],
+            "class_ugc": [1, 0, 1],
+            "answer_kind": [0.7, 0.8, 0.5],
+            "class_kind": [2, 0, 1],
+        }
+    )
+    given = labels(ugc=[0, 1, None], kind=[2, 0, 0])
+    found = doubtful(predictions, given, TASK, name="model", annotator="llm")
+    # self-confidence of ugc .1, .2, none; of kind .7, .8, at most .5
+    assert found["post_id"].tolist() == ["p0", "p1"]
+    np.testing.assert_allclose(found["score"], [0.1, 0.2])
+    assert found["ugc:model"].tolist() == ["yes", "no"]
+    assert found["ugc:llm"].tolist() == ["no", "yes"]
+    assert doubtful(predictions, given, TASK, name="m", annotator="l", below=0.6)["post_id"].tolist() == [
+        "p0",
+        "p1",
+        "p2",
+    ]
+
+
+def queue() -> pd.DataFrame:
+    return disagreements({"one": labels(ugc=[0, 1], kind=[0, 0]), "two": labels(ugc=[1, 1], kind=[0, 2])}, TASK)
+
+
+def test_a_filled_csv_comes_back_as_gold_and_runs_no_formula(tmp_path: Path) -> None:
+    path = tmp_path / "queue.csv"
+    write_csv(queue(), posts(2, tmp_path), TASK, path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["title"] for row in rows} == {"'=cmd()", 'a,b\n"c"'}
+    assert all(row["ugc"] == row["kind"] == "" for row in rows)
+    for row in rows:
+        row |= {"ugc": "yes", "kind": "1"} if row["post_id"] == "p0" else {"kind": " c "}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    assert read_answers(path, TASK) == {"p0": {"ugc": 1, "kind": 1}, "p1": {"kind": 2}}
+
+
+def test_label_studio_tasks_name_the_images_below_the_root_and_the_interface_is_well_formed(tmp_path: Path) -> None:
+    path = tmp_path / "queue.json"
+    write_label_studio(queue(), posts(2, tmp_path), TASK, path, tmp_path)
+    tasks = json.loads(path.read_text())
+    data = {task["data"]["post_id"]: task["data"] for task in tasks}
+    assert data["p0"]["images"] == ["/data/local-files/?d=images/0%201.jpg"]
+    assert data["p0"]["said"] == "ugc:one: no\nugc:two: yes"
+    view = ElementTree.fromstring(path.with_suffix(".xml").read_text())
+    choices = {found.get("name"): [choice.get("value") for choice in found] for found in view.iter("Choices")}
+    assert choices == {"ugc": ["no", "yes"], "kind": ["a", "b", "c"]}
+    assert 'Own "photo" & <text>?' in [header.get("value") for header in view.iter("Header")]
+
+
+def test_label_studios_export_comes_back_without_what_people_disagree_on(tmp_path: Path) -> None:
+    def said(**answers: str) -> dict[str, Any]:
+        return {"result": [{"type": "choices", "from_name": q, "value": {"choices": [a]}} for q, a in answers.items()]}
+
+    export = [
+        {"data": {"post_id": "p0"}, "annotations": [said(ugc="yes", kind="a"), said(ugc="yes", kind="b")]},
+        {"data": {"post_id": "p1"}, "annotations": [said(ugc="no"), said(ugc="yes") | {"was_cancelled": True}]},
+        {"data": {"post_id": "p2"}, "annotations": []},
+    ]
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(export))
+    assert read_answers(path, TASK) == {"p0": {"ugc": 1}, "p1": {"ugc": 0}}
+
+
+@pytest.mark.parametrize("text", ['[{"data": {}}', '{"a": 1}', '[{"data": {}, "annotations": [{}]}]'])
+def test_another_file_is_named(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "export.json"
+    path.write_text(text)
+    with pytest.raises(ManifestError, match=r"export\.json.*Label Studio"):
+        read_answers(path, TASK)
+
+
+def test_an_answer_of_no_class_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "queue.csv"
+    path.write_text("post_id,ugc\np0,maybe\n")
+    with pytest.raises(ManifestError, match="post p0, question ugc: 'maybe' is none of no, yes"):
+        read_answers(path, TASK)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_people_s_answers_go_into_the_manifest_and_all_else_stays(suffix: str, tmp_path: Path) -> None:
+    rows = [
+        {"post_id": "p0", "images": ["a.jpg"], "title": "line\u2028end", "kind": 2, "extra": 7},
+        {"post_id": "p1", "images": ["b.jpg"], "title": "t", "ugc": 1, "extra": 8},
+    ]
+    manifest, out = tmp_path / f"posts{suffix}", tmp_path / f"new{suffix}"
+    if suffix == ".parquet":
+        pd.DataFrame(rows).to_parquet(manifest)
+    else:
+        manifest.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert add_gold(manifest, {"p0": {"ugc": 1, "kind": 0}}, out) == 1
+    table = pd.read_parquet(out) if suffix == ".parquet" else pd.read_json(out, lines=True)
+    assert table["ugc"].tolist() == [1, 1]
+    assert table["kind"].iloc[0] == 0
+    assert pd.isna(table["kind"].iloc[1])
+    assert table["extra"].tolist() == [7, 8]
+    assert table["title"].iloc[0] == "line\u2028end"
+
+
+def test_an_unknown_post_and_another_folder_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    manifest = tmp_path / "posts.jsonl"
+    manifest.write_text('{"post_id": "p0", "images": ["a.jpg"]}\n')
+    before = manifest.read_bytes()
+    with pytest.raises(ManifestError, match="1 answered posts are not in it, for example 'p9'"):
+        add_gold(manifest, {"p9": {"ugc": 1}}, manifest)
+    with pytest.raises(ManifestError, match="must lie in the folder"):
+        add_gold(manifest, {"p0": {"ugc": 1}}, tmp_path / "sub" / "posts.jsonl")
+    assert manifest.read_bytes() == before
