@@ -18,22 +18,12 @@ from numpy.typing import NDArray
 
 from model.schema import POST_ID
 from model.task import Task
+from steps.annotate.agreement import confusion
 
 #: A question whose informedness is below this is dropped: its labels are worth less than their noise costs.
 MIN_INFORMEDNESS = 0.1
 #: A relabelled answer is kept when its class has at least this probability.
 MIN_POSTERIOR = 0.8
-
-
-def confusion(gold: pd.Series, annotated: pd.Series, classes: int) -> NDArray[np.float64]:
-    """(C, C), rows sum to 1: P(annotated class | class by people), over the posts that have both.
-
-    One is added to each count (Laplace), so that nothing is impossible after a few posts.
-    """
-    both = gold.notna() & annotated.notna()
-    counts = np.ones((classes, classes))
-    np.add.at(counts, (gold[both].to_numpy(int), annotated[both].to_numpy(int)), 1)
-    return counts / counts.sum(1, keepdims=True)
 
 
 def informedness(matrix: NDArray[np.float64]) -> float:
@@ -43,13 +33,8 @@ def informedness(matrix: NDArray[np.float64]) -> float:
 
 
 def question_informedness(labels: pd.DataFrame, gold: pd.DataFrame, task: Task) -> dict[str, float]:
-    """By question; `labels` and `gold` are row by row of the same posts."""
-    return {
-        q.id: informedness(
-            confusion(gold[q.id].reset_index(drop=True), labels[q.id].reset_index(drop=True), len(q.classes))
-        )
-        for q in task.questions
-    }
+    """By question, of the annotator's `labels` over the posts of `gold`."""
+    return {id_: informedness(matrix) for id_, matrix in confusion(gold, labels, task).items()}
 
 
 def with_gold(labels: pd.DataFrame, gold: pd.DataFrame) -> pd.DataFrame:
@@ -90,7 +75,7 @@ def posterior(model_NC: NDArray[np.float64], annotated: pd.Series, matrix: NDArr
     Args:
         model_NC: the model's probabilities.
         annotated: (N,) classes, NA where there is none: the model alone decides.
-        matrix: `confusion` of the annotator.
+        matrix: P(annotator's class | people's class), as `steps.annotate.agreement.confusion` gives it.
     """
     likelihood_NC = np.ones_like(model_NC)
     given = annotated.notna().to_numpy()
@@ -109,12 +94,10 @@ def relabelled(
         answers: by question id, a first model's probabilities (N, C), row by row of `labels`.
         gold: people's labels of some of these posts, which win; its annotator's errors are counted on them.
     """
-    known = gold.set_index(POST_ID).reindex(labels[POST_ID]).reset_index(drop=True)
+    matrices = confusion(gold, labels, task)
     new = {}
     for question in task.questions:
-        column = labels[question.id].reset_index(drop=True)
-        matrix = confusion(known[question.id], column, len(question.classes))
-        probability_NC = posterior(answers[question.id], column, matrix)
+        probability_NC = posterior(answers[question.id], labels[question.id], matrices[question.id])
         sure = probability_NC.max(1) >= MIN_POSTERIOR
         chosen = pd.array(probability_NC.argmax(1), dtype="Int8")
         chosen[~sure] = pd.NA

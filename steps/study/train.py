@@ -160,8 +160,7 @@ def _labels(
     if cell.method == "plain":
         return labels, task
     gold = people[gold_subset(people[POST_ID].tolist(), inputs.gold_share)]
-    known = gold.set_index(POST_ID).reindex(people[POST_ID]).reset_index(drop=True)
-    told = methods.question_informedness(labels, known, task)
+    told = methods.question_informedness(labels, gold, task)
     if cell.method == "weighted":
         return methods.with_gold(labels, gold), methods.weighted(task, told)
     if cell.method == "gold":

@@ -19,18 +19,6 @@ def table(ids: str, **columns: list[int | None]) -> pd.DataFrame:
     return pd.DataFrame({POST_ID: list(ids), **full}).astype(dict.fromkeys(TASK.question_ids, "Int8"))
 
 
-def test_confusion_counts_the_posts_that_have_both_labels_with_one_more_in_each_cell() -> None:
-    found = methods.confusion(series(0, 0, 0, 1, None, 1), series(0, 0, 1, 1, 1, None), 2)
-    assert found == pytest.approx(np.array([[3 / 5, 2 / 5], [1 / 3, 2 / 3]]))
-
-
-def test_confusion_nears_scikit_learns_with_many_posts() -> None:
-    rng = np.random.default_rng(0)
-    gold, annotated = rng.integers(0, 3, (2, 30_000))
-    expected = confusion_matrix(gold, annotated, normalize="true")
-    assert methods.confusion(pd.Series(gold), pd.Series(annotated), 3) == pytest.approx(expected, abs=1e-3)
-
-
 def test_informedness_is_the_balanced_accuracy_adjusted_for_chance() -> None:
     rng = np.random.default_rng(1)
     gold = rng.integers(0, 3, 500)
