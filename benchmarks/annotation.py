@@ -203,7 +203,7 @@ def resident_mb() -> float:
 
 
 def storm(n: int, folder: Path) -> dict[str, Any]:
-    settings, price = settings_of(timeout=3, retries=1, max_missing_share=1), load_prices()["gpt-4o"]
+    settings, price = settings_of(timeout=10, retries=1, max_missing_share=1), load_prices()["gpt-4o"]
     posts, task = make_posts(folder, n, 16, 2, 200), load_task("ucc")
     memory: dict[int, float] = {}
     quotas = 0
