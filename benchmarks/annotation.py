@@ -1,7 +1,7 @@
 """The annotation client against a server that misbehaves, and against one that takes a second.
 
     .venv/bin/python benchmarks/annotation.py storm [--posts 20000]
-    .venv/bin/python benchmarks/annotation.py throughput [--posts 1920]
+    .venv/bin/python benchmarks/annotation.py throughput [--posts 2560]
 
 Prints one JSON object of figures; `docs/steps/annotate.md` has those of one run. The server is a process of its own.
 """
@@ -293,7 +293,7 @@ def main() -> None:
         if given.what == "storm":
             figures = storm(given.posts or 20_000, Path(folder))
         else:
-            figures = throughput(given.posts or 1920, Path(folder))
+            figures = throughput(given.posts or 2560, Path(folder))
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
 
 
