@@ -1,7 +1,7 @@
 """The annotation client against a server that misbehaves, and against one that takes a second.
 
     .venv/bin/python benchmarks/annotation.py storm [--posts 20000]
-    .venv/bin/python benchmarks/annotation.py throughput [--posts 1920]
+    .venv/bin/python benchmarks/annotation.py throughput [--posts 2560]
 
 Prints one JSON object of figures; `docs/steps/annotate.md` has those of one run. The server is a process of its own.
 """
@@ -203,7 +203,7 @@ def resident_mb() -> float:
 
 
 def storm(n: int, folder: Path) -> dict[str, Any]:
-    settings, price = settings_of(timeout=3, retries=1, max_missing_share=1), load_prices()["gpt-4o"]
+    settings, price = settings_of(timeout=10, retries=1, max_missing_share=1), load_prices()["gpt-4o"]
     posts, task = make_posts(folder, n, 16, 2, 200), load_task("ucc")
     memory: dict[int, float] = {}
     quotas = 0
@@ -293,7 +293,7 @@ def main() -> None:
         if given.what == "storm":
             figures = storm(given.posts or 20_000, Path(folder))
         else:
-            figures = throughput(given.posts or 1920, Path(folder))
+            figures = throughput(given.posts or 2560, Path(folder))
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
 
 

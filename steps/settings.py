@@ -132,8 +132,9 @@ class AnnotateSettings(_Section):
 
     @model_validator(mode="after")
     def _simulated_form(self) -> AnnotateSettings:
-        if self.annotator == "simulated" and (self.ask, self.mode) != ("together", "online"):
-            raise ValueError("the simulated annotator takes `ask: together` and `mode: online` only")
+        form = (self.ask, self.format, self.mode)
+        if self.annotator == "simulated" and form != ("together", "numbers", "online"):
+            raise ValueError("the simulated annotator takes `ask: together`, `format: numbers`, `mode: online` only")
         return self
 
 

@@ -67,7 +67,7 @@ def test_the_short_forms_reach_the_sections_that_read_them() -> None:
         ({"annotate": {"min_agreement": 1.2}}, "1.2 is no kappa"),
         ({"annotate": {"min_agreement": {"ugc": -3}}}, "-3.0 is no kappa"),
         ({"annotate": {"on_low_agreement": "stop"}}, "annotate.on_low_agreement"),
-        ({"annotate": {"mode": "batch"}}, "the simulated annotator takes `ask: together` and `mode: online` only"),
+        ({"annotate": {"mode": "batch"}}, "the simulated annotator takes `ask: together`,"),
         ({"validate": {"min_posts": {"dev": 1}}}, "one number for each of train, val, test"),
         ({"evaluate": {"precisions": [80, 60]}}, "ascending"),
         ({"evaluate": {"precisions": []}}, "precisions in percent"),

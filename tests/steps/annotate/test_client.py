@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from steps.annotate.client import AnnotationResult, annotate_posts
 from steps.annotate.ledger import Ledger, Missing
 from steps.annotate.prices import Price, load_prices
 from steps.annotate.simulated import ACCURACY, SimulatedAnnotator
-from steps.annotate.tally import CapReachedError
+from steps.annotate.tally import CapReachedError, Progress
 from tests.support.annotator import (
     COUNTS,
     N_IMAGES,
@@ -646,35 +647,62 @@ def test_a_changed_or_lost_image_stops_the_run_before_it_is_sent(posts: pd.DataF
 def test_in_a_storm_of_failures_every_post_ends_answered_or_missing_and_is_paid_as_allowed(
     tmp_path: Path, ledger: Ledger
 ) -> None:
-    posts = make_posts(tmp_path, 150)
+    posts = make_posts(tmp_path, 300)
     storm = [
         *(answer for answer, _ in NO_ANSWERS.values()),
         reply(error(), 500),
         reply(error(), 429),
-        reply(completion()),
+        reply(error(), 429, retry_after="0.05"),
+        reply(completion(), content_length="100000"),  # cut by a closed connection
+        *[reply(completion())] * 20,
     ]
-    told: list[tuple[int, int]] = []
-    with Server(lambda number, body: storm[number * 7 % len(storm)]) as server:
-        result = annotate_posts(
-            posts,
-            load_task("ucc"),
-            settings_of(retries=2, concurrency=16),
-            ledger,
-            base_url=server.base_url,
-            api_key="k",
-            source=SOURCE,
-            on_progress=lambda progress: told.append((progress.done, progress.total)),
-        )
+    quota = reply(error("You exceeded your quota", code="insufficient_quota"), 429)
+    served: Counter[str] = Counter()
+
+    def behave(number: int, body: Any) -> Answer:
+        if number in (120, 260):
+            return quota
+        if number % 97 == 0:
+            time.sleep(2.2)  # longer than the deadline
+        answer = storm[number * 7 % len(storm)]
+        if answer[0] == 200 and "content-length" not in answer[1]:
+            served[body["messages"][0]["content"][0]["text"]] += 1
+        return answer
+
+    done: list[Progress] = []
+    quotas = 0
+    with Server(behave) as server:
+        while True:
+            try:
+                result = annotate_posts(
+                    posts,
+                    load_task("ucc"),
+                    settings_of(retries=2, concurrency=16, timeout=2),
+                    ledger,
+                    base_url=server.base_url,
+                    api_key="k",
+                    source=SOURCE,
+                    on_progress=done.append,
+                )
+                break
+            except AnnotationError as stopped:
+                if "exceeded your quota" not in str(stopped):
+                    raise
+                quotas += 1
     labels = result.labels
+    assert quotas == 2
     assert labels["post_id"].tolist() == posts["post_id"].tolist()
     assert (labels["missing_reason"].isna() == labels[list(ACCURACY)].notna().all(axis="columns")).all()
-    assert told == [(number, 150) for number in range(1, 151)]
+    assert done[-1].done == done[-1].total
+    assert max(served.values()) <= 3  # once, and two retries
     with sqlite3.connect(tmp_path / "ledger.db") as database:
+        unpaid = "('request rejected', 'rate limited', 'server error', 'connection failed')"
         attempts = database.execute(
-            "SELECT COUNT(*), SUM(counts IS NOT NULL), SUM(missing IS NULL OR missing != 'request rejected') "
+            f"SELECT COUNT(*), SUM(counts IS NOT NULL), SUM(missing IS NULL OR missing NOT IN {unpaid}) "
             "FROM annotation_answers GROUP BY key"
         ).fetchall()
-    assert len(attempts) == 150
+        assert database.execute("SELECT COUNT(*) FROM annotation_leases").fetchone() == (0,)
+    assert len(attempts) == 300
     assert all(answered <= 1 and paid <= 3 for _, answered, paid in attempts)
 
 
