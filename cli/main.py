@@ -10,7 +10,13 @@ import click
 from model.errors import AgentPSError
 
 #: Command -> where it is defined. Its module imports at its top what `--help` needs, and no more.
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "compare": "cli.registry:compare",
+    "history": "cli.registry:history",
+    "promote": "cli.registry:promote",
+    "recalibrate": "cli.registry:recalibrate",
+    "rollback": "cli.registry:rollback",
+}
 
 
 class LazyGroup(click.Group):

@@ -137,6 +137,12 @@ def recall_at_precision(
     )
 
 
+def recall(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, *, min_precision: float) -> float:
+    """The recall of `recall_at_precision`, as a metric: NaN without positives."""
+    weighed = np.asarray(labels, dtype=np.float64) * (1.0 if weights is None else np.asarray(weights))
+    return recall_at_precision(scores, labels, min_precision, weights).recall if weighed.any() else math.nan
+
+
 def fit_threshold(scores: ArrayLike, labels: ArrayLike, min_precision: float) -> OperatingPoint:
     """The threshold to serve for a precision target: `recall_at_precision` on the posts of val.
 
