@@ -50,7 +50,7 @@ from steps.register.registry import (
 from steps.settings import home
 
 VERDICT, REASON = "agentps.verdict", "agentps.reason"
-#: The gate's verdicts with which a version may become champion: `promoted` is written only by a move.
+#: The gate's verdict that leaves a version to a person; the one that a move of `champion` writes.
 NEEDS_A_PERSON, PROMOTED = "needs a person", "promoted"
 _ALIASES = (CHAMPION, PREVIOUS, CHALLENGER)
 _MOVE, _DONE, _COPY_OF = "agentps.move", "agentps.done", "agentps.copy_of"
@@ -116,6 +116,11 @@ class State:
         """When the champion became it; None where there is none."""
         moves = [entry.move for entry in self.entries if entry.counts and CHAMPION in entry.move.sets]
         return moves[-1].at if moves and CHAMPION in self.aliases else None
+
+    def passed(self, version: str) -> bool:
+        """Whether `version` was made champion by the gate or by a person to whom the gate left it."""
+        moves = [entry.move for entry in self.entries if entry.counts]
+        return any(m.kind in ("promoted", "by a person") and m.sets.get(CHAMPION) == version for m in moves)
 
     def rolled_back(self, version: str) -> Move | None:
         """The rollback that took `champion` from `version`, where it was not champion again since."""
@@ -209,7 +214,7 @@ def approve(version: RegisteredVersion, because: str) -> State:
                 raise RegistryError(f"model {version.name} version {version.version}: it is the champion already")
             tags = tags_of(version)
             verdict, reason = tags.get(VERDICT, "nothing yet"), tags.get(REASON, "no reason")
-            if verdict not in (NEEDS_A_PERSON, PROMOTED):
+            if verdict != NEEDS_A_PERSON and not state.passed(version.version):
                 raise RegistryError(
                     f"model {version.name} version {version.version}: the gate said {verdict!r} ({reason}); only "
                     f"{NEEDS_A_PERSON!r}, or a version that was champion, can be promoted by a person: change the "
@@ -230,13 +235,18 @@ def rollback(name: str, because: str) -> State:
     """`champion` goes back to `previous`, and `previous` to what was champion: a second call goes forward again.
 
     Raises:
-        RegistryError: there is no previous champion.
+        RegistryError: there is no previous champion, or it never passed the gate.
         CheckpointError: its files are not those that were registered.
     """
     while True:
         state = sync(name)
         if state.previous is None:
             raise RegistryError(f"model {name}: no alias `{PREVIOUS}`: there is no champion to go back to")
+        if not state.passed(state.previous.version):
+            raise RegistryError(
+                f"model {name}: `{PREVIOUS}` is version {state.previous.version}, which was moved there by hand and "
+                "never passed the gate: `agentps history` shows who did; move `champion` by hand too if that is meant"
+            )
         fetch(state.previous)
         with _lock():
             held = _sync(name).aliases

@@ -156,6 +156,23 @@ def test_rollback_goes_back_and_a_second_one_forward_again(tracking: Path, whole
     assert state.rolled_back("2") is None
 
 
+def test_a_champion_of_old_can_be_gone_back_to_whatever_the_gate_says_of_it_today(tracking: Path, whole: None) -> None:
+    old = add_version(1)
+    promote(old)
+    promote(add_version(2))
+    assert promote(old).verdict == "kept", "an unchanged rerun of the run that made it"
+    assert history.rollback(NAME, "holidays").aliases == {"champion": "1", "previous": "2"}
+
+
+def test_a_previous_that_never_passed_the_gate_is_not_gone_back_to(tracking: Path, whole: None) -> None:
+    promote(add_version(2))
+    promote(add_version(1))
+    MlflowClient().set_registered_model_alias(NAME, "previous", "2")
+    with pytest.raises(RegistryError, match="version 2, which was moved there by hand and never passed the gate"):
+        history.rollback(NAME, "so")
+    assert aliases()["champion"] == "1"
+
+
 def test_only_what_the_gate_left_to_a_person_can_be_promoted_by_one(tracking: Path, whole: None) -> None:
     promote(add_version(5))
     kept, open_ = add_version(1), add_version(2)
