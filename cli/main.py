@@ -13,9 +13,14 @@ from model.errors import AgentPSError
 COMMANDS: dict[str, str] = {
     "agreement": "cli.annotation:agreement_",
     "annotate": "cli.annotation:annotate",
+    "compare": "cli.registry:compare",
     "gold": "cli.annotation:gold",
+    "history": "cli.registry:history",
     "plan": "cli.annotation:plan",
+    "promote": "cli.registry:promote",
     "queue": "cli.annotation:queue",
+    "recalibrate": "cli.registry:recalibrate",
+    "rollback": "cli.registry:rollback",
     "trial": "cli.annotation:trial",
 }
 

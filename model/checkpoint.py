@@ -6,6 +6,7 @@ adapter/               LoRA weights and the row of `<ans>`, in PEFT's format, wh
 tokenizer/             with `<ans>`
 backbone/              only of the tiny backbone, which no hub has
 operating_points.json  calibration and thresholds, once they are fitted (see `OperatingPoints`)
+manifest.json          the hashes of all other files, once it is registered (see `model.integrity`)
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionMode
 from model.agentps import AgentPS, tower_size, visual_tokens
 from model.backbone import load_backbone, load_config, load_tokenizer
 from model.errors import CheckpointError, ConfigError
+from model.integrity import refuse_pickles
 from model.metrics import Calibration, OperatingPoint
 from model.prompt import Prompt
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings
-from model.task import Task, explain_validation
+from model.task import Task, explain_validation, task_differences
 from model.text import ans_token_id
 
 FORMAT = 1
@@ -261,12 +263,24 @@ def read_info(directory: Path) -> CheckpointInfo:
     return info
 
 
+def check_task(info: CheckpointInfo, task: Task, source: object) -> None:
+    """Raises: CheckpointError where the checkpoint answers another task than `task`; it says what differs."""
+    if info.task.fingerprint != task.fingerprint:
+        raise CheckpointError(
+            f"{source}: made for task {info.task.name} {info.task.fingerprint}, asked for {task.name} "
+            f"{task.fingerprint}: {'; '.join(task_differences(info.task, task))}: train for this task, or use the "
+            "checkpoint's own"
+        )
+
+
 def load(directory: Path, device: torch.device | None = None) -> Loaded:
     """The network as it was trained, ready to score.
 
     Raises:
-        CheckpointError: a part is missing or does not fit: random heads are never served.
+        CheckpointError: a part is missing or does not fit: random heads are never served; or a file
+            could run code while it is read.
     """
+    refuse_pickles(directory)  # PEFT and transformers fall back to a pickle where there are no safetensors
     info = read_info(directory)
     backbone = BackboneSettings(name=str(directory / "backbone")) if info.backbone_embedded else info.backbone
     fingerprint = _architecture_fingerprint(load_config(backbone).to_json_string())

@@ -19,7 +19,6 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +137,12 @@ def recall_at_precision(
     )
 
 
+def recall(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, *, min_precision: float) -> float:
+    """The recall of `recall_at_precision`, as a metric: NaN without positives."""
+    weighed = np.asarray(labels, dtype=np.float64) * (1.0 if weights is None else np.asarray(weights))
+    return recall_at_precision(scores, labels, min_precision, weights).recall if weighed.any() else math.nan
+
+
 def fit_threshold(scores: ArrayLike, labels: ArrayLike, min_precision: float) -> OperatingPoint:
     """The threshold to serve for a precision target: `recall_at_precision` on the posts of val.
 
@@ -190,18 +195,36 @@ def f1(scores: ArrayLike, labels: ArrayLike, threshold: float, weights: ArrayLik
 
 def average_precision(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Area under the precision-recall steps (scikit-learn's definition). NaN without positives."""
-    score_N, label_N, weight_N = _checked(scores, labels, weights)
-    if weight_N[label_N].sum() == 0:
+    curve = threshold_curve(scores, labels, weights)
+    positives = curve.true_positives[-1]
+    if positives == 0:
         return math.nan
-    return float(average_precision_score(label_N, score_N, sample_weight=weight_N))
+    # Where nothing is flagged yet, precision is NaN and the step is 0. A tenth of scikit-learn's time, as below.
+    return float(np.nan_to_num(curve.precision) @ np.diff(curve.true_positives, prepend=0.0) / positives)
 
 
 def roc_auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """Probability that a positive scores above a negative, ties half. NaN where one class is absent."""
-    score_N, label_N, weight_N = _checked(scores, labels, weights)
-    if weight_N[label_N].sum() == 0 or weight_N[~label_N].sum() == 0:
+    curve = threshold_curve(scores, labels, weights)
+    positives, posts = curve.true_positives[-1], curve.flagged[-1]
+    if positives == 0 or positives == posts:
         return math.nan
-    return float(roc_auc_score(label_N, score_N, sample_weight=weight_N))
+    true_positives = np.append(0.0, curve.true_positives)
+    false_positives = np.append(0.0, curve.flagged - curve.true_positives)
+    return float(np.trapezoid(true_positives, false_positives) / positives / (posts - positives))
+
+
+def brier_skill(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """1 - (mean squared distance of score and label) / (that of the constant score "share of positives").
+
+    1 is perfect, 0 no better than the constant, below 0 worse. Unlike the rank metrics it sees the
+    calibration: two models of one ranking differ in nothing else. NaN where one class is absent.
+    """
+    score_N, label_N, weight_N = _checked(scores, labels, weights)
+    share = float(np.average(label_N, weights=weight_N)) if weight_N.sum() > 0 else 0.0
+    if share in (0.0, 1.0):
+        return math.nan
+    return float(1 - np.average((score_N - label_N) ** 2, weights=weight_N) / (share * (1 - share)))
 
 
 def reliability(
@@ -317,6 +340,54 @@ def bootstrap_interval(
         return None
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def paired_gain(
+    metric: Callable[..., float],
+    scores_a: ArrayLike,
+    scores_b: ArrayLike,
+    labels: ArrayLike,
+    *,
+    n: int,
+    seed: int,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """How much better `a` is than `b`: `metric(a) - metric(b)` on the same posts, and its percentile interval.
+
+    Both models are measured on the same `n` resamples of the posts, so that what makes a resample
+    easy or hard for both cancels out.
+
+    Args:
+        metric: `metric(scores, labels, weights=counts)`, higher is better; as in `bootstrap_interval`.
+        scores_a: (N,), of the model that is judged.
+        scores_b: (N,), of the model that it is compared with, in the same order of posts.
+        labels: (N,) bool.
+
+    Returns:
+        (value, low, high). All NaN where the metric is undefined on the posts; the bounds are NaN
+        where it is in every resample (those where it is NaN are skipped), or `n` is 0.
+
+    Raises:
+        ValueError: arrays of different lengths, no posts, or what `metric` raises.
+    """
+    a_N, label_N, _ = _checked(scores_a, labels, None)
+    b_N, _, _ = _checked(scores_b, labels, None)
+    order_a, order_b = (np.argsort(-scores, kind="stable") for scores in (a_N, b_N))  # once, not in every resample
+    a_N, label_a, b_N, label_b = a_N[order_a], label_N[order_a], b_N[order_b], label_N[order_b]
+    value = metric(a_N, label_a) - metric(b_N, label_b)
+    if math.isnan(value) or n == 0:
+        return value, math.nan, math.nan
+    gains = np.array(
+        [
+            metric(a_N, label_a, weights=counts[order_a]) - metric(b_N, label_b, weights=counts[order_b])
+            for counts in resample_counts(len(label_N), n, seed)
+        ]
+    )
+    gains = gains[~np.isnan(gains)]
+    if len(gains) == 0:
+        return value, math.nan, math.nan
+    low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
+    return value, float(low), float(high)
 
 
 def _checked(

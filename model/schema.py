@@ -9,11 +9,12 @@ TEXT = "text"
 IMAGES = "images"
 LABEL = "label"
 SPLIT = "split"
+LANGUAGE = "language"
 # Added by ingest: one content hash an image, in the order of IMAGES.
 IMAGE_SHA256 = "image_sha256"
 
 #: What a manifest may hold beside one column a question. A question id may be none of these.
-MANIFEST_COLUMNS = (POST_ID, CREATED_AT, TITLE, TEXT, IMAGES, LABEL, SPLIT)
+MANIFEST_COLUMNS = (POST_ID, CREATED_AT, TITLE, TEXT, IMAGES, LABEL, SPLIT, LANGUAGE)
 REQUIRED_COLUMNS = (POST_ID, IMAGES)
 
 TRAIN, VAL, TEST = "train", "val", "test"

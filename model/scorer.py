@@ -125,6 +125,15 @@ class Scorer:
         batch["frame_index_BF"] = torch.tensor(rows)
         return batch
 
+    def answers(self, posts: pd.DataFrame) -> RawAnswers:
+        """The network's answers to posts as `score` takes them, in order.
+
+        Raises:
+            ImageError: an image cannot be used.
+        """
+        rows = np.arange(len(posts))
+        return predict(self._loaded.model, in_chunks(rows, self._micro_batch, lambda r: self._batch(posts.iloc[r])))
+
     def score(self, posts: pd.DataFrame) -> pd.DataFrame:
         """One row a post, in order.
 
@@ -139,8 +148,7 @@ class Scorer:
         Raises:
             ImageError: an image cannot be used.
         """
-        chunks = in_chunks(np.arange(len(posts)), self._micro_batch, lambda rows: self._batch(posts.iloc[rows]))
-        answers = predict(self._loaded.model, chunks)
+        answers = self.answers(posts)
         scores = self._points.calibration.apply(answers.final_N)
         table = pd.DataFrame({"score": scores}, index=posts.index)
         for name, point in self._points.thresholds.items():

@@ -184,6 +184,28 @@ def _fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def task_differences(found: Task, expected: Task) -> list[str]:
+    """What `found` has otherwise than `expected`, one line a key; empty where their fingerprints agree."""
+    a, b = _flat(found.model_dump(mode="json")), _flat(expected.model_dump(mode="json"))
+    return [
+        f"{key}: {a.get(key, 'absent')!r:.80}, expected {b.get(key, 'absent')!r:.80}"
+        for key in {**b, **a}
+        if a.get(key, "absent") != b.get(key, "absent")
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots; a question goes by its id, so that an added one does not move the others."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        value = {"order": [item["id"] for item in value]} | {item["id"]: item for item in value}
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+    return flat
+
+
 def explain_validation(error: ValidationError) -> str:
     """Pydantic's findings as one line each: the key, what is wrong with it, what was found."""
     lines = []

@@ -65,11 +65,11 @@ def _training(
     annotator_name = (
         settings.annotator if settings.annotator == "human" else f"{settings.annotator}:{settings.annotate.model}"
     )
-    report, page, _predictions = evaluate_step(
+    report, page, predictions = evaluate_step(
         checkpoint, shards, table, labels, policy, settings.backbone.name, annotator_name, settings.evaluate
     )
-    version = register_step(checkpoint, report, table, policy, fingerprint, settings.register_)
-    promote_step(version, report, page, settings.promote)
+    version = register_step(checkpoint, report, predictions, table, policy, fingerprint, settings.register_)
+    promote_step(version, report, page, predictions, shards, table, policy, settings.promote)
 
 
 agentps_training = CheckedPipeline(name="agentps_training", entrypoint=_training, check=load_settings)

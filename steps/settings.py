@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from model.errors import ConfigError
 from model.schema import SPLITS
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant, answers_questions
-from model.task import explain_validation
+from model.task import Task, explain_validation
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
@@ -184,16 +184,31 @@ class RegisterSettings(_Section):
     #: The registered model's name; default `agentps-<task>`.
     name: str | None = None
 
+    def model_name(self, task: Task) -> str:
+        return self.name or f"agentps-{task.name}"
+
 
 class PromoteSettings(_Section):
     """The gate between a new version and the alias `champion`."""
 
-    #: A metric of the report, without its prefix `test_`.
+    #: A metric of the report, without its prefix `test_`: candidate and champion are compared on it.
     metric: str
-    #: The least value with which the first version passes; later ones must beat the champion too.
+    #: Its least value for any version to pass.
     floor: float
-    #: A later version passes when its metric is higher than the champion's by more than this.
-    min_gain: float = Field(ge=0)
+    #: The least values of further metrics of the report: `recall_at_pN`, `accuracy_<question>`, …
+    floors: dict[str, float]
+    #: The highest calibration error, or what chance alone may show on so few posts, where that is more.
+    max_calibration_error: float = Field(gt=0, le=1)
+    #: Resamples of the test posts for the interval of the gain.
+    bootstrap: int = Field(ge=100)
+    #: A champion of more days may be replaced by a version whose gain is above `-stale_tolerance`.
+    stale_days: float = Field(ge=0)
+    stale_tolerance: float = Field(ge=0)
+    #: The metric may not fall by more on any slice that has at least `min_slice_positives` positive posts.
+    max_slice_drop: float = Field(ge=0)
+    min_slice_positives: int = Field(ge=1)
+    #: A registered model of a production registry that gets a copy of every champion; None: no copy.
+    target: str | None = None
 
 
 class TrainingSettings(_Section):
@@ -221,9 +236,18 @@ class TrainingSettings(_Section):
     @model_validator(mode="after")
     def _known_metric(self) -> TrainingSettings:
         # found now, not in the last step; only metrics of which more is better
-        known = ["average_precision", "f1", "roc_auc", *(f"recall_at_p{p}" for p in self.evaluate.precisions)]
+        known = [
+            "average_precision",
+            "brier_skill",
+            "f1",
+            "roc_auc",
+            *(f"recall_at_p{p}" for p in self.evaluate.precisions),
+        ]
         if self.promote.metric not in known:
             raise ValueError(f"promote.metric {self.promote.metric!r} is not one of {', '.join(known)}")
+        for name in self.promote.floors:  # questions are the task's: the gate looks for them in the report
+            if name not in known and not name.startswith("accuracy_"):
+                raise ValueError(f"promote.floors: {name!r} is not one of {', '.join(known)}, accuracy_<question>")
         return self
 
     @model_validator(mode="before")

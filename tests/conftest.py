@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from zenml.client import Client
+
     from model.data import Shards
     from model.settings import BackboneSettings
 
@@ -49,3 +53,48 @@ def tiny_shards(tiny_backbone: BackboneSettings, tmp_path_factory: pytest.TempPa
     from tests.support.tiny import write_posts
 
     return write_posts(tmp_path_factory.mktemp("shards"), tiny_backbone)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, without a row: making them takes seconds."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracking(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An MLflow of its own, with a run open, as a step has one."""
+    import mlflow
+
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):  # MLflow sets them too: here they are put back
+        monkeypatch.setenv(name, f"sqlite:///{tmp_path / 'mlflow.db'}")
+    uri = mlflow.get_tracking_uri()
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    mlflow.set_registry_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    experiment = mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
+    with mlflow.start_run(experiment_id=experiment):
+        yield tmp_path
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri("")  # none, as before: where the runs are tracked
+
+
+@pytest.fixture
+def own_zenml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A ZenML of its own: the user's settings and database are never touched."""
+    from zenml.client import Client
+    from zenml.config.global_config import GlobalConfiguration
+
+    def forget() -> None:
+        Client._reset_instance()
+        GlobalConfiguration._reset_instance()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZENML_CONFIG_PATH", str(tmp_path_factory.mktemp("zenml")))
+        forget()
+        yield Client()
+    forget()

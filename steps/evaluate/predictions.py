@@ -38,9 +38,12 @@ def prediction_tables(
         answers = predict(network, in_chunks(rows, micro_batch, batches))
         table = shards.posts.iloc[rows][[POST_ID, SPLIT, LABEL, *task.question_ids]].reset_index(drop=True)
         tables[split] = table.assign(**{LOGIT: answers.final_N, **answer_columns(answers, task)})
-    val = tables[VAL]
+    return calibrated(tables[VAL], tables[TEST])
+
+
+def calibrated(val: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, Calibration]:
+    """The predictions tables of val and test with their scores, by the calibration that is fitted on val."""
     labelled = val[val[LABEL].notna()]
     calibration = fit_calibration(labelled[LOGIT].to_numpy(), labelled[LABEL].to_numpy(dtype=np.int64) == 1)
-    for table in tables.values():
-        table[SCORE] = calibration.apply(table[LOGIT].to_numpy())
-    return tables[VAL], tables[TEST], calibration
+    val, test = (table.assign(**{SCORE: calibration.apply(table[LOGIT].to_numpy())}) for table in (val, test))
+    return val, test, calibration

@@ -60,7 +60,8 @@ class EvalReport(_Frozen):
     n_val: int
     n_val_unlabelled: int
     #: `recall_at_p<percent>` (the paper's R@P: the highest recall of any threshold of test's scores that
-    #: is precise enough on test), f1, average_precision, roc_auc, calibration_error, positive_rate, and
+    #: is precise enough on test), f1, average_precision, roc_auc, brier_skill, calibration_error, positive_rate,
+    #: and
     #: `accuracy_<q>` over the posts with a gold label for q, where the variant answers questions.
     metrics: dict[str, Metric]
     #: Keyed "p<percent>": the threshold fitted on val, its recall and precision as measured on test. The
@@ -146,12 +147,13 @@ def build_report(
     points: dict[str, OperatingPoint] = {}
     for percent in settings.precisions:
         share = percent / 100
-        found[f"recall_at_p{percent}"] = measure(partial(_recall, min_precision=share), scores, labels)
+        found[f"recall_at_p{percent}"] = measure(partial(metrics.recall, min_precision=share), scores, labels)
         threshold = metrics.fit_threshold(val_scores, val_labels, share).threshold
         points[f"p{percent}"] = metrics.apply_threshold(scores, labels, threshold, share)
     found["f1"] = measure(partial(metrics.f1, threshold=f1_threshold), scores, labels)
     found["average_precision"] = measure(metrics.average_precision, scores, labels)
     found["roc_auc"] = measure(metrics.roc_auc, scores, labels)
+    found["brier_skill"] = measure(metrics.brier_skill, scores, labels)
     found["calibration_error"] = measure(metrics.expected_calibration_error, scores, labels)
     found["positive_rate"] = measure(_positive_rate, labels)
     if answers_questions(variant):
@@ -213,18 +215,6 @@ def labelled(predictions: pd.DataFrame, split: str, task: Task, variant: Variant
 def score_arrays(rows: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """(scores, labels) of labelled rows, (N,) each."""
     return rows[SCORE].to_numpy(np.float64), (rows[LABEL] == 1).to_numpy(bool)
-
-
-def _recall(
-    scores: NDArray[np.float64],
-    labels: NDArray[np.bool_],
-    min_precision: float,
-    weights: NDArray[np.int64] | None = None,
-) -> float:
-    """`recall_at_precision` for the bootstrap: NaN in a resample that drew no positive."""
-    if weights is not None and not weights[labels].any():
-        return math.nan
-    return metrics.recall_at_precision(scores, labels, min_precision, weights).recall
 
 
 def _positive_rate(labels: NDArray[np.bool_], weights: NDArray[np.int64] | None = None) -> float:

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -54,7 +54,8 @@ class IngestResult:
     """What a manifest held.
 
     posts: one row a usable post: post_id, created_at (datetime64[us, UTC], NaT where absent), title,
-        text, images (absolute paths), image_sha256, label, one Int8 column a question, split.
+        text, images (absolute paths), image_sha256, label, one Int8 column a question, split; and
+        language where the manifest has it.
     rejects: row (1-based line or row number in the manifest), post_id (or None), reason.
     counts: rows, posts, rejected, images, files (distinct), labelled, train, val, test.
     """
@@ -88,6 +89,7 @@ def read_manifest(
         schema.LABEL: _label,
         **{question.id: _class_parser(question) for question in task.questions},
         schema.SPLIT: _split,
+        schema.LANGUAGE: _language,
     }
     rows, found = _read_rows(path, tuple(parsers))
     unknown = [column for column in found if column not in parsers]
@@ -345,6 +347,12 @@ def _split(cell: Any) -> str | None:
     raise ValueError(f"{_shown(cell)}; one of {', '.join(schema.SPLITS)} or null is expected")
 
 
+def _language(cell: Any) -> str | None:
+    if cell is None or (isinstance(cell, str) and cell.strip()):
+        return cell
+    raise ValueError(f"{_shown(cell)}; a language's name, for example en, or null is expected")
+
+
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -378,7 +386,7 @@ def _check_image(file: str, limits: ImageLimits) -> str | ImageError:
     return hashlib.sha256(data).hexdigest()
 
 
-def _table(posts: Iterable[dict[str, Any]], task: Task) -> pd.DataFrame:
+def _table(posts: Sequence[dict[str, Any]], task: Task) -> pd.DataFrame:
     dtypes = {
         schema.POST_ID: "str",
         schema.CREATED_AT: "datetime64[us, UTC]",
@@ -390,6 +398,8 @@ def _table(posts: Iterable[dict[str, Any]], task: Task) -> pd.DataFrame:
         **dict.fromkeys(task.question_ids, "Int8"),
         schema.SPLIT: "str",
     }
+    if any(post[schema.LANGUAGE] is not None for post in posts):
+        dtypes[schema.LANGUAGE] = "str"
     return pd.DataFrame(
         {name: pd.Series([post[name] for post in posts], dtype=dtype) for name, dtype in dtypes.items()}
     )

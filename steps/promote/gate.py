@@ -1,54 +1,254 @@
-"""The gate between a new model version and the alias `champion`: a pure function of reports."""
+"""The gate between a new model version and the alias `champion`: a pure function of two models and a policy.
+
+Both models scored the same test posts. Dimensions: N test posts with a final label.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from typing import Literal
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from model import metrics
 from model.errors import ConfigError
+from model.schema import CREATED_AT, IMAGES, LANGUAGE, TEXT, TITLE
 from steps.evaluate.report import EvalReport
 from steps.settings import PromoteSettings
 
+#: Of the interval of a gain: an equal model beats its lower bound in 2.5 of 100 test splits.
+LEVEL = 0.95
+_SEED = 0
+#: Draws of labels from the scores, for what the calibration error of a perfectly calibrated model would be.
+_CALIBRATION_DRAWS = 200
+
+#: What two models can be compared on, beside `recall_at_p<percent>`; f1 of scores less the model's threshold.
+METRICS: Mapping[str, Callable[..., float]] = {
+    "average_precision": metrics.average_precision,
+    "roc_auc": metrics.roc_auc,
+    "brier_skill": metrics.brier_skill,
+    "f1": partial(metrics.f1, threshold=0.0),
+}
+
+_Scores = NDArray[np.float64]
+_Mask = NDArray[np.bool_]
+
 
 @dataclass(frozen=True)
-class Decision:
+class Posts:
+    """labels_N: True = positive. slices: name -> which posts belong to it, (N,) each."""
+
+    labels_N: _Mask
+    slices: Mapping[str, _Mask]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A model on the test posts: scores_N calibrated, in their order; the report of its own evaluation."""
+
+    scores_N: _Scores
+    report: EvalReport
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """A champion that cannot answer these posts, and why."""
+
+    reason: str
+
+
+class Check(BaseModel):
+    """One line of the gate. `open`: the data do not tell, a person must."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    #: A value of the candidate, or its gain over the champion with the bootstrap interval.
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    limit: float
+    outcome: Literal["passed", "failed", "open"]
+
+
+class Decision(BaseModel):
     """What the gate says, and why."""
 
-    verdict: Literal["promoted", "kept", "already champion"]
+    model_config = ConfigDict(frozen=True)
+
+    verdict: Literal["promoted", "kept", "needs a person", "already champion"]
     reason: str
+    checks: tuple[Check, ...] = ()
 
     @property
     def promote(self) -> bool:
         return self.verdict == "promoted"
 
 
-def _value(report: EvalReport, metric: str) -> float | None:
-    if metric not in report.metrics:
-        raise ConfigError(f"promote.metric: {metric!r} is not in the report; choose one of {sorted(report.metrics)}")
-    return report.metrics[metric].value
+def decide(
+    candidate: Judged,
+    champion: Judged | Unscored | None,
+    posts: Posts,
+    policy: PromoteSettings,
+    champion_age: timedelta = timedelta(0),
+) -> Decision:
+    """Whether the candidate becomes champion: the table in docs/steps/promote.md, from its top to its end.
 
-
-def decide(candidate: EvalReport, champion: EvalReport | None, settings: PromoteSettings) -> Decision:
-    """Whether the candidate becomes champion.
-
-    It must reach the floor, and beat a champion by more than `min_gain`: a tie keeps the champion.
-    An undefined metric never passes.
+    Args:
+        champion: None where there is none yet: then the floors decide alone.
+        champion_age: since it became champion.
 
     Raises:
-        ConfigError: the reports have no such metric.
+        ConfigError: the policy names a metric that the report does not have.
     """
-    metric, value = settings.metric, _value(candidate, settings.metric)
-    if value is None:
-        return Decision("kept", f"{metric} is undefined on this test split")
-    if value < settings.floor:
-        return Decision("kept", f"{metric} {value:.4f} is below the floor {settings.floor:g}")
+    checks = list(_floors(candidate, posts, policy))
+    for check in checks:
+        if check.outcome == "failed":
+            return Decision(verdict="kept", reason=_floor_reason(check), checks=tuple(checks))
+    metric, value = policy.metric, checks[0].value
     if champion is None:
-        return Decision("promoted", f"{metric} {value:.4f} reaches the floor {settings.floor:g}; there was no champion")
-    held = _value(champion, metric)
-    if held is None:
-        return Decision("promoted", f"{metric} {value:.4f}; the champion's is undefined")
-    if value > held + settings.min_gain:
-        return Decision("promoted", f"{metric} {value:.4f} against the champion's {held:.4f}")
-    return Decision(
-        "kept", f"{metric} {value:.4f} does not beat the champion's {held:.4f} by more than {settings.min_gain:g}"
+        reason = f"{metric} {value:.4f} reaches the floor {policy.floor:g}; there was no champion"
+        return Decision(verdict="promoted", reason=reason, checks=tuple(checks))
+    if isinstance(champion, Unscored):
+        reason = f"{metric} {value:.4f} reaches the floor {policy.floor:g}; {champion.reason}"
+        return Decision(verdict="needs a person", reason=reason, checks=tuple(checks))
+
+    stale = champion_age > timedelta(days=policy.stale_days)
+    gain = _gain(metric, candidate, champion, posts, policy, limit=-policy.stale_tolerance if stale else 0.0)
+    checks.append(gain)
+    said = f"{metric} {_signed(gain)} against the champion on {len(posts.labels_N):,} test posts"
+    if stale:
+        said += f", champion for {champion_age.days} days"
+    if gain.value == 0:
+        return Decision(verdict="kept", reason=f"a tie: {said}", checks=tuple(checks))
+    if gain.outcome != "passed":
+        reason = f"{said}: its lower bound is not above {gain.limit:g}"
+        return Decision(verdict="kept", reason=reason, checks=tuple(checks))
+    slices = list(_slices(candidate, champion, posts, policy))
+    checks += slices
+    for outcome, verdict in (("failed", "kept"), ("open", "needs a person")):
+        fallen = [check for check in slices if check.outcome == outcome]
+        if fallen:
+            named = "; ".join(f"{check.name} {_signed(check)}" for check in fallen)
+            reason = f"{said}, but slices fell by more than {policy.max_slice_drop:g}: {named}"
+            return Decision(verdict=verdict, reason=reason, checks=tuple(checks))  # type: ignore[arg-type]
+    return Decision(verdict="promoted", reason=said, checks=tuple(checks))
+
+
+def slices_of(posts: pd.DataFrame) -> dict[str, _Mask]:
+    """The slices of a table of posts (see `steps.ingest.posts`), in its order."""
+    slices: dict[str, _Mask] = {
+        "one image": (posts[IMAGES].map(len) == 1).to_numpy(bool),
+        "without text": (posts[TITLE].fillna("").str.strip() + posts[TEXT].fillna("").str.strip() == "").to_numpy(bool),
+    }
+    months = posts[CREATED_AT].dt.strftime("%Y-%m")
+    for column, values in (("month", months), ("language", posts.get(LANGUAGE, pd.Series(index=posts.index)))):
+        for value in sorted(values.dropna().unique()):
+            slices[f"{column} {value}"] = (values == value).fillna(False).to_numpy(bool)
+    return slices
+
+
+def gain_of(metric: str, candidate: Judged, champion: Judged, labels_N: _Mask, *, n: int) -> tuple[float, float, float]:
+    """(value, low, high) of `metric(candidate) - metric(champion)`, see `model.metrics.paired_gain`; f1 of each at the
+    threshold that its own val chose.
+    """
+    fn, a_N, b_N = _metric(metric), candidate.scores_N, champion.scores_N
+    if metric == "f1":
+        a_N, b_N = a_N - candidate.report.f1_threshold, b_N - champion.report.f1_threshold
+    return metrics.paired_gain(fn, a_N, b_N, labels_N, n=n, seed=_SEED, level=LEVEL)
+
+
+def _metric(name: str) -> Callable[..., float]:
+    if name.startswith("recall_at_p"):
+        return partial(metrics.recall, min_precision=int(name.removeprefix("recall_at_p")) / 100)
+    return METRICS[name]
+
+
+def _floors(candidate: Judged, posts: Posts, policy: PromoteSettings) -> list[Check]:
+    """The compared metric's first."""
+    found = candidate.report.metrics
+    checks = []
+    for name, floor in {policy.metric: policy.floor, **policy.floors}.items():
+        if name not in found:
+            raise ConfigError(f"promote: {name!r} is not in the report; choose one of {sorted(found)}")
+        value = found[name].value
+        outcome: Literal["passed", "failed"] = "passed" if value is not None and value >= floor else "failed"
+        checks.append(Check(name=name, value=value, limit=floor, outcome=outcome))
+    error = metrics.expected_calibration_error(candidate.scores_N, posts.labels_N)
+    limit = policy.max_calibration_error
+    if error > limit:  # chance is asked only then: it takes two hundred draws
+        limit = max(limit, _calibration_noise(candidate.scores_N))
+    passed: Literal["passed", "failed"] = "passed" if error <= limit else "failed"
+    return [*checks, Check(name="calibration_error", value=error, limit=limit, outcome=passed)]
+
+
+def _calibration_noise(scores_N: _Scores) -> float:
+    """The calibration error that 5 of 100 perfectly calibrated models with these scores would exceed: few posts
+    have one even where nothing is wrong.
+    """
+    rng = np.random.default_rng(_SEED)
+    order_N = np.sort(scores_N)[::-1]
+    draws = [rng.random(len(order_N)) < order_N for _ in range(_CALIBRATION_DRAWS)]
+    return float(np.quantile([metrics.expected_calibration_error(order_N, labels) for labels in draws], LEVEL))
+
+
+def _floor_reason(check: Check) -> str:
+    if check.value is None:
+        return f"{check.name} is undefined on this test split"
+    side = "above the ceiling" if check.name == "calibration_error" else "below the floor"
+    return f"{check.name} {check.value:.4f} is {side} {check.limit:.4g}"
+
+
+def _gain(
+    metric: str, candidate: Judged, champion: Judged, posts: Posts, policy: PromoteSettings, *, limit: float
+) -> Check:
+    value, low, high = gain_of(metric, candidate, champion, posts.labels_N, n=policy.bootstrap)
+    passed = value != 0 and low > limit  # NaN is above nothing
+    return Check(
+        name=f"gain in {metric}",
+        value=_or_none(value),
+        low=_or_none(low),
+        high=_or_none(high),
+        limit=limit,
+        outcome="passed" if passed else "failed",
     )
+
+
+def _slices(candidate: Judged, champion: Judged, posts: Posts, policy: PromoteSettings) -> list[Check]:
+    checks = []
+    for name, member_N in posts.slices.items():
+        labels = posts.labels_N[member_N]
+        if labels.sum() < policy.min_slice_positives or labels.all():
+            continue
+        a, b = (Judged(scores_N=model.scores_N[member_N], report=model.report) for model in (candidate, champion))
+        value, low, high = gain_of(policy.metric, a, b, labels, n=policy.bootstrap)
+        fell = value < -policy.max_slice_drop
+        outcome: Literal["passed", "failed", "open"] = "passed" if not fell else "failed" if high < 0 else "open"
+        checks.append(
+            Check(
+                name=name,
+                value=_or_none(value),
+                low=_or_none(low),
+                high=_or_none(high),
+                limit=-policy.max_slice_drop,
+                outcome=outcome,
+            )
+        )
+    return checks
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _signed(check: Check) -> str:
+    if check.value is None or check.low is None or check.high is None:
+        return "undefined"
+    return f"{check.value:+.4f} [{check.low:+.4f}, {check.high:+.4f}]"

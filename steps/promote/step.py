@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import mlflow
+import pandas as pd
 from zenml import log_metadata, step
 from zenml.logger import get_logger
 from zenml.types import HTMLString
 
+from materializers.directory import ShardDirectory
+from model.task import Task
 from steps.evaluate.report import EvalReport
-from steps.promote.gate import Decision, decide
-from steps.register import registry
+from steps.mirror import mirror
+from steps.promote.trial import Trial
+from steps.register import history
 from steps.register.registry import CHALLENGER, CHAMPION, RegisteredVersion
 from steps.settings import PromoteSettings, home
 
@@ -20,27 +25,34 @@ logger = get_logger(__name__)
 
 @step(experiment_tracker=True, enable_cache=False)  # the answer depends on the registry, not only on the inputs
 def promote(
-    version: RegisteredVersion, report: EvalReport, report_page: HTMLString, settings: PromoteSettings
-) -> Annotated[str, "decision"]:
-    """The decision with its reason, which is also among the version's tags.
+    version: RegisteredVersion,
+    report: EvalReport,
+    report_page: HTMLString,
+    predictions: pd.DataFrame,
+    shards: ShardDirectory,
+    posts: pd.DataFrame,
+    task: Task,
+    settings: PromoteSettings,
+) -> tuple[Annotated[str, "decision"], Annotated[pd.DataFrame, "champion_scores"]]:
+    """The decision with its reason, which is also among the version's tags; and the scores that the champion gave
+    to the same test posts (`post_id`, `label`, `score` of the candidate, `champion`).
 
     This step is never cached, so it is the one that lays the run's own report page where the summary says.
     """
     page = home() / "reports" / "evaluation.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(report_page, encoding="utf-8")
-    current = registry.champion(version.name)
-    if current is not None and current[0].version == version.version:
-        decision = Decision("already champion", "this version is the champion")
-    else:
-        decision = decide(report, current[1] if current else None, settings)
-        # The tags first: an alias without a verdict would never be explained, a verdict is written again.
-        registry.set_verdict(version, {"agentps.verdict": decision.verdict, "agentps.reason": decision.reason})
-        if decision.promote:
-            registry.promote(version, current[0] if current else None)
+
+    trial = Trial(version, report, predictions, shards.path, posts, task, settings)
+    decision = history.settle(version, trial.decide)
+    state = history.sync(version.name)
+    if settings.target is not None:
+        history.publish(version.name, settings.target)
+    mirror(state)
     said = f"{decision.verdict}: {decision.reason}"
+    mlflow.log_dict(json.loads(decision.model_dump_json()), "promotion/decision.json")
     log_metadata({"decision": said})
-    alias = CHALLENGER if decision.verdict == "kept" else CHAMPION
+    alias = CHAMPION if state.aliases.get(CHAMPION) == version.version else CHALLENGER
     logger.info(
         "\n%s\n\n%s version %s is @%s (%s)\nReport: %s\nNext: mlflow ui --backend-store-uri %s",
         report.table(),
@@ -51,4 +63,4 @@ def promote(
         page,
         mlflow.get_tracking_uri(),
     )
-    return said
+    return said, trial.scores

@@ -6,7 +6,7 @@ before. A version's tags say what it was made of and what the gate said of it.
 
 from __future__ import annotations
 
-import hashlib
+import json
 import shutil
 import tempfile
 from importlib.metadata import version as installed_version
@@ -23,16 +23,18 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 from pydantic import BaseModel, ConfigDict
 
-from model.checkpoint import OperatingPoints, write_operating_points
-from model.errors import RegistryError
-from model.schema import IMAGES, TEXT, TITLE
+from model.checkpoint import OperatingPoints, check_task, read_info, write_operating_points
+from model.errors import CheckpointError, RegistryError
+from model.integrity import MANIFEST, seal, sha256_of, verify
+from model.schema import IMAGES, SPLIT, TEST, TEXT, TITLE
 from model.settings import answers_questions
 from model.task import Task
 from steps.evaluate.report import EvalReport
 from steps.settings import REPOSITORY
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-_CONTENT, _REPORT = "agentps.content", "report.json"
+_CONTENT, _FILES, _TASK = "agentps.content", "agentps.files", "agentps.task"
+_REPORT, _PREDICTIONS = "report.json", "predictions.parquet"
 #: What a fresh process needs to score; pinned to what is installed here.
 _REQUIREMENTS = (
     "mlflow",
@@ -65,15 +67,6 @@ def _client() -> MlflowClient:
     return MlflowClient()
 
 
-def _content_hash(directory: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            digest.update(str(path.relative_to(directory)).encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def _signature(task: Task, report: EvalReport) -> ModelSignature:
     """`images` is a list of paths or of bytes: MLflow's AnyType, as no column type of its own is both."""
     inputs = Schema([ColSpec(DataType.string, TITLE), ColSpec(DataType.string, TEXT), ColSpec(AnyType(), IMAGES)])
@@ -87,6 +80,13 @@ def _signature(task: Task, report: EvalReport) -> ModelSignature:
                 outputs.append(ColSpec(DataType.string, f"answer_{question.id}"))
                 outputs.append(ColSpec(DataType.double, f"answer_{question.id}_probability"))
     return ModelSignature(inputs=inputs, outputs=Schema(outputs))
+
+
+def example_of(posts: pd.DataFrame) -> pd.DataFrame:
+    """One post of the test split, its images as paths: what the pyfunc takes."""
+    row = posts[posts[SPLIT] == TEST].iloc[[0]][[TITLE, TEXT, IMAGES]].reset_index(drop=True)
+    row[IMAGES] = row[IMAGES].map(lambda images: list(map(str, images)))
+    return row
 
 
 def find_by_content(name: str, content: str) -> RegisteredVersion | None:
@@ -106,25 +106,42 @@ def _registered(version: ModelVersion) -> RegisteredVersion:
 
 
 def register(
-    checkpoint: Path, report: EvalReport, task: Task, example: pd.DataFrame, *, name: str, tags: dict[str, str]
+    checkpoint: Path,
+    report: EvalReport,
+    predictions: pd.DataFrame,
+    task: Task,
+    example: pd.DataFrame,
+    *,
+    name: str,
+    tags: dict[str, str],
 ) -> tuple[RegisteredVersion, bool]:
-    """Log the checkpoint with its operating points as a pyfunc and make it a version, alias `challenger`.
+    """Log the checkpoint with its operating points, report and predictions as a pyfunc and make it a version.
 
-    The same content is registered once: an interrupted call is finished by the next.
+    The same content is registered once: an interrupted call is finished by the next. The hashes of
+    all files go into the version's tags, and are what `fetch` holds the files to.
 
     Returns:
         The version, and whether it is new.
+
+    Raises:
+        CheckpointError: the checkpoint holds a pickle, or answers another task.
     """
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "checkpoint"
         shutil.copytree(checkpoint, directory)
+        check_task(read_info(directory), task, checkpoint)
         points = OperatingPoints(calibration=report.calibration, thresholds=report.operating_points)
         write_operating_points(directory, points)
         (directory / _REPORT).write_text(report.model_dump_json(indent=1), encoding="utf-8")
-        content = _content_hash(directory)
-        known = find_by_content(name, content)
-        version = known or _create(directory, report, task, example, name, {**tags, _CONTENT: content})
-    _client().set_registered_model_alias(name, CHALLENGER, version.version)
+        predictions.to_parquet(directory / _PREDICTIONS, index=False)
+        files = seal(directory)
+        ours = {
+            _CONTENT: files[MANIFEST],
+            _FILES: json.dumps(files, sort_keys=True),
+            _TASK: f"{task.name}:{task.version}:{task.fingerprint}",
+        }
+        known = find_by_content(name, files[MANIFEST])
+        version = known or _create(directory, report, task, example, name, {**tags, **ours})
     return version, known is None
 
 
@@ -153,27 +170,82 @@ def _create(
     return _registered(created)
 
 
-def champion(name: str) -> tuple[RegisteredVersion, EvalReport] | None:
-    """The version behind `champion` with the report that it was promoted on; None before the first promotion.
+def get(name: str, version: str) -> RegisteredVersion:
+    """Raises: RegistryError where there is no such version."""
+    try:
+        return _registered(_client().get_model_version(name, version))
+    except MlflowException as error:
+        raise RegistryError(
+            f"model {name}: no version {version} ({error.message}): `agentps history` lists them"
+        ) from None
+
+
+def tags_of(version: RegisteredVersion) -> dict[str, str]:
+    return dict(_client().get_model_version(version.name, version.version).tags)
+
+
+def _expected_files(version: RegisteredVersion) -> dict[str, str]:
+    tag = tags_of(version).get(_FILES)
+    if tag is None:
+        raise RegistryError(
+            f"model {version.name} version {version.version}: no tag {_FILES} with the hashes of its files: it was "
+            f"not registered by this pipeline; move the alias `{CHAMPION}` to a version that was"
+        )
+    return dict(json.loads(tag))
+
+
+def _download(version: RegisteredVersion, part: str) -> Path:
+    uri = f"models:/{version.name}/{version.version}/artifacts/checkpoint{part}"
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri))
+    except (MlflowException, OSError) as error:
+        raise RegistryError(f"model {version.name} version {version.version}: {uri} cannot be read: {error}") from error
+
+
+def fetch(version: RegisteredVersion, task: Task | None = None) -> Path:
+    """The version's checkpoint on this machine, every file of it held to the hashes in the version's tags.
+
+    Args:
+        task: where given, the checkpoint must answer this task.
 
     Raises:
-        RegistryError: the champion has no report of ours, so nothing can be compared with it.
+        RegistryError: the version has no hashes, or its files are gone.
+        CheckpointError: a file was changed, removed or added; a pickle is there; another task.
     """
-    try:
-        version = _client().get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise RegistryError(f"model {name}: {error}") from error
-    registered = _registered(version)
-    try:
-        path = mlflow.artifacts.download_artifacts(f"models:/{name}/{version.version}/artifacts/checkpoint/{_REPORT}")
-    except (MlflowException, OSError) as error:
-        raise RegistryError(
-            f"model {name} version {version.version}: no {_REPORT} in it ({error}); it was not registered by this "
-            f"pipeline: move the alias `{CHAMPION}` to a version that was"
-        ) from error
-    return registered, EvalReport.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    directory = _download(version, "")
+    verify(directory, _expected_files(version))
+    info = read_info(directory)
+    said = tags_of(version).get(_TASK, "").rpartition(":")[2]
+    if said != info.task_fingerprint:
+        raise CheckpointError(
+            f"model {version.name} version {version.version}: its tag {_TASK} says {said or 'nothing'}, its checkpoint "
+            f"answers task {info.task.name} {info.task_fingerprint}: put the tag back, or register the checkpoint again"
+        )
+    if task is not None:
+        check_task(info, task, f"model {version.name} version {version.version}")
+    return directory
+
+
+def _verified_file(version: RegisteredVersion, name: str) -> Path:
+    """One file of the checkpoint, held to its hash."""
+    expected = _expected_files(version).get(name)
+    path = _download(version, f"/{name}")
+    if sha256_of(path) != expected:
+        raise CheckpointError(
+            f"model {version.name} version {version.version}: {name} has sha256 {sha256_of(path)[:12]}…, "
+            f"{(expected or 'none')[:12]}… was registered: restore the file, or register the checkpoint again"
+        )
+    return path
+
+
+def report_of(version: RegisteredVersion) -> EvalReport:
+    """The report that the version was registered with."""
+    return EvalReport.model_validate_json(_verified_file(version, _REPORT).read_text(encoding="utf-8"))
+
+
+def predictions_of(version: RegisteredVersion) -> pd.DataFrame:
+    """The predictions table of val and test (see `steps.evaluate.report`) that the report was made of."""
+    return pd.read_parquet(_verified_file(version, _PREDICTIONS))
 
 
 def set_verdict(version: RegisteredVersion, tags: dict[str, Any]) -> None:
@@ -186,11 +258,3 @@ def set_verdict(version: RegisteredVersion, tags: dict[str, Any]) -> None:
             f"model {version.name} version {version.version}: {error}; if it was deleted by hand, register it again: "
             "put `steps: {register: {enable_cache: false}}` into the config"
         ) from error
-
-
-def promote(version: RegisteredVersion, replaced: RegisteredVersion | None) -> None:
-    """Point `champion` at `version`; the version that it replaces becomes `previous`."""
-    client = _client()
-    if replaced is not None:
-        client.set_registered_model_alias(version.name, PREVIOUS, replaced.version)
-    client.set_registered_model_alias(version.name, CHAMPION, version.version)

@@ -9,22 +9,15 @@ from zenml import log_metadata, step
 from zenml.logger import get_logger
 
 from materializers.directory import CheckpointDirectory
-from model.schema import IMAGES, SPLIT, TEST, TEXT, TITLE
 from model.task import Task
 from steps.caching import depends_on
 from steps.evaluate.report import EvalReport
-from steps.register.registry import RegisteredVersion
+from steps.register.history import challenge
+from steps.register.registry import RegisteredVersion, example_of
 from steps.register.registry import register as register_checkpoint
 from steps.settings import RegisterSettings
 
 logger = get_logger(__name__)
-
-
-def _example(posts: pd.DataFrame) -> pd.DataFrame:
-    """One post of the test split, its images as paths: what the pyfunc takes."""
-    row = posts[posts[SPLIT] == TEST].iloc[[0]][[TITLE, TEXT, IMAGES]].reset_index(drop=True)
-    row[IMAGES] = row[IMAGES].map(lambda images: list(map(str, images)))
-    return row
 
 
 @step(
@@ -34,6 +27,7 @@ def _example(posts: pd.DataFrame) -> pd.DataFrame:
 def register(
     checkpoint: CheckpointDirectory,
     report: EvalReport,
+    predictions: pd.DataFrame,
     posts: pd.DataFrame,
     task: Task,
     data_fingerprint: str,
@@ -43,16 +37,17 @@ def register(
     version, is_new = register_checkpoint(
         checkpoint.path,
         report,
+        predictions,
         task,
-        _example(posts),
-        name=settings.name or f"agentps-{task.name}",
+        example_of(posts),
+        name=settings.model_name(task),
         tags={
-            "agentps.task": f"{task.name}:{task.version}:{task.fingerprint}",
             "agentps.variant": report.variant,
             "agentps.annotator": report.annotator,
             "agentps.data": data_fingerprint,
         },
     )
+    challenge(version)
     log_metadata({"name": version.name, "version": version.version, "new": is_new})
     logger.info("%s %s version %s", "Registered" if is_new else "Found", version.name, version.version)
     return version

@@ -152,6 +152,7 @@ ADAPTER = "adapter/adapter_model.safetensors"
         (edit_info(format=2), r"format 2, this version reads 1"),
         (edit_info(task_fingerprint="0" * 16), r"its task was changed after training"),
         (other_task, r"its task was changed after training"),
+        (lambda d: (d / "adapter" / "adapter_model.bin").write_bytes(b""), r"adapter_model\.bin: a pickle"),
         (edit_info(extra=1), r"extra: unknown key"),
         (other_backbone, r"trained on a backbone [0-9a-f]{16}, .*backbone is [0-9a-f]{16}"),
     ],

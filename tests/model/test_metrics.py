@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, f1_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, precision_recall_curve, roc_auc_score
 from torchmetrics.functional.classification import binary_recall_at_fixed_precision
 
 from model import metrics
@@ -231,6 +231,7 @@ def recall_at_70(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | N
 METRICS = [
     metrics.average_precision,
     metrics.roc_auc,
+    metrics.brier_skill,
     metrics.expected_calibration_error,
     partial(metrics.f1, threshold=0.4),
     metrics.accuracy,
@@ -272,6 +273,68 @@ def test_resamples_without_positives_are_skipped() -> None:
     assert metrics.bootstrap_interval(metrics.roc_auc, scores, labels, n=50, seed=0) == (1, 1)
     assert metrics.bootstrap_interval(metrics.roc_auc, scores, np.zeros(3, bool), n=50, seed=0) is None
     assert metrics.bootstrap_interval(metrics.roc_auc, scores, labels, n=0, seed=0) is None
+
+
+# Paired bootstrap
+
+
+def test_paired_gain_equals_that_of_plain_paired_resampling() -> None:
+    a, labels = noisy_scores(200, 11, decimals=1)  # ties
+    b = np.random.default_rng(12).random(200)
+    gains = []
+    rng = np.random.default_rng(4)
+    for _ in range(40):
+        drawn = rng.integers(200, size=200)
+        gains.append(
+            average_precision_score(labels[drawn], a[drawn]) - average_precision_score(labels[drawn], b[drawn])
+        )
+    value, low, high = metrics.paired_gain(metrics.average_precision, a, b, labels, n=40, seed=4, level=0.9)
+    assert value == pytest.approx(average_precision_score(labels, a) - average_precision_score(labels, b))
+    assert (low, high) == pytest.approx(tuple(np.quantile(gains, [0.05, 0.95])))
+
+
+def test_a_model_gains_nothing_on_itself_in_any_resample() -> None:
+    scores, labels = noisy_scores(300, 13)
+    assert metrics.paired_gain(metrics.roc_auc, scores, scores, labels, n=20, seed=0) == (0, 0, 0)
+
+
+def test_paired_gain_turns_its_sign_with_its_models() -> None:
+    a, labels = noisy_scores(300, 14)
+    b = 0.5 * a + 0.5 * np.random.default_rng(15).random(300)
+    value, low, high = metrics.paired_gain(metrics.brier_skill, a, b, labels, n=50, seed=0)
+    assert metrics.paired_gain(metrics.brier_skill, b, a, labels, n=50, seed=0) == pytest.approx((-value, -high, -low))
+
+
+def test_pairing_narrows_the_interval_of_models_that_err_on_the_same_posts() -> None:
+    a, labels = noisy_scores(1000, 16)
+    b = np.clip(a + np.random.default_rng(17).normal(0, 0.05, 1000), 0, 1)
+    _, low, high = metrics.paired_gain(metrics.average_precision, a, b, labels, n=200, seed=0)
+    alone = metrics.bootstrap_interval(metrics.average_precision, a, labels, n=200, seed=0)
+    assert high - low < 0.5 * (alone[1] - alone[0])
+
+
+def test_paired_gain_is_nan_where_the_metric_is_undefined() -> None:
+    scores = np.array([0.9, 0.1, 0.2])
+    gain = metrics.paired_gain(metrics.average_precision, scores, scores, np.zeros(3, bool), n=50, seed=0)
+    assert all(map(math.isnan, gain))
+    value, low, high = metrics.paired_gain(metrics.roc_auc, scores, scores[::-1], [True, False, False], n=0, seed=0)
+    assert value == 0.5  # 1 against: one of two negatives above the positive
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+def test_paired_gain_refuses_scores_of_other_posts() -> None:
+    with pytest.raises(ValueError, match="shapes differ"):
+        metrics.paired_gain(metrics.roc_auc, [0.1, 0.2], [0.1, 0.2, 0.3], [True, False], n=1, seed=0)
+
+
+def test_brier_skill_matches_scikit_learn_and_sees_the_calibration() -> None:
+    scores, labels = noisy_scores(200, 18)
+    share = labels.mean()
+    expected = 1 - brier_score_loss(labels, scores) / brier_score_loss(labels, np.full(200, share))
+    assert metrics.brier_skill(scores, labels) == pytest.approx(expected)
+    assert metrics.brier_skill(np.full(200, share), labels) == pytest.approx(0)
+    assert metrics.brier_skill(scores**3, labels) < metrics.brier_skill(scores, labels), "the same ranking, worse"
 
 
 def test_bootstrap_of_eight_thousand_posts_is_fast() -> None:

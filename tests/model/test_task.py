@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from model.errors import TaskError
-from model.task import FinalQuestion, Question, Task, load_task
+from model.task import FinalQuestion, Question, Task, load_task, task_differences
 
 TASK: dict[str, Any] = {
     "name": "pets",
@@ -193,6 +193,22 @@ def test_the_positive_class_is_the_last_unless_named() -> None:
 )
 def test_the_fingerprint_changes_with_wording_rule_order_and_version(other: dict[str, Any]) -> None:
     assert Task.model_validate(other).fingerprint != task_of().fingerprint
+
+
+def test_the_differences_of_two_tasks_name_key_and_both_values() -> None:
+    other = changed("questions", 1, "rule", "most", to="share >= 0.6") | {"version": 2}
+    assert task_differences(Task.model_validate(other), task_of()) == [
+        "version: 2, expected 1",
+        "questions.mood.rule.most: 'share >= 0.6', expected 'share >= 0.5'",
+    ]
+    assert task_differences(task_of(), task_of()) == []
+
+
+def test_a_question_that_was_removed_is_no_difference_of_the_others() -> None:
+    found = task_differences(Task.model_validate(without("questions", 0)), task_of())
+    assert found[0] == "questions.order: ['mood', 'place'], expected ['animal', 'mood', 'place']"
+    assert not [line for line in found if line.startswith(("questions.mood", "questions.place"))]
+    assert "questions.animal.ask: 'absent', expected 'Any animal?'" in found
 
 
 def test_the_fingerprint_is_that_of_the_content_not_of_the_file(tmp_path: Path) -> None:

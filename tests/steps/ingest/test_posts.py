@@ -274,6 +274,13 @@ def test_columns_that_the_task_does_not_name_are_ignored_with_one_warning(
     assert "watermark" in caplog.text
 
 
+def test_a_language_is_kept_where_the_manifest_has_one_and_must_be_a_name(folder: Path) -> None:
+    rows = [post("p1", language="en"), post("p2", language=None), post("p3"), post("p4", language=7)]
+    result = read_manifest(write(folder, rows), TASK, settings())
+    assert result.posts["language"].fillna("-").tolist() == ["en", "-", "-"]
+    assert result.rejects["reason"].tolist() == ["language: 7; a language's name, for example en, or null is expected"]
+
+
 def test_too_many_rejects_stop_the_run_with_the_first_of_them_and_the_whole_table(folder: Path) -> None:
     rows = [post(f"p{i}") for i in range(90)] + [post(f"q{i}", label=9) for i in range(10)]
     path = write(folder, rows)

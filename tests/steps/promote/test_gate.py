@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score
 
 from model.errors import ConfigError
-from model.metrics import Calibration
+from model.metrics import Calibration, average_precision, brier_skill, expected_calibration_error
 from steps.evaluate.report import EvalReport, Metric
-from steps.promote.gate import decide
-from steps.settings import PromoteSettings
+from steps.promote.gate import Decision, Judged, Posts, Unscored, decide, gain_of, slices_of
+from steps.settings import PromoteSettings, load_settings
+
+N = 2000
+DAY = timedelta(days=1)
 
 
-def report(**values: float | None) -> EvalReport:
+def report(f1_threshold: float = 0.5, **values: float | None) -> EvalReport:
     return EvalReport(
         task="small",
         task_fingerprint="0" * 16,
@@ -24,74 +33,236 @@ def report(**values: float | None) -> EvalReport:
         n_val_unlabelled=0,
         metrics={name: Metric(value=value) for name, value in values.items()},
         operating_points={},
-        f1_threshold=0.5,
+        f1_threshold=f1_threshold,
         calibration=Calibration(),
         missing_share={},
         annotated_missing_share={},
     )
 
 
-def settings(floor: float = 0.5, min_gain: float = 0.0) -> PromoteSettings:
-    return PromoteSettings(metric="f1", floor=floor, min_gain=min_gain)
+def policy(**changes: Any) -> PromoteSettings:
+    return PromoteSettings.model_validate(load_settings({}).promote.model_dump() | {"bootstrap": 200} | changes)
+
+
+def posts(seed: int = 0, **slices: np.ndarray) -> Posts:
+    return Posts(labels_N=np.random.default_rng(seed).random(N) < 0.3, slices=slices)
+
+
+def model(test: Posts, skill: float, seed: int = 1, only: np.ndarray | None = None, **values: Any) -> Judged:
+    """Calibrated scores of two normal classes `skill` apart; where `only` is given, of skill 0 outside of it."""
+    rng = np.random.default_rng(seed)
+    distance = np.full(N, skill) if only is None else np.where(only, skill, 0.0)
+    evidence = rng.normal(distance * test.labels_N, 1.0)
+    logit = distance * evidence - distance**2 / 2 + np.log(0.3 / 0.7)
+    scores = 1 / (1 + np.exp(-logit))
+    return Judged(
+        scores_N=scores, report=report(**{"average_precision": average_precision(scores, test.labels_N)} | values)
+    )
+
+
+# Floors
 
 
 @pytest.mark.parametrize(
-    ("candidate", "champion", "min_gain", "promoted"),
+    ("value", "verdict", "reason"),
     [
-        (0.5, None, 0.0, True),
-        (0.499, None, 0.0, False),
-        (None, None, 0.0, False),
-        (0.71, 0.7, 0.0, True),
-        (0.7, 0.7, 0.0, False),
-        (0.69, 0.7, 0.0, False),
-        (0.74, 0.7, 0.05, False),
-        (0.76, 0.7, 0.05, True),
-        (0.4, 0.3, 0.0, False),
-        (None, 0.7, 0.0, False),
-        (0.6, None, 0.5, True),
-    ],
-    ids=[
-        "the floor is enough without a champion",
-        "below the floor",
-        "undefined",
-        "better",
-        "a tie keeps the champion",
-        "worse",
-        "better by less than the gain",
-        "better by more than the gain",
-        "better than the champion and below the floor",
-        "undefined beside a champion",
-        "the gain is asked beside a champion only",
+        (0.61234, "promoted", "average_precision 0.6123 reaches the floor 0.5; there was no champion"),
+        (0.5, "promoted", "average_precision 0.5000 reaches the floor 0.5; there was no champion"),
+        (0.4, "kept", "average_precision 0.4000 is below the floor 0.5"),
+        (None, "kept", "average_precision is undefined on this test split"),
     ],
 )
-def test_the_gate(candidate: float | None, champion: float | None, min_gain: float, promoted: bool) -> None:
-    held = None if champion is None else report(f1=champion)
-    decision = decide(report(f1=candidate), held, settings(min_gain=min_gain))
-    assert decision.promote is promoted
-    assert decision.verdict == ("promoted" if promoted else "kept")
-
-
-def test_a_champion_whose_metric_is_undefined_is_beaten_by_any_defined_one() -> None:
-    decision = decide(report(f1=0.6), report(f1=None), settings())
-    assert decision.promote
-    assert decision.reason == "f1 0.6000; the champion's is undefined"
+def test_the_first_version_must_reach_the_floor(value: float | None, verdict: str, reason: str) -> None:
+    test = posts()
+    decision = decide(model(test, 1.5, average_precision=value), None, test, policy())
+    assert (decision.verdict, decision.reason) == (verdict, reason)
+    assert decision.promote is (verdict == "promoted")
 
 
 @pytest.mark.parametrize(
-    ("candidate", "champion", "reason"),
-    [
-        (0.61234, None, "f1 0.6123 reaches the floor 0.5; there was no champion"),
-        (0.4, None, "f1 0.4000 is below the floor 0.5"),
-        (None, None, "f1 is undefined on this test split"),
-        (0.71, 0.7, "f1 0.7100 against the champion's 0.7000"),
-        (0.7, 0.7, "f1 0.7000 does not beat the champion's 0.7000 by more than 0"),
-    ],
+    ("accuracy", "verdict"), [(0.7, "promoted"), (0.69, "kept"), (None, "kept")], ids=["at", "below", "undefined"]
 )
-def test_the_reason_tells_both_numbers(candidate: float | None, champion: float | None, reason: str) -> None:
-    held = None if champion is None else report(f1=champion)
-    assert decide(report(f1=candidate), held, settings()).reason == reason
+def test_every_further_floor_must_be_reached(accuracy: float | None, verdict: str) -> None:
+    test = posts()
+    candidate = model(test, 1.5, accuracy_ugc=accuracy, recall_at_p80=0.5)
+    decision = decide(candidate, None, test, policy(floors={"recall_at_p80": 0.4, "accuracy_ugc": 0.7}))
+    assert decision.verdict == verdict
+    assert [check.name for check in decision.checks] == [
+        "average_precision", "recall_at_p80", "accuracy_ugc", "calibration_error"
+    ]  # fmt: skip
+
+
+def test_scores_that_are_no_probabilities_are_kept_by_the_ceiling_of_the_calibration_error() -> None:
+    test = posts()
+    good = model(test, 1.5)
+    bad = Judged(scores_N=good.scores_N**0.3, report=good.report)
+    error = expected_calibration_error(bad.scores_N, test.labels_N)
+    decision = decide(bad, None, test, policy())
+    assert decision.verdict == "kept"
+    assert decision.reason == f"calibration_error {error:.4f} is above the ceiling 0.1"
+    assert decide(bad, None, test, policy(max_calibration_error=0.5)).promote
+
+
+def test_few_posts_are_not_held_to_a_calibration_error_that_chance_exceeds() -> None:
+    passed = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        scores = rng.random(60)
+        test = Posts(labels_N=rng.random(60) < scores, slices={})  # perfectly calibrated
+        assert expected_calibration_error(scores, test.labels_N) > 0.05
+        candidate = Judged(scores_N=scores, report=report(average_precision=0.9))
+        passed += decide(candidate, None, test, policy(max_calibration_error=0.05)).promote
+    assert passed >= 34  # 38 expected, three standard deviations are 4
 
 
 def test_a_metric_that_no_report_has_is_an_error_that_lists_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"promote\.metric: 'f1' is not in the report; choose one of \['roc_auc'\]"):
-        decide(report(roc_auc=0.9), None, settings())
+    test = posts()
+    with pytest.raises(ConfigError, match=r"promote: 'accuracy_x' is not in the report; choose one of \['average_prec"):
+        decide(model(test, 1.5), None, test, policy(floors={"accuracy_x": 0.5}))
+
+
+# Against the champion
+
+
+def against(candidate: Judged, champion: Judged, test: Posts, age: timedelta = DAY, **changes: Any) -> Decision:
+    return decide(candidate, champion, test, policy(**changes), age)
+
+
+def test_a_clearly_better_version_is_promoted_with_its_gain_and_interval() -> None:
+    test = posts()
+    candidate, champion = model(test, 2.0), model(test, 1.5, seed=2)
+    gain = average_precision_score(test.labels_N, candidate.scores_N) - average_precision_score(
+        test.labels_N, champion.scores_N
+    )
+    decision = against(candidate, champion, test)
+    assert decision.verdict == "promoted"
+    check = decision.checks[-1]
+    assert check.value == pytest.approx(gain)
+    assert 0 < check.low < gain < check.high
+    assert decision.reason == (
+        f"average_precision {gain:+.4f} [{check.low:+.4f}, {check.high:+.4f}] against the champion on 2,000 test posts"
+    )
+    assert against(champion, candidate, test).verdict == "kept"
+
+
+def test_a_better_value_within_the_noise_keeps_the_champion() -> None:
+    test = posts()
+    champion = model(test, 1.5)
+    better = next(
+        candidate
+        for candidate in (model(test, 1.52, seed=seed) for seed in range(2, 50))
+        if 0 < gain_of("average_precision", candidate, champion, test.labels_N, n=0)[0] < 0.01
+    )
+    decision = against(better, champion, test)
+    assert decision.verdict == "kept"
+    assert decision.reason.endswith("its lower bound is not above 0")
+
+
+@pytest.mark.parametrize("age", [DAY, 1000 * DAY], ids=["fresh", "stale"])
+def test_a_tie_always_keeps_the_champion(age: timedelta) -> None:
+    test = posts()
+    champion = model(test, 1.5)
+    same_ranking = Judged(scores_N=champion.scores_N**2, report=champion.report)
+    for candidate in (champion, same_ranking):
+        decision = against(candidate, champion, test, age, max_calibration_error=1)
+        assert decision.verdict == "kept"
+        assert decision.reason.startswith("a tie: average_precision +0.0000 [+0.0000, +0.0000]")
+
+
+def test_a_stale_champion_gives_way_within_the_tolerance() -> None:
+    test = posts()
+    champion = model(test, 1.5)
+    nearly = Judged(
+        scores_N=np.clip(champion.scores_N + np.random.default_rng(3).normal(0, 1e-3, N), 0, 1), report=champion.report
+    )
+    value, low, _ = gain_of("average_precision", nearly, champion, test.labels_N, n=200)
+    assert value != 0
+    assert -0.01 < low < 0
+    assert against(nearly, champion, test, 90 * DAY).verdict == "kept", "90 days are not more than 90"
+    decision = against(nearly, champion, test, 91 * DAY)
+    assert decision.verdict == "promoted"
+    assert "champion for 91 days" in decision.reason
+    assert against(nearly, champion, test, 91 * DAY, stale_tolerance=-low / 2).verdict == "kept"
+
+
+def test_f1_is_measured_at_each_models_own_threshold() -> None:
+    test = posts()
+    scores = model(test, 1.5).scores_N
+    lower = Judged(scores_N=scores / 2, report=report(f1_threshold=0.25, f1=0.6))
+    assert gain_of("f1", lower, Judged(scores, report(f1_threshold=0.5)), test.labels_N, n=10) == (0, 0, 0)
+
+
+def test_a_recalibrated_version_of_the_same_ranking_can_pass_on_the_brier_skill() -> None:
+    test = posts()
+    good = model(test, 1.5)
+    skill = brier_skill(good.scores_N, test.labels_N)
+    drifted = Judged(scores_N=good.scores_N**0.5, report=good.report)
+    candidate = Judged(scores_N=good.scores_N, report=report(brier_skill=skill))
+    assert against(candidate, drifted, test, metric="brier_skill", floor=0).verdict == "promoted"
+
+
+def test_a_champion_that_cannot_answer_these_posts_is_left_to_a_person() -> None:
+    test = posts()
+    decision = decide(model(test, 1.5), Unscored("the champion answers another task"), test, policy())
+    assert decision.verdict == "needs a person"
+    assert decision.reason.endswith("; the champion answers another task")
+    assert decide(model(test, 0.1), Unscored("so"), test, policy()).verdict == "kept", "the floors come first"
+
+
+# Slices
+
+
+def test_a_slice_that_clearly_fell_keeps_the_champion_although_the_whole_gained() -> None:
+    half = np.arange(N) % 4 == 0
+    test = posts(**{"one image": half})
+    decision = against(model(test, 3.0, only=~half), model(test, 1.0, seed=2), test)
+    assert decision.checks[-2].outcome == "passed", "the whole gained"
+    assert decision.verdict == "kept"
+    assert "but slices fell by more than 0.05: one image -0." in decision.reason
+    assert against(model(test, 3.0, only=~half), model(test, 1.0, seed=2), test, max_slice_drop=0.9).promote
+
+
+def test_a_slice_that_may_have_fallen_by_chance_is_left_to_a_person() -> None:
+    small = np.zeros(N, bool)
+    test = posts(small=small)
+    small[np.flatnonzero(test.labels_N)[:10]] = True
+    small[np.flatnonzero(~test.labels_N)[:20]] = True
+    champion = model(test, 1.0)
+    for seed in range(2, 40):
+        candidate = model(test, 2.0, seed=seed)
+        value, _, high = gain_of(
+            "average_precision",
+            Judged(candidate.scores_N[small], candidate.report),
+            Judged(champion.scores_N[small], champion.report),
+            test.labels_N[small],
+            n=200,
+        )
+        if value < -0.05 and high > 0:
+            break
+    decision = against(candidate, champion, test, min_slice_positives=10)
+    assert decision.verdict == "needs a person"
+    assert decision.checks[-1].outcome == "open"
+    assert against(candidate, champion, test, min_slice_positives=11).promote, "too few positives to speak of"
+
+
+def test_the_slices_of_a_table_of_posts() -> None:
+    table = pd.DataFrame(
+        {
+            "title": ["a", "", " ", "b"],
+            "text": ["", "", "", "#b"],
+            "images": [["x"], ["x", "y"], ["z"], ["x", "x"]],
+            "created_at": pd.to_datetime(
+                ["2026-01-31T23:59Z", None, "2026-02-01T00:00Z", "2026-02-02T00:00Z"], utc=True
+            ),
+            "language": pd.Series(["en", None, "zh", "en"], dtype="str"),
+        }
+    )
+    assert {name: members.tolist() for name, members in slices_of(table).items()} == {
+        "one image": [True, False, True, False],
+        "without text": [False, True, True, False],
+        "month 2026-01": [True, False, False, False],
+        "month 2026-02": [False, False, True, True],
+        "language en": [True, False, False, True],
+        "language zh": [False, False, True, False],
+    }
+    assert "language en" not in slices_of(table.drop(columns="language"))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -18,7 +17,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from model.checkpoint import OperatingPoints, load
-from model.errors import RegistryError
+from model.errors import CheckpointError, RegistryError
 from model.metrics import Calibration, OperatingPoint
 from model.scorer import Scorer
 from model.settings import BackboneSettings, Variant
@@ -31,30 +30,6 @@ POINTS = {
     "p60": OperatingPoint(min_precision=0.6, threshold=0.5, recall=0.5, precision=0.7),
     "p80": OperatingPoint(min_precision=0.8, threshold=math.inf, recall=0, precision=None),
 }
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, without a row: making them takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def tracking(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An MLflow of its own, with a run open, as a step has one."""
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):  # MLflow sets them too: here they are put back
-        monkeypatch.setenv(name, f"sqlite:///{tmp_path / 'mlflow.db'}")
-    uri = mlflow.get_tracking_uri()
-    shutil.copy(empty_database, tmp_path / "mlflow.db")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    mlflow.set_registry_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    experiment = mlflow.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
-    with mlflow.start_run(experiment_id=experiment):
-        yield tmp_path
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri("")  # none, as before: where the runs are tracked
 
 
 def report(variant: Variant = "agentps_answers", f1: float = 0.75) -> EvalReport:
@@ -79,6 +54,9 @@ def report(variant: Variant = "agentps_answers", f1: float = 0.75) -> EvalReport
     )
 
 
+PREDICTIONS = pd.DataFrame({"post_id": ["a", "b"], "split": "test", "label": pd.array([0, None], dtype="Int8")})
+
+
 @pytest.fixture(scope="module")
 def posts(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     paths = [str(path) for path in write_images(tmp_path_factory.mktemp("images"), 5)]
@@ -97,46 +75,95 @@ def register(
     checkpoint: Path, posts: pd.DataFrame, made: EvalReport | None = None
 ) -> tuple[registry.RegisteredVersion, bool]:
     return registry.register(
-        checkpoint, made or report(), TASK, posts.iloc[:1], name=NAME, tags={"agentps.data": "abc"}
+        checkpoint, made or report(), PREDICTIONS, TASK, posts.iloc[:1], name=NAME, tags={"agentps.data": "abc"}
     )
 
 
-def version_of(alias: str) -> str:
-    return str(MlflowClient().get_model_version_by_alias(NAME, alias).version)
-
-
-def test_the_life_of_two_versions(tracking: Path, tiny_backbone: BackboneSettings, posts: pd.DataFrame) -> None:
+def test_what_is_registered_comes_back_and_is_registered_once(
+    tracking: Path, tiny_backbone: BackboneSettings, posts: pd.DataFrame
+) -> None:
     client = MlflowClient()
-    assert registry.champion(NAME) is None, "an unknown model has none"
     checkpoint = write(tracking, tiny_backbone)
     first, is_new = register(checkpoint, posts)
     assert (first.version, is_new) == ("1", True)
-    assert version_of("challenger") == "1"
     assert client.get_model_version(NAME, "1").tags["agentps.data"] == "abc"
-    assert registry.champion(NAME) is None, "registered is not promoted"
+    assert registry.get(NAME, "1") == first
+    with pytest.raises(RegistryError, match="no version 7"):
+        registry.get(NAME, "7")
+    assert registry.report_of(first) == report(), "as it was written, its threshold of inf too"
+    pd.testing.assert_frame_equal(registry.predictions_of(first), PREDICTIONS, check_dtype=False)
 
     again, is_new = register(checkpoint, posts)
     assert (again.version, is_new) == ("1", False)
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
-
-    registry.promote(first, None)
-    held = registry.champion(NAME)
-    assert held is not None
-    assert held[0].version == "1"
-    assert held[1] == report(), "the report comes back as it was written, its threshold of inf too"
-
     second, is_new = register(write(tracking, tiny_backbone, seed=1), posts, report(f1=0.8))
     assert (second.version, is_new) == ("2", True)
-    assert version_of("challenger") == "2"
-    registry.promote(second, first)
-    registry.set_verdict(second, {"agentps.verdict": "promoted", "agentps.gain": 0.05})
-    aliases = {alias: version_of(alias) for alias in ("champion", "previous")}
-    assert aliases == {"champion": "2", "previous": "1"}
-    assert client.get_model_version(NAME, "2").tags["agentps.gain"] == "0.05"
-
     back, is_new = register(checkpoint, posts)
     assert (back.version, is_new) == ("1", False)
-    assert version_of("challenger") == "1"
+
+
+def flip_one_bit(directory: Path) -> None:
+    path = directory / "trained.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def other_report(directory: Path) -> None:
+    path = directory / "report.json"
+    path.write_text(path.read_text().replace("0.75", "0.95"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_one_bit, r"trained\.safetensors has sha256 \w{12}…, \w{12}… was registered"),
+        (lambda d: (d / "adapter.pt").write_bytes(b"x"), r"adapter\.pt: a pickle"),
+        (lambda d: (d / "tokenizer" / "tokenizer.json").unlink(), r"tokenizer/tokenizer\.json is missing"),
+        (other_report, r"report\.json has sha256"),
+    ],
+    ids=["one bit", "a pickle", "a file less", "the report"],
+)
+def test_a_version_whose_files_were_changed_is_refused_by_the_registry_and_by_the_pyfunc(
+    tracking: Path,
+    tiny_backbone: BackboneSettings,
+    posts: pd.DataFrame,
+    damage: Callable[[Path], object],
+    message: str,
+) -> None:
+    version, _ = register(write(tracking, tiny_backbone), posts)
+    directory = registry.fetch(version, TASK)
+    model = mlflow.pyfunc.load_model(f"models:/{NAME}/1")
+    assert len(model.predict(posts)) == 3
+    damage(directory)
+    with pytest.raises(CheckpointError, match=message):
+        registry.fetch(version)
+    with pytest.raises(CheckpointError, match=message):
+        mlflow.pyfunc.load_model(f"models:/{NAME}/1")
+    if damage is other_report:
+        with pytest.raises(CheckpointError, match=message):
+            registry.report_of(version)
+
+
+def test_a_version_of_another_task_is_refused_with_what_differs(
+    tracking: Path, tiny_backbone: BackboneSettings, posts: pd.DataFrame
+) -> None:
+    version, _ = register(write(tracking, tiny_backbone), posts)
+    questions = (TASK.questions[0].model_copy(update={"ask": "Is it light?"}), *TASK.questions[1:])
+    other = TASK.model_copy(update={"questions": questions})
+    with pytest.raises(
+        CheckpointError, match=r"version 1: .*questions\.bright\.ask: 'Bright\?', expected 'Is it light\?'"
+    ):
+        registry.fetch(version, other)
+    with pytest.raises(CheckpointError, match=r"questions\.bright\.ask"):
+        registry.register(
+            write(tracking, tiny_backbone, seed=2), report(), PREDICTIONS, other, posts.iloc[:1], name=NAME, tags={}
+        )
+    MlflowClient().set_model_version_tag(NAME, "1", "agentps.task", f"small:1:{other.fingerprint}")
+    with pytest.raises(
+        CheckpointError, match=rf"its tag agentps\.task says {other.fingerprint}, its checkpoint answers"
+    ):
+        registry.fetch(version)
 
 
 def test_the_same_weights_with_other_thresholds_are_another_version(
@@ -155,10 +182,9 @@ def test_a_champion_that_this_pipeline_did_not_write_cannot_be_compared_with(tra
             return model_input
 
     info = mlflow.pyfunc.log_model(name="other", python_model=Other(), pip_requirements=[])
-    version = mlflow.register_model(info.model_uri, NAME)
-    MlflowClient().set_registered_model_alias(NAME, "champion", version.version)
-    with pytest.raises(RegistryError, match=r"version 1: no report\.json in it .*move the alias `champion`"):
-        registry.champion(NAME)
+    mlflow.register_model(info.model_uri, NAME)
+    with pytest.raises(RegistryError, match=r"version 1: no tag agentps\.files .*move the alias `champion`"):
+        registry.report_of(registry.get(NAME, "1"))
 
 
 _SCORE = """
@@ -186,7 +212,8 @@ def test_a_registered_version_scores_the_same_in_a_fresh_process_elsewhere(
     expected: dict[str, pd.DataFrame] = {}
     for name, variant in variants.items():
         checkpoint = write(tracking, tiny_backbone, variant)
-        registry.register(checkpoint, report(variant), TASK, posts.iloc[:1], name=name, tags={})
+        registry.register(checkpoint, report(variant), PREDICTIONS, TASK, posts.iloc[:1], name=name, tags={})
+        MlflowClient().set_registered_model_alias(name, "challenger", "1")
         expected[name] = Scorer(load(checkpoint), points).score(posts)
         signature = mlflow.models.get_model_info(f"models:/{name}@challenger").signature
         assert [column.name for column in signature.outputs] == expected[name].columns.tolist()

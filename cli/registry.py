@@ -1,0 +1,191 @@
+"""`agentps promote | rollback | history | compare | recalibrate`: the registry from a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from steps.register.history import Entry, State
+    from steps.settings import TrainingSettings
+
+_config = click.option(
+    "-c",
+    "--config",
+    type=click.Path(path_type=Path),
+    help="The config file of the pipeline; it says which model, policy and target. Default: configs/default.yaml.",
+)
+
+
+def _open(config: Path | None) -> tuple[TrainingSettings, str]:
+    """The settings and the registered model's name; MLflow is where the local stack has it, or its variables say."""
+    import os
+
+    import mlflow
+    import yaml
+
+    from infra.local_stack import LOCAL_STACK, load_stack
+    from model.task import load_task
+    from pipelines.entry import check_run_config
+    from steps.settings import DEFAULT_CONFIG, home, load_settings
+
+    options = set(yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8")))
+    given = check_run_config(config, options)["parameters"] if config else {}
+    settings = load_settings(given, f"config {config}" if config else "parameters")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        mlflow.set_tracking_uri(load_stack(LOCAL_STACK, home()).experiment_tracker.tracking_uri)
+    return settings, settings.register_.model_name(load_task(settings.task))
+
+
+def _spread(settings: TrainingSettings, state: State) -> None:
+    """What follows MLflow's aliases: the copy for production, ZenML's stages."""
+    from steps.mirror import mirror
+    from steps.register import history
+
+    if settings.promote.target is not None:
+        history.publish(state.name, settings.promote.target)
+    mirror(state)
+
+
+def _say(state: State) -> None:
+    shown = ", ".join(f"{alias} {version}" for alias, version in sorted(state.aliases.items()))
+    click.echo(f"{state.name}: {shown or 'no alias yet'}")
+
+
+@click.command()
+@click.argument("version")
+@click.option("--because", required=True, help="Why; it goes into the version's tags and the history.")
+@_config
+def promote(version: str, because: str, config: Path | None) -> None:
+    """Make VERSION the champion, where the gate left that to a person."""
+    settings, name = _open(config)
+    from steps.register import history, registry
+
+    state = history.approve(registry.get(name, version), because)
+    _spread(settings, state)
+    _say(state)
+
+
+@click.command()
+@click.option("--because", required=True, help="Why; it goes into the history.")
+@_config
+def rollback(because: str, config: Path | None) -> None:
+    """Give `champion` back to `previous`. A second rollback goes forward again."""
+    settings, name = _open(config)
+    from steps.register import history
+
+    state = history.rollback(name, because)
+    _spread(settings, state)
+    _say(state)
+
+
+@click.command()
+@click.option("--on", type=click.DateTime(), help="Print only which version was champion at this time (UTC).")
+@_config
+def history(on: object, config: Path | None) -> None:
+    """Every move of an alias, with time, reason and report."""
+    settings, name = _open(config)
+    from datetime import UTC, datetime
+
+    from steps.register import history as moves
+
+    state = moves.sync(name)
+    _spread(settings, state)
+    if isinstance(on, datetime):
+        click.echo(state.on(on.replace(tzinfo=UTC)) or "none")
+        return
+    _say(state)
+    for entry in state.entries:
+        click.echo(_line(name, entry))
+
+
+def _line(name: str, entry: Entry) -> str:
+    move = entry.move
+    moved = ", ".join(f"{alias} {entry.before[alias] or '-'} > {v or '-'}" for alias, v in move.sets.items())
+    line = f"{entry.number:>4}  {move.at:%Y-%m-%d %H:%M:%S}Z  {move.kind} ({move.by}): {moved}"
+    if not entry.counts:
+        line += "  [came second: changed nothing]"
+    if move.reason:
+        line += f"\n      {move.reason}"
+    version = move.sets.get("champion")
+    return line + (f"\n      models:/{name}/{version}/artifacts/checkpoint/report.json" if version else "")
+
+
+@click.command()
+@click.argument("a")
+@click.argument("b")
+@_config
+def compare(a: str, b: str, config: Path | None) -> None:
+    """The reports of versions A and B side by side, with the significance of the difference."""
+    settings, name = _open(config)
+    from steps.promote.compare import Version
+    from steps.promote.compare import compare as side_by_side
+    from steps.register import registry
+
+    versions = [
+        Version(f"version {v.version}", registry.report_of(v), registry.predictions_of(v))
+        for v in (registry.get(name, a), registry.get(name, b))
+    ]
+    click.echo(side_by_side(versions[0], versions[1], n=settings.promote.bootstrap))
+
+
+@click.command()
+@_config
+def recalibrate(config: Path | None) -> None:
+    """Fit the champion's calibration and thresholds again, on the config's posts: a new version, through the gate."""
+    settings, name = _open(config)
+    import mlflow
+
+    from infra.local_stack import LOCAL_STACK, load_stack
+    from model.checkpoint import read_info
+    from model.errors import RegistryError
+    from steps.ingest.posts import manifest_fingerprint, read_manifest
+    from steps.ingest.sample import render_sample
+    from steps.promote.gate import Decision
+    from steps.promote.recalibrate import recalibrate as fit
+    from steps.register import history, registry
+    from steps.settings import SAMPLE, home
+
+    champion = history.sync(name).champion
+    if champion is None:
+        raise RegistryError(f"model {name}: no champion yet: run the pipeline first")
+    checkpoint = registry.fetch(champion)
+    task = read_info(checkpoint).task
+    manifest = render_sample(settings.sample, home()) if settings.posts == SAMPLE else Path(settings.posts)
+    posts = read_manifest(manifest, task, settings.ingest).posts
+    made = fit(checkpoint, registry.report_of(champion), posts, settings.evaluate, settings.promote)
+    mlflow.set_experiment(load_stack(LOCAL_STACK, home()).experiments.names[0])
+    with mlflow.start_run(run_name=f"recalibrate version {champion.version}"):
+        mlflow.log_metrics(made.report.mlflow_metrics())
+        version, _ = registry.register(
+            checkpoint,
+            made.report,
+            made.predictions,
+            task,
+            registry.example_of(posts),
+            name=name,
+            tags={
+                "agentps.variant": made.report.variant,
+                "agentps.annotator": made.report.annotator,
+                "agentps.data": manifest_fingerprint(manifest),
+                "agentps.recalibrated_from": champion.version,
+            },
+        )
+    history.challenge(version)
+
+    def decide(state: history.State) -> Decision:
+        held = state.aliases.get(registry.CHAMPION)
+        if held == version.version:
+            return Decision(verdict="already champion", reason="this version is the champion")
+        if held != champion.version:
+            why = (
+                f"version {held} became champion meanwhile; this one is version {champion.version}'s: recalibrate again"
+            )
+            return Decision(verdict="kept", reason=why)
+        return made.decision
+
+    decision = history.settle(version, decide)
+    _spread(settings, history.sync(name))
+    click.echo(f"{made.report.table()}\n\n{name} version {version.version}: {decision.verdict}: {decision.reason}")

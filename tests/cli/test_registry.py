@@ -1,0 +1,219 @@
+"""The commands against a real MLflow and a real ZenML of their own, with versions of a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from zenml.client import Client
+
+from cli.main import COMMANDS, main
+from model.metrics import Calibration
+from model.scorer import Scorer
+from model.settings import BackboneSettings
+from steps.evaluate.report import EvalReport, build_report
+from steps.promote.gate import Decision
+from steps.register import history, registry
+from steps.settings import REPOSITORY, load_settings
+from tests.support.tiny import SEQUENCE, TASK, train_settings, write_checkpoint, write_images
+
+NAME = "agentps-small"
+
+
+def predictions(skill: float) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    n = 400
+    label = rng.random(n) < 0.4
+    score = 1 / (1 + np.exp(-(skill * label + rng.normal(size=n) - skill / 2)))
+    questions = {q: pd.array(label.astype(int), dtype="Int8") for q in TASK.question_ids}
+    answers = {f"{prefix}{q}": label.astype(int) for q in TASK.question_ids for prefix in ("answer_", "class_")}
+    return pd.DataFrame(
+        {
+            "post_id": [f"p{i}" for i in range(n)],
+            "split": np.where(np.arange(n) % 2, "val", "test"),
+            "label": pd.array(label.astype(int), dtype="Int8"),
+            "logit": np.log(score / (1 - score)),
+            "score": score,
+            **questions,
+            **answers,
+        }
+    )
+
+
+def report(table: pd.DataFrame) -> EvalReport:
+    return build_report(
+        table[table["split"] == "val"],
+        table[table["split"] == "test"],
+        TASK,
+        load_settings({"evaluate": {"bootstrap": 20}}).evaluate,
+        variant="agentps",
+        seed=0,
+        backbone="tiny",
+        annotator="human",
+        annotated_missing_share=dict.fromkeys(TASK.question_ids, 0.0),
+        calibration=Calibration(),
+    )
+
+
+Add = Callable[..., registry.RegisteredVersion]
+
+
+@pytest.fixture
+def add(tracking: Path, own_zenml: Client, agentps_home: Path, tiny_backbone: BackboneSettings) -> Add:
+    """Registers a version of some skill and, with `verdict`, lets the gate say that."""
+    images = [str(path) for path in write_images(tracking, 2)]
+    example = pd.DataFrame({"title": ["a"], "text": ["b"], "images": [images]})
+
+    def call(skill: float, verdict: str | None = None, seed: int = 0) -> registry.RegisteredVersion:
+        checkpoint = write_checkpoint(tracking / f"checkpoint-{skill}", tiny_backbone, train_settings(seed=seed))
+        table = predictions(skill)
+        version, _ = registry.register(checkpoint, report(table), table, TASK, example, name=NAME, tags={})
+        history.challenge(version)
+        if verdict is not None:
+            history.settle(version, lambda state: Decision(verdict=verdict, reason=f"skill {skill}"))
+        return version
+
+    return call
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump(json.loads(TASK.model_dump_json())), encoding="utf-8")
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "task": str(tmp_path / "task.yaml"),
+                "posts": str(tmp_path / "posts.jsonl"),
+                "preprocess": SEQUENCE.model_dump(),
+                "promote": {"target": "production", "bootstrap": 100},
+            }
+        )
+    )
+    return str(path)
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_the_path_of_two_versions_by_hand(add: Add, config: str, own_zenml: Client) -> None:
+    add(1.0, "promoted")
+    before = datetime.now(UTC)
+    add(2.0, "needs a person", seed=1)
+    add(0.5, "kept", seed=2)
+
+    refused = call("promote", "3", "--because", "I want it", "-c", config)
+    assert refused.exit_code == 1
+    assert "Error: model agentps-small version 3: the gate said 'kept' (skill 0.5)" in refused.output
+    assert call("promote", "2", "-c", config).exit_code == 2, "--because is required"
+
+    done = call("promote", "2", "--because", "the slice is no longer shown", "-c", config)
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith("agentps-small: challenger 3, champion 2, previous 1\n")
+    assert own_zenml.get_model_version(NAME, "production").name == "mlflow-2"
+    assert registry.get("production", "1").source == f"models:/{NAME}/2", "the copy for production"
+
+    back = call("rollback", "--because", "it flags holidays", "-c", config)
+    assert back.exit_code == 0, back.output
+    assert back.output.endswith("agentps-small: challenger 3, champion 1, previous 2\n")
+    assert own_zenml.get_model_version(NAME, "production").name == "mlflow-1"
+
+    told = call("history", "-c", config).output
+    assert "1  20" in told
+    assert (
+        "promoted (gate): champion - > 1\n      skill 1.0\n      models:/agentps-small/1/artifacts/checkpoint/" in told
+    )
+    assert "): previous - > 1, champion 1 > 2\n      the slice is no longer shown\n" in told
+    assert "): previous 1 > 2, champion 2 > 1\n      it flags holidays\n" in told
+    on = before.strftime("%Y-%m-%dT%H:%M:%S")
+    assert call("history", "--on", on, "-c", config).output.splitlines()[-1] in ("1", "none")  # within the same second
+    assert call("history", "--on", "2020-01-01", "-c", config).output == "none\n"
+
+
+def test_compare_prints_both_reports_and_which_differences_are_significant(add: Add, config: str) -> None:
+    add(1.0), add(3.0, seed=1)
+    shown = call("compare", "2", "1", "-c", config)
+    assert shown.exit_code == 0, shown.output
+    lines = {line.split()[0]: line for line in shown.output.splitlines()}
+    head = next(line for line in shown.output.splitlines() if "version 2" in line)
+    assert "difference on 200 common test posts" in head
+    expected = [registry.report_of(registry.get(NAME, v)).metrics["roc_auc"].value for v in ("2", "1")]
+    assert f"{expected[0]:.4f}" in lines["roc_auc"]
+    assert f"{expected[1]:.4f}" in lines["roc_auc"]
+    assert f"{expected[0] - expected[1]:+.4f} [+0." in lines["roc_auc"]
+    assert lines["roc_auc"].endswith("*")
+    tie = {line.split()[0]: line for line in call("compare", "1", "1", "-c", config).output.splitlines()}
+    assert tie["roc_auc"].endswith("+0.0000 [+0.0000, +0.0000]")
+    missing = call("compare", "1", "9", "-c", config)
+    assert missing.exit_code == 1
+    assert "model agentps-small: no version 9" in missing.output
+
+
+def posts(folder: Path, n: int, checkpoint: Path) -> None:
+    """A manifest whose labels follow the checkpoint's ranking, but not its level: three of ten are positive."""
+    images = write_images(folder, 5)
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame(
+        {
+            "post_id": [f"q{i}" for i in range(n)],
+            "title": [" ".join(rng.choice(["a", "walk", "sea", "light", "#tag"], 1 + i % 5)) for i in range(n)],
+            "text": "",
+            "images": [[images[i % 5].name, images[(i * 3) % 5].name] for i in range(n)],
+            "split": ["val" if i % 2 else "test" for i in range(n)],
+        }
+        | {q: rng.integers(2, size=n) for q in TASK.question_ids}
+    )
+    full = rows.assign(images=[[str(folder / name) for name in album] for album in rows["images"]])
+    ranks = Scorer.from_directory(checkpoint).score(full)["score"].rank(pct=True)
+    rows["label"] = (rng.random(n) < 0.6 * ranks).astype(int)
+    rows.to_json(folder / "posts.jsonl", orient="records", lines=True)
+
+
+def test_recalibrate_makes_a_version_of_the_same_weights_that_goes_through_the_gate(
+    add: Add, config: str, tmp_path: Path
+) -> None:
+    nothing = call("recalibrate", "-c", config)
+    assert nothing.exit_code == 1
+    assert "no champion yet: run the pipeline first" in nothing.output
+    first = add(1.0, "promoted")
+    posts(tmp_path, 400, registry.fetch(first))
+    mlflow.end_run()  # the command opens its own, as outside of a step
+    mlflow.create_experiment("agentps_training", artifact_location=(tmp_path / "artifacts").as_uri())
+    done = call("recalibrate", "-c", config)
+    assert done.exit_code == 0, done.output
+    second = registry.get(NAME, "2")
+    weights = [registry.fetch(version) / "trained.safetensors" for version in (first, second)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert registry.report_of(second).calibration != registry.report_of(first).calibration
+    tags = registry.tags_of(second)
+    assert tags["agentps.recalibrated_from"] == "1"
+    # The untrained network's level is far from three of ten.
+    assert tags[history.VERDICT] == "promoted"
+    assert f"agentps-small version 2: promoted: {tags[history.REASON]}" in done.output
+    assert tags[history.REASON].startswith("brier_skill +")
+    assert history.sync(NAME).aliases == {"champion": "2", "previous": "1", "challenger": "2"}
+
+
+def test_every_command_is_found_and_none_imports_zenml_or_torch_to_print_its_help() -> None:
+    code = (
+        "import sys\n"
+        "from click.testing import CliRunner\n"
+        "from cli.main import main\n"
+        f"for name in {sorted(COMMANDS)}:\n"
+        "    result = CliRunner().invoke(main, [name, '--help'])\n"
+        "    assert result.exit_code == 0, result.output\n"
+        "assert not {'zenml', 'torch', 'mlflow', 'pandas'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

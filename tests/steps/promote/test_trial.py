@@ -1,0 +1,122 @@
+"""Real versions in a real registry: which champion a candidate is held against, and when a person must decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from model.backbone import load_tokenizer
+from model.errors import CheckpointError
+from model.images import ImageLimits
+from model.metrics import Calibration
+from model.scorer import Scorer
+from model.settings import BackboneSettings
+from model.task import Task
+from steps.evaluate.report import build_report
+from steps.preprocess.shards import write_shards
+from steps.promote.trial import Trial
+from steps.register import history, registry
+from steps.settings import PromoteSettings, load_settings
+from tests.support.tiny import SEQUENCE, TASK, train_settings, write_checkpoint, write_images
+
+NAME = "agentps-small"
+N = 40
+OTHER_TASK = TASK.model_copy(update={"version": 2})
+
+
+def policy() -> PromoteSettings:
+    return load_settings({"promote": {"floor": 0.0, "max_calibration_error": 1.0, "bootstrap": 100}}).promote
+
+
+class Line:
+    """Posts, and versions of a registry that were tested on them."""
+
+    def __init__(self, folder: Path, backbone: BackboneSettings) -> None:
+        images = [str(path) for path in write_images(folder, 5)]
+        rng = np.random.default_rng(0)
+        self.folder, self.backbone = folder, backbone
+        self.posts = pd.DataFrame(
+            {
+                "post_id": [f"p{i}" for i in range(N)],
+                "created_at": pd.Timestamp("2026-01-01", tz="UTC"),
+                "title": [" ".join(rng.choice(["a", "walk", "sea", "light"], 1 + i % 4)) for i in range(N)],
+                "text": "",
+                "images": [[images[i % 5], images[(3 * i) % 5]] for i in range(N)],
+                "image_sha256": [[str(i % 5), str((3 * i) % 5)] for i in range(N)],
+                "label": pd.array([int(i % 5 == 0) for i in range(N)], dtype="Int8"),
+                "split": "test",
+                **{question: pd.array([0] * N, dtype="Int8") for question in TASK.question_ids},
+            }
+        )
+        limits = ImageLimits(max_bytes=10**7, max_pixels=10**7)
+        write_shards(folder / "shards", self.posts, TASK, SEQUENCE, load_tokenizer(backbone), limits)
+
+    def add(self, skill: float, task: Task = TASK, seed: int = 0) -> Trial:
+        """A version whose claimed scores on the test posts are the label plus noise, `skill` apart."""
+        rng = np.random.default_rng(seed)
+        scores = 1 / (1 + np.exp(-(skill * (self.posts["label"] == 1) + 0.1 * rng.normal(size=N))))
+        table = self.posts[["post_id", "split", "label", *TASK.question_ids]].assign(score=scores, logit=0.0)
+        for question in TASK.question_ids:
+            table[f"answer_{question}"], table[f"class_{question}"] = 1.0, 0
+        report = build_report(
+            table, table, task, load_settings({"evaluate": {"bootstrap": 0}}).evaluate, variant="agentps", seed=0,
+            backbone="tiny", annotator="human", annotated_missing_share={}, calibration=Calibration(),
+        )  # fmt: skip
+        checkpoint = write_checkpoint(
+            self.folder / f"checkpoint-{seed}", self.backbone, train_settings(seed=seed), task
+        )
+        example = self.posts.iloc[:1][["title", "text", "images"]]
+        self.version, _ = registry.register(checkpoint, report, table, task, example, name=NAME, tags={})
+        return Trial(self.version, report, table, self.folder / "shards", self.posts, task, policy())
+
+
+@pytest.fixture
+def line(tracking: Path, tiny_backbone: BackboneSettings) -> Line:
+    return Line(tracking, tiny_backbone)
+
+
+def test_the_champion_answers_the_candidates_posts_itself_and_a_rollback_is_not_undone(line: Line) -> None:
+    first = line.add(3.0)
+    assert history.settle(line.version, first.decide).verdict == "promoted"
+    assert first.scores["champion"].isna().all()
+    assert history.settle(line.version, first.decide).verdict == "already champion"
+
+    champion = registry.fetch(line.version)
+    second = line.add(4.0, seed=1)
+    decision = history.settle(line.version, second.decide)
+    # The champion's own network, untrained, is no match for what the candidate claims.
+    assert decision.verdict == "promoted"
+    assert decision.reason.startswith("average_precision +0.")
+    assert decision.reason.endswith("against the champion on 40 test posts")
+    expected = Scorer.from_directory(champion).score(line.posts)["score"]
+    np.testing.assert_allclose(second.scores["champion"], expected, atol=1e-5)
+    assert second.scores["post_id"].tolist() == line.posts["post_id"].tolist()
+
+    history.rollback(NAME, "it flags holidays")
+    again = history.settle(line.version, second.decide)
+    assert again.verdict == "needs a person"
+    assert again.reason.endswith("(it flags holidays)")
+    assert history.sync(NAME).aliases == {"champion": "1", "previous": "2"}
+
+
+def test_a_champion_of_another_task_is_not_compared_with(line: Line) -> None:
+    first = line.add(3.0)
+    history.settle(line.version, first.decide)
+    other = line.add(4.0, OTHER_TASK, seed=1)
+    decision = history.settle(line.version, other.decide)
+    assert decision.verdict == "needs a person"
+    assert decision.reason.endswith("the champion, version 1, answers another task: the two cannot be compared")
+
+
+def test_a_champion_whose_files_were_changed_stops_the_gate(line: Line) -> None:
+    first = line.add(3.0)
+    history.settle(line.version, first.decide)
+    path = registry.fetch(line.version) / "trained.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    second = line.add(4.0, seed=1)
+    with pytest.raises(CheckpointError, match=r"trained\.safetensors has sha256"):
+        history.settle(line.version, second.decide)
+    assert history.sync(NAME).aliases == {"champion": "1"}
