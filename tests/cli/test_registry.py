@@ -96,7 +96,7 @@ def config(tmp_path: Path) -> str:
                 "task": str(tmp_path / "task.yaml"),
                 "posts": str(tmp_path / "posts.jsonl"),
                 "preprocess": SEQUENCE.model_dump(),
-                "promote": {"target": "production", "bootstrap": 100},
+                "promote": {"target": "production", "bootstrap": 100, "floor": 0.0},
             }
         )
     )
@@ -120,13 +120,13 @@ def test_the_path_of_two_versions_by_hand(add: Add, config: str, own_zenml: Clie
 
     done = call("promote", "2", "--because", "the slice is no longer shown", "-c", config)
     assert done.exit_code == 0, done.output
-    assert done.output.endswith("agentps-small: challenger 3, champion 2, previous 1\n")
+    assert done.stdout.endswith("agentps-small: challenger 3, champion 2, previous 1\n")
     assert own_zenml.get_model_version(NAME, "production").name == "mlflow-2"
     assert registry.get("production", "1").source == f"models:/{NAME}/2", "the copy for production"
 
     back = call("rollback", "--because", "it flags holidays", "-c", config)
     assert back.exit_code == 0, back.output
-    assert back.output.endswith("agentps-small: challenger 3, champion 1, previous 2\n")
+    assert back.stdout.endswith("agentps-small: challenger 3, champion 1, previous 2\n")
     assert own_zenml.get_model_version(NAME, "production").name == "mlflow-1"
 
     told = call("history", "-c", config).output
@@ -199,7 +199,7 @@ def test_recalibrate_makes_a_version_of_the_same_weights_that_goes_through_the_g
     tags = registry.tags_of(second)
     assert tags["agentps.recalibrated_from"] == "1"
     # The untrained network's level is far from three of ten.
-    assert tags[history.VERDICT] == "promoted"
+    assert tags[history.VERDICT] == "promoted", tags[history.REASON]
     assert f"agentps-small version 2: promoted: {tags[history.REASON]}" in done.output
     assert tags[history.REASON].startswith("brier_skill +")
     assert history.sync(NAME).aliases == {"champion": "2", "previous": "1", "challenger": "2"}
