@@ -87,14 +87,8 @@ def tracking(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def own_zenml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A ZenML of its own: the user's settings and database are never touched."""
     from zenml.client import Client
-    from zenml.config.global_config import GlobalConfiguration
 
-    def forget() -> None:
-        Client._reset_instance()
-        GlobalConfiguration._reset_instance()
+    from tests.support.zenml import zenml_of_its_own
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZENML_CONFIG_PATH", str(tmp_path_factory.mktemp("zenml")))
-        forget()
+    with zenml_of_its_own(tmp_path_factory.mktemp("zenml")):
         yield Client()
-    forget()

@@ -28,23 +28,15 @@ from infra.local_stack import (
 )
 from model.errors import ConfigError
 from steps.settings import REPOSITORY
+from tests.support.zenml import zenml_of_its_own
 
 RAW: dict[str, Any] = yaml.safe_load(LOCAL_STACK.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def _zenml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A ZenML of its own: the user's settings and database are never touched."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZENML_CONFIG_PATH", str(tmp_path_factory.mktemp("zenml")))
-        _forget()
+    with zenml_of_its_own(tmp_path_factory.mktemp("zenml")):
         yield
-    _forget()
-
-
-def _forget() -> None:
-    Client._reset_instance()
-    GlobalConfiguration._reset_instance()
 
 
 class Clone:
