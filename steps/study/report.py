@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from model.schema import LABEL, SPLIT, TEST
 from model.task import Task
+from steps.pages import STYLE
 from steps.settings import StudySettings, StudyTable
 from steps.study.baselines import Baseline
 from steps.study.cells import ANNOTATOR, NOISE_KINDS, PEOPLE, Cell, cell_of, only
@@ -26,12 +27,6 @@ from steps.study.tables import AP, R80, Comparison, Estimate, Row, rows
 from steps.study.train import Record
 
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "agentps", "font.size": 10, "legend.frameon": False}
-_CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #dde1e6; white-space: nowrap; }
-img, svg { max-width: 100%; }
-"""
 
 
 @dataclass(frozen=True)
@@ -52,12 +47,14 @@ class Report:
     def html(self) -> str:
         """One page without a file beside it."""
         body = MarkdownIt("commonmark").enable("table").render(self.markdown)
+        body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
         for name, svg in self.plots.items():
             drawing = svg[svg.index("<svg") :]
             body = body.replace(f'<img src="images/{name}" alt="" />', str(Markup(drawing)))
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>AgentPS study</title>'
-            f"<style>{_CSS}</style></head><body>\n{body}</body></html>\n"
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<style>{STYLE}</style></head><body><main><section>\n{body}</section></main></body></html>\n"
         )
 
     def write(self, folder: Path) -> None:
