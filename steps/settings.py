@@ -197,8 +197,8 @@ class PromoteSettings(_Section):
     floor: float
     #: The least values of further metrics of the report: `recall_at_pN`, `accuracy_<question>`, …
     floors: dict[str, float]
-    #: The highest calibration error, or what chance alone may show on so few posts, where that is more.
-    max_calibration_error: float = Field(gt=0, le=1)
+    #: The highest calibration error, or what chance alone may show on so few posts, where that is more; None: any.
+    max_calibration_error: float | None = Field(gt=0, le=1)
     #: Resamples of the test posts for the interval of the gain.
     bootstrap: int = Field(ge=100)
     #: A champion of more days may be replaced by a version whose gain is above `-stale_tolerance`.

@@ -22,8 +22,8 @@ from steps.settings import PromoteSettings
 class Trial:
     """Decides against whichever version is champion, each time that it is asked.
 
-    `scores`: post_id, label, score (the candidate's), champion (NaN until a champion was scored), one row a
-    labelled test post.
+    `scores`: post_id, label, score (the candidate's), one row a labelled test post; and champion, once one
+    was scored.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Trial:
     ) -> None:
         """Args: as the artifacts of the run that made `version`."""
         test = predictions[(predictions[SPLIT] == TEST) & predictions[LABEL].notna()].reset_index(drop=True)
-        self.scores = test[[POST_ID, LABEL, SCORE]].assign(champion=np.nan)
+        self.scores = test[[POST_ID, LABEL, SCORE]].copy()
         self._version, self._task, self._policy = version, task, policy
         self._shards, self._table = shards, posts
         members = posts.set_index(POST_ID, drop=False).loc[test[POST_ID]]

@@ -85,7 +85,9 @@ def test_the_first_version_must_reach_the_floor(value: float | None, verdict: st
 def test_every_further_floor_must_be_reached(accuracy: float | None, verdict: str) -> None:
     test = posts()
     candidate = model(test, 1.5, accuracy_ugc=accuracy, recall_at_p80=0.5)
-    decision = decide(candidate, None, test, policy(floors={"recall_at_p80": 0.4, "accuracy_ugc": 0.7}))
+    decision = decide(
+        candidate, None, test, policy(floors={"recall_at_p80": 0.4, "accuracy_ugc": 0.7}, max_calibration_error=1)
+    )
     assert decision.verdict == verdict
     assert [check.name for check in decision.checks] == [
         "average_precision", "recall_at_p80", "accuracy_ugc", "calibration_error"
@@ -97,10 +99,11 @@ def test_scores_that_are_no_probabilities_are_kept_by_the_ceiling_of_the_calibra
     good = model(test, 1.5)
     bad = Judged(scores_N=good.scores_N**0.3, report=good.report)
     error = expected_calibration_error(bad.scores_N, test.labels_N)
-    decision = decide(bad, None, test, policy())
+    decision = decide(bad, None, test, policy(max_calibration_error=0.1))
     assert decision.verdict == "kept"
     assert decision.reason == f"calibration_error {error:.4f} is above the ceiling 0.1"
     assert decide(bad, None, test, policy(max_calibration_error=0.5)).promote
+    assert decide(bad, None, test, policy(max_calibration_error=None)).promote
 
 
 def test_few_posts_are_not_held_to_a_calibration_error_that_chance_exceeds() -> None:
