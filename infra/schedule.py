@@ -20,7 +20,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from croniter import croniter
 from croniter.croniter import CroniterError
@@ -118,11 +118,17 @@ class Files:
 
     def write(self, path: Path, value: Job | State) -> None:
         """In one step: a killed process leaves the old content or the new. The job may hold a webhook's secret."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}")
         part.touch(mode=0o600)
         part.write_text(value.model_dump_json(indent=2) + "\n", encoding="utf-8")
         part.replace(path)
+
+    def update_state(self, **changes: Any) -> None:
+        """Change some fields of the state. One process at a time: what a run and one that finds it say is both kept."""
+        with (self.folder / "state.lock").open("a") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            state = self.read_state() or State(covered=changes.get("covered", datetime.now(UTC)))
+            self.write(self.state, state.model_copy(update=changes))
 
 
 # --- when ---------------------------------------------------------------------------------------
@@ -211,9 +217,9 @@ def install(job: Job, home_dir: Path, now: datetime) -> str:
         _remove_units(name)
         _edit_crontab(name, crontab_lines(job, home_dir))
         where = f"crontab, {name}"
-    before = files.read_state()
+    files.folder.mkdir(parents=True, exist_ok=True)
     files.write(files.job, job)
-    files.write(files.state, State(covered=now, running=before.running if before else None))
+    files.update_state(covered=now)
     return where
 
 
@@ -381,15 +387,13 @@ def run_due(home_dir: Path, now: datetime) -> Outcome:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            state = files.read_state() or State(covered=now)
-            files.write(files.state, state.model_copy(update={"covered": now}))
+            files.update_state(covered=now)
             return Outcome(0, f"{job.pipeline}: the run before is still going: nothing was started", [])
         state = files.read_state() or State(covered=now)
         undelivered = []
         if state.running is not None:
             undelivered = _tell_of_cut_off(job, state.running)
-            state = state.model_copy(update={"running": None})
-            files.write(files.state, state)
+            files.update_state(running=None)
         due = last_due(job.cron, now)
         if due <= state.covered:
             line = f"{job.pipeline}: nothing is due: the next time is {next_due(job.cron, now):%Y-%m-%d %H:%M}"
@@ -404,7 +408,7 @@ def _run(job: Job, files: Files, lock: int, now: datetime) -> Outcome:
     command = ["zenml", "pipeline", "run", job.pipeline, *(["-c", job.config] if job.config else [])]
     failure: str | None = None
     try:
-        files.write(files.state, State(covered=now, running=str(log)))
+        files.update_state(covered=now, running=str(log))
         files.logs.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             output.write(f"$ {shlex.join(command)}\n".encode())
@@ -425,9 +429,8 @@ def _run(job: Job, files: Files, lock: int, now: datetime) -> Outcome:
         _prune(files.logs)
     except OSError as error:  # no zenml, no room for a log: a failed run like any other
         code, failure = 127, str(error)
-    state = files.read_state() or State(covered=now)
     try:
-        files.write(files.state, state.model_copy(update={"running": None}))
+        files.update_state(running=None)
     except OSError as error:
         failure = failure or str(error)
     if code == 0:
