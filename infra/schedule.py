@@ -35,8 +35,10 @@ from steps.settings import REPOSITORY, NotifySettings, load_notify
 BIN = Path(sys.executable).parent
 #: Logs of so many runs are kept.
 KEPT_LOGS = 30
-#: Seconds that a webhook, a command or ZenML may take to answer about a failed run.
+#: Seconds that a webhook or a command may take.
 PATIENCE = 60
+#: Seconds that ZenML may take to tell of a failed run; on a busy machine its import alone takes a minute.
+ZENML_PATIENCE = 300
 #: Characters of a reason in a notice.
 REASON = 500
 _WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
@@ -446,6 +448,7 @@ def _environment(files: Files) -> dict[str, str]:
     given = dotenv_values(files.environment, interpolate=False)
     environment = os.environ | {name: value for name, value in given.items() if value is not None}
     environment["PATH"] = os.pathsep.join([str(BIN), environment.get("PATH", os.defpath)])
+    environment.setdefault("ZENML_LOGGING_COLORS_DISABLED", "true")  # the log is a file
     environment["AGENTPS_HOME"] = str(files.folder.parent)
     return environment
 
@@ -504,7 +507,7 @@ def _ask_zenml(pipeline: str, since: datetime, environment: dict[str, str]) -> d
     command = [str(BIN / "python"), "-m", "infra.failed_run", pipeline.rpartition(".")[2], since.isoformat()]
     try:
         done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=True
+            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=ZENML_PATIENCE, check=True
         )
         found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):

@@ -434,6 +434,9 @@ def test_two_processes_at_once_make_one_run_and_the_second_ends_at_once(schedule
         "agentps_training: the run before is still going: nothing was started\n",
     )
     assert first.poll() is None, "the second did not wait for the first"
+    state = Files(scheduled.home).read_state()
+    assert state is not None
+    assert state.running is not None, "it left alone what the first wrote"
     third = process(scheduled, at(25, 3))  # a whole day long: that time is left out, not put off
     assert third.wait(timeout=60) == 0
     go.touch()
