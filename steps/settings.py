@@ -215,7 +215,7 @@ class PromoteSettings(_Section):
 class NotifySettings(_Section):
     """Who is told of a scheduled run that failed: one line. Neither: nobody."""
 
-    #: Takes a POST of `{"text": …}`, as Slack, Teams and Mattermost do.
+    #: Takes a POST of `{"text": …}`, as Slack and Mattermost do.
     webhook: str | None = Field(pattern="^https?://")
     #: Gets the line on stdin; split as a shell would, but run without one.
     command: str | None
