@@ -51,7 +51,8 @@ lock: $(INSTALLED) ## renew requirements.lock: the newest versions that pyprojec
 	rm -rf $(VENV)/lock
 
 .PHONY: clean
-clean: ## remove what the project made: .venv, .agentps, .zen, caches, its stack in ZenML
+clean: ## remove what the project made: .venv, .agentps, .zen, caches, its schedule, its stack in ZenML
+	-@test ! -x $(BIN)/agentps || $(BIN)/agentps schedule --remove
 	-@test ! -x $(BIN)/zenml || $(BIN)/python -m infra.local_stack --remove
 	rm -rf $(VENV) .agentps .zen .pytest_cache .mypy_cache .ruff_cache *.egg-info build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

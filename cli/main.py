@@ -21,6 +21,8 @@ COMMANDS: dict[str, str] = {
     "queue": "cli.annotation:queue",
     "recalibrate": "cli.registry:recalibrate",
     "rollback": "cli.registry:rollback",
+    "run-scheduled": "cli.schedule:run_scheduled",
+    "schedule": "cli.schedule:schedule",
     "trial": "cli.annotation:trial",
 }
 

@@ -100,8 +100,12 @@ def load_stack(path: Path, home_dir: Path) -> LocalStack:
         raise ConfigError(f"stack {path}: cannot be read as YAML: {error}") from error
     except ValidationError as error:
         raise ConfigError(f"stack {path}: {explain_validation(error)}") from error
-    suffix = hashlib.sha256(str(home_dir).encode()).hexdigest()[:6]
-    return stack.model_copy(update={"name": f"{stack.name}-{suffix}"})
+    return stack.model_copy(update={"name": f"{stack.name}-{home_suffix(home_dir)}"})
+
+
+def home_suffix(home_dir: Path) -> str:
+    """Six digits of the home's path, which keep what clones of one user name apart."""
+    return hashlib.sha256(str(home_dir).encode()).hexdigest()[:6]
 
 
 def _expand(value: Any, home_dir: str) -> Any:

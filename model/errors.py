@@ -11,7 +11,8 @@ AgentPSError
 ├── DataError          the validated data break a critical rule
 ├── PromptError        a post whose sequence cannot be built
 ├── CheckpointError    a checkpoint that does not fit what it is loaded for
-└── RegistryError      the model registry
+├── RegistryError      the model registry
+└── ScheduleError      the machine's scheduler
 """
 
 
@@ -53,3 +54,7 @@ class CheckpointError(AgentPSError):
 
 class RegistryError(AgentPSError):
     """The registry refuses, or holds something that this project did not write."""
+
+
+class ScheduleError(AgentPSError):
+    """The machine has no scheduler that can be used, refuses a schedule, or there is none."""

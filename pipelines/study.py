@@ -23,6 +23,7 @@ def _study(
     preprocess: Section | None = None,
     fine_tune: Section | None = None,
     evaluate: Section | None = None,
+    notify: Section | None = None,
     study: Section | None = None,
 ) -> None:
     """The parameters are the keys of `configs/default.yaml` and `configs/study.yaml`; None: as it is there."""

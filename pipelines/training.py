@@ -56,6 +56,7 @@ def _training(
     evaluate: Section | None = None,
     register: Section | None = None,
     promote: Section | None = None,
+    notify: Section | None = None,
 ) -> None:
     """The parameters are the keys of `configs/default.yaml`; None: as it is there."""
     settings = load_settings(dict(locals()))

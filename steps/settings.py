@@ -8,6 +8,7 @@ leaves the other steps cached.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -211,6 +212,22 @@ class PromoteSettings(_Section):
     target: str | None = None
 
 
+class NotifySettings(_Section):
+    """Who is told of a scheduled run that failed: one line. Neither: nobody."""
+
+    #: Takes a POST of `{"text": …}`, as Slack and Mattermost do.
+    webhook: str | None = Field(pattern="^https?://")
+    #: Gets the line on stdin; split as a shell would, but run without one.
+    command: str | None
+
+    @field_validator("command")
+    @classmethod
+    def _words(cls, value: str | None) -> str | None:
+        if value is not None and not shlex.split(value):
+            raise ValueError("a command of at least one word, or null")
+        return value
+
+
 class TrainingSettings(_Section):
     """All options of `agentps_training`, in the order of its steps."""
 
@@ -232,6 +249,7 @@ class TrainingSettings(_Section):
     evaluate: EvaluateSettings
     register_: RegisterSettings = Field(alias="register")
     promote: PromoteSettings
+    notify: NotifySettings
 
     @model_validator(mode="after")
     def _known_metric(self) -> TrainingSettings:
@@ -356,6 +374,31 @@ def load_study_settings(parameters: dict[str, Any], source: str = "parameters") 
         ConfigError: as `load_settings`.
     """
     return _load(StudyRunSettings, (DEFAULT_CONFIG, STUDY_CONFIG), parameters, source)
+
+
+def load_notify(config: Path | None) -> NotifySettings:
+    """The section `notify` of a run's config file, laid over `configs/default.yaml`.
+
+    The rest of the file is not looked at: a run that fails because of it has to be told of, too.
+
+    Raises:
+        ConfigError: the file cannot be read, or the section breaks a rule.
+    """
+    given: Any = None
+    if config is not None:
+        try:
+            raw = yaml.safe_load(config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"config {config}: cannot be read as YAML: {error}") from error
+        if not isinstance(raw, dict):
+            raise ConfigError(f"config {config}: a mapping of options was expected, found {type(raw).__name__}")
+        nested = raw.get("parameters")
+        given = raw.get("notify", nested.get("notify") if isinstance(nested, dict) else None)
+    values = yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8"))["notify"]
+    try:
+        return NotifySettings.model_validate(_merge({"": values}, {"": values if given is None else given})[""])
+    except ValidationError as error:
+        raise ConfigError(f"config {config}: notify: {explain_validation(error)}") from error
 
 
 def _load(kind: type[_Settings], files: Sequence[Path], parameters: dict[str, Any], source: str) -> _Settings:

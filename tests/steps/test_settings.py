@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from model.errors import ConfigError
-from steps.settings import REPOSITORY, home, ledger_url, load_settings, load_study_settings
+from steps.settings import REPOSITORY, home, ledger_url, load_notify, load_settings, load_study_settings
 
 
 def test_the_default_config_is_complete() -> None:
@@ -31,7 +31,17 @@ def test_changing_one_section_leaves_the_others_equal() -> None:
     """Each step receives its own section: what is equal stays cached."""
     default, settings = load_settings({}), load_settings({"fine_tune": {"epochs": 9}})
     assert settings.fine_tune != default.fine_tune
-    for section in ("sample", "ingest", "annotate", "validate_", "backbone", "preprocess", "evaluate", "promote"):
+    for section in (
+        "sample",
+        "ingest",
+        "annotate",
+        "validate_",
+        "backbone",
+        "preprocess",
+        "evaluate",
+        "promote",
+        "notify",
+    ):
         assert getattr(settings, section) == getattr(default, section)
 
 
@@ -84,6 +94,10 @@ def test_the_short_forms_reach_the_sections_that_read_them() -> None:
         ({"promote": {"min_slice_positives": 0}}, "promote.min_slice_positives:"),
         ({"promote": {"metric": "calibration_error"}}, "promote.metric 'calibration_error' is not one of"),
         ({"promote": {"floors": {"recall_at_p81": 0.5}}}, "promote.floors: 'recall_at_p81' is not one of"),
+        ({"notify": {"webhook": "hooks.example.org/x"}}, "notify.webhook:"),
+        ({"notify": {"command": "mail 'me"}}, "notify.command: No closing quotation"),
+        ({"notify": {"command": " "}}, "notify.command: a command of at least one word"),
+        ({"notify": {"mail": "me"}}, "notify.mail: unknown key"),
         ({"ingest": 3}, "ingest:"),
     ],
 )
@@ -145,4 +159,37 @@ def test_a_study_is_laid_over_the_training_options() -> None:
 def test_an_option_of_the_study_that_cannot_be_is_named(parameters: dict[str, Any], expected: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_study_settings(parameters)
+    assert expected in str(error.value)
+
+
+def test_who_is_told_is_read_from_a_config_whose_other_options_are_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    for text in (
+        "post: gone.jsonl\nnotify: {command: mail me}\n",
+        "parameters: {post: gone.jsonl, notify: {command: mail me}}\n",
+    ):
+        path.write_text(text)
+        assert load_notify(path).model_dump() == {"webhook": None, "command": "mail me"}
+    path.write_text("posts: mine.jsonl\n")
+    assert load_notify(path) == load_notify(None) == load_settings({}).notify
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("notify: {mail: me}", "notify: mail: unknown key"),
+        ("notify: {webhook: hooks}", "notify: webhook: "),
+        ("notify: me", "notify: "),
+        ("- a", "a mapping of options was expected, found list"),
+        ("a: [", "cannot be read as YAML"),
+        (None, "No such file"),
+    ],
+)
+def test_a_config_that_does_not_say_who_is_told_is_named(tmp_path: Path, text: str | None, expected: str) -> None:
+    path = tmp_path / "mine.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_notify(path)
+    assert str(error.value).startswith(f"config {path}: ")
     assert expected in str(error.value)
