@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeVar
 
 import openai
 from openai.types import Batch
@@ -41,6 +41,8 @@ _FIRST_POLL, _LONGEST_POLL = 2.0, 60.0
 _TRIES = 3
 _CLAIMED = 500
 _HTTP_RETRIES = 5
+
+_T = TypeVar("_T")
 
 
 class BatchRun:
@@ -150,7 +152,7 @@ class BatchRun:
         self._under_way.update(keys)
         file.seek(0)
         with self._explained():
-            uploaded = await self._client.files.create(file=(f"{shard.id}.jsonl", file), purpose="batch")
+            uploaded = self._object(await self._client.files.create(file=(f"{shard.id}.jsonl", file), purpose="batch"))
             self._ledger.sent_shard(shard.id, file_id=uploaded.id)
             batch_id = await self._create(shard.id, uploaded.id)
         self._ledger.sent_shard(shard.id, batch_id=batch_id)
@@ -168,7 +170,7 @@ class BatchRun:
                 batch = await batches.create(
                     input_file_id=file_id, endpoint=_CHAT, completion_window="24h", metadata={_METADATA: shard_id}
                 )
-                return batch.id
+                return self._object(batch).id
             except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError):
                 if retry == _HTTP_RETRIES:
                     raise
@@ -228,7 +230,7 @@ class BatchRun:
 
     async def _retrieve(self, batch_id: str) -> Batch:
         try:
-            return await self._client.batches.retrieve(batch_id)
+            return self._object(await self._client.batches.retrieve(batch_id))
         except openai.NotFoundError as error:
             raise AnnotationError(
                 f"annotator {self._asks.source} at {self._endpoint}: batch {batch_id}, which holds requests of an "
@@ -274,6 +276,15 @@ class BatchRun:
         kept = self._ledger.collect_shard(shard.id, attempts)
         self._tally.budget.settle(self._mine.pop(shard.id), spent if kept else 0.0)
         self._interval = _FIRST_POLL
+
+    def _object(self, reply: _T) -> _T:
+        """`reply`; the client hands on a page of HTML with status 200 as a string."""
+        if isinstance(reply, str):
+            raise AnnotationError(
+                f"annotator {self._asks.source} at {self._endpoint}: the batch interface replied with {reply[:200]!r} "
+                "and no JSON; check OPENAI_BASE_URL"
+            )
+        return reply
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

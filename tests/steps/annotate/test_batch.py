@@ -49,6 +49,7 @@ class BatchServer:
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.chats = 0
+        self.page: bytes | None = None  # what it sends in place of all else
         self.drop_create = False  # the batch is created, but the client is not told
         outer, lock = self, threading.Lock()
 
@@ -58,7 +59,7 @@ class BatchServer:
             def _send(self, body: Any, status: int = 200) -> None:
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
-                self.send_header("content-type", "application/json")
+                self.send_header("content-type", "text/html" if data.startswith(b"<html>") else "application/json")
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -76,7 +77,9 @@ class BatchServer:
             def do_POST(self) -> None:
                 data = self._body()
                 with lock:
-                    if not known and self.path != "/v1/chat/completions":
+                    if outer.page is not None:
+                        self._send(outer.page)
+                    elif not known and self.path != "/v1/chat/completions":
                         self._send(error("no such path"), 404)
                     elif self.path == "/v1/files":
                         name = f"file-{len(outer.files)}"
@@ -495,3 +498,6 @@ def test_an_endpoint_without_the_interface_is_one_clear_error_and_single_request
         with pytest.raises(AnnotationError, match=r"no such path.*takes `annotate.mode: online` only"):
             run(posts, ledger, server)
         assert run(posts, ledger, server, mode="online").missing == 0
+        server.page = b"<html>Sign in</html>"
+        with pytest.raises(AnnotationError, match=r"replied with '<html>Sign in</html>' and no JSON"):
+            run(make_posts(tmp_path, 2), ledger, server)
