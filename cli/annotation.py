@@ -120,11 +120,11 @@ def _progress(label: str) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _plan_lines(plan: Plan, n_posts: int, splits: tuple[str, ...]) -> list[str]:
+def _plan_lines(plan: Plan) -> list[str]:
     from steps.annotate.page import dollars
 
     return [
-        f"posts              {plan.posts:,} of {n_posts:,}, split {' and '.join(splits)}",
+        f"posts              {plan.posts:,}",
         f"distinct images    {plan.images:,}",
         f"requests           {plan.requests:,}",
         f"  in the ledger    {plan.answered:,} answered, {plan.given_up:,} without an answer",
@@ -155,7 +155,7 @@ def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...
     with Ledger(ledger_url(annotate_.ledger)) as ledger:
         asks = Asks(posts, policy, annotate_, _source(settings), load_prices().get(annotate_.model))
         found, _ = make_plan(asks, ledger)
-    click.echo("\n".join(_plan_lines(found, len(posts), annotate_.splits)))
+    click.echo("\n".join(_plan_lines(found)))
 
 
 @click.command()
