@@ -6,6 +6,7 @@ The endpoint and its key come from OPENAI_BASE_URL and OPENAI_API_KEY; the optio
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,19 @@ if TYPE_CHECKING:
     from steps.settings import TrainingSettings
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_OUT = click.Path(dir_okay=False, path_type=Path)
+
+
+class _OutFile(click.Path):
+    """A file to be written; whether it can be is known before anything is paid for."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not os.access(path.parent, os.W_OK):
+            self.fail(f"{path}: the folder {path.parent} is not there, or not writable", param, ctx)
+        return path
+
+
+_OUT = _OutFile(dir_okay=False, writable=True)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,8 +65,8 @@ def _settings(config: Path | None, changes: tuple[str, ...]) -> TrainingSettings
                 raise ConfigError(f"--set {change}: KEY=VALUE is expected, for example --set max_cost=5")
             section[key] = yaml.safe_load(value)
         ingest = (given or {}).get("ingest")
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{config or '--set'}: cannot be read as YAML: {error}") from error
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{config or '--set'}: cannot be read as YAML of sections: {error}") from error
     parameters = {"posts": "manifest", "annotator": "openai", "annotate": section, "ingest": ingest}
     return load_settings(parameters, source=str(config or "--set"))
 
@@ -90,7 +103,12 @@ def _progress(label: str) -> Iterator[Callable[[Progress], None]]:
 
     latest: dict[str, Progress] = {}
     bar: Any = click.progressbar(
-        length=1, label=label, file=sys.stderr, show_eta=False, item_show_func=lambda _: str(latest.get("now", ""))
+        length=1,
+        label=label,
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
+        show_eta=False,
+        item_show_func=lambda _: str(latest.get("now", "")),
     )
     with bar:
 
@@ -222,7 +240,7 @@ def trial(manifest: Path, tasks: tuple[str, ...], out: Path, config: Path | None
         )
     out.write_text(render_trial(rows, f"{len(rows)} wordings", source), "utf-8")
     for row in rows:
-        click.echo(f"{row.name}: spent {dollars(row.result.cost)}, all posts {dollars(row.whole)}")
+        click.echo(f"{row.name}: spent {dollars(row.result.cost)}, all posts {dollars(row.plan.dollars)}")
         click.echo(table(row.questions).to_string(index=False, float_format="{:.3f}".format))
 
 
@@ -258,7 +276,8 @@ def agreement_(
         click.echo(f"\nchanged since {against}:")
         click.echo(pd.DataFrame(drifts).to_string(index=False, float_format="{:+.3f}".format))
     if out is not None:
-        out.write_text(render_agreement(questions, drifts, f"Task {policy.name}", str(against) if against else None))
+        heading, since = f"Task {policy.name}", str(against) if against else None
+        out.write_text(render_agreement(questions, drifts, heading, since), "utf-8")
 
 
 @click.command()

@@ -74,19 +74,31 @@ def agreement(gold: pd.DataFrame, labels: pd.DataFrame, task: Task, *, seed: int
     Raises:
         AnnotationError: a table holds a post twice, or a label that is no class of its question.
     """
-    joined = _joined(_checked(gold, task, "gold"), _checked(labels, task, "labels"))
+    joined = _joined(checked_labels(gold, task, "gold"), checked_labels(labels, task, "labels"))
     return [_of_question(joined, question, seed) for question in task.questions]
 
 
-def _checked(table: pd.DataFrame, task: Task, name: str) -> pd.DataFrame:
-    """The table's questions as nullable integers, by post."""
+def checked_labels(table: pd.DataFrame, task: Task, name: str) -> pd.DataFrame:
+    """The table's questions as nullable Int64, by post; a question without a column is NA.
+
+    Args:
+        name: of the table, for the message.
+
+    Raises:
+        AnnotationError: a post stands there twice, or a cell is no class index of its question.
+    """
     if table[POST_ID].duplicated().any():
         twice = table.loc[table[POST_ID].duplicated(), POST_ID].iloc[0]
         raise AnnotationError(f"{name}: post {twice!r} stands there twice; one row a post is expected")
     columns: dict[str, Any] = {}
     for question in task.questions:
         cells: Any = table[question.id] if question.id in table else pd.Series(pd.NA, index=table.index)
-        column = pd.array(cells, dtype="Int64")
+        try:
+            column = pd.array(cells, dtype="Int64")
+        except (TypeError, ValueError) as error:
+            raise AnnotationError(
+                f"{name}: question {question.id}: {error}; whole numbers are expected, the indices of its classes"
+            ) from error
         wrong = ~column.isna() & ~np.isin(column.to_numpy(np.int64, na_value=0), range(len(question.classes)))
         if wrong.any():
             found, last = column[wrong][0], len(question.classes) - 1
@@ -198,7 +210,7 @@ def confusion(
     Raises:
         AnnotationError: as `agreement`.
     """
-    joined = _joined(_checked(gold, task, "gold"), _checked(labels, task, "labels"))
+    joined = _joined(checked_labels(gold, task, "gold"), checked_labels(labels, task, "labels"))
     found = {}
     for question in task.questions:
         gold_N, label_N, _ = _pairs(joined, question)
@@ -232,8 +244,8 @@ def drift(before: pd.DataFrame, after: pd.DataFrame, task: Task, gold: pd.DataFr
     Raises:
         AnnotationError: as `agreement`.
     """
-    runs = _joined(_checked(before, task, "before"), _checked(after, task, "after"))
-    people = _checked(gold, task, "gold").reindex(runs.index) if gold is not None else None
+    runs = _joined(checked_labels(before, task, "before"), checked_labels(after, task, "after"))
+    people = checked_labels(gold, task, "gold").reindex(runs.index) if gold is not None else None
     found = []
     for question in task.questions:
         old, new = runs[f"{question.id}_gold"], runs[f"{question.id}_label"]

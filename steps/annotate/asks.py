@@ -180,14 +180,18 @@ class Asks:
 
     def most(self, ask: Ask) -> float:
         """Dollars that a request costs at most; 0 without a price."""
+        return self._dearer * self._by_rule(ask)
+
+    def _by_rule(self, ask: Ask) -> float:
         if self.price is None or self.price == FREE:
             return 0.0
-        return self._dearer * self.tokens(ask).most_dollars(self.price, batch=self.settings.mode == "batch")
+        return self.tokens(ask).most_dollars(self.price, batch=self.settings.mode == "batch")
 
-    def learn(self, most: float, cost: float | None) -> None:
-        """Raise what requests cost at most, where one has cost more than that."""
+    def learn(self, ask: Ask, most: float, cost: float | None) -> None:
+        """Raise what requests cost at most, where `ask`, held to cost `most` when it was sent, has cost more."""
         if cost is not None and cost > most > 0:
-            self._dearer *= cost / most
+            # by the rule and not by `most`: of many under way at once each would raise it again
+            self._dearer = max(self._dearer, cost / self._by_rule(ask))
 
     def item(self, ask: Ask) -> ShardItem:
         """A request as a shard keeps it."""

@@ -15,9 +15,11 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, Final
+from itertools import count
+from typing import IO, Any, Final, TypeVar
 
 import openai
+from openai.types import Batch
 
 from model.errors import AnnotationError
 from model.task import Task
@@ -40,6 +42,8 @@ _TRIES = 3
 _CLAIMED = 500
 _HTTP_RETRIES = 5
 
+_T = TypeVar("_T")
+
 
 class BatchRun:
     """The shards of one annotator on one endpoint, those of earlier and of other processes included."""
@@ -51,6 +55,7 @@ class BatchRun:
         self._under_way: set[str] = set()
         #: Shards whose lease is ours -> dollars reserved.
         self._mine: dict[str, float] = {}
+        #: How often a key was sent up since it was last served.
         self._tries: Counter[str] = Counter()
         self._trouble = ""
         self._next_look, self._interval = 0.0, _FIRST_POLL
@@ -147,16 +152,32 @@ class BatchRun:
         self._under_way.update(keys)
         file.seek(0)
         with self._explained():
-            uploaded = await self._client.files.create(file=(f"{shard.id}.jsonl", file), purpose="batch")
+            uploaded = self._object(await self._client.files.create(file=(f"{shard.id}.jsonl", file), purpose="batch"))
             self._ledger.sent_shard(shard.id, file_id=uploaded.id)
-            batch = await self._client.batches.create(
-                input_file_id=uploaded.id,
-                endpoint=_CHAT,
-                completion_window="24h",
-                metadata={_METADATA: shard.id},
-            )
-        self._ledger.sent_shard(shard.id, batch_id=batch.id)
+            batch_id = await self._create(shard.id, uploaded.id)
+        self._ledger.sent_shard(shard.id, batch_id=batch_id)
         self._next_look, self._interval = 0.0, _FIRST_POLL
+
+    async def _create(self, shard_id: str, file_id: str) -> str:
+        """Create a batch, once: the client alone would create it again where only the reply was lost, to be paid twice.
+
+        Returns:
+            Its name.
+        """
+        batches = self._client.with_options(max_retries=0).batches
+        for retry in count():
+            try:
+                batch = await batches.create(
+                    input_file_id=file_id, endpoint=_CHAT, completion_window="24h", metadata={_METADATA: shard_id}
+                )
+                return self._object(batch).id
+            except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError):
+                if retry == _HTTP_RETRIES:
+                    raise
+                await asyncio.sleep(min(_FIRST_POLL * 2**retry, _LONGEST_POLL))
+                if (found := await self._find(shard_id)) is not None:
+                    return found
+        raise AssertionError("unreachable: count() does not end")
 
     # --- collecting
 
@@ -179,11 +200,13 @@ class BatchRun:
             self._mine[shard.id] = shard.reserved
             self._tally.budget.take_over(shard.reserved)
         with self._explained():
-            batch_id = shard.batch_id or await self._find(shard)
+            batch_id = shard.batch_id
+            if batch_id is None and shard.file_id is not None:  # without a file there is no batch to look for
+                batch_id = await self._find(shard.id)
             if batch_id is None:  # it was never created: nothing was asked
                 self._end(shard, [], 0.0)
                 return True
-            batch = await self._client.batches.retrieve(batch_id)
+            batch = await self._retrieve(batch_id)
             if batch.status not in _ENDED:
                 return False
             if batch.errors is not None and batch.errors.data:
@@ -197,13 +220,24 @@ class BatchRun:
         self._end(shard, attempts, spent)
         return True
 
-    async def _find(self, shard: Shard) -> str | None:
-        """The batch of a shard whose sender died before it could write the batch's name down."""
+    async def _find(self, shard_id: str) -> str | None:
+        """The batch of a shard whose sender was not told its name, or died before it could write it down."""
         async for batch in self._client.batches.list(limit=100):
-            if (batch.metadata or {}).get(_METADATA) == shard.id:
-                self._ledger.sent_shard(shard.id, batch_id=batch.id)
+            if (batch.metadata or {}).get(_METADATA) == shard_id:
+                self._ledger.sent_shard(shard_id, batch_id=batch.id)
                 return batch.id
         return None
+
+    async def _retrieve(self, batch_id: str) -> Batch:
+        try:
+            return self._object(await self._client.batches.retrieve(batch_id))
+        except openai.NotFoundError as error:
+            raise AnnotationError(
+                f"annotator {self._asks.source} at {self._endpoint}: batch {batch_id}, which holds requests of an "
+                f"earlier run, is not known there ({error.message}); set OPENAI_BASE_URL and OPENAI_API_KEY to those "
+                "that it was sent with. To give up what was paid for it, set file_id and batch_id of its row in "
+                "annotation_shards to NULL"
+            ) from error
 
     def _read(self, shard: Shard, lines: Sequence[bytes], latency: float) -> tuple[list[Attempt], float]:
         task = Task.model_validate(shard.form["task"])
@@ -218,6 +252,8 @@ class BatchRun:
             cost = self._tally.cost(reply, item.reserved, batch=True)
             spent += cost or 0.0
             self._tally.count(reply)
+            if reply.missing not in UNPAID and item.key in self._tries:
+                self._tries[item.key] = 0
             earlier = known.get(item.key)
             attempts.append(
                 Attempt(
@@ -240,6 +276,15 @@ class BatchRun:
         kept = self._ledger.collect_shard(shard.id, attempts)
         self._tally.budget.settle(self._mine.pop(shard.id), spent if kept else 0.0)
         self._interval = _FIRST_POLL
+
+    def _object(self, reply: _T) -> _T:
+        """`reply`; the client hands on a page of HTML with status 200 as a string."""
+        if isinstance(reply, str):
+            raise AnnotationError(
+                f"annotator {self._asks.source} at {self._endpoint}: the batch interface replied with {reply[:200]!r} "
+                "and no JSON; check OPENAI_BASE_URL"
+            )
+        return reply
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

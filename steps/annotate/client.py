@@ -214,15 +214,17 @@ class _Run:
         self._limits = RateLimits()
         self._stopping, self._freed = asyncio.Event(), asyncio.Event()
         self._reached = self._answered = False
-        self._failures = self._barren = 0
+        #: Nothing of ours is under way, and the cap has no room beside what batches owe.
+        self._full = False
+        self._failures = self._barren = self._under_way = 0
         self._down_since = 0.0
         self._todo: deque[Ask] = deque()
         self._ready: deque[tuple[Ask, int]] = deque()
         self._held: list[Ask] = []
 
     async def ask(self, todo: Sequence[Ask]) -> list[Ask]:
-        """Settle the requests of `todo`. Returns those that another process holds."""
-        self._todo, self._held = deque(todo), []
+        """Settle the requests of `todo`. Returns those that another process holds, or that wait for a batch's money."""
+        self._todo, self._held, self._full = deque(todo), [], False
         workers = [asyncio.create_task(self._work()) for _ in range(min(self._settings.concurrency, len(todo)))]
         finished, pending = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
         if pending:  # one of them failed
@@ -236,10 +238,13 @@ class _Run:
         failures = [error for worker in finished if (error := worker.exception()) is not None]
         if failures:
             raise failures[0]
-        return self._held
+        left = [ask for ask, _ in self._ready]
+        self._ready.clear()
+        self._ledger.release([ask.key for ask in left])
+        return [*self._held, *left, *self._todo]
 
     async def _work(self) -> None:
-        while not self._stopping.is_set() and (job := self._next()) is not None:
+        while not self._stopping.is_set() and not self._full and (job := self._next()) is not None:
             await self._settle(*job)
 
     def _next(self) -> tuple[Ask, int] | None:
@@ -270,19 +275,25 @@ class _Run:
             body = asks.body(ask)
         else:
             body = await asyncio.to_thread(asks.body, ask)
-        tokens, most = asks.tokens(ask), asks.most(ask)
+        tokens = asks.tokens(ask)
         expected = tokens.prompt + tokens.completion
         tally.asked += 1
         while True:
+            most = asks.most(ask)
             if not await self._admitted(most, expected):
+                if self._full:
+                    tally.asked -= 1
+                    self._ledger.release([ask.key])
+                    self._held.append(ask)
                 return
             started = time.perf_counter()
             reply, lost = await self._ask_once(ask, body, most, expected)
+            self._under_way -= 1
             if reply is None:
                 tally.budget.settle(most * (1 + lost), most * lost, 1 + lost)
                 return
             cost = tally.cost(reply, most)
-            asks.learn(most, cost)
+            asks.learn(ask, most, cost)
             spent = None if cost is None else cost + most * lost
             attempt = attempts + 1
             attempts += reply.missing not in UNPAID
@@ -313,13 +324,21 @@ class _Run:
                 return
 
     async def _admitted(self, most: float, tokens: float) -> bool:
-        """Wait until the cap and the endpoint's limits let one more request in; False: the run is stopping."""
+        """Wait until the cap and the endpoint's limits let one more request in.
+
+        Returns:
+            False: the run is stopping, or the cap has no room until a batch is collected.
+        """
         budget = self._tally.budget
         while not self._stopping.is_set():
             if budget.reserve(most):
+                self._under_way += 1
                 break
             if not budget.under_way:
                 raise self._tally.cap_reached(self._source)
+            if not self._under_way:
+                self._full = True
+                return False
             self._freed.clear()
             await self._freed.wait()
         while not self._stopping.is_set():
@@ -369,7 +388,7 @@ class _Run:
                             data, self._asks.task_of(ask), len(self._asks.images[ask.index]), self._settings.format
                         )
                         return reply, lost
-                    await self._pause(delay)
+                    await self._pause(max(delay, self._limits.wait(tokens)))
                     if self._stopping.is_set():
                         return None, lost
         except TimeoutError:

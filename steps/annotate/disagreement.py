@@ -20,9 +20,10 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import pandas as pd
 
-from model.errors import ManifestError
+from model.errors import AnnotationError, ManifestError
 from model.schema import IMAGES, POST_ID, TEXT, TITLE
 from model.task import Question, Task
+from steps.annotate.agreement import checked_labels
 
 #: Of a queue beside its posts' columns.
 SCORE, DISPUTED = "score", "disputed"
@@ -38,10 +39,13 @@ def disagreements(tables: Mapping[str, pd.DataFrame], task: Task) -> pd.DataFram
         post_id; score, the share of pairs of annotators that agree in the post's most disputed question (0: none);
         disputed, the ids of the questions in which any differ, separated by blanks; and one column
         `<question>:<annotator>` each with the class's name or None. A missing answer is no disagreement.
+
+    Raises:
+        AnnotationError: a table holds a post twice, or a label that is no class of its question.
     """
     if len(tables) < 2:
         raise ValueError(f"two or more label tables are needed, found {len(tables)}")
-    by_post = {name: table.set_index(POST_ID) for name, table in tables.items()}
+    by_post = {name: checked_labels(table, task, name) for name, table in tables.items()}
     posts = list(dict.fromkeys(post for table in by_post.values() for post in table.index))
     columns: dict[str, Any] = {}
     agree_QN = []
@@ -74,13 +78,24 @@ def doubtful(
     Returns:
         As `disagreements`, with score the lowest probability of any of the post's labels. With more than two classes
         the model tells the probability of its own class only: another label's is at most what remains of 1.
+
+    Raises:
+        AnnotationError: as `disagreements`, or the predictions lack a question's columns.
     """
-    joined = predictions[[POST_ID]].merge(labels[[POST_ID]], on=POST_ID)[POST_ID].tolist()
-    model, given = predictions.set_index(POST_ID), labels.set_index(POST_ID)
+    absent = [c for id_ in task.question_ids for c in (f"class_{id_}", f"answer_{id_}") if c not in predictions]
+    if absent:
+        raise AnnotationError(
+            f"{name}: no column {absent[0]!r}; the predictions of evaluate are expected, of a variant that answers "
+            "the intermediate questions"
+        )
+    classes = {id_: predictions[f"class_{id_}"] for id_ in task.question_ids}
+    own = checked_labels(predictions[[POST_ID]].assign(**classes), task, name)
+    model, given = predictions.set_index(POST_ID), checked_labels(labels, task, annotator)
+    joined = [post for post in own.index if post in given.index]
     columns: dict[str, Any] = {}
     confidence_QN = []
     for question in task.questions:
-        predicted = model.loc[joined, f"class_{question.id}"].to_numpy(np.int64)
+        predicted = _classes(own, question, joined)
         probability = model.loc[joined, f"answer_{question.id}"].to_numpy(np.float64)
         label = _classes(given, question, joined)
         if len(question.classes) == 2:
@@ -95,10 +110,7 @@ def doubtful(
 
 def _classes(table: pd.DataFrame, question: Question, posts: list[str]) -> np.ndarray:
     """Class indices of the posts; -1 where there is none."""
-    if question.id not in table:
-        return np.full(len(posts), -1)
-    cells: Any = table[question.id].reindex(posts)
-    return pd.array(cells, dtype="Int64").to_numpy(np.int64, na_value=-1)
+    return table[question.id].reindex(posts).to_numpy(np.int64, na_value=-1)
 
 
 def _names(classes: np.ndarray, question: Question) -> list[str | None]:
@@ -246,6 +258,6 @@ def add_gold(manifest: Path, answers: Mapping[str, Mapping[str, int]], out: Path
             table.to_parquet(out)
         else:
             out.write_text("\n".join(lines), encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"manifest {manifest}: {error}") from error
+    except (OSError, ValueError, KeyError, AttributeError) as error:  # no JSON or Parquet, or rows of another form
+        raise ManifestError(f"manifest {manifest}: {error!r}; a manifest that ingest reads is expected") from error
     return len(answers)

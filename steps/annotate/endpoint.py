@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import os
+from typing import Any
 
+import httpx2
 import openai
 
 from model.errors import AnnotationError
@@ -16,23 +18,34 @@ def connect(settings: AnnotateSettings, source: str, base_url: str | None, api_k
     """A client that repeats nothing by itself: it would wait any Retry-After, and repeat an exhausted quota.
 
     Args:
-        base_url: with its `/v1`; None: `OPENAI_BASE_URL`, else OpenAI's own.
+        base_url: with its `/v1`; with `?api-version=` it is Azure's form of one deployment. None: `OPENAI_BASE_URL`,
+            else OpenAI's own.
         api_key: None: `OPENAI_API_KEY`.
 
     Raises:
-        AnnotationError: there is no key, or it holds what no header can.
+        AnnotationError: there is no key, it holds what no header can, or the base URL is none.
     """
     timeout = openai.Timeout(settings.timeout, connect=min(_CONNECT_SECONDS, settings.timeout))
-    local = urlsplit(base_url or "").hostname in ("127.0.0.1", "localhost", "::1")
+    base_url = os.environ.get("OPENAI_BASE_URL") if base_url is None else base_url
     try:
-        client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=api_key,
-            max_retries=0,
-            timeout=timeout,
-            # a proxy in the environment does not lead to this machine's own ports
-            http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, trust_env=False) if local else None,
-        )
+        url = httpx2.URL(base_url or "")
+    except httpx2.InvalidURL as error:
+        raise AnnotationError(f"annotator {source}: {base_url!r} is no URL ({error}); check OPENAI_BASE_URL") from error
+    common: dict[str, Any] = {
+        "api_key": api_key or os.environ.get("OPENAI_API_KEY"),
+        "max_retries": 0,
+        "timeout": timeout,
+        # a proxy in the environment does not lead to this machine's own ports
+        "http_client": openai.DefaultAsyncHttpxClient(timeout=timeout, trust_env=False)
+        if url.host in ("127.0.0.1", "localhost", "::1")
+        else None,
+    }
+    try:
+        if "api-version" in url.params:
+            bare, version = str(url.copy_with(query=None)), url.params["api-version"]
+            client: openai.AsyncOpenAI = openai.AsyncAzureOpenAI(base_url=bare, api_version=version, **common)
+        else:
+            client = openai.AsyncOpenAI(base_url=base_url, **common)
     except openai.OpenAIError as error:
         raise AnnotationError(
             f"annotator {source}: no API key; set OPENAI_API_KEY (to any value where none is needed), "

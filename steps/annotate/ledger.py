@@ -201,7 +201,13 @@ class Ledger:
         with self._explained():
             if parsed.get_backend_name() == "sqlite" and parsed.database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            self._engine: Engine = create_engine(parsed)
+            try:
+                self._engine: Engine = create_engine(parsed)
+            except ModuleNotFoundError as error:
+                raise AnnotationError(
+                    f"annotation ledger {self._name}: the driver {error.name!r} is not installed; install it, or name "
+                    "another one in annotate.ledger, for example postgresql+pg8000://"
+                ) from error
             if self._engine.dialect.name == "sqlite":
                 event.listen(self._engine, "connect", _use_wal)
             self._create_tables()
@@ -260,7 +266,8 @@ class Ledger:
             The keys that this process, and no other, may ask until it records, releases or dies.
         """
         rows: list[dict[str, Any]] = [
-            {"key": key, "owner": self._owner, "expires": time.time() + self.lease_seconds} for key in keys
+            {"key": key, "owner": self._owner, "expires": time.time() + self.lease_seconds}
+            for key in sorted(keys)  # in one order everywhere, else two that claim the same keys could lock each other
         ]
         with self._explained():
             try:

@@ -18,11 +18,10 @@ class TrialRow:
     """One wording of a trial: a task file, what it cost on the gold posts, and how it agrees with people."""
 
     name: str
+    #: Of the whole manifest after the trial, as far as the ledger does not have it yet.
     plan: Plan
     result: AnnotationResult
     questions: Sequence[QuestionAgreement]
-    #: Dollars of all posts of the manifest at what this trial's cost a request; None: no price, or nothing was asked.
-    whole: float | None
 
 
 def render_report(
@@ -286,7 +285,7 @@ _TRIAL_PAGE = (
 <tr><td>{{ row.name }}</td><td>{{ "{:,}".format(row.result.asked) }}</td><td>{{ "{:,}".format(row.result.reused) }}</td>
 <td>{{ (row.result.missing / row.result.total if row.result.total else none) | share }}</td>
 <td>{{ "{:,}".format(row.result.prompt_tokens) }}</td><td>{{ row.result.cost | dollars }}</td>
-<td>{{ row.whole | dollars }}</td></tr>
+<td>{{ row.plan.dollars | dollars }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 <p class="note">"All posts" is what the whole manifest is planned to cost with this wording, beside what is in the

@@ -88,5 +88,5 @@ def run_trial(
         )  # fmt: skip
         spent += result.cost or 0.0
         plan, _ = make_plan(Asks(posts, task, settings, source, price), ledger)
-        rows.append(TrialRow(name, plan, result, agreement(gold, result.labels, task), plan.dollars))
+        rows.append(TrialRow(name, plan, result, agreement(gold, result.labels, task)))
     return rows

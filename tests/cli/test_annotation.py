@@ -16,6 +16,8 @@ from click.testing import CliRunner, Result
 
 from cli.main import COMMANDS, main
 from model.task import load_task
+from steps.annotate.ledger import Ledger
+from steps.settings import ledger_url
 from tests.support.annotator import COUNTS, Answer, Server, completion, make_posts, reply
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -42,7 +44,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with Server(lambda number, body: reply(completion())) as running:
         monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", "k")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield running
 
 
@@ -115,6 +116,30 @@ def test_the_cap_ends_the_command_with_one_message_and_the_next_goes_on(
     assert len(server.requests) == 12
 
 
+def test_the_recorded_cost_of_a_run_with_a_cap_of_a_dollar_is_a_dollar_at_most_and_the_next_goes_on(
+    agentps_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posts = make_posts(tmp_path, 40).assign(images=lambda table: [[Path(p).name for p in row] for row in table.images])
+    manifest, out = tmp_path / "posts.parquet", tmp_path / "labels.parquet"
+    posts.drop(columns="image_sha256").to_parquet(manifest)
+    dear = completion() | {"usage": {"prompt_tokens": 700, "completion_tokens": 4000}}
+    cost = (700 * 2.5 + 4000 * 10) / 1e6  # of gpt-4o: $0.04175, so that 23 posts are $0.96 and 24 are $1.002
+    command = ["annotate", "--posts", str(manifest), "--task", "ucc", "--out", str(out), "--set", "max_tokens=4000"]
+    with Server(lambda number, body: reply(dear)) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        stopped = CliRunner().invoke(main, [*command, "--set", "max_cost=1.00"], catch_exceptions=False)
+        assert stopped.exit_code == 1
+        assert "annotate.max_cost $1.00 leaves no room for another request" in stopped.output
+        with Ledger(ledger_url(None)) as ledger:
+            assert ledger.spent() == pytest.approx(23 * cost)
+            assert ledger.spent() <= 1.0
+        assert len(server.requests) == 23
+        again = CliRunner().invoke(main, command, catch_exceptions=False)
+        assert "asked 17, from the ledger 23" in again.output
+    assert len(pd.read_parquet(out)) == 40
+
+
 def test_agreement_prints_the_table_and_what_changed_since(run: Run, server: Server, tmp_path: Path) -> None:
     old, new, page = tmp_path / "old.parquet", tmp_path / "new.parquet", tmp_path / "agreement.html"
     run("annotate", "--out", new)
@@ -174,6 +199,27 @@ def test_a_wrong_option_is_one_message(run: Run, arguments: tuple[str, ...], mes
     assert output.startswith("Error: ")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"), [("- 1\n", "cannot be read"), ("annotate: [1]\n", "cannot be read"), ("{", "cannot be read")]
+)
+def test_a_config_of_another_form_is_one_message(run: Run, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    output = run("plan", "--config", tmp_path / "config.yaml", exit_code=1).output
+    assert output.startswith(f"Error: {tmp_path / 'config.yaml'}: {message}")
+
+
+def test_where_the_labels_cannot_be_written_nothing_is_asked(run: Run, server: Server, tmp_path: Path) -> None:
+    assert "is not there" in run("annotate", "--out", tmp_path / "no" / "labels.parquet", exit_code=2).output
+    assert "is a directory" in run("annotate", "--out", tmp_path, exit_code=2).output
+    assert server.requests == []
+
+
+def test_labels_of_another_form_are_one_message(run: Run, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.parquet"
+    pd.DataFrame({"post_id": ["train0"], "ugc": ["yes"]}).to_parquet(labels)
+    assert "whole numbers are expected" in run("agreement", "--labels", labels, exit_code=1).output
+
+
 def test_a_floor_that_is_fatal_ends_the_command_without_labels_but_with_the_page(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +230,6 @@ def test_a_floor_that_is_fatal_ends_the_command_without_labels_but_with_the_page
     with Server(behave) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", "k")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         floor = ("--set", "min_agreement={watermark: 0.5}", "--set", "on_low_agreement=fail")
         stopped = run("annotate", "--out", out, "--page", page, *floor, exit_code=1)
     assert "not good enough to train on: question watermark" in stopped.output

@@ -85,6 +85,8 @@ class Server:
 
     def __init__(self, behave: Callable[[int, Any], Answer], drip: float = 0) -> None:
         self.requests: list[Any] = []
+        #: Path and headers (names in lower case) of each.
+        self.heads: list[tuple[str, dict[str, str]]] = []
         lock = threading.Lock()
         outer = self
 
@@ -99,6 +101,7 @@ class Server:
                 body = json.loads(data)
                 with lock:
                     outer.requests.append(body)
+                    outer.heads.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
                     number = len(outer.requests)
                 status, headers, data = behave(number, body)
                 try:
@@ -120,6 +123,8 @@ class Server:
                 pass
 
         class Quiet(ThreadingHTTPServer):
+            request_queue_size = 256  # with five a burst of connections is reset, which an endpoint would not do
+
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """A client that was killed says nothing of this server."""
 

@@ -49,6 +49,7 @@ class BatchServer:
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.chats = 0
+        self.page: bytes | None = None  # what it sends in place of all else
         self.drop_create = False  # the batch is created, but the client is not told
         outer, lock = self, threading.Lock()
 
@@ -58,7 +59,7 @@ class BatchServer:
             def _send(self, body: Any, status: int = 200) -> None:
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
-                self.send_header("content-type", "application/json")
+                self.send_header("content-type", "text/html" if data.startswith(b"<html>") else "application/json")
                 self.send_header("content-length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -76,7 +77,9 @@ class BatchServer:
             def do_POST(self) -> None:
                 data = self._body()
                 with lock:
-                    if not known:
+                    if outer.page is not None:
+                        self._send(outer.page)
+                    elif not known and self.path != "/v1/chat/completions":
                         self._send(error("no such path"), 404)
                     elif self.path == "/v1/files":
                         name = f"file-{len(outer.files)}"
@@ -100,7 +103,9 @@ class BatchServer:
 
             def do_GET(self) -> None:
                 with lock:
-                    if self.path.startswith("/v1/batches?"):
+                    if not known or (self.path.startswith("/v1/batches/") and not outer.batches):
+                        self._send(error("no such batch"), 404)
+                    elif self.path.startswith("/v1/batches?"):
                         self._send({"object": "list", "data": list(outer.batches.values()), "has_more": False})
                     elif self.path.startswith("/v1/batches/"):
                         self._send(outer.look(self.path.rpartition("/")[2]))
@@ -380,6 +385,60 @@ def test_toggled_to_single_requests_what_lies_in_a_batch_is_waited_for(tmp_path:
         assert run(posts, ledger, server).asked == 0
 
 
+def test_in_single_mode_a_cap_that_a_batch_fills_is_waited_out(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 12)
+    posts.iloc[:10].to_parquet(tmp_path / "posts.parquet")
+    ready = threading.Event()
+    with BatchServer(lambda number, requests: all_answered(number, requests) if ready.is_set() else None) as server:
+        with start(tmp_path, server) as process:
+            wait_for(lambda: len(ledger.shards(SOURCE)) == 1 and all(s.batch_id for s in ledger.shards(SOURCE)))
+            process.kill()
+        (shard,) = ledger.shards(SOURCE)
+        timer = threading.Timer(0.5, ready.set)
+        timer.start()
+        # the batch owes all but a hair of the cap; once collected it took little of it
+        result = run(posts, ledger, server, mode="online", max_cost=shard.reserved * 1.01)
+        timer.join()
+    assert (result.missing, result.asked, server.chats) == (0, 2, 2)
+    assert ledger.spent() == pytest.approx(12 * PRICE.dollars(100, 10) - 10 * PRICE.dollars(100, 10) / 2)
+
+
+def test_a_batch_whose_creation_was_not_told_is_not_created_again(
+    tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_HTTP_RETRIES", 3)
+    with BatchServer(all_answered) as server:
+        server.drop_create = True
+        result = run(make_posts(tmp_path, 5), ledger, server)
+    assert (result.missing, len(server.batches)) == (0, 1)
+
+
+def test_an_answer_is_asked_again_as_often_as_allowed_however_often_that_is(tmp_path: Path, ledger: Ledger) -> None:
+    def refused(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+        return "completed", {request["custom_id"]: completion(None, refusal="no") for request in requests}
+
+    with BatchServer(refused) as server:
+        result = run(make_posts(tmp_path, 2), ledger, server, retries=4)
+        assert len(server.batches) == 5
+    assert result.labels["missing_reason"].tolist() == ["refusal", "refusal"]
+    assert result.asked == 2
+
+
+def test_a_batch_that_the_endpoint_does_not_know_is_named_and_can_be_given_up(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 3)
+    posts.to_parquet(tmp_path / "posts.parquet")
+    with BatchServer(lambda number, requests: None) as server, start(tmp_path, server) as process:
+        wait_for(lambda: any(shard.batch_id for shard in ledger.shards(SOURCE)))
+        process.kill()
+    with BatchServer(all_answered) as other:
+        with pytest.raises(AnnotationError, match=r"batch batch-1, which holds requests of an earlier run.*not known"):
+            run(posts, ledger, other)
+        assert other.batches == {}
+        with sqlite3.connect(tmp_path / "ledger.db") as database:
+            database.execute("UPDATE annotation_shards SET file_id = NULL, batch_id = NULL")
+        assert run(posts, ledger, other).missing == 0
+
+
 def test_a_batch_whose_name_never_arrived_is_found_by_its_metadata(tmp_path: Path, ledger: Ledger) -> None:
     posts = make_posts(tmp_path, 5)
     with BatchServer(all_answered) as server:
@@ -431,9 +490,14 @@ def test_the_cap_holds_for_what_is_sent_up_and_the_next_run_goes_on(tmp_path: Pa
         assert run(posts, ledger, server).asked == 30 - first
 
 
-def test_an_endpoint_without_the_interface_is_one_clear_error(tmp_path: Path, ledger: Ledger) -> None:
-    with (
-        BatchServer(all_answered, known=False) as server,
-        pytest.raises(AnnotationError, match=r"no such path.*takes `annotate.mode: online` only"),
-    ):
-        run(make_posts(tmp_path, 1), ledger, server)
+def test_an_endpoint_without_the_interface_is_one_clear_error_and_single_requests_go_on(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    posts = make_posts(tmp_path, 1)
+    with BatchServer(all_answered, known=False) as server:
+        with pytest.raises(AnnotationError, match=r"no such path.*takes `annotate.mode: online` only"):
+            run(posts, ledger, server)
+        assert run(posts, ledger, server, mode="online").missing == 0
+        server.page = b"<html>Sign in</html>"
+        with pytest.raises(AnnotationError, match=r"replied with '<html>Sign in</html>' and no JSON"):
+            run(make_posts(tmp_path, 2), ledger, server)

@@ -387,6 +387,24 @@ def test_a_request_that_was_lost_on_the_way_is_reserved_and_counted_too(posts: p
         assert (result.requests, result.cost) == (1, pytest.approx(most))
 
 
+def test_what_costs_more_than_the_rule_says_raises_the_bound_once_and_not_once_a_request_under_way(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    posts, price = make_posts(tmp_path, 40), load_prices()["gpt-4o"]
+    asks = Asks(posts, load_task("ucc"), settings_of(), SOURCE, price)
+    dear = completion() | {"usage": {"prompt_tokens": 20_000, "completion_tokens": 10}}  # images of an unknown rule
+    with Server(lambda number, body: reply(dear)) as server:
+        # raised once, the bound leaves room for twice as many as there are
+        cap = 80 * price.dollars(20_000, 10)
+        result = run(posts, ledger, server.base_url, price=price, concurrency=16, max_cost=cap)
+    assert result.missing == 0
+    ask = asks.distinct()[0]
+    most = asks.most(ask)
+    for _ in range(3):  # all sent before the first came back
+        asks.learn(ask, most, 10 * most)
+    assert asks.most(ask) == pytest.approx(10 * most)
+
+
 def test_a_cap_without_a_price_is_refused_before_anything_is_sent(posts: pd.DataFrame, ledger: Ledger) -> None:
     with pytest.raises(AnnotationError, match=r"'gpt-4o' has no price; add it to configs/prices.yaml"):
         run(posts, ledger, "http://127.0.0.1:9/v1", max_cost=1.0)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from model.errors import ManifestError
+from model.errors import AnnotationError, ManifestError
 from model.task import Task
 from steps.annotate.disagreement import (
     add_gold,
@@ -150,6 +150,31 @@ def test_another_file_is_named(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(ManifestError, match=r"export\.json.*Label Studio"):
         read_answers(path, TASK)
+
+
+def test_tables_of_another_form_are_named() -> None:
+    good = labels(ugc=[0, 1], kind=[0, 2])
+    predictions = good.assign(class_ugc=[0, 1], answer_ugc=[0.1, 0.9], class_kind=[0, 2], answer_kind=[0.9, 0.9])
+    for wrong, message in (
+        (good.assign(ugc=["yes", "no"]), "one: question ugc: .*whole numbers are expected"),
+        (good.assign(kind=[0, 3]), "one: question kind: 3 is no class index of 0 to 2"),
+        (good.assign(post_id="p0"), "one: post 'p0' stands there twice"),
+    ):
+        with pytest.raises(AnnotationError, match=message):
+            disagreements({"one": wrong, "two": good}, TASK)
+        with pytest.raises(AnnotationError, match=message):
+            doubtful(predictions, wrong, TASK, name="model", annotator="one")
+    with pytest.raises(AnnotationError, match="model: no column 'answer_kind'"):
+        doubtful(predictions.drop(columns="answer_kind"), good, TASK, name="model", annotator="one")
+
+
+@pytest.mark.parametrize(("suffix", "text"), [(".jsonl", "[1]\n"), (".jsonl", "{\n"), (".parquet", "x")])
+def test_a_manifest_of_another_form_is_named(suffix: str, text: str, tmp_path: Path) -> None:
+    manifest = tmp_path / f"posts{suffix}"
+    manifest.write_text(text)
+    with pytest.raises(ManifestError, match=f"manifest {manifest}: .*is expected"):
+        add_gold(manifest, {"p0": {"ugc": 1}}, tmp_path / f"new{suffix}")
+    assert not (tmp_path / f"new{suffix}").exists()
 
 
 def test_an_answer_of_no_class_is_named(tmp_path: Path) -> None:

@@ -107,6 +107,11 @@ def test_a_ledger_that_cannot_be_opened_is_one_clear_error(bad: str) -> None:
         Ledger(bad)
 
 
+def test_a_driver_that_is_not_installed_is_named() -> None:
+    with pytest.raises(AnnotationError, match=r"the driver 'psycopg2' is not installed"):
+        Ledger("postgresql+psycopg2://host/ledger")
+
+
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     path.write_text("not a database, but long enough to be taken for one" * 50)

@@ -12,7 +12,7 @@ from model.errors import AnnotationError, TaskError
 from model.task import Task
 from steps.annotate.asks import Asks
 from steps.annotate.ledger import Ledger
-from steps.annotate.page import TrialRow, render_trial
+from steps.annotate.page import TrialRow, dollars, render_trial
 from steps.annotate.prices import load_prices
 from steps.annotate.tally import CapReachedError
 from steps.annotate.trial import run_trial
@@ -61,7 +61,7 @@ def test_only_posts_that_people_labelled_are_asked_and_none_of_test(posts: pd.Da
         assert (bad.questions[0].accuracy, bad.questions[0].kappa) == (0.5, 0.0)
         # all of train with it: six posts are left to be paid
         assert good.plan.to_ask == 6
-        assert good.whole == good.plan.dollars
+        assert f"<td>{dollars(good.plan.dollars)}</td>" in render_trial([good, bad], "2 wordings", SOURCE)
         again, _ = trial(posts, server.base_url, ledger, WORDINGS)
         assert (again.result.asked, len(server.requests)) == (0, 16)
     page = render_trial([good, bad], "2 wordings", SOURCE)
