@@ -437,8 +437,9 @@ def test_no_request_is_sent_beyond_the_limit_that_the_headers_tell(tmp_path: Pat
     with Server(behave) as server:
         result = run(make_posts(tmp_path, 40), ledger, server.base_url, concurrency=16)
     assert result.missing == 0
-    # before the first reply nothing is known: 16 go out, 5 are let in
-    assert len(refused) <= 16 + 4
+    # before the first reply nothing is known: 16 go out, 5 are let in. Without learning, 41 to 46 were refused; a busy
+    # machine, whose clocks run past each other, refuses up to 23.
+    assert len(refused) <= 32
 
 
 # --- missing, with its reason
