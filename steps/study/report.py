@@ -36,13 +36,11 @@ class Report:
     markdown: the page, its plots as links to `plots`.
     plots: file name -> SVG.
     cells: one entry a table, setting and seed, for programs.
-    complete: every cell of the plan is there.
     """
 
     markdown: str
     plots: dict[str, str]
     cells: list[dict[str, Any]]
-    complete: bool
 
     def html(self) -> str:
         """One page without a file beside it."""
@@ -108,7 +106,7 @@ def build(
         lines += text
         plots |= drawn
     lines += _baseline_table(baselines)
-    return Report("\n".join(lines).rstrip() + "\n", plots, list(_entries(plan, record_of)), not lacking)
+    return Report("\n".join(lines).rstrip() + "\n", plots, list(_entries(plan, record_of)))
 
 
 def _entries(

@@ -49,8 +49,8 @@ class Study:
         self.available = int((posts[SPLIT] == TRAIN).sum())
         self._code = code_digest(REPOSITORY / name for name in _CODE)
         images = json.loads((inputs.shards / "shards.json").read_text(encoding="utf-8"))["images_sha256"]
-        self._posts = _table_digest(posts) + images
-        self._labels = _table_digest(pd.read_parquet(inputs.labels)[[POST_ID, *inputs.task.question_ids]])
+        self._posts = table_digest(posts) + images
+        self._labels = table_digest(pd.read_parquet(inputs.labels)[[POST_ID, *inputs.task.question_ids]])
 
     def key(self, cell: Cell) -> str:
         inputs = self.inputs
@@ -125,7 +125,8 @@ def _use_threads(threads: int) -> None:
     transformers_logging.set_verbosity_error()
 
 
-def _table_digest(table: pd.DataFrame) -> str:
+def table_digest(table: pd.DataFrame) -> str:
+    """Names the content of a table, whose cells may be lists."""
     # Lists (frames, token ids) as text: pandas hashes no lists.
     plain = table.map(lambda cell: cell if np.isscalar(cell) or cell is pd.NA or cell is None else repr(list(cell)))
     return hashlib.sha256(

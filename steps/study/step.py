@@ -19,7 +19,7 @@ from steps.settings import REPOSITORY, EvaluateSettings, StudySettings, home
 from steps.study.baselines import baselines
 from steps.study.cells import Cell, plan
 from steps.study.report import build
-from steps.study.run import Study, describe
+from steps.study.run import Study, describe, table_digest
 from steps.study.train import Inputs, Record
 
 logger = get_logger(__name__)
@@ -40,11 +40,13 @@ def study(
     """The report's page; the same is written to `settings.output` as Markdown, JSON and plots."""
     work = home() / "work" / "study"
     work.mkdir(parents=True, exist_ok=True)
-    labels.to_parquet(work / "labels.parquet", index=False)
+    # named by its content: a study of other labels at the same time must not take their place
+    annotated = work / f"labels-{table_digest(labels)[:16]}.parquet"
+    labels.to_parquet(annotated, index=False)
     resolved = resolve(backbone, home())
     inputs = Inputs(
         shards=shards.path,
-        labels=work / "labels.parquet",
+        labels=annotated,
         task=task,
         train=train,
         backbone=resolved,

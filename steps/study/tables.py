@@ -12,6 +12,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from steps.study.train import Record
 AP, R80 = "average_precision", "recall_at_p80"
 _RANKING: dict[str, Callable[..., float]] = {
     AP: metrics.average_precision,
-    R80: lambda scores, labels, weights: metrics.recall_at_precision(scores, labels, 0.8, weights).recall,
+    R80: partial(metrics.recall, min_precision=0.8),
 }
 
 

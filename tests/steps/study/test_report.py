@@ -63,7 +63,6 @@ def test_every_seed_of_every_setting_is_in_the_list_of_cells_with_its_metrics(wh
     for entry, (_, cell) in zip(whole.cells, planned, strict=True):
         assert entry["metrics"] == record(cell).metrics
         assert {"train_posts", "labels", "method"} <= entry.keys()
-    assert whole.complete
 
 
 def test_the_tables_figures_are_the_records(whole: Report) -> None:
@@ -96,7 +95,6 @@ def test_an_unfinished_study_says_what_is_lacking_and_shows_no_setting_by_half()
     cells = plan(settings(), UCC)["variants"]
     gone = next(cell for cell in cells if cell.variant == "multitask")
     part = report(settings(), frozenset([gone]))
-    assert not part.complete
     assert "**Unfinished: 1 cells are not there yet.**" in part.markdown
     assert f"| multitask | {gone.labels} |" not in part.markdown
 
