@@ -5,7 +5,8 @@ the vocabulary are ever made. The album goes the video way: every frame's tokens
 newline token ends them.
 
 Dimensions: B posts · U distinct images of the batch · F frames · T tokens · V visual tokens a post
-            · K pooled tokens a frame · D hidden size · Q intermediate questions · C classes
+            · P patches a frame · W width of the tower's states · K pooled tokens a frame · D hidden size
+            · Q intermediate questions · A answers: Q and the final one · C classes
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedConfig
 
+from model.language import hidden_states_at
 from model.loss import task_loss
 from model.settings import LoraSettings, Variant, answers_questions
 from model.task import Task
@@ -145,85 +147,89 @@ class AgentPS(nn.Module):
             if parameter.requires_grad:  # AdamW's small steps would be lost in the 8 bits of a bfloat16
                 parameter.data = parameter.data.float()
 
-    def _tower_states(self, pixel_values_UCHW: Tensor) -> Tensor:
-        """Each distinct image through the tower, which is frozen: one state a patch."""
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        """A backbone in bfloat16 meets trained weights in float32; the heads compute in float32 always."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.llava.vision_tower.dtype == torch.bfloat16)
+
+    @torch.no_grad()
+    def tower_states(self, pixel_values_UCHW: Tensor) -> Tensor:
+        """(U, P, W): what the tower, which is frozen, says of each distinct image, in the tower's dtype."""
         config = self.config
-        with torch.no_grad():
+        with self._autocast(pixel_values_UCHW.device):
             states = self.llava.vision_tower(pixel_values_UCHW, output_hidden_states=True).hidden_states
         layers = config.vision_feature_layer
         selected = states[layers] if isinstance(layers, int) else torch.cat([states[k] for k in layers], dim=-1)
         return selected[:, 1:] if config.vision_feature_select_strategy == "default" else selected
 
-    def frame_tokens(self, pixel_values_UCHW: Tensor) -> Tensor:
-        """(U, K, D): each distinct image through tower, projector and pooling."""
-        return self.llava.apply_pooling(self.llava.multi_modal_projector(self._tower_states(pixel_values_UCHW)))
+    def frame_tokens(self, tower_states_UPW: Tensor) -> Tensor:
+        """(U, K, D): each distinct image's states through projector and pooling."""
+        return self.llava.apply_pooling(self.llava.multi_modal_projector(tower_states_UPW))
 
     def _pooled(
-        self, pixel_values_UCHW: Tensor, frame_index_BF: Tensor, input_ids_BT: Tensor, attention_mask_BT: Tensor
+        self, tower_states_UPW: Tensor, frame_index_BF: Tensor, input_ids_BT: Tensor, last_positions_B: Tensor
     ) -> Tensor:
-        """(B, tower's width + D): the mean of the album's image embeddings, and of the text's token embeddings.
+        """(B, W + D): the mean of the album's image embeddings, and of the text's token embeddings.
 
         Both are means because LLaVA-OneVision's checkpoint has the tower of SigLIP, but neither its attention pool
         nor its text tower.
         """
-        images_BD = self._tower_states(pixel_values_UCHW).mean(1)[frame_index_BF].mean(1)
-        is_text_BT1 = (attention_mask_BT.bool() & (input_ids_BT != self.config.video_token_id)).unsqueeze(-1)
+        images_BW = tower_states_UPW.mean(1)[frame_index_BF].mean(1)
+        is_post_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device) <= last_positions_B.unsqueeze(1)
+        is_text_BT1 = (is_post_BT & (input_ids_BT != self.config.video_token_id)).unsqueeze(-1)
         tokens_BTD = self.llava.get_input_embeddings()(input_ids_BT) * is_text_BT1
-        return torch.cat((images_BD, tokens_BTD.sum(1) / is_text_BT1.sum(1)), dim=1)
+        return torch.cat((images_BW, tokens_BTD.sum(1) / is_text_BT1.sum(1)), dim=1)
 
-    def hidden_states(
-        self, pixel_values_UCHW: Tensor, frame_index_BF: Tensor, input_ids_BT: Tensor, attention_mask_BT: Tensor
+    def answer_states(
+        self, tower_states_UPW: Tensor, frame_index_BF: Tensor, input_ids_BT: Tensor, answer_positions_BA: Tensor
     ) -> Tensor:
-        """(B, T, D): the language model's last hidden states."""
-        visual_BVD = self.frame_tokens(pixel_values_UCHW)[frame_index_BF].flatten(1, 2)
+        """(B, A, D): the language model's last hidden states where the answers are read."""
+        visual_BVD = self.frame_tokens(tower_states_UPW)[frame_index_BF].flatten(1, 2)
         newline_BVD = self.llava.image_newline.to(visual_BVD.dtype).expand(len(visual_BVD), 1, -1)
-        visual_BVD = torch.cat((visual_BVD, newline_BVD), dim=1)
-        embeds_BTD = self.llava.get_input_embeddings()(input_ids_BT)
-        is_visual_BT1 = (input_ids_BT == self.config.video_token_id).unsqueeze(-1)
-        embeds_BTD = embeds_BTD.masked_scatter(is_visual_BT1, visual_BVD.to(embeds_BTD.dtype))
-        # Positions count from each post's own first token, so that padding changes nothing.
-        positions_BT = (attention_mask_BT.cumsum(1) - 1).clamp(min=0)
-        outputs = self.llava.language_model(
-            inputs_embeds=embeds_BTD, attention_mask=attention_mask_BT, position_ids=positions_BT, use_cache=False
+        # The placeholders of the visual tokens come first in every sequence.
+        text_BTD = self.llava.get_input_embeddings()(input_ids_BT[:, visual_BVD.shape[1] + 1 :])
+        visual_BVD = torch.cat((visual_BVD, newline_BVD), dim=1).to(text_BTD.dtype)
+        return hidden_states_at(
+            self.llava.language_model, torch.cat((visual_BVD, text_BTD), dim=1), answer_positions_BA
         )
-        return outputs.last_hidden_state
 
-    def _read(self, hidden_BTD: Tensor, answer_positions_BQ: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _read(self, states_BAD: Tensor) -> tuple[list[Tensor], Tensor]:
         """The intermediate questions' logits, and the states that the final head reads."""
-        last_BD = hidden_BTD[:, -1]
+        last_BD = states_BAD[:, -1]
         if self.variant in ("vanilla", "multitask"):
             return [head(last_BD) for head in self.heads.values()], last_BD
-        rows_B1 = torch.arange(len(hidden_BTD), device=hidden_BTD.device).unsqueeze(1)
-        answers_BQD = hidden_BTD[rows_B1, answer_positions_BQ]
-        questions = [head(answers_BQD[:, index]) for index, head in enumerate(self.heads.values())]
-        if self.variant == "agentps_answers":
-            return questions, torch.cat((answers_BQD.flatten(1), last_BD), dim=1)
-        return questions, last_BD
+        questions = [head(states_BAD[:, index]) for index, head in enumerate(self.heads.values())]
+        return questions, states_BAD.flatten(1) if self.variant == "agentps_answers" else last_BD
 
     def forward(
         self,
-        pixel_values_UCHW: Tensor,
         frame_index_BF: Tensor,
         input_ids_BT: Tensor,
-        attention_mask_BT: Tensor,
-        answer_positions_BQ: Tensor,
+        answer_positions_BA: Tensor,
+        pixel_values_UCHW: Tensor | None = None,
+        tower_states_UPW: Tensor | None = None,
         question_labels_BQ: Tensor | None = None,
         final_labels_B: Tensor | None = None,
     ) -> Answers:
         """
         Args:
-            pixel_values_UCHW: normalised float images, each distinct image of the batch once.
             frame_index_BF: for each post its frames, as indices into U.
-            input_ids_BT, attention_mask_BT, answer_positions_BQ: see `model.prompt.PromptBatch`.
+            input_ids_BT, answer_positions_BA: see `model.prompt.PromptBatch`.
+            pixel_values_UCHW: normalised float images, each distinct image of the batch once; or
+            tower_states_UPW: what `tower_states` says of them.
             question_labels_BQ, final_labels_B: int64, NO_LABEL where there is none; both or neither.
         """
-        # A backbone in bfloat16 meets trained weights in float32; the heads compute in float32 always.
-        mixed = self.llava.vision_tower.dtype == torch.bfloat16
-        inputs = (pixel_values_UCHW, frame_index_BF, input_ids_BT, attention_mask_BT)
-        with torch.autocast(input_ids_BT.device.type, torch.bfloat16, enabled=mixed):
-            states = self._pooled(*inputs) if self.variant == "siglip" else self.hidden_states(*inputs)
+        if tower_states_UPW is None:
+            if pixel_values_UCHW is None:
+                raise ValueError("a batch without images: give pixel_values_UCHW or tower_states_UPW")
+            tower_states_UPW = self.tower_states(pixel_values_UCHW)
+        with self._autocast(input_ids_BT.device):
+            if self.variant == "siglip":
+                last_B = answer_positions_BA[:, -1]
+                states = self._pooled(tower_states_UPW, frame_index_BF, input_ids_BT, last_B)
+            else:
+                states = self.answer_states(tower_states_UPW, frame_index_BF, input_ids_BT, answer_positions_BA)
         states = states.float()
-        questions, final_in = ([], states) if self.variant == "siglip" else self._read(states, answer_positions_BQ)
+        questions, final_in = ([], states) if self.variant == "siglip" else self._read(states)
         answers = Answers(questions, self.final_head(final_in).squeeze(-1))
         if question_labels_BQ is not None and final_labels_B is not None:
             answers.loss_sum, answers.weight_sum = task_loss(

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
 
+from model.agentps import sub_config
 from model.errors import CheckpointError, ConfigError
 from model.settings import BackboneSettings
 from model.text import ANS_TOKEN
@@ -47,13 +48,20 @@ def load_config(backbone: BackboneSettings) -> LlavaOnevisionConfig:
     """The backbone's architecture.
 
     Raises:
-        ConfigError: it cannot be loaded, or is no LLaVA-OneVision, or its hub revision is not pinned.
+        ConfigError: it cannot be loaded, or is no LLaVA-OneVision on a Qwen2, or its hub revision is not pinned.
     """
     revision = _revision(backbone)
     try:
         config = LlavaOnevisionConfig.from_pretrained(backbone.name, revision=revision)
     except (OSError, ValueError) as error:
         raise ConfigError(f"backbone {backbone.name}: cannot be loaded ({error}); {_HINT}") from error
+    text = sub_config(config, "text_config")
+    windows = set(getattr(text, "layer_types", ())) - {"full_attention"}
+    if text.model_type != "qwen2" or windows:  # what `model.language` computes
+        raise ConfigError(
+            f"backbone {backbone.name}: its language model is {text.model_type} {sorted(windows) or ''}; "
+            "a Qwen2 with full attention is expected, as in the LLaVA-OneVision checkpoints"
+        )
     return config
 
 

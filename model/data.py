@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,9 @@ from model.prompt import Prompt
 from model.schema import LABEL, NO_LABEL, POST_ID, SPLIT
 from model.settings import SequenceSettings
 from model.task import Task
+
+if TYPE_CHECKING:
+    from model.tower_cache import TowerCache
 
 FRAMES, TEXT_IDS = "frames", "text_ids"
 _META, _POSTS = "shards.json", "posts.parquet"
@@ -133,10 +136,15 @@ class Batches:
     """Makes `AgentPS.forward`'s arguments of row numbers of a shard directory.
 
     The process labels come from `labels` (the annotator's) where given, else from people's.
+
+    Attributes:
+        tower_cache: where it is set, batches hold the tower's states in place of pixels.
     """
 
+    tower_cache: TowerCache | None = None
+
     def __init__(self, shards: Shards, prompt: Prompt, task: Task, labels: pd.DataFrame | None = None) -> None:
-        self._shards = shards
+        self.shards = shards
         self._prompt = prompt
         posts = shards.posts
         self._frames_NF = (
@@ -149,10 +157,16 @@ class Batches:
 
     def rows(self, split: str, *, labelled: bool) -> np.ndarray:
         """The row numbers of a split; `labelled`: those with a final label only."""
-        wanted = (self._shards.posts[SPLIT] == split).to_numpy()
+        wanted = (self.shards.posts[SPLIT] == split).to_numpy()
         if labelled:
             wanted = wanted & (self._final_N.numpy() != NO_LABEL)
         return np.flatnonzero(wanted)
+
+    def images(self, rows: np.ndarray) -> tuple[np.ndarray, int]:
+        """The numbers of the distinct images that these rows show, and how often a post of theirs reads one."""
+        by_post = [np.unique(frames) for frames in self._frames_NF[rows]]
+        reads = np.concatenate(by_post) if by_post else np.zeros(0, np.int64)
+        return np.unique(reads), len(reads)
 
     def final_labels(self, rows: np.ndarray) -> np.ndarray:
         """int64 (len(rows),), NO_LABEL where there is none."""
@@ -161,7 +175,10 @@ class Batches:
     def __call__(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         numbers_U, index = np.unique(self._frames_NF[list(rows)], return_inverse=True)
         batch: dict[str, Any] = dict(self._prompt.batch([self._text_ids[row] for row in rows]))
-        batch["pixel_values_UCHW"] = normalize(self._shards.images(numbers_U))
+        if self.tower_cache is None:
+            batch["pixel_values_UCHW"] = normalize(self.shards.images(numbers_U))
+        else:
+            batch["tower_states_UPW"] = self.tower_cache[numbers_U]
         batch["frame_index_BF"] = torch.from_numpy(index.reshape(len(rows), -1))
         batch["question_labels_BQ"] = self._questions_NQ[list(rows)]
         batch["final_labels_B"] = self._final_N[list(rows)]

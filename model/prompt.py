@@ -2,7 +2,7 @@
 
     <video>…  title and text  question 1 <ans> … question Q <ans>  final question
 
-Dimensions: B posts · T tokens · F frames · Q intermediate questions
+Dimensions: B posts · T tokens · F frames · Q intermediate questions · A answers: Q and the final one
 """
 
 from __future__ import annotations
@@ -27,17 +27,16 @@ MIN_TEXT_TOKENS = 16
 
 
 class PromptBatch(TypedDict):
-    """Left-padded token ids with their mask, and the index of each answer: `AgentPS.forward`'s arguments.
+    """Right-padded token ids, and where each answer is read: `AgentPS.forward`'s arguments.
 
-    input_ids_BT: int64.
-    attention_mask_BT: int64, 0 at the padding on the left.
-    answer_positions_BQ: int64 index into T of each question's `<ans>`; Q = 0 where the variant asks
-        no intermediate question. The final answer is at T - 1 in every row.
+    input_ids_BT: int64; what stands behind a post's last answer is padding. The attention is causal, so no answer
+        sees it and no mask is needed, with which attention would be slower.
+    answer_positions_BA: int64 index into T of each question's `<ans>` and of the last token, which answers the
+        final question. A = 1 where the variant asks no intermediate question.
     """
 
     input_ids_BT: Tensor
-    attention_mask_BT: Tensor
-    answer_positions_BQ: Tensor
+    answer_positions_BA: Tensor
 
 
 def _wording(tokenizer: PreTrainedTokenizerBase, ask: str) -> list[int]:
@@ -74,14 +73,14 @@ class Prompt:
         self.visual_ids = [video_token_id] * visual_tokens
         ans_id = ans_token_id(tokenizer)
         self.question_ids: list[int] = []
-        #: Offset from the end of the sequence of each `<ans>`: the same in every post.
-        ends: list[int] = []
+        #: Of each answer, from the first token of the questions: the same in every post.
+        self.answer_offsets: list[int] = []
         if variant in ("agentps", "agentps_answers"):
             for question in task.questions:
                 self.question_ids += [*_wording(tokenizer, question.ask), ans_id]
-                ends.append(len(self.question_ids) - 1)
+                self.answer_offsets.append(len(self.question_ids) - 1)
         self.question_ids += _wording(tokenizer, task.final.ask)
-        self.answer_offsets = [end - len(self.question_ids) for end in ends]
+        self.answer_offsets.append(len(self.question_ids) - 1)
         room = sequence.max_tokens - len(self.question_ids)
         if room < MIN_TEXT_TOKENS:
             raise PromptError(
@@ -91,12 +90,12 @@ class Prompt:
         self.max_text_tokens = min(sequence.max_text_tokens, room)
 
     def batch(self, texts: Sequence[Sequence[int]]) -> PromptBatch:
-        """Sequences of posts with these title-and-text ids, padded on the left to the longest of them."""
+        """Sequences of posts with these title-and-text ids, padded on the right to the longest of them."""
         rows = [[*self.visual_ids, *ids[: self.max_text_tokens], *self.question_ids] for ids in texts]
         width = max(map(len, rows))
-        input_ids = torch.tensor([[self.pad_token_id] * (width - len(row)) + row for row in rows], dtype=torch.long)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
-        positions = torch.tensor([width + offset for offset in self.answer_offsets], dtype=torch.long)
+        input_ids = torch.tensor([row + [self.pad_token_id] * (width - len(row)) for row in rows], dtype=torch.long)
+        questions_start = torch.tensor([len(row) - len(self.question_ids) for row in rows], dtype=torch.long)
         return PromptBatch(
-            input_ids_BT=input_ids, attention_mask_BT=mask, answer_positions_BQ=positions.repeat(len(rows), 1)
+            input_ids_BT=input_ids,
+            answer_positions_BA=questions_start.unsqueeze(1) + torch.tensor(self.answer_offsets, dtype=torch.long),
         )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -22,6 +24,7 @@ from model.loss import label_weight
 from model.schema import TRAIN, VAL
 from model.scorer import in_chunks, predict
 from model.settings import TrainSettings
+from model.tower_cache import tower_cache
 
 _WEIGHTS = "model.safetensors"  # the name by which Trainer knows a checkpoint that has weights
 _STATE = "trainer_state.json"  # Trainer writes it last: a checkpoint that has it is whole
@@ -136,6 +139,26 @@ def last_whole_checkpoint(directory: Path) -> Path | None:
     return next((path for path in reversed(found) if whole(path)), None)
 
 
+@contextmanager
+def _tower_cache(model: AgentPS, batches: Batches, settings: TrainSettings, work_dir: Path) -> Iterator[None]:
+    """Meanwhile `batches` reads the tower's states from disk, where that pays."""
+    if settings.processes > 1:  # each would write all of it
+        yield
+        return
+    train, in_training = batches.images(batches.rows(TRAIN, labelled=False))
+    val, in_evaluation = batches.images(batches.rows(VAL, labelled=True))
+    numbers = np.union1d(train, val)
+    path = work_dir / "tower_states.bin"
+    work_dir.mkdir(parents=True, exist_ok=True)
+    reads = settings.epochs * (in_training + in_evaluation) / len(numbers)
+    batches.tower_cache = tower_cache(model, batches.shards, numbers, path, reads)
+    try:
+        yield
+    finally:
+        batches.tower_cache = None
+        path.unlink(missing_ok=True)
+
+
 def fit(
     model: AgentPS,
     batches: Batches,
@@ -194,7 +217,8 @@ def fit(
     if quiet:
         trainer.remove_callback(PrinterCallback)  # which takes the progress bar's place on stdout
     resume = last_whole_checkpoint(work_dir)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    with _tower_cache(model, batches, settings, work_dir):
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     load_trainable_state(model, load_file(best), best)
     kept = _read_best(best)
     return FitResult(

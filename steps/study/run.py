@@ -35,7 +35,10 @@ logger = logging.getLogger(__name__)
 
 #: What a cell's figures follow from. The rest of `model/` carries weights from here to there, or is a metric's formula.
 _CODE = (
-    *(f"model/{name}.py" for name in ("agentps", "data", "images", "loss", "prompt", "text", "train")),
+    *(
+        f"model/{name}.py"
+        for name in ("agentps", "data", "images", "language", "loss", "prompt", "text", "tower_cache", "train")
+    ),
     *(f"steps/study/{name}.py" for name in ("labels", "methods", "train")),
 )
 

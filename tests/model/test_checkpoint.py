@@ -184,6 +184,23 @@ def test_a_backbone_without_all_its_weights_is_refused(tiny_backbone: BackboneSe
         load_backbone(broken, load_tokenizer(broken), torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("text_config", "named"),
+    [
+        ({"model_type": "llama"}, "llama"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 0}, "sliding_attention"),
+    ],
+)
+def test_a_language_model_of_another_kind_is_refused(
+    tiny_backbone: BackboneSettings, tmp_path: Path, text_config: dict[str, object], named: str
+) -> None:
+    config = json.loads((Path(tiny_backbone.name) / "config.json").read_text())
+    config["text_config"] = text_config
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=rf"language model is .*{named}.*; a Qwen2 with full attention is expected"):
+        load_config(BackboneSettings(name=str(tmp_path)))
+
+
 @pytest.mark.parametrize("load", [load_tokenizer, load_config])
 def test_a_hubs_backbone_must_be_pinned(load: Callable[[BackboneSettings], object]) -> None:
     with pytest.raises(ConfigError, match=r"some/model: no such directory; .* set `revision` to a commit"):

@@ -45,21 +45,26 @@ def test_a_sequence_is_the_frames_the_post_the_questions_each_with_its_ans_and_t
 def test_every_answer_position_is_an_ans_token_in_every_row(tokenizer: PreTrainedTokenizerBase) -> None:
     texts = [encode_post_text(tokenizer, title, "", 40) for title in ("a", "a walk along the sea, a walk", "今天")]
     batch = make(tokenizer).batch(texts)
-    for ids, positions in zip(batch["input_ids_BT"], batch["answer_positions_BQ"], strict=True):
+    for ids, positions in zip(batch["input_ids_BT"], batch["answer_positions_BA"], strict=True):
         by_hand = [k for k, token in enumerate(ids.tolist()) if token == ans_token_id(tokenizer)]
-        assert positions.tolist() == by_hand
+        assert positions.tolist()[:-1] == by_hand
         assert len(by_hand) == 3
 
 
-def test_padding_stands_on_the_left_and_is_masked(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_the_final_answer_is_read_at_the_last_token_of_each_post(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt = make(tokenizer)
+    batch = prompt.batch([[7, 8], [9] * 12])
+    lengths = [VISUAL + text + len(prompt.question_ids) for text in (2, 12)]
+    assert batch["answer_positions_BA"][:, -1].tolist() == [length - 1 for length in lengths]
+
+
+def test_padding_stands_on_the_right(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = make(tokenizer)
     short, long = [7, 8], [9] * 12
     batch = prompt.batch([short, long])
-    width = VISUAL + 12 + len(prompt.question_ids)
-    assert batch["input_ids_BT"].shape == (2, width)
-    assert batch["attention_mask_BT"].tolist() == [[0] * 10 + [1] * (width - 10), [1] * width]
-    assert batch["input_ids_BT"][0, :10].tolist() == [tokenizer.pad_token_id] * 10
-    assert batch["input_ids_BT"][0, 10 + VISUAL :].tolist() == [*short, *prompt.question_ids]
+    assert batch["input_ids_BT"].shape == (2, VISUAL + 12 + len(prompt.question_ids))
+    assert batch["input_ids_BT"][0, -10:].tolist() == [tokenizer.pad_token_id] * 10
+    assert batch["input_ids_BT"][0, VISUAL:-10].tolist() == [*short, *prompt.question_ids]
 
 
 @pytest.mark.parametrize("written", ["<ans>", "<video>", "<image>", "<|endoftext|>", "<ans><video>" * 3])
@@ -106,15 +111,15 @@ def test_variants_that_read_the_last_token_only_ask_no_intermediate_question(
     tokenizer: PreTrainedTokenizerBase, variant: str
 ) -> None:
     batch = make(tokenizer, variant=variant).batch([[7], [8, 9]])
-    assert batch["answer_positions_BQ"].shape == (2, 0)
-    assert tokenizer.decode(batch["input_ids_BT"][0][-4:]).endswith("good?\n")
+    assert batch["answer_positions_BA"].shape == (2, 1)
+    assert tokenizer.decode(batch["input_ids_BT"][1][-4:]).endswith("good?\n")
     assert ans_token_id(tokenizer) not in batch["input_ids_BT"]
 
 
 def test_a_task_without_questions_asks_the_final_one_alone(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = make(tokenizer, Task(name="plain", version=1, final=TASK.final))
     assert tokenizer.decode(prompt.question_ids) == "Is it good?\n"
-    assert prompt.batch([[7]])["answer_positions_BQ"].shape == (1, 0)
+    assert prompt.batch([[7]])["answer_positions_BA"].shape == (1, 1)
 
 
 def test_a_tokenizer_without_the_answer_token_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:

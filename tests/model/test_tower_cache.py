@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import logging
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model import tower_cache
+from model.agentps import normalize
+from model.data import Shards
+from model.settings import BackboneSettings
+from tests.support.tiny import network, train_settings
+
+ALWAYS_PAYS = 1e9  # reads of an image: so many that any measurement says so
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_batches_answer_the_same_from_cached_states_as_from_pixels(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, precision: str
+) -> None:
+    model, _, batches = network(tiny_backbone, tiny_shards, train_settings(precision=precision))
+    model.eval()
+    rows = batches.rows("train", labelled=False)
+    numbers, _ = batches.images(rows)
+    with torch.no_grad():
+        from_pixels = model(**batches(rows[:9]))
+        batches.tower_cache = tower_cache.tower_cache(model, tiny_shards, numbers, tmp_path / "states", ALWAYS_PAYS)
+        batch = batches(rows[:9])
+        assert "pixel_values_UCHW" not in batch
+        from_cache = model(**batch)
+    tolerance = 1e-5 if precision == "float32" else 0.02
+    torch.testing.assert_close(from_cache.final_B, from_pixels.final_B, rtol=0, atol=tolerance)
+    for cached, computed in zip(from_cache.questions, from_pixels.questions, strict=True):
+        torch.testing.assert_close(cached, computed, rtol=0, atol=tolerance)
+
+
+def test_every_image_has_its_own_states(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tower_cache, "_CHUNK", 7)  # several chunks, the last one not full
+    model, _, batches = network(tiny_backbone, tiny_shards, train_settings())
+    numbers, _ = batches.images(batches.rows("train", labelled=False))
+    cache = tower_cache.tower_cache(model, tiny_shards, numbers, tmp_path / "states", ALWAYS_PAYS)
+    assert cache is not None
+    backwards = numbers[::-1].copy()
+    expected = model.tower_states(normalize(tiny_shards.images(backwards)))
+    torch.testing.assert_close(cache[backwards], expected, rtol=0, atol=1e-5)
+
+
+def test_images_read_once_are_not_cached(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, _, _ = network(tiny_backbone, tiny_shards, train_settings())
+    with caplog.at_level(logging.INFO):
+        assert tower_cache.tower_cache(model, tiny_shards, np.arange(5), tmp_path / "states", 1.0) is None
+    assert "computed as they are needed" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_the_disk_has_no_room_for_is_not_made(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, _ = network(tiny_backbone, tiny_shards, train_settings())
+    size = 5 * 16 * 64 * 4  # images, patches of 8 x 8 pixels, width, bytes of a float32
+    usage = namedtuple("usage", "free")
+    for free, made in ((2 * size, False), (2 * size + 2, True)):
+        monkeypatch.setattr(tower_cache.shutil, "disk_usage", lambda _, free=free: usage(free))
+        cache = tower_cache.tower_cache(model, tiny_shards, np.arange(5), tmp_path / "states", ALWAYS_PAYS)
+        assert (cache is not None) == made
+
+
+def test_how_often_images_are_read_is_counted_by_post(tiny_backbone: BackboneSettings, tiny_shards: Shards) -> None:
+    _, _, batches = network(tiny_backbone, tiny_shards, train_settings())
+    numbers, reads = batches.images(np.array([0, 3, 3]))  # posts of one and of four images
+    assert (len(numbers), reads) == (5, 1 + 4 + 4)
