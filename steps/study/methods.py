@@ -4,17 +4,20 @@ plain       the annotator's labels as they are
 gold        people's label wherever there is one
 weighted    gold, and each question's loss is weighted by what its labels tell (see `informedness`)
 dropped     gold, and a question whose labels tell next to nothing keeps people's labels only
-relabelled  dropped, a first training; then every label is made anew from what that model says and what the annotator
-            said, weighed by how often it errs; a second training on those of which this is sure enough
+relabelled  dropped, a first training; then every label is made anew from what that model says, what the annotator
+            said and what the final label is, weighed by how often each errs; a second training on these
 
 Dimensions: N posts · C classes of one question
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 
 from model.schema import POST_ID
 from model.task import Task
@@ -22,8 +25,8 @@ from steps.annotate.agreement import confusion
 
 #: A question whose informedness is below this is dropped: its labels are worth less than their noise costs.
 MIN_INFORMEDNESS = 0.1
-#: A relabelled answer is kept when its class has at least this probability.
-MIN_POSTERIOR = 0.8
+#: Posts of the average rate that a combination of answers is taken to have beside those that were seen.
+_PRIOR_POSTS = 2.0
 
 
 def informedness(matrix: NDArray[np.float64]) -> float:
@@ -67,39 +70,96 @@ def weighted(task: Task, told: dict[str, float]) -> Task:
     return task.model_copy(update={"questions": questions})
 
 
-def posterior(model_NC: NDArray[np.float64], annotated: pd.Series, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(N, C): the probability of each class, from the model's and from what the annotator said (Bayes' rule).
+def calibrated(probability_NC: NDArray[np.float64], people: pd.Series) -> NDArray[np.float64]:
+    """(N, C): a model's probabilities, fitted to what people say where they do.
 
-    The two are taken to err independently, given the class.
+    A model that learned from an annotator gives the annotator's answer, not people's, and is as unsure of it as the
+    annotator errs. A logistic regression on its log-probabilities, over the posts that people labelled, undoes both.
 
     Args:
-        model_NC: the model's probabilities.
-        annotated: (N,) classes, NA where there is none: the model alone decides.
-        matrix: P(annotator's class | people's class), as `steps.annotate.agreement.confusion` gives it.
+        people: (N,) classes, NA where people gave none; where one of the C classes is absent, nothing is fitted.
     """
-    likelihood_NC = np.ones_like(model_NC)
-    given = annotated.notna().to_numpy()
-    likelihood_NC[given] = matrix.T[annotated[given].to_numpy(int)]
-    joint_NC = model_NC * likelihood_NC
-    return joint_NC / joint_NC.sum(1, keepdims=True)
+    known = people.notna().to_numpy()
+    classes = people[known].to_numpy(int)
+    if len(np.unique(classes)) < probability_NC.shape[1]:
+        return probability_NC
+    logs_NC = np.log(probability_NC.clip(1e-9))
+    regression = LogisticRegression(max_iter=1000).fit(logs_NC[known], classes)
+    return np.asarray(regression.predict_proba(logs_NC))
+
+
+def final_rates(gold: pd.DataFrame, final: pd.Series, task: Task) -> NDArray[np.float64]:
+    """(C_1, …, C_Q): how often the final label is positive, by the combination of people's answers.
+
+    Combinations that the gold subset shows rarely or never are drawn towards the rate of all its posts.
+
+    Args:
+        gold: people's answers; those of posts that lack one are left out.
+        final: (len(gold),) 1 or 0, NA where there is none.
+    """
+    shape = tuple(len(question.classes) for question in task.questions)
+    answers = gold[list(task.question_ids)]
+    whole = (answers.notna().all(axis=1) & final.notna()).to_numpy()
+    labels = final[whole].to_numpy(float)
+    cells = np.ravel_multi_index(tuple(answers[whole].to_numpy(int).T), shape)
+    size = int(np.prod(shape))
+    rate = (labels.sum() + 1) / (len(labels) + 2)
+    positives = np.bincount(cells, labels, size) + _PRIOR_POSTS * rate
+    return (positives / (np.bincount(cells, minlength=size) + _PRIOR_POSTS)).reshape(shape)
+
+
+def posteriors(
+    probabilities: Sequence[NDArray[np.float64]], final: pd.Series, rates: NDArray[np.float64]
+) -> list[NDArray[np.float64]]:
+    """By question (N, C): its probabilities once the final label is known, too (Bayes' rule over all combinations).
+
+    Args:
+        probabilities: by question (N, C), before; independent of one another, given the post.
+        final: (N,) 1 or 0; where it is NA nothing changes.
+        rates: see `final_rates`.
+    """
+    n_posts, n_questions = len(final), len(probabilities)
+    joint = np.ones((n_posts, *rates.shape))
+    for axis, probability_NC in enumerate(probabilities):
+        joint *= probability_NC.reshape(n_posts, *(-1 if k == axis else 1 for k in range(n_questions)))
+    likelihood = {1: rates, 0: 1 - rates}
+    for label, of_combination in likelihood.items():
+        joint[(final == label).fillna(False).to_numpy(bool)] *= of_combination
+    joint /= joint.sum(axis=tuple(range(1, n_questions + 1)), keepdims=True)
+    axes = range(1, n_questions + 1)
+    return [joint.sum(axis=tuple(other for other in axes if other != axis)) for axis in axes]
 
 
 def relabelled(
-    labels: pd.DataFrame, answers: dict[str, NDArray[np.float64]], gold: pd.DataFrame, task: Task
+    labels: pd.DataFrame,
+    answers: dict[str, NDArray[np.float64]],
+    final: pd.Series,
+    gold: pd.DataFrame,
+    task: Task,
 ) -> pd.DataFrame:
-    """New labels for every post of `labels`; NA where no class is probable enough.
+    """New labels for every post of `labels`.
+
+    Three witnesses speak of each answer, and are taken to err independently: a first model, calibrated; the annotator,
+    by its confusion matrix; and the final label. How far each is to be believed is counted on the gold subset.
 
     Args:
         labels: the annotator's, as they came.
         answers: by question id, a first model's probabilities (N, C), row by row of `labels`.
-        gold: people's labels of some of these posts, which win; its annotator's errors are counted on them.
+        final: (N,) the final labels, 1, 0 or NA, row by row of `labels`.
+        gold: people's labels of some of these posts, which win.
     """
     matrices = confusion(gold, labels, task)
-    new = {}
+    people = gold.set_index(POST_ID).reindex(labels[POST_ID])
+    probabilities = []
     for question in task.questions:
-        probability_NC = posterior(answers[question.id], labels[question.id], matrices[question.id])
-        sure = probability_NC.max(1) >= MIN_POSTERIOR
-        chosen = pd.array(probability_NC.argmax(1), dtype="Int8")
-        chosen[~sure] = pd.NA
-        new[question.id] = pd.Series(chosen)
+        probability_NC = calibrated(answers[question.id], people[question.id])
+        given = labels[question.id].notna().to_numpy()
+        probability_NC[given] *= matrices[question.id].T[labels.loc[given, question.id].to_numpy(int)]
+        probabilities.append(probability_NC / probability_NC.sum(1, keepdims=True))
+    of_gold = labels[POST_ID].isin(gold[POST_ID]).to_numpy()
+    rates = final_rates(people[of_gold].reset_index(drop=True), final[of_gold].reset_index(drop=True), task)
+    new = {
+        question.id: pd.array(probability_NC.argmax(1), dtype="Int8")
+        for question, probability_NC in zip(task.questions, posteriors(probabilities, final, rates), strict=True)
+    }
     return with_gold(pd.DataFrame({POST_ID: labels[POST_ID].to_numpy(), **new}), gold)

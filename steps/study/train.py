@@ -25,7 +25,7 @@ from model import checkpoint
 from model.agentps import AgentPS
 from model.data import Batches, Shards, class_labels
 from model.prompt import Prompt
-from model.schema import POST_ID, SPLIT, TEST, TRAIN
+from model.schema import LABEL, POST_ID, SPLIT, TEST, TRAIN
 from model.scorer import in_chunks, predict
 from model.settings import BackboneSettings, TrainSettings
 from model.task import Task
@@ -172,7 +172,8 @@ def _labels(
     batches = Batches(shards, prompt, task)
     rows = np.flatnonzero((shards.posts[SPLIT] == TRAIN).to_numpy())
     answers = predict(network, in_chunks(rows, train.micro_batch, batches)).questions
-    return methods.relabelled(labels, answers, gold, task), task
+    final = shards.posts[LABEL].iloc[rows].reset_index(drop=True)
+    return methods.relabelled(labels, answers, final, gold, task), task
 
 
 def _fit(
