@@ -380,7 +380,7 @@ def _check_images(files: list[str], limits: ImageLimits, workers: int) -> dict[s
 def _check_image(file: str, limits: ImageLimits) -> str | ImageError:
     try:
         data = read_source(file, limits)
-        decode(data, limits)
+        decode(data, limits, least_side=1)  # all of the file is read, and no more pixels made than needed
     except ImageError as error:
         return error
     return hashlib.sha256(data).hexdigest()

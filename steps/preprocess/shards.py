@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from model.data import FRAMES, TEXT_IDS, ShardWriter
 from model.errors import ImageError
-from model.images import ImageLimits, decode, frame_indices, read_source, to_frame
+from model.images import ImageLimits, frame_indices, read_frame
 from model.schema import IMAGE_SHA256, IMAGES, LABEL, POST_ID, SPLIT, TEXT, TITLE
 from model.settings import SequenceSettings
 from model.task import Task
@@ -28,7 +28,7 @@ _CHUNK = 64
 
 def _frame(path: str, size: int, limits: ImageLimits) -> np.ndarray:
     try:
-        return to_frame(decode(read_source(path, limits), limits), size)
+        return read_frame(path, size, limits)
     except ImageError as error:  # it could be read when it was ingested
         raise ImageError(f"{path}: {error}; the file has changed since ingest: run the pipeline again") from error
 
