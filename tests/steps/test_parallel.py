@@ -30,7 +30,7 @@ def test_results_come_in_the_order_of_the_items(count: int) -> None:
 
 @pytest.mark.parametrize("count", [3, 100])
 def test_an_error_in_another_process_is_raised_here(count: int) -> None:
-    with pytest.raises(ValueError, match="^-1 is negative$"):
+    with pytest.raises(ValueError, match=r"^-1 is negative$"):
         list(ordered_map(square, [*range(count), -1], chunk=4, workers=2))
 
 
