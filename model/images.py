@@ -86,11 +86,25 @@ def read_source(source: str | Path | bytes, limits: ImageLimits) -> bytes:
         raise ImageError(f"cannot be read: {error}") from error
 
 
-def decode(data: bytes, limits: ImageLimits) -> Image.Image:
+def read_frame(source: str | Path | bytes, size: int, limits: ImageLimits) -> np.ndarray:
+    """An image as one frame, (size, size, 3) uint8 RGB: the one way of training and of serving.
+
+    Raises:
+        ImageError: as `read_source` and `decode`.
+    """
+    return to_frame(decode(read_source(source, limits), limits, least_side=size), size)
+
+
+def decode(data: bytes, limits: ImageLimits, *, least_side: int | None = None) -> Image.Image:
     """A JPEG, PNG or WebP image as RGB: upright by its EXIF orientation, transparency laid on white.
 
     The header decides first: nothing is decoded of an image above the limits. Colour profiles are
     not applied.
+
+    Args:
+        least_side: pixels. A large baseline colour JPEG may come back smaller, at 1/2, 1/4 or 1/8 of its
+            size, with no side below this; the file is read whole all the same, and refused for the same
+            reasons. None: every image at its own size.
 
     Raises:
         ImageError: the message is the reason, ready for the rejects table.
@@ -101,6 +115,8 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
     try:
         image = _open(data)
         _check_header(image, limits)
+        if least_side is not None and image.mode == "RGB" and "progressive" not in image.info:
+            image.draft(None, (least_side, least_side))  # no other format has it
         image.load()
         rgb = _rgb(image)
     except Image.DecompressionBombError as error:

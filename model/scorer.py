@@ -18,7 +18,7 @@ from torch import Tensor
 from model.agentps import AgentPS, normalize
 from model.checkpoint import Loaded, OperatingPoints, load, read_operating_points
 from model.errors import ImageError
-from model.images import ImageLimits, decode, frame_indices, read_source, to_frame
+from model.images import ImageLimits, frame_indices, read_frame, read_source
 from model.schema import IMAGES, TEXT, TITLE
 from model.task import Task
 from model.text import encode_post_text
@@ -113,7 +113,7 @@ class Scorer:
                 data = read_source(source, SERVING_LIMITS)
                 if data not in numbers:  # an image that stands in several posts is read once
                     numbers[data] = len(images)
-                    images.append(to_frame(decode(data, SERVING_LIMITS), sequence.image_size))
+                    images.append(read_frame(data, sequence.image_size, SERVING_LIMITS))
                 order.append(numbers[data])
             rows.append([order[k] for k in frame_indices(len(order), sequence.frames)])
         ids = [

@@ -276,7 +276,7 @@ def _answer(row: pd.Series, question: Question) -> _Answer:
 
 def _thumbnail(path: str) -> _Thumbnail:
     try:
-        image = decode(read_source(path, _LIMITS), _LIMITS)
+        image = decode(read_source(path, _LIMITS), _LIMITS, least_side=_THUMBNAIL)
     except ImageError as error:
         return _Thumbnail(source=None, reason=str(error))
     image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)

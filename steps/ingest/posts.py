@@ -12,10 +12,11 @@ import logging
 import math
 import os
 import re
+import stat
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ from model import schema
 from model.errors import ImageError, ManifestError
 from model.images import ImageLimits, decode, read_source
 from model.task import Question, Task
+from steps.parallel import ordered_map
 from steps.settings import IngestSettings
 
 logger = logging.getLogger(__name__)
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
-#: Images handed to a thread at a time: tiny files cost less than handing them over.
+#: Images handed to a worker at a time.
 _CHUNK = 64
 #: Rejects named in an error's message.
 _SHOWN = 5
@@ -71,8 +73,7 @@ def read_manifest(
     """Read the posts of a JSON Lines or Parquet manifest and decode every image once.
 
     Args:
-        workers: threads that decode images; default: one a core, 16 at most, since each holds a
-            decoded image of up to `settings.max_image_pixels`.
+        workers: processes that decode images, each of which holds one at a time; default: one a core.
 
     Raises:
         ManifestError: the file as a whole cannot be used; names file, line, remedy.
@@ -85,7 +86,9 @@ def read_manifest(
         schema.CREATED_AT: _created_at,
         schema.TITLE: _text,
         schema.TEXT: _text,
-        schema.IMAGES: lambda cell: _images(cell, root, settings.max_images),
+        schema.IMAGES: partial(
+            _images, root=str(root), real_folder=cache(os.path.realpath), max_images=settings.max_images
+        ),
         schema.LABEL: _label,
         **{question.id: _class_parser(question) for question in task.questions},
         schema.SPLIT: _split,
@@ -113,7 +116,7 @@ def read_manifest(
 
     files = dict.fromkeys(file for post in posts for file in post[schema.IMAGES])
     limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-    hashes = _check_images(list(files), limits, workers or min(os.cpu_count() or 1, 16))
+    hashes = _check_images(list(files), limits, workers)
     usable = []
     for post in posts:
         checked = {file: hashes[file] for file in post[schema.IMAGES]}
@@ -291,27 +294,40 @@ def _created_at(cell: Any) -> datetime | None:
         raise ValueError(f"{_shown(cell)}; ISO 8601 with a zone is expected, as 2025-03-01T12:00:00Z") from None
 
 
-def _images(cell: Any, root: Path, max_images: int) -> list[str]:
+def _images(cell: Any, root: str, real_folder: Callable[[str], str], max_images: int) -> list[str]:
     if cell is None or cell == []:
         raise ValueError("no image; one or more are expected")
     if not isinstance(cell, list):
         raise ValueError(f"{_shown(cell)}; a list of paths is expected")
     if len(cell) > max_images:
         raise ValueError(f"{len(cell)} images; at most {max_images} are read (ingest.max_images)")
-    return [_local_path(name, root) for name in cell]
+    return [_local_path(name, root, real_folder) for name in cell]
 
 
-def _local_path(name: Any, root: Path) -> str:
+def _local_path(name: Any, root: str, real_folder: Callable[[str], str]) -> str:
     """The absolute path of an image below `root`, links resolved. Whether it exists is not asked."""
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{_shown(name)}; a path is expected")
     if _URL.match(name):
         raise ValueError(f"{_shown(name)} is a URL; only local paths are read: download it beside the manifest")
-    path = os.path.realpath(root / name)
-    if not Path(path).is_relative_to(root):
+    path = _real_path(os.path.join(root, name), real_folder)
+    if os.path.commonpath([path, root]) != root:
         raise ValueError(f"{_shown(name)} lies outside the manifest's folder; move it there")
     path.encode()
     return path
+
+
+def _real_path(path: str, real_folder: Callable[[str], str]) -> str:
+    """As `os.path.realpath`, which looks at every folder above each file; `real_folder` remembers them."""
+    folder, name = os.path.split(path)
+    if name in ("", os.curdir, os.pardir):
+        return os.path.realpath(path)
+    path = os.path.join(real_folder(folder), name)
+    try:
+        is_link = stat.S_ISLNK(os.lstat(path).st_mode)
+    except OSError:
+        is_link = False
+    return os.path.realpath(path) if is_link else path
 
 
 def _label(cell: Any) -> int | None:
@@ -361,26 +377,17 @@ def _shown(value: Any) -> str:
 # --- images and tables ------------------------------------------------------------------------
 
 
-def _check_images(files: list[str], limits: ImageLimits, workers: int) -> dict[str, str | ImageError]:
+def _check_images(files: list[str], limits: ImageLimits, workers: int | None) -> dict[str, str | ImageError]:
     """Of each file the sha256 of its bytes, or why it cannot be used. Each is read once."""
-
-    def check(chunk: list[str]) -> list[str | ImageError]:
-        return [_check_image(file, limits) for file in chunk]
-
-    logger.info("decoding %d images with %d threads", len(files), workers)
-    checked: dict[str, str | ImageError] = {}
-    # Threads: Pillow decodes outside Python's global lock.
-    with ThreadPoolExecutor(workers) as pool:
-        chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
-        for chunk, results in zip(chunks, pool.map(check, chunks), strict=True):
-            checked.update(zip(chunk, results, strict=True))
-    return checked
+    logger.info("decoding %d images", len(files))
+    checked = ordered_map(partial(_check_image, limits=limits), files, chunk=_CHUNK, workers=workers)
+    return dict(zip(files, checked, strict=True))
 
 
 def _check_image(file: str, limits: ImageLimits) -> str | ImageError:
     try:
         data = read_source(file, limits)
-        decode(data, limits)
+        decode(data, limits, least_side=1)  # all of the file is read, and no more pixels made than needed
     except ImageError as error:
         return error
     return hashlib.sha256(data).hexdigest()

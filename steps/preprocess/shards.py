@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -16,19 +14,22 @@ from transformers import PreTrainedTokenizerBase
 
 from model.data import FRAMES, TEXT_IDS, ShardWriter
 from model.errors import ImageError
-from model.images import ImageLimits, decode, frame_indices, read_source, to_frame
+from model.images import ImageLimits, frame_indices, read_frame
 from model.schema import IMAGE_SHA256, IMAGES, LABEL, POST_ID, SPLIT, TEXT, TITLE
 from model.settings import SequenceSettings
 from model.task import Task
 from model.text import encode_post_text
+from steps.parallel import ordered_map
 
-#: Images handed to a worker at a time.
-_CHUNK = 64
+#: Images handed to a worker at a time, and bytes of frames that it hands back at most.
+_CHUNK, _CHUNK_BYTES = 64, 2**21
+#: Images in a file, and bytes of a file at most: its frames are held in memory until it is written.
+_FILE, _FILE_BYTES = 4096, 2**27
 
 
 def _frame(path: str, size: int, limits: ImageLimits) -> np.ndarray:
     try:
-        return to_frame(decode(read_source(path, limits), limits), size)
+        return read_frame(path, size, limits)
     except ImageError as error:  # it could be read when it was ingested
         raise ImageError(f"{path}: {error}; the file has changed since ingest: run the pipeline again") from error
 
@@ -42,9 +43,9 @@ def _distinct_images(posts: pd.DataFrame) -> dict[str, str]:
     return paths
 
 
-def _frames(paths: list[str], size: int, limits: ImageLimits) -> Iterator[np.ndarray]:
-    with ProcessPoolExecutor() as pool:
-        yield from pool.map(partial(_frame, size=size, limits=limits), paths, chunksize=_CHUNK)
+def _fitting(count: int, n_bytes: int, size: int) -> int:
+    """How many frames of `size` pixels a side are no more than `count` and `n_bytes`; one always is."""
+    return max(1, min(count, n_bytes // (3 * size**2)))
 
 
 def scratch_folder(work: Path) -> Path:
@@ -85,12 +86,12 @@ def write_shards(
     Raises:
         ImageError: an image has changed since ingest.
     """
-    paths = _distinct_images(posts)
-    writer = ShardWriter(root, sequence, tokenizer.name_or_path)
-    numbers = {
-        digest: writer.add(frame)
-        for digest, frame in zip(paths, _frames(list(paths.values()), sequence.image_size, limits), strict=True)
-    }
+    paths, size = _distinct_images(posts), sequence.image_size
+    writer = ShardWriter(root, sequence, tokenizer.name_or_path, _fitting(_FILE, _FILE_BYTES, size))
+    frames = ordered_map(
+        partial(_frame, size=size, limits=limits), list(paths.values()), chunk=_fitting(_CHUNK, _CHUNK_BYTES, size)
+    )
+    numbers = {digest: writer.add(frame) for digest, frame in zip(paths, frames, strict=True)}
     table = posts[[POST_ID, SPLIT, LABEL, *task.question_ids]].copy()
     table[FRAMES] = [
         [numbers[hashes[k]] for k in frame_indices(len(hashes), sequence.frames)] for hashes in posts[IMAGE_SHA256]

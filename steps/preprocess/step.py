@@ -26,6 +26,7 @@ logger = get_logger(__name__)
     output_materializers=DirectoryMaterializer,
     cache_policy=depends_on(
         "steps/preprocess",
+        "steps/parallel.py",
         "steps/fine_tune/backbone.py",
         "model/data.py",
         "model/images.py",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import struct
 import warnings
 import zlib
@@ -15,9 +16,10 @@ import pytest
 from PIL import ExifTags, Image, ImageFile
 
 from model.errors import ImageError
-from model.images import ImageLimits, decode, frame_indices, read_source, to_frame
+from model.images import ImageLimits, decode, frame_indices, read_frame, read_source, to_frame
 
 LIMITS = ImageLimits(max_bytes=100_000, max_pixels=50_000_000)
+LARGE = ImageLimits(max_bytes=10_000_000, max_pixels=50_000_000)
 
 
 def encoded(image: Image.Image, fmt: str, **options: object) -> bytes:
@@ -29,6 +31,17 @@ def encoded(image: Image.Image, fmt: str, **options: object) -> bytes:
 def noise(width: int = 20, height: int = 12, channels: int = 3) -> Image.Image:
     shape = (height, width, channels) if channels > 1 else (height, width)
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Smooth, as photos are: noise at a sixteenth of the size, drawn up."""
+    return noise(width // 16, height // 16).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def rotated(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -56,9 +69,7 @@ def test_jpeg_comes_back_as_pillow_reads_it() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_exif_orientation_comes_back_upright(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    data = encoded(noise(), "JPEG", exif=exif)
+    data = encoded(noise(), "JPEG", exif=rotated(orientation))
     expected = PIL.ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     found = decode(data, LIMITS)
     assert found.size == ((12, 20) if orientation >= 5 else (20, 12))
@@ -138,12 +149,13 @@ def test_what_cannot_be_used_is_refused_with_its_reason(data: bytes, reason: str
         decode(data, LIMITS)
 
 
+@pytest.mark.parametrize("least_side", [None, 1])
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_cut_file_is_refused(fmt: str, share: float) -> None:
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_a_cut_file_is_refused(fmt: str, share: float, least_side: int | None) -> None:
     data = encoded(noise(64, 64), fmt)
     with pytest.raises(ImageError, match="cut or corrupt"):
-        decode(data[: int(len(data) * share)], LIMITS)
+        decode(data[: int(len(data) * share)], LIMITS, least_side=least_side)
 
 
 def test_our_limits_alone_decide_what_is_too_large() -> None:
@@ -174,9 +186,65 @@ def test_damaged_files_are_read_or_refused_but_never_raise_anything_else(fmt: st
             damaged[min(int(source.expovariate(1 / 50)), len(data) - 1)] = source.randrange(256)
         try:
             assert decode(bytes(damaged), LIMITS).mode == "RGB"
-        except ImageError:
+        except ImageError as error:
             n_refused += 1
+            with pytest.raises(ImageError, match=re.escape(str(error))):
+                decode(bytes(damaged), LIMITS, least_side=1)
+        else:  # what ingest accepted at the least size, no later reader refuses
+            assert decode(bytes(damaged), LIMITS, least_side=1).mode == "RGB"
     assert 0 < n_refused < 1_000
+
+
+@pytest.mark.parametrize(
+    ("stored", "orientation", "least_side", "found"),
+    [
+        ((1080, 1440), 1, 384, (540, 720)),
+        ((1080, 1440), 6, 384, (720, 540)),  # turned after it was scaled
+        ((1081, 1440), 1, 540, (541, 720)),  # rounded up: never below
+        ((1080, 1440), 1, 541, (1080, 1440)),
+        ((1440, 400), 1, 384, (1440, 400)),  # the shorter side decides
+        ((1600, 1200), 1, 384, (800, 600)),  # by a third it cannot be
+        ((1600, 1200), 1, 300, (400, 300)),
+        ((1600, 1200), 1, 1, (200, 150)),  # by no more than eight
+        ((640, 480), 1, 384, (640, 480)),
+        ((200, 100), 1, 384, (200, 100)),
+    ],
+)
+def test_a_large_photo_comes_back_scaled_by_a_power_of_two_and_never_below_the_least_side(
+    stored: tuple[int, int], orientation: int, least_side: int, found: tuple[int, int]
+) -> None:
+    data = encoded(picture(*stored), "JPEG", exif=rotated(orientation))
+    assert decode(data, LARGE, least_side=least_side).size == found
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "fmt", "options"),
+    [
+        ("RGB", (640, 640), "PNG", {}),
+        ("RGB", (640, 640), "WEBP", {}),
+        ("CMYK", (640, 640), "JPEG", {}),
+        ("L", (640, 640), "JPEG", {}),
+        ("RGB", (640, 640), "JPEG", {"progressive": True}),
+        ("RGB", (190, 380), "JPEG", {}),
+        ("RGB", (95, 48), "JPEG", {}),
+    ],
+)
+def test_only_baseline_colour_jpegs_of_twice_the_side_are_scaled(
+    mode: str, size: tuple[int, int], fmt: str, options: dict
+) -> None:
+    data = encoded(picture(*size).convert(mode), fmt, **options)
+    full = decode(data, LARGE)
+    np.testing.assert_array_equal(np.asarray(decode(data, LARGE, least_side=96)), np.asarray(full))
+    np.testing.assert_array_equal(read_frame(data, 96, LARGE), to_frame(full, 96))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_frame_of_a_scaled_photo_is_that_of_the_whole_one_within_a_few_grey_levels(orientation: int) -> None:
+    data = encoded(picture(1088, 1440), "JPEG", exif=rotated(orientation))
+    full = to_frame(decode(data, LARGE), 384).astype(int)
+    difference = np.abs(read_frame(data, 384, LARGE) - full)
+    assert 0 < difference.mean() < 1
+    assert difference.max() < 16
 
 
 def test_to_frame_is_one_bicubic_square_of_the_whole_image() -> None:

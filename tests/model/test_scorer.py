@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import ExifTags, Image
 
+from model.agentps import normalize
 from model.backbone import load_tokenizer
 from model.checkpoint import OperatingPoints, load, write_operating_points
 from model.data import Batches, Shards
 from model.errors import CheckpointError, ImageError
-from model.images import ImageLimits
+from model.images import ImageLimits, decode, to_frame
 from model.metrics import Calibration, OperatingPoint
 from model.schema import TEST
 from model.scorer import Scorer, answer_columns, predict
@@ -80,6 +82,25 @@ def test_raw_posts_score_as_the_shards_of_the_same_posts_do(
     assert table["answer_bright"].to_numpy() == pytest.approx(columns["answer_bright"], abs=1e-6)
     assert table["answer_kind_probability"].to_numpy() == pytest.approx(columns["answer_kind"], abs=1e-6)
     assert table["answer_kind"].tolist() == [("none", "some", "all")[k] for k in columns["class_kind"]]
+
+
+def test_a_large_photo_is_the_same_frame_in_training_and_in_serving(
+    directory: Path, tiny_backbone: BackboneSettings, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(noise).save(path, exif=exif)
+    limits = ImageLimits(max_bytes=10**6, max_pixels=10**6)
+    post = {"post_id": "a", "split": TEST, "title": "", "text": "", "image_sha256": ["0"], "images": [str(path)]}
+    posts = pd.DataFrame([post | dict.fromkeys(("label", *TASK.question_ids))])
+    write_shards(tmp_path / "shards", posts, TASK, SEQUENCE, load_tokenizer(tiny_backbone), limits)
+    trained = Shards(tmp_path / "shards").images([0])
+    whole = to_frame(decode(path.read_bytes(), limits), SEQUENCE.image_size)
+    assert not np.array_equal(trained[0], whole), "the photo must be large enough that it is decoded at a smaller scale"
+    served = Scorer.from_directory(directory)._batch(posts)["pixel_values_UCHW"]
+    np.testing.assert_array_equal(served.numpy(), normalize(trained).numpy())
 
 
 def test_the_table_has_one_row_a_post_and_its_columns_in_order(posts: pd.DataFrame, table: pd.DataFrame) -> None:
