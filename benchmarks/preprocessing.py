@@ -40,7 +40,7 @@ from steps.settings import REPOSITORY
 RECORD = REPOSITORY / "benchmarks" / "preprocessing.json"
 SIDE, ROUNDS = 384, 15
 LIMITS = ImageLimits(max_bytes=100_000_000, max_pixels=50_000_000)
-STEP_IMAGES = 400
+STEP_IMAGES = 200
 MEMORY = ((1_000, 32), (10_000, 32), (100_000, 32), (1_000, SIDE), (4_000, SIDE))
 
 
