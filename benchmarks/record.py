@@ -58,10 +58,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def put(tables: dict[str, str]) -> None:
-    """Write each table between its two marks on the page."""
+    """Write each table between its two marks on the page.
+
+    Raises:
+        ValueError: the page has no such marks.
+    """
     text = PAGE.read_text(encoding="utf-8")
     for name, rendered in tables.items():
-        start, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
-        before, _, rest = text.partition(start)
-        text = before + start + rendered + end + rest.partition(end)[2]
+        found = re.search(rf"<!-- {re.escape(name)} -->\n(.*?)<!-- /{re.escape(name)} -->", text, re.DOTALL)
+        if found is None:
+            raise ValueError(f"{PAGE}: no marks <!-- {name} --> and <!-- /{name} --> for its table; add them")
+        text = text[: found.start(1)] + rendered + "\n" + text[found.end(1) :]
     PAGE.write_text(text, encoding="utf-8")

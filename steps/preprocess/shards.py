@@ -21,8 +21,8 @@ from model.task import Task
 from model.text import encode_post_text
 from steps.parallel import ordered_map
 
-#: Images handed to a worker at a time, and bytes of frames that it hands back at most.
-_CHUNK, _CHUNK_BYTES = 64, 2**21
+#: Images handed to a worker at a time, and bytes of frames that it hands back at most (more cost twice as much a byte).
+_CHUNK, _CHUNK_BYTES = 64, 2**19
 #: Images in a file, and bytes of a file at most: its frames are held in memory until it is written.
 _FILE, _FILE_BYTES = 4096, 2**27
 
@@ -96,9 +96,10 @@ def write_shards(
     table[FRAMES] = [
         [numbers[hashes[k]] for k in frame_indices(len(hashes), sequence.frames)] for hashes in posts[IMAGE_SHA256]
     ]
-    table[TEXT_IDS] = [
-        encode_post_text(tokenizer, title, text, sequence.max_text_tokens)
+    text_ids = [  # arrays: a list of Python's integers takes three times the memory
+        np.array(encode_post_text(tokenizer, title, text, sequence.max_text_tokens), dtype=np.int64)
         for title, text in zip(posts[TITLE], posts[TEXT], strict=True)
     ]
+    table[TEXT_IDS] = pd.Series(text_ids, index=table.index)
     writer.close(table)
     return len(numbers)
