@@ -21,12 +21,10 @@ _config = click.option(
 
 def _open(config: Path | None) -> tuple[TrainingSettings, str]:
     """The settings and the registered model's name; MLflow is where the local stack has it, or its variables say."""
-    import os
-
     import mlflow
     import yaml
 
-    from infra.local_stack import LOCAL_STACK, load_stack
+    from infra.local_stack import tracking_uri
     from model.task import load_task
     from pipelines.entry import check_run_config
     from steps.settings import DEFAULT_CONFIG, home, load_settings
@@ -34,8 +32,7 @@ def _open(config: Path | None) -> tuple[TrainingSettings, str]:
     options = set(yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8")))
     given = check_run_config(config, options)["parameters"] if config else {}
     settings = load_settings(given, f"config {config}" if config else "parameters")
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri(load_stack(LOCAL_STACK, home()).experiment_tracker.tracking_uri)
+    mlflow.set_tracking_uri(tracking_uri(home()))
     return settings, settings.register_.model_name(load_task(settings.task))
 
 
