@@ -8,6 +8,7 @@ a classifier that tells fresh posts from old ones.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,8 +69,8 @@ def compare(reference: pd.DataFrame, fresh: pd.DataFrame, task: Task, settings: 
     return lines
 
 
-def table(lines: list[Difference]) -> pd.DataFrame:
-    return pd.DataFrame([asdict(line) | {"outcome": line.outcome} for line in lines])
+def records(lines: list[Difference]) -> list[dict[str, Any]]:
+    return [asdict(line) | {"outcome": line.outcome} for line in lines]
 
 
 def _schema(reference: pd.DataFrame, fresh: pd.DataFrame) -> Difference:

@@ -25,7 +25,7 @@ from steps.notice import send
 from steps.register import registry
 from steps.register.registry import RegisteredVersion
 from steps.retrain import fresh
-from steps.retrain.drift import Difference, compare, render, table
+from steps.retrain.drift import Difference, compare, records, render
 from steps.retrain.live import live as live_figures
 from steps.retrain.profile import profile as profile_of
 from steps.settings import NotifySettings, RetrainSettings, home
@@ -100,7 +100,7 @@ def drift(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     mlflow.log_artifact(str(path), "drift")
-    mlflow.log_table(table(lines), "drift/drift.json")
+    mlflow.log_dict({"reason": reason, "lines": records(lines)}, "drift/drift.json")
     log_metadata({"drift": reason or {line.what: line.outcome for line in lines}})
     if reason is not None:
         logger.warning("%s", reason)
