@@ -7,6 +7,7 @@ the newest row counts.
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from scipy.stats import binomtest
 from model.errors import ManifestError
 from model.schema import POST_ID
 from steps.ingest.posts import parse_time, read_rows
+from steps.notice import send
 from steps.retrain.fresh import read_labels
+from steps.settings import NotifySettings
 
 DECISION, MODEL_VERSION, SCORED_AT = "decision", "model_version", "scored_at"
 COLUMNS = (POST_ID, "score", DECISION, MODEL_VERSION, SCORED_AT)
@@ -72,6 +75,11 @@ class Live:
             f"version {self.version}: {self.labelled:,} of {self.scored:,} scored posts are labelled; live precision "
             f"{self.precision}{bound}: {verdict} the target of {self.target:.0%}; live recall {self.recall}"
         )
+
+
+def tell(model: str, found: Live, settings: NotifySettings) -> list[str]:
+    """Tell a person of an alarm. Returns: what could not be delivered and why."""
+    return send(f"AgentPS on {socket.gethostname()}: {model} {found.line}", settings)
 
 
 def read_scores(path: Path) -> pd.DataFrame:

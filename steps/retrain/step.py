@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -21,12 +20,12 @@ from model.settings import BackboneSettings
 from model.task import Task
 from steps.caching import depends_on
 from steps.fine_tune.backbone import resolve
-from steps.notice import send
 from steps.register import registry
 from steps.register.registry import RegisteredVersion
 from steps.retrain import fresh
 from steps.retrain.drift import Difference, compare, records, render
 from steps.retrain.live import live as live_figures
+from steps.retrain.live import tell
 from steps.retrain.profile import profile as profile_of
 from steps.settings import NotifySettings, RetrainSettings, home
 
@@ -58,7 +57,7 @@ def live(
         logger.info("%s", line)
         return line
     logger.warning("%s", line)
-    for undelivered in send(f"AgentPS on {socket.gethostname()}: {line}", notify):
+    for undelivered in tell(model_name, found, notify):
         logger.warning("%s", undelivered)
     return line
 
