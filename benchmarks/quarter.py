@@ -45,7 +45,7 @@ from model.task import load_task
 from steps.annotate.simulated import SimulatedAnnotator
 from steps.ingest import sample
 from steps.register import history, registry
-from steps.retrain.fresh import folder_of, read_state, state_path
+from steps.retrain.fresh import read_state, state_path
 from steps.retrain.live import Share
 from steps.settings import REPOSITORY, load_settings
 
@@ -56,7 +56,7 @@ HOME = REPOSITORY / ".agentps" / "quarter"
 MODEL = "agentps-ucc"
 
 #: Days before the quarter that the first champion is trained on; then so many weeks. Posts a day.
-HISTORY_DAYS, WEEKS, PER_DAY = 28, 12, 200
+HISTORY_DAYS, WEEKS, PER_DAY = 28, 12, 150
 FIRST_MONDAY = datetime(2026, 6, 29, tzinfo=UTC)
 #: The share of people's own albums that carry their watermark; from the first day of week CHANGED on the second.
 SIGNED, CHANGED = (0.05, 0.8), 7

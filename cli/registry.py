@@ -146,7 +146,7 @@ def live(scores: Path | None, labels: Path | None, config: Path | None) -> None:
     champion = moves.sync(name).champion
     if champion is None:
         raise RegistryError(f"model {name}: no champion yet: run the pipeline first")
-    found = figures(Path(scored), Path(labelled), champion.version, settings.retrain.live_precision)
+    found = figures(Path(scored), Path(labelled), champion.version, settings.retrain)
     click.echo(f"{name} {found.line}")
     if found.alarm:
         for undelivered in tell(name, found, settings.notify):

@@ -239,6 +239,8 @@ class RetrainSettings(_Section):
     scores: str | None
     #: The precision in percent that the served threshold promised.
     live_precision: int = Field(gt=0, lt=100)
+    #: Of what a version scored, its newest so many days count: what was right before a change does not hide it.
+    live_days: float = Field(gt=0)
     #: Which older posts are trained on beside the fresh ones.
     older: Literal["window", "replay"]
     #: window: those of this many days before the newest post.

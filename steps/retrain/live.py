@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ from model.schema import POST_ID
 from steps.ingest.posts import parse_time, read_rows
 from steps.notice import send
 from steps.retrain.fresh import read_labels
-from steps.settings import NotifySettings
+from steps.settings import NotifySettings, RetrainSettings
 
 DECISION, MODEL_VERSION, SCORED_AT = "decision", "model_version", "scored_at"
 COLUMNS = (POST_ID, "score", DECISION, MODEL_VERSION, SCORED_AT)
@@ -49,7 +50,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Live:
-    """One version on the posts that it scored and people labelled since.
+    """One version on posts that it scored and people labelled since.
 
     precision: of the flagged, those that people call positive. recall: the reverse; it says something of all posts
     only where people label without looking at the decision.
@@ -104,14 +105,15 @@ def read_scores(path: Path) -> pd.DataFrame:
     return table.sort_values(SCORED_AT, kind="stable").drop_duplicates([POST_ID, MODEL_VERSION], keep="last")
 
 
-def live(scores: Path, labels: Path, version: str, percent: int) -> Live:
-    """How `version` did, against a promised precision of `percent`.
+def live(scores: Path, labels: Path, version: str, settings: RetrainSettings) -> Live:
+    """How `version` did on what it scored in its newest `live_days`, against `live_precision`.
 
     Raises:
         ManifestError: a file cannot be used.
     """
     table = read_scores(scores)
     table = table[table[MODEL_VERSION] == version]
+    table = table[table[SCORED_AT] > table[SCORED_AT].max() - timedelta(days=settings.live_days)]
     label = table[POST_ID].map(read_labels(labels))
     known = label.notna()
     flagged, positive = table.loc[known, DECISION].astype(bool), label[known] == 1
@@ -122,5 +124,5 @@ def live(scores: Path, labels: Path, version: str, percent: int) -> Live:
         labelled=int(known.sum()),
         precision=Share(hits, int(flagged.sum())),
         recall=Share(hits, int(positive.sum())),
-        target=percent / 100,
+        target=settings.live_precision / 100,
     )

@@ -42,7 +42,7 @@ def live(
         line = f"live precision is not known: {missing}"
         logger.info("%s", line)
         return line
-    found = live_figures(Path(settings.scores), Path(settings.labels), champion, settings.live_precision)
+    found = live_figures(Path(settings.scores), Path(settings.labels), champion, settings)
     figures = {
         "live_precision": found.precision.value,
         "live_precision_high": found.precision.high,

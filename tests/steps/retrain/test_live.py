@@ -9,7 +9,7 @@ import pytest
 
 from model.errors import ManifestError
 from steps.retrain.live import Live, Share, live, read_scores, tell
-from steps.settings import NotifySettings
+from steps.settings import NotifySettings, load_settings
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -42,8 +42,11 @@ def test_figures_are_the_versions_own_on_labelled_posts(tmp_path: Path) -> None:
     rows += [scored("p0", decision=False, version="1"), scored("p9", decision=True)]
     # scored again later: that is what was served last
     rows += [scored("p3", decision=False, at="2026-03-02T00:00:00Z")]
-    labels = [{"post_id": f"p{n}", "label": int(n in (0, 1, 5))} for n in range(7)]
-    one = live(write(tmp_path / "s.jsonl", rows), write(tmp_path / "l.jsonl", labels), "2", 80)
+    labels = [{"post_id": f"p{n}", "label": int(n in (0, 1, 5))} for n in (*range(7), 10)]
+    # too long before the newest
+    rows += [scored("p10", decision=True, at="2026-02-15T00:00:00Z")]
+    settings = load_settings({"retrain": {"live_days": 14, "live_precision": 80}}).retrain
+    one = live(write(tmp_path / "s.jsonl", rows), write(tmp_path / "l.jsonl", labels), "2", settings)
     assert (one.scored, one.labelled) == (9, 7)
     assert (one.precision, one.recall) == (Share(2, 3), Share(2, 3))
     assert "live precision 66.7% (2 of 3), at most 98.3% with 95% confidence: not shown to be below" in one.line
