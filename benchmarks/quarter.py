@@ -65,6 +65,8 @@ BENCHMARK_EVERY = 10
 #: People label a post so long after it.
 LABEL_DELAY = timedelta(days=2)
 PRECISION = 80
+#: From the champion's weights; the first champion gets six, from scratch.
+WEEKLY_EPOCHS = 2
 #: From this week on, in the first whose champion is not the first one, `champion` goes back on Tuesday evening and
 #: forward on Thursday evening.
 ROLLBACK_WEEK = 9
@@ -167,7 +169,7 @@ class Quarter:
         self.first.write_text(yaml.safe_dump(common | {"fine_tune": {"epochs": 6}}), encoding="utf-8")
         weekly = common | {
             "retrain": common["retrain"] | {"scores": str(self.scores)},
-            "fine_tune": {"epochs": 2, "learning_rate": 5.0e-4},
+            "fine_tune": {"epochs": WEEKLY_EPOCHS, "learning_rate": 5.0e-4},
         }
         self.weekly.write_text(yaml.safe_dump(weekly), encoding="utf-8")
 
@@ -363,3 +365,170 @@ def weekly_figures(served: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         figures.append(one)
     return figures
+
+
+# --- the page ---------------------------------------------------------------------------------------------
+
+_SIDES = {"with": "retrained every week", "without": "the first champion"}
+
+
+def plot(record: dict[str, Any]) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharex=True, layout="constrained")
+    for axis, metric in zip(axes, ("precision", "recall"), strict=True):
+        for side, name in _SIDES.items():
+            shares = [(one["week"], Share(*one[side][metric])) for one in record["weeks"]]
+            weeks, values = zip(*((week, 100 * share.k / share.n) for week, share in shares if share.n), strict=True)
+            axis.plot(weeks, values, marker="o", markersize=4, label=name)
+        axis.axvline(CHANGED - 0.5, color="grey", linewidth=0.8, linestyle=":")
+        axis.set_title(f"live {metric} by week, %", fontsize=10)
+        axis.grid(alpha=0.2)
+    axes[0].axhline(PRECISION, color="grey", linewidth=0.8)
+    promoted = {run["week"] + 1 for run in record["runs"] if run["decision"].startswith("promoted") and run["week"]}
+    for week in promoted & {one["week"] for one in record["weeks"]}:
+        axes[0].axvline(week - 0.5, color="#2f6f5e", linewidth=0.8)
+    axes[0].legend(fontsize=8, loc="lower left")
+    figure.supxlabel("week; dotted: the mix changes; green: a new champion", fontsize=9)
+    figure.savefig(PLOT, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+_PAGE = """# A quarter of weekly retrainings
+
+What [retraining](retraining.md) does over {weeks} weeks whose posts change in the middle. `python -m benchmarks.quarter`
+lived through it in {minutes:.0f} minutes on two busy cores, wrote `benchmarks/quarter.json`, and this page from it.
+
+**The posts** are the [sample](benchmark.md)'s, {per_day} a day, a manifest a day. In the history and the first
+{before} weeks {signed[0]:.0%} of people's own albums carry their watermark; from week {changed} on {signed[1]:.0%} do.
+The policy does not change: an own album is no violation, signed or not. But until then a watermark nearly always meant
+a copy. **Everything else is what a user runs**: the schedule on a clock of its own starts the literal command each
+Monday at 6:00; the annotator is asked over HTTP; people label a post {delay} days after it; the champion of the day
+scores the day's posts at its threshold for {precision} % precision. Week 0 trains the first champion from scratch on
+{history} days; later runs train {epochs} epochs from the champion's weights on the window of 28 days.
+
+![Live precision and recall by week](images/quarter.png)
+
+Live precision and recall on all posts of a week, once they are labelled:
+
+| week | served | precision | recall | precision without retraining | recall without retraining |
+|---|---|---|---|---|---|
+{served}
+
+{summary}
+
+## Every run
+
+`drift`: lines of the drift page above their limits. `live`: the champion's precision on what it scored in the newest 14
+days, as the run saw it with the labels of that Monday, and its upper bound.
+
+| run after week | candidate | verdict and reason | champion then | drift | live |
+|---|---|---|---|---|---|
+{runs}
+
+{alarms}
+
+## No post is annotated twice
+
+{annotation}
+
+## Back and forward
+
+{rollback}
+
+The moves of `champion`: {moves}.
+
+## Nothing fresh
+
+The Monday after the last week nothing new had come. The scheduled command took {idle_seconds:.1f} s, made
+{idle_versions} versions and said:
+
+```text
+{idle_said}
+```
+"""
+
+
+def _share(pair: list[int]) -> str:
+    share = Share(*pair)
+    return "–" if share.value is None else f"{share.value:.1%}"
+
+
+def _pooled(weeks: list[dict[str, Any]], side: str, metric: str) -> str:
+    return str(Share(*(sum(one[side][metric][k] for one in weeks) for k in (0, 1))))
+
+
+def page(record: dict[str, Any]) -> str:
+    weeks, runs = record["weeks"], record["runs"]
+    served = {run["week"]: run["served"] for run in runs[1:]}
+    after = [one for one in weeks if one["week"] > CHANGED]
+    alarms = [(run["week"], line) for run in runs for line in run["alarms"]]
+    annotation, back, idle = record["annotation"], record["rollback"], record["idle"]
+    if annotation["requests"] != annotation["posts"]:
+        raise SystemExit(f"{annotation}: a post was asked twice; the page says otherwise")
+    return _PAGE.format(
+        weeks=len(weeks),
+        minutes=record["minutes"],
+        per_day=record["posts_a_day"],
+        before=CHANGED - 1,
+        changed=CHANGED,
+        signed=SIGNED,
+        delay=LABEL_DELAY.days,
+        precision=PRECISION,
+        history=HISTORY_DAYS,
+        epochs=WEEKLY_EPOCHS,
+        served="\n".join(
+            f"| {one['week']} | version {served[one['week']]} | "
+            + " | ".join(_share(one[side][metric]) for side in _SIDES for metric in ("precision", "recall"))
+            + " |"
+            for one in weeks
+        ),
+        summary=(
+            f"After the first week of the new mix (weeks {CHANGED + 1} to {len(weeks)} together): with retraining "
+            f"precision {_pooled(after, 'with', 'precision')} and recall {_pooled(after, 'with', 'recall')}; without, "
+            f"precision {_pooled(after, 'without', 'precision')} and recall {_pooled(after, 'without', 'recall')}."
+        ),
+        runs="\n".join(map(_row, runs)),
+        alarms="\n".join(
+            ["A person was told, through `notify.command`:" if alarms else "No alarm was raised.", ""]
+            + [f"- after week {week}: {line.partition(': ')[2]}" for week, line in alarms]
+        ).rstrip(),
+        annotation=(
+            f"{annotation['requests']:,} requests reached the annotator, the ledger holds {annotation['attempts']:,} "
+            f"attempts for {annotation['posts']:,} distinct posts: one each. The runs asked for "
+            f"{sum(run['asked'] for run in runs):,} answers and took {sum(run['reused'] for run in runs):,} from the "
+            "ledger, the window's older posts."
+        ),
+        rollback=(
+            "No new champion had come by then, so nothing could be rolled back."
+            if back is None
+            else f"On Tuesday of week {back['week']} `agentps rollback` gave `champion` from version {back['from']} back "
+            f"to version {back['back_to']}, which scored Wednesday's and Thursday's posts; on Thursday evening "
+            f"`agentps promote {back['from']}` went forward again."
+        ),
+        moves="; ".join(record["moves"]),
+        idle_seconds=idle["seconds"],
+        idle_versions=idle["versions_made"] or "no",
+        idle_said=idle["said"],
+    )
+
+
+def _row(run: dict[str, Any]) -> str:
+    live = run["live"]
+    seen = (
+        f"{live['live_precision']:.1%}, at most {live['live_precision_high']:.1%}" if "live_precision" in live else "–"
+    )
+    verdict, _, reason = run["decision"].partition(": ")
+    drifted = ", ".join(f"{what} {run['effects'][what]}" for what in run["drifted"]) or "–"
+    cells = (run["week"], f"version {run['version']}", f"**{verdict}**: {reason}", run["champion"], drifted, seen)
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    if not RECORD.exists():
+        RECORD.write_text(json.dumps(run(), indent=1) + "\n", encoding="utf-8")
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    plot(record)
+    PAGE.write_text(page(record), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
