@@ -394,8 +394,9 @@ def plot(record: dict[str, Any]) -> None:
 
 _PAGE = """# A quarter of weekly retrainings
 
-What [retraining](retraining.md) does over {weeks} weeks whose posts change in the middle. `python -m benchmarks.quarter`
-lived through it in {minutes:.0f} minutes on two busy cores, wrote `benchmarks/quarter.json`, and this page from it.
+What [retraining](retraining.md) does over {weeks} weeks whose posts change in the middle. `python -m
+benchmarks.quarter` lived through it in {minutes:.0f} minutes on two busy cores, wrote `benchmarks/quarter.json`, and
+this page from it.
 
 **The posts** are the [sample](benchmark.md)'s, {per_day} a day, a manifest a day. In the history and the first
 {before} weeks {signed[0]:.0%} of people's own albums carry their watermark; from week {changed} on {signed[1]:.0%} do.
@@ -500,8 +501,8 @@ def page(record: dict[str, Any]) -> str:
         rollback=(
             "No new champion had come by then, so nothing could be rolled back."
             if back is None
-            else f"On Tuesday of week {back['week']} `agentps rollback` gave `champion` from version {back['from']} back "
-            f"to version {back['back_to']}, which scored Wednesday's and Thursday's posts; on Thursday evening "
+            else f"On Tuesday of week {back['week']} `agentps rollback` gave `champion` from version {back['from']} "
+            f"back to version {back['back_to']}, which scored Wednesday's and Thursday's posts; on Thursday evening "
             f"`agentps promote {back['from']}` went forward again."
         ),
         moves="; ".join(record["moves"]),
