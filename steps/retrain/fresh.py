@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,8 @@ from steps.ingest.posts import parse_time, read_rows, split_of
 from steps.settings import IngestSettings, RetrainSettings
 
 _SUFFIXES = (".jsonl", ".json", ".parquet")
+#: Plans of other runs that are kept beside the current one.
+_KEPT = 3
 
 #: A manifest's row, `created_at` as a datetime in UTC.
 Row = dict[str, Any]
@@ -213,7 +216,7 @@ class Plan(BaseModel):
 
 
 def plan(selection: Selection, root: Path, champion: str | None, folder: Path) -> Plan:
-    """Write the run's manifest below `folder`, once.
+    """Write the run's manifest below `folder`, once; of those of other runs the newest stay.
 
     Args:
         root: the folder that the rows' images are named from.
@@ -223,6 +226,9 @@ def plan(selection: Selection, root: Path, champion: str | None, folder: Path) -
     digest = hashlib.sha256(f"{root}\0{selection.since}\0{text}".encode()).hexdigest()[:16]
     directory = folder / digest
     directory.mkdir(parents=True, exist_ok=True)
+    others = [path for path in folder.iterdir() if path != directory]
+    for old in sorted(others, key=lambda path: path.stat().st_mtime)[:-_KEPT]:
+        shutil.rmtree(old)
     kept = directory / "plan.json"
     if not kept.exists():
         write_whole(directory / "posts.jsonl", text)

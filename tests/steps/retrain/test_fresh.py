@@ -165,6 +165,10 @@ def test_a_plan_that_was_begun_keeps_its_champion(tmp_path: Path) -> None:
     begun = plan(chosen, tmp_path, "3", tmp_path / "work")
     assert plan(chosen, tmp_path, "4", tmp_path / "work") == begun
     assert begun.champion == "3"
+    for k in range(5):
+        (tmp_path / "work" / f"old-{k}").mkdir()
+    assert plan(chosen, tmp_path, "4", tmp_path / "work") == begun
+    assert len(list((tmp_path / "work").iterdir())) == 1 + 3
     rows = [json.loads(line) for line in begun.manifest.read_text(encoding="utf-8").splitlines()]
     assert [row["post_id"] for row in rows] == [row["post_id"] for row in chosen.rows]
     relabelled = select(POSTS, day(18), {"p479": 1}, settings(), INGEST)
