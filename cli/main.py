@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "compare": "cli.registry:compare",
     "gold": "cli.annotation:gold",
     "history": "cli.registry:history",
+    "live": "cli.registry:live",
     "plan": "cli.annotation:plan",
     "promote": "cli.registry:promote",
     "queue": "cli.annotation:queue",

@@ -1,4 +1,4 @@
-"""`agentps promote | rollback | history | compare | recalibrate`: the registry from a terminal."""
+"""`agentps promote | rollback | history | compare | recalibrate | live`: the registry from a terminal."""
 
 from __future__ import annotations
 
@@ -21,12 +21,10 @@ _config = click.option(
 
 def _open(config: Path | None) -> tuple[TrainingSettings, str]:
     """The settings and the registered model's name; MLflow is where the local stack has it, or its variables say."""
-    import os
-
     import mlflow
     import yaml
 
-    from infra.local_stack import LOCAL_STACK, load_stack
+    from infra.local_stack import tracking_uri
     from model.task import load_task
     from pipelines.entry import check_run_config
     from steps.settings import DEFAULT_CONFIG, home, load_settings
@@ -34,8 +32,7 @@ def _open(config: Path | None) -> tuple[TrainingSettings, str]:
     options = set(yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8")))
     given = check_run_config(config, options)["parameters"] if config else {}
     settings = load_settings(given, f"config {config}" if config else "parameters")
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        mlflow.set_tracking_uri(load_stack(LOCAL_STACK, home()).experiment_tracker.tracking_uri)
+    mlflow.set_tracking_uri(tracking_uri(home()))
     return settings, settings.register_.model_name(load_task(settings.task))
 
 
@@ -129,6 +126,32 @@ def compare(a: str, b: str, config: Path | None) -> None:
         for v in (registry.get(name, a), registry.get(name, b))
     ]
     click.echo(side_by_side(versions[0], versions[1], n=settings.promote.bootstrap))
+
+
+@click.command()
+@click.option("--scores", type=click.Path(path_type=Path), help="The scored posts. Default: retrain.scores.")
+@click.option("--labels", type=click.Path(path_type=Path), help="People's labels since. Default: retrain.labels.")
+@_config
+def live(scores: Path | None, labels: Path | None, config: Path | None) -> None:
+    """The champion's precision and recall on what people labelled since. Exit code 1, and a notice, on an alarm."""
+    settings, name = _open(config)
+    from model.errors import ConfigError, RegistryError
+    from steps.register import history as moves
+    from steps.retrain.live import live as figures
+    from steps.retrain.live import tell
+
+    scored, labelled = scores or settings.retrain.scores, labels or settings.retrain.labels
+    if scored is None or labelled is None:
+        raise ConfigError("live: scores and labels are needed: give --scores and --labels, or set them in `retrain`")
+    champion = moves.sync(name).champion
+    if champion is None:
+        raise RegistryError(f"model {name}: no champion yet: run the pipeline first")
+    found = figures(Path(scored), Path(labelled), champion.version, settings.retrain)
+    click.echo(f"{name} {found.line}")
+    if found.alarm:
+        for undelivered in tell(name, found, settings.notify):
+            click.echo(undelivered, err=True)
+        raise SystemExit(1)
 
 
 @click.command()

@@ -103,6 +103,11 @@ def load_stack(path: Path, home_dir: Path) -> LocalStack:
     return stack.model_copy(update={"name": f"{stack.name}-{home_suffix(home_dir)}"})
 
 
+def tracking_uri(home_dir: Path) -> str:
+    """Where MLflow is: `MLFLOW_TRACKING_URI`, else where `make` put it."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or load_stack(LOCAL_STACK, home_dir).experiment_tracker.tracking_uri
+
+
 def home_suffix(home_dir: Path) -> str:
     """Six digits of the home's path, which keep what clones of one user name apart."""
     return hashlib.sha256(str(home_dir).encode()).hexdigest()[:6]

@@ -29,14 +29,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.local_stack import home_suffix
 from model.errors import ConfigError, ScheduleError
+from steps.notice import one_line, send
 from steps.settings import REPOSITORY, NotifySettings, load_notify
 
 #: The environment that runs this: `agentps`, `zenml` and `python` are its own.
 BIN = Path(sys.executable).parent
 #: Logs of so many runs are kept.
 KEPT_LOGS = 30
-#: Seconds that a webhook or a command may take.
-PATIENCE = 60
 #: Seconds that ZenML may take to tell of a failed run; on a busy machine its import alone takes a minute.
 ZENML_PATIENCE = 300
 #: Characters of a reason in a notice.
@@ -310,7 +309,7 @@ def _remove_units(name: str) -> bool:
 def _systemctl(*arguments: str) -> None:
     done = _call("systemctl", "--user", *arguments)
     if done.returncode != 0:
-        raise ScheduleError(f"systemctl --user {' '.join(arguments)}: {_one_line(done.stderr)}")
+        raise ScheduleError(f"systemctl --user {' '.join(arguments)}: {one_line(done.stderr)}")
 
 
 def crontab_lines(job: Job, home_dir: Path) -> list[str]:
@@ -334,7 +333,7 @@ def _edit_crontab(name: str, lines: list[str]) -> bool:
     text = "".join(f"{line}\n" for line in [*others, *block])
     done = _call("crontab", "-", text=text)
     if done.returncode != 0:
-        raise ScheduleError(f"crontab refused the schedule: {_one_line(done.stderr)}")
+        raise ScheduleError(f"crontab refused the schedule: {one_line(done.stderr)}")
     return bool(found)
 
 
@@ -348,7 +347,7 @@ def _read_crontab() -> list[str]:
         return done.stdout.splitlines()
     if "no crontab" in done.stderr:
         return []
-    raise ScheduleError(f"crontab -l: {_one_line(done.stderr)}")
+    raise ScheduleError(f"crontab -l: {one_line(done.stderr)}")
 
 
 def _split(lines: list[str], name: str) -> tuple[list[str], list[str]]:
@@ -478,7 +477,7 @@ def notice(job: Job, log: Path, now: datetime, code: int, failure: str | None, e
     run = f"run {found['run']}" if found.get("run") else "no run was made"
     step = f", step {found['step']}" if found.get("step") else ""
     reason = failure or found.get("reason") or _last_words(log)
-    return _one_line(
+    return one_line(
         f"AgentPS on {socket.gethostname()}: {job.pipeline} failed: {run}{step}: {_short(reason)} "
         f"(exit code {code}, log {log})"
     )
@@ -486,7 +485,7 @@ def notice(job: Job, log: Path, now: datetime, code: int, failure: str | None, e
 
 def _tell_of_cut_off(job: Job, log: str) -> list[str]:
     """About the run before, which never came to its own end: the power went, somebody killed it."""
-    line = _one_line(
+    line = one_line(
         f"AgentPS on {socket.gethostname()}: {job.pipeline} failed: the run that began at "
         f"{Path(log).stem} was cut off: {_short(_last_words(Path(log)))} (log {log})"
     )
@@ -528,50 +527,5 @@ def _last_words(log: Path) -> str:
 
 
 def _short(text: str) -> str:
-    text = _one_line(text)
+    text = one_line(text)
     return text if len(text) <= REASON else text[: REASON - 1] + "…"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def send(line: str, settings: NotifySettings) -> list[str]:
-    """Hand a line to the webhook and to the command, whichever are named.
-
-    Returns:
-        What could not be delivered and why; a webhook's path, which is a secret, is left out.
-    """
-    return [
-        f"the notice was not delivered: {reason}"
-        for reason in (_post(line, settings.webhook), _pipe(line, settings.command))
-        if reason is not None
-    ]
-
-
-def _post(line: str, webhook: str | None) -> str | None:
-    if webhook is None:
-        return None
-    import httpx2
-
-    try:
-        answer = httpx2.post(webhook, json={"text": line}, timeout=PATIENCE)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        return f"webhook: {type(error).__name__}: {error}"
-    if not answer.is_success:
-        return f"webhook: {answer.url.host} answered {answer.status_code} {answer.reason_phrase}"
-    return None
-
-
-def _pipe(line: str, command: str | None) -> str | None:
-    if command is None:
-        return None
-    try:
-        done = subprocess.run(
-            shlex.split(command), input=f"{line}\n", capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"command {command}: {error}"
-    if done.returncode != 0:
-        return f"command {command}: exit code {done.returncode}: {_one_line(done.stderr)}"
-    return None

@@ -283,18 +283,47 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
     refuse_pickles(directory)  # PEFT and transformers fall back to a pickle where there are no safetensors
     info = read_info(directory)
     backbone = BackboneSettings(name=str(directory / "backbone")) if info.backbone_embedded else info.backbone
-    fingerprint = _architecture_fingerprint(load_config(backbone).to_json_string())
-    if fingerprint != info.backbone_fingerprint:
-        raise CheckpointError(
-            f"{directory}: trained on a backbone {info.backbone_fingerprint}, {backbone.name} is {fingerprint}: "
-            "load the one that it was trained on"
-        )
+    _check_backbone(info, backbone, directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory}: its tokenizer is missing or damaged: {error}") from error
     llava = load_backbone(backbone, tokenizer, torch.float32 if info.train.precision == "float32" else torch.bfloat16)
     model = wrap(llava, tokenizer, info.task, info.sequence, info.train)
+    _restore(model, directory)
+    model.eval().requires_grad_(False)
+    if device is not None:
+        model.to(device)
+    return Loaded(model, tokenizer, _prompt(tokenizer, info.task, info.train, info.sequence, model), info)
+
+
+def start_from(model: AgentPS, directory: Path, task: Task, backbone: BackboneSettings) -> None:
+    """Put a checkpoint's trained weights into a network that `build` made, to train them further.
+
+    Args:
+        task, backbone: what the network was built for.
+
+    Raises:
+        CheckpointError: the checkpoint answers another task, lies on another backbone, or was trained in another form
+            (variant, LoRA, projector).
+    """
+    refuse_pickles(directory)
+    info = read_info(directory)
+    check_task(info, task, directory)
+    _check_backbone(info, backbone, directory)
+    _restore(model, directory)
+
+
+def _check_backbone(info: CheckpointInfo, backbone: BackboneSettings, directory: Path) -> None:
+    fingerprint = _architecture_fingerprint(load_config(backbone).to_json_string())
+    if fingerprint != info.backbone_fingerprint:
+        raise CheckpointError(
+            f"{directory}: trained on a backbone {info.backbone_fingerprint}, {backbone.name} is {fingerprint}: "
+            "load the one that it was trained on"
+        )
+
+
+def _restore(model: AgentPS, directory: Path) -> None:
     try:
         state = load_file(directory / _TRAINED)
         if isinstance(model.backbone, PeftModel):
@@ -311,10 +340,6 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: a part of the checkpoint is missing or damaged: {error}") from error
     load_trainable_state(model, state, directory)
-    model.eval().requires_grad_(False)
-    if device is not None:
-        model.to(device)
-    return Loaded(model, tokenizer, _prompt(tokenizer, info.task, info.train, info.sequence, model), info)
 
 
 def write_operating_points(directory: Path, points: OperatingPoints) -> None:

@@ -8,7 +8,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PIPELINES = {"agentps_training": "pipelines.training", "agentps_study": "pipelines.study"}
+_PIPELINES = {
+    "agentps_training": "pipelines.training",
+    "agentps_retraining": "pipelines.retraining",
+    "agentps_study": "pipelines.study",
+}
 
 
 def __getattr__(name: str) -> Any:

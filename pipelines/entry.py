@@ -29,21 +29,37 @@ class CheckedPipeline(Pipeline):
     file. Here `posts: my/posts.jsonl` alone is enough, and a typing mistake is an error.
     """
 
-    def __init__(self, *, name: str, entrypoint: Callable[..., None], check: Callable[[dict[str, Any], str], object]):
-        """`check` gets the file's parameters and its name; it raises an AgentPSError where a value is wrong."""
+    def __init__(
+        self,
+        *,
+        name: str,
+        entrypoint: Callable[..., None],
+        check: Callable[[dict[str, Any], str], object],
+        idle: Callable[[dict[str, Any]], str | None] = lambda parameters: None,
+    ):
+        """
+        Args:
+            check: gets the file's parameters and its name; it raises an AgentPSError where a value is wrong.
+            idle: gets the parameters; the line that says why there is nothing to do, before any step is imported.
+        """
         # ZenML's default goes on after a failure, and forgets the error that was raised
         super().__init__(name=name, entrypoint=entrypoint, execution_mode=ExecutionMode.FAIL_FAST)
-        self._check = check
+        self._check, self._idle = check, idle
 
     def with_options(self, *args: Any, **kwargs: Any) -> Pipeline:
-        if kwargs.get("config_path"):
-            path = Path(kwargs["config_path"])
-            try:
+        parameters: dict[str, Any] = {}
+        try:
+            if kwargs.get("config_path"):
+                path = Path(kwargs["config_path"])
                 config = check_run_config(path, set(self._parameter_names()))
-                self._check(config[_PARAMETERS], f"config {path}")
-            except AgentPSError as error:
-                raise click.ClickException(str(error)) from error
-            kwargs["config_path"] = str(_write(config))
+                parameters = config[_PARAMETERS]
+                self._check(parameters, f"config {path}")
+                kwargs["config_path"] = str(_write(config))
+            if (line := self._idle(parameters)) is not None:
+                click.echo(f"{self.name}: {line}")
+                raise click.exceptions.Exit(0)
+        except AgentPSError as error:
+            raise click.ClickException(str(error)) from error
         return super().with_options(*args, **kwargs)
 
     def _parameter_names(self) -> list[str]:

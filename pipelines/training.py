@@ -22,8 +22,11 @@ from steps.validate.step import validate as validate_step
 Section = dict[str, Any]
 
 
-def prepare(settings: TrainingSettings, policy: Task) -> tuple[str, Any, Any, Any]:
+def prepare(settings: TrainingSettings, policy: Task, root: Path | None = None) -> tuple[str, Any, Any, Any]:
     """The part of the path that every training shares, from the manifest to shards and labels.
+
+    Args:
+        root: the folder of the images, where it is not the manifest's own.
 
     Returns:
         The data's fingerprint, and the artifacts `posts`, `labels` and `shards`.
@@ -32,8 +35,9 @@ def prepare(settings: TrainingSettings, policy: Task) -> tuple[str, Any, Any, An
         source, fingerprint = SAMPLE, sample_fingerprint(settings.sample)
     else:
         source = str(Path(settings.posts).resolve())
-        fingerprint = manifest_fingerprint(source)
-    table, _rejects = ingest_step(source, fingerprint, policy, settings.sample, settings.ingest)
+        fingerprint = manifest_fingerprint(source, root)
+    images = str(root) if root else None
+    table, _rejects = ingest_step(source, fingerprint, policy, settings.sample, settings.ingest, images)
     labels, _page = annotate_step(table, policy, settings.annotate, settings.sample)
     validate_step(table, labels, policy, settings.validate_, settings.ingest)
     shards = preprocess_step(table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"])
@@ -56,6 +60,7 @@ def _training(
     evaluate: Section | None = None,
     register: Section | None = None,
     promote: Section | None = None,
+    retrain: Section | None = None,
     notify: Section | None = None,
 ) -> None:
     """The parameters are the keys of `configs/default.yaml`; None: as it is there."""
@@ -63,11 +68,8 @@ def _training(
     policy = load_task(settings.task)
     fingerprint, table, labels, shards = prepare(settings, policy)
     checkpoint = fine_tune_step(shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune)
-    annotator_name = (
-        settings.annotator if settings.annotator == "human" else f"{settings.annotator}:{settings.annotate.model}"
-    )
     report, page, predictions = evaluate_step(
-        checkpoint, shards, table, labels, policy, settings.backbone.name, annotator_name, settings.evaluate
+        checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotator_name, settings.evaluate
     )
     version = register_step(checkpoint, report, predictions, table, policy, fingerprint, settings.register_)
     promote_step(version, report, page, predictions, shards, table, policy, settings.promote)

@@ -228,8 +228,38 @@ class NotifySettings(_Section):
         return value
 
 
+class RetrainSettings(_Section):
+    """What `agentps_retraining` trains on, starts from and compares with."""
+
+    #: The run ends at once where fewer posts are newer than the watermark.
+    min_fresh: int = Field(ge=1)
+    #: A manifest of `post_id` and `label`: people's labels that came after the post; None: the manifest's own only.
+    labels: str | None
+    #: The posts that were scored in production (see `steps.retrain.live`); None: nothing is known of them.
+    scores: str | None
+    #: The precision in percent that the served threshold promised.
+    live_precision: int = Field(gt=0, lt=100)
+    #: Of what a version scored, its newest so many days count: what was right before a change does not hide it.
+    live_days: float = Field(gt=0)
+    #: Which older posts are trained on beside the fresh ones.
+    older: Literal["window", "replay"]
+    #: window: those of this many days before the newest post.
+    window_days: float = Field(gt=0)
+    #: replay: so many of all older ones a fresh one, always the same first.
+    replay: float = Field(ge=0)
+    #: The test posts of this many newest days, beside those whose manifest says `split: test`.
+    test_days: float = Field(gt=0)
+    #: The weights that a training starts from.
+    start: Literal["champion", "scratch"]
+    #: Effect sizes from which a difference to the champion's training data is a drift.
+    max_ks: float = Field(gt=0, le=1)
+    max_cramers_v: float = Field(gt=0, le=1)
+    max_auc: float = Field(gt=0.5, le=1)
+    on_drift: Literal["warn", "fail"]
+
+
 class TrainingSettings(_Section):
-    """All options of `agentps_training`, in the order of its steps."""
+    """All options of `agentps_training`, in the order of its steps, and of `agentps_retraining`."""
 
     #: `sample`, or the path of a manifest.
     posts: str
@@ -249,7 +279,12 @@ class TrainingSettings(_Section):
     evaluate: EvaluateSettings
     register_: RegisterSettings = Field(alias="register")
     promote: PromoteSettings
+    retrain: RetrainSettings
     notify: NotifySettings
+
+    @property
+    def annotator_name(self) -> str:
+        return self.annotator if self.annotator == "human" else f"{self.annotator}:{self.annotate.model}"
 
     @model_validator(mode="after")
     def _known_metric(self) -> TrainingSettings:

@@ -26,6 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from model import checkpoint
 from model.data import Batches, Shards
 from model.errors import AgentPSError
+from model.integrity import MANIFEST
 from model.settings import TINY, BackboneSettings, TrainSettings
 from model.task import Task
 from model.train import FitResult, fit
@@ -52,6 +53,8 @@ class TrainingJob(BaseModel):
     resolved_backbone: BackboneSettings
     shards: Path
     provenance: dict[str, Any]
+    #: A registered checkpoint whose weights are trained further; None: the backbone's, with fresh heads.
+    start: Path | None = None
 
 
 class MlflowMetrics(TrainerCallback):
@@ -83,7 +86,9 @@ def _commit() -> str | None:
 def job_directory(job: TrainingJob, labels: pd.DataFrame, root: Path) -> Path:
     """The directory of this training: its name follows from everything that its outcome depends on."""
     digest = hashlib.sha256(code_digest(sorted((REPOSITORY / "model").glob("*.py"))).encode())
-    digest.update(job.model_dump_json(exclude={"shards", "provenance"}).encode())
+    digest.update(job.model_dump_json(exclude={"shards", "provenance", "start"}).encode())
+    if job.start is not None:
+        digest.update((job.start / MANIFEST).read_bytes())  # the hashes of its files, wherever they lie
     for part in sorted(job.shards.rglob("*.parquet")) + sorted(job.shards.rglob("*.json")):
         digest.update(part.read_bytes())
     digest.update(pd.util.hash_pandas_object(labels.astype("string"), index=False).to_numpy().tobytes())
@@ -128,6 +133,8 @@ def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> Non
     shards = Shards(job.shards)
     set_seed(job.train.seed)
     network, tokenizer, prompt = checkpoint.build(job.resolved_backbone, job.task, shards.sequence, job.train)
+    if job.start is not None:
+        checkpoint.start_from(network, job.start, job.task, job.resolved_backbone)
     batches = Batches(shards, prompt, job.task, pd.read_parquet(directory / _LABELS))
     result = fit(network, batches, job.train, directory / "trainer", callbacks=callbacks)
     if int(os.environ.get("RANK", "0")) == 0:

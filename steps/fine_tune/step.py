@@ -16,6 +16,7 @@ from model.task import Task
 from steps.caching import depends_on
 from steps.fine_tune.backbone import resolve
 from steps.fine_tune.launch import TrainingJob, run
+from steps.register import registry
 from steps.settings import home
 
 logger = get_logger(__name__)
@@ -33,15 +34,26 @@ def fine_tune(
     backbone: BackboneSettings,
     data_fingerprint: str,
     settings: TrainSettings,
+    model_name: str | None = None,
+    start: str | None = None,
 ) -> Annotated[CheckpointDirectory, "checkpoint"]:
-    """The weights of the best epoch on val. A killed training goes on from its last checkpoint."""
+    """The weights of the best epoch on val. A killed training goes on from its last checkpoint.
+
+    `start`: the version of the registered model `model_name` whose weights are trained further; None: fresh heads.
+    """
+    begun = None if model_name is None or start is None else registry.fetch(registry.get(model_name, start), task)
     job = TrainingJob(
         task=task,
         train=settings,
         backbone=backbone,
         resolved_backbone=resolve(backbone, home()),
         shards=shards.path,
-        provenance={"data": data_fingerprint, "labels": sorted(labels[LABEL_SOURCE].dropna().unique().tolist())},
+        provenance={
+            "data": data_fingerprint,
+            "labels": sorted(labels[LABEL_SOURCE].dropna().unique().tolist()),
+            **({} if start is None else {"start": f"{model_name} version {start}"}),
+        },
+        start=begun,
     )
     mlflow.log_params({"task": task.name, "backbone": backbone.name, **settings.model_dump(mode="json")})
     directory, result = run(job, labels, home() / "work" / "fine_tune")

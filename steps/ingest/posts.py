@@ -40,7 +40,7 @@ _CHUNK = 64
 _SHOWN = 5
 
 #: A manifest row: its 1-based number in the file, its columns.
-_Row = tuple[int, dict[str, Any]]
+Row = tuple[int, dict[str, Any]]
 
 
 class RejectsError(ManifestError):
@@ -68,11 +68,12 @@ class IngestResult:
 
 
 def read_manifest(
-    path: str | Path, task: Task, settings: IngestSettings, *, workers: int | None = None
+    path: str | Path, task: Task, settings: IngestSettings, *, root: Path | None = None, workers: int | None = None
 ) -> IngestResult:
     """Read the posts of a JSON Lines or Parquet manifest and decode every image once.
 
     Args:
+        root: the folder that images lie in and are named from; default: the manifest's own.
         workers: processes that decode images, each of which holds one at a time; default: one a core.
 
     Raises:
@@ -80,10 +81,10 @@ def read_manifest(
         RejectsError: every post, or a larger share than `settings.max_reject_share`, is rejected.
     """
     path = Path(path)
-    root = path.parent.resolve()
+    root = (root or path.parent).resolve()
     parsers: dict[str, Callable[[Any], Any]] = {
         schema.POST_ID: _post_id,
-        schema.CREATED_AT: _created_at,
+        schema.CREATED_AT: parse_time,
         schema.TITLE: _text,
         schema.TEXT: _text,
         schema.IMAGES: partial(
@@ -94,7 +95,7 @@ def read_manifest(
         schema.SPLIT: _split,
         schema.LANGUAGE: _language,
     }
-    rows, found = _read_rows(path, tuple(parsers))
+    rows, found = read_rows(path, tuple(parsers))
     unknown = [column for column in found if column not in parsers]
     if unknown:
         logger.warning("manifest %s: ignoring columns that task %s does not name: %s", path, task.name, unknown)
@@ -144,20 +145,20 @@ def read_manifest(
     return IngestResult(posts=table, rejects=rejects, counts=counts)
 
 
-def manifest_fingerprint(path: str | Path) -> str:
+def manifest_fingerprint(path: str | Path, root: Path | None = None) -> str:
     """A cache key that changes when the manifest or one of its images does; no image is opened.
 
-    Covers the manifest's bytes, its folder (posts hold absolute paths) and the size and modification
+    Covers the manifest's bytes, its images' folder `root` (posts hold absolute paths) and the size and modification
     time of every file it names; a missing file counts as missing.
 
     Raises:
         ManifestError: as `read_manifest`, for faults of the file as a whole.
     """
     path = Path(path)
-    root = path.parent.resolve()
+    root = (root or path.parent).resolve()
     names = dict.fromkeys(
         name
-        for _, row in _read_rows(path, schema.REQUIRED_COLUMNS)[0]
+        for _, row in read_rows(path, schema.REQUIRED_COLUMNS)[0]
         if isinstance(row.get(schema.IMAGES), list)
         for name in row[schema.IMAGES]
         if isinstance(name, str)
@@ -185,8 +186,14 @@ def split_of(post_id: str, val_share: float, test_share: float) -> str:
 # --- the file ---------------------------------------------------------------------------------
 
 
-def _read_rows(path: Path, columns: tuple[str, ...]) -> tuple[list[_Row], list[str]]:
-    """All rows, of each the named columns that it has; and the names of all columns in the file."""
+def read_rows(
+    path: Path, columns: tuple[str, ...], required: tuple[str, ...] = schema.REQUIRED_COLUMNS
+) -> tuple[list[Row], list[str]]:
+    """All rows, of each the named columns that it has; and the names of all columns in the file.
+
+    Raises:
+        ManifestError: the file cannot be read, holds no row, or lacks a required column.
+    """
     readers = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -199,14 +206,14 @@ def _read_rows(path: Path, columns: tuple[str, ...]) -> tuple[list[_Row], list[s
         raise ManifestError(f"manifest {path}: cannot be read: {error.strerror or error}") from error
     if not rows:
         raise ManifestError(f"manifest {path}: it holds no posts; write one row a post")
-    for column in schema.REQUIRED_COLUMNS:
+    for column in required:
         if column not in found:
             raise ManifestError(f"manifest {path}: no column {column!r} (found {', '.join(found)}); add or rename it")
     return rows, found
 
 
-def _read_jsonl(path: Path, columns: tuple[str, ...]) -> tuple[list[_Row], list[str]]:
-    rows: list[_Row] = []
+def _read_jsonl(path: Path, columns: tuple[str, ...]) -> tuple[list[Row], list[str]]:
+    rows: list[Row] = []
     found: dict[str, None] = {}
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -235,7 +242,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value, write null")
 
 
-def _read_parquet(path: Path, columns: tuple[str, ...]) -> tuple[list[_Row], list[str]]:
+def _read_parquet(path: Path, columns: tuple[str, ...]) -> tuple[list[Row], list[str]]:
     try:
         with path.open("rb") as file:
             parquet = pq.ParquetFile(file)
@@ -282,7 +289,8 @@ def _text(cell: Any) -> str:
     return cell
 
 
-def _created_at(cell: Any) -> datetime | None:
+def parse_time(cell: Any) -> datetime | None:
+    """A manifest's `created_at` in UTC. Raises: ValueError with what was found and expected."""
     if cell is None:
         return None
     try:

@@ -27,11 +27,15 @@ def ingest(
     task: Task,
     sample: SampleSettings,
     settings: IngestSettings,
+    root: str | None = None,
 ) -> tuple[Annotated[pd.DataFrame, "posts"], Annotated[pd.DataFrame, "rejects"]]:
-    """Read `posts`, the path of a manifest or `sample`; rejected rows come back with their reasons."""
+    """Read `posts`, the path of a manifest or `sample`; rejected rows come back with their reasons.
+
+    `root`: the folder of the images, where it is not the manifest's own.
+    """
     manifest = render_sample(sample, home()) if posts == SAMPLE else Path(posts)
     try:
-        result = read_manifest(manifest, task, settings)
+        result = read_manifest(manifest, task, settings, root=Path(root) if root else None)
     except RejectsError as error:  # a failed step keeps no outputs: the table is kept on disk
         path = home() / "reports" / "rejects.csv"
         path.parent.mkdir(parents=True, exist_ok=True)

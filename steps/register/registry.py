@@ -34,7 +34,7 @@ from steps.settings import REPOSITORY
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _CONTENT, _FILES, _TASK = "agentps.content", "agentps.files", "agentps.task"
-_REPORT, _PREDICTIONS = "report.json", "predictions.parquet"
+_REPORT, _PREDICTIONS, _PROFILE = "report.json", "predictions.parquet", "profile.parquet"
 #: What a fresh process needs to score; pinned to what is installed here.
 _REQUIREMENTS = (
     "mlflow",
@@ -114,11 +114,15 @@ def register(
     *,
     name: str,
     tags: dict[str, str],
+    profile: pd.DataFrame | None = None,
 ) -> tuple[RegisteredVersion, bool]:
     """Log the checkpoint with its operating points, report and predictions as a pyfunc and make it a version.
 
     The same content is registered once: an interrupted call is finished by the next. The hashes of
     all files go into the version's tags, and are what `fetch` holds the files to.
+
+    Args:
+        profile: of the training posts (see `steps.retrain.profile`), for `profile_of`.
 
     Returns:
         The version, and whether it is new.
@@ -134,6 +138,8 @@ def register(
         write_operating_points(directory, points)
         (directory / _REPORT).write_text(report.model_dump_json(indent=1), encoding="utf-8")
         predictions.to_parquet(directory / _PREDICTIONS, index=False)
+        if profile is not None:
+            profile.to_parquet(directory / _PROFILE, index=False)
         files = seal(directory)
         ours = {
             _CONTENT: files[MANIFEST],
@@ -246,6 +252,13 @@ def report_of(version: RegisteredVersion) -> EvalReport:
 def predictions_of(version: RegisteredVersion) -> pd.DataFrame:
     """The predictions table of val and test (see `steps.evaluate.report`) that the report was made of."""
     return pd.read_parquet(_verified_file(version, _PREDICTIONS))
+
+
+def profile_of(version: RegisteredVersion) -> pd.DataFrame | None:
+    """The profile of its training posts; None where it was registered without one."""
+    if _PROFILE not in _expected_files(version):
+        return None
+    return pd.read_parquet(_verified_file(version, _PROFILE))
 
 
 def set_verdict(version: RegisteredVersion, tags: dict[str, Any]) -> None:

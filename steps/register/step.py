@@ -32,8 +32,12 @@ def register(
     task: Task,
     data_fingerprint: str,
     settings: RegisterSettings,
+    profile: pd.DataFrame | None = None,
 ) -> Annotated[RegisteredVersion, "version"]:
-    """The version, alias `challenger`; a checkpoint that is registered already keeps its version."""
+    """The version, alias `challenger`; a checkpoint that is registered already keeps its version.
+
+    `profile`: of the training posts, which later retrainings compare fresh posts with.
+    """
     version, is_new = register_checkpoint(
         checkpoint.path,
         report,
@@ -46,6 +50,7 @@ def register(
             "agentps.annotator": report.annotator,
             "agentps.data": data_fingerprint,
         },
+        profile=profile,
     )
     challenge(version)
     log_metadata({"name": version.name, "version": version.version, "new": is_new})

@@ -205,6 +205,34 @@ def test_recalibrate_makes_a_version_of_the_same_weights_that_goes_through_the_g
     assert history.sync(NAME).aliases == {"champion": "2", "previous": "1", "challenger": "2"}
 
 
+def test_live_tells_of_a_champion_below_its_promise(add: Add, config: str, tmp_path: Path) -> None:
+    scores, labels, inbox = (tmp_path / name for name in ("scores.jsonl", "labels.jsonl", "inbox"))
+    options = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    options |= {"notify": {"command": f"tee {inbox}"}, "retrain": {"scores": str(scores)}}
+    Path(config).write_text(yaml.safe_dump(options), encoding="utf-8")
+    given = ("live", "--labels", str(labels), "-c", config)
+    refused = call("live", "-c", config)
+    assert (refused.exit_code, "give --scores and --labels" in refused.output) == (1, True)
+    assert "no champion yet" in call(*given).output
+    add(1.0, "promoted")
+    row = {"score": 0.9, "decision": True, "model_version": "1", "scored_at": "2026-03-01T00:00:00Z"}
+    scores.write_text("".join(json.dumps(row | {"post_id": str(n)}) + "\n" for n in range(20)), encoding="utf-8")
+
+    def label(right: int) -> None:
+        rows = [json.dumps({"post_id": str(n), "label": int(n < right)}) + "\n" for n in range(20)]
+        labels.write_text("".join(rows), encoding="utf-8")
+
+    label(right=13)
+    fine = call(*given)
+    assert (fine.exit_code, inbox.exists()) == (0, False), fine.output
+    assert "live precision 65.0% (13 of 20)" in fine.output
+    label(right=12)
+    alarm = call(*given)
+    assert alarm.exit_code == 1
+    assert inbox.read_text(encoding="utf-8").endswith(alarm.stdout), "the same line, after the machine's name"
+    assert "BELOW the target of 80%" in alarm.stdout
+
+
 def test_every_command_is_found_and_none_imports_zenml_or_torch_to_print_its_help() -> None:
     code = (
         "import sys\n"

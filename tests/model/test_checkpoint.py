@@ -234,3 +234,29 @@ def test_a_checkpoint_without_operating_points_cannot_decide(saved: Path, tmp_pa
     (tmp_path / "operating_points.json").write_text('{"calibration": {}}')
     with pytest.raises(CheckpointError, match="thresholds: is missing"):
         checkpoint.read_operating_points(tmp_path)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_a_training_starts_from_the_checkpoints_weights(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, lora: LoraSettings | None
+) -> None:
+    settings = train_settings(variant="agentps_answers", lora=lora)
+    model, _, batches = network(tiny_backbone, tiny_shards, settings)
+    one_optimizer_step(model, batches)
+    directory = save(tmp_path / "checkpoint", model, settings, tiny_backbone, embed=True)
+    other, _, _ = network(tiny_backbone, tiny_shards, settings.model_copy(update={"seed": 1, "learning_rate": 1e-5}))
+    trainable = {name for name, p in other.named_parameters() if p.requires_grad}
+    checkpoint.start_from(other, directory, TASK, tiny_backbone)
+    assert all(torch.equal(a, b) for a, b in zip(logits(model, batches), logits(other, batches), strict=True))
+    assert {name for name, p in other.named_parameters() if p.requires_grad} == trainable != set()
+
+
+def test_a_training_does_not_start_from_what_does_not_fit(
+    saved: Path, tiny_backbone: BackboneSettings, tiny_shards: Shards
+) -> None:
+    model, _, _ = network(tiny_backbone, tiny_shards, train_settings(lora=LORA))
+    with pytest.raises(CheckpointError, match="asked for other"):
+        checkpoint.start_from(model, saved, TASK.model_copy(update={"name": "other"}), tiny_backbone)
+    full, _, _ = network(tiny_backbone, tiny_shards, train_settings())
+    with pytest.raises(CheckpointError, match="does not fit the network"):
+        checkpoint.start_from(full, saved, TASK, tiny_backbone)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 
 from model import checkpoint
 from model.data import Shards
+from model.integrity import seal
 from model.schema import LABEL_SOURCE, POST_ID
 from model.settings import BackboneSettings
 from steps.fine_tune import launch
 from steps.fine_tune.launch import TrainingJob, job_directory, run
-from tests.support.tiny import TASK, train_settings, write_posts
+from tests.support.tiny import TASK, train_settings, write_checkpoint, write_posts
 
 LABELS = pd.DataFrame({POST_ID: ["a", "b"], "bright": pd.array([1, None], "Int8"), LABEL_SOURCE: "human"})
 
@@ -71,6 +73,24 @@ def test_another_label_or_post_or_image_or_code_has_another_directory(
         assert job_directory(other, LABELS, tmp_path) != here, name
     monkeypatch.setattr(launch, "code_digest", lambda files: "other code")
     assert job_directory(job, LABELS, tmp_path) != here
+
+
+def test_other_weights_to_start_from_have_another_directory_and_are_what_is_trained(
+    job: TrainingJob, tmp_path: Path
+) -> None:
+    still = job.model_copy(update={"train": train_settings(epochs=1, batch=4, micro_batch=2, learning_rate=1e-9)})
+    starts = [write_checkpoint(tmp_path / "start", job.resolved_backbone, still.train)]
+    starts += [Path(shutil.copytree(starts[0], tmp_path / name)) for name in ("copy", "other")]
+    (starts[2] / "more.txt").write_text("other content")
+    for start in starts:
+        seal(start)
+    warm, copy, other = (still.model_copy(update={"start": start}) for start in starts)
+    names = [job_directory(one, LABELS, tmp_path) for one in (still, warm, copy, other)]
+    assert names[1] == names[2], "where the weights lie does not matter"
+    assert len(set(names)) == 3
+    trained, _ = run(warm, people(job), tmp_path / "work")
+    before, after = (dict(checkpoint.load(path).model.named_parameters()) for path in (starts[0], trained))
+    assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-6
 
 
 def test_two_processes_train_what_one_does(job: TrainingJob, tmp_path: Path) -> None:

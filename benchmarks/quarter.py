@@ -1,0 +1,535 @@
+"""A simulated quarter: weekly retrainings on posts whose mix changes in the middle.
+
+    .venv/bin/python -m benchmarks.quarter
+
+Writes `benchmarks/quarter.json` (delete it to run the quarter again), and from it `docs/quarter.md` and
+`docs/images/quarter.png`. What runs is what a user runs: the schedule (`infra.schedule.run_due`, on a clock of its own)
+starts the literal `zenml pipeline run pipelines.agentps_retraining -c FILE`, the annotator is the simulated one behind
+its HTTP port, asked by the client of paid endpoints, and a champion is rolled back by `agentps rollback`. Everything
+lies under `.agentps/quarter`, ZenML's database too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import mlflow
+import numpy as np
+import pandas as pd
+import yaml
+
+from infra import schedule
+from infra.local_stack import tracking_uri
+from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, TEST, TEXT, TITLE
+from model.scorer import Scorer
+from model.task import load_task
+from steps.annotate.simulated import SimulatedAnnotator
+from steps.ingest import sample
+from steps.register import history, registry
+from steps.retrain.fresh import read_state, state_path
+from steps.retrain.live import Share
+from steps.settings import REPOSITORY, load_settings
+
+RECORD = REPOSITORY / "benchmarks" / "quarter.json"
+PAGE = REPOSITORY / "docs" / "quarter.md"
+PLOT = REPOSITORY / "docs" / "images" / "quarter.png"
+HOME = REPOSITORY / ".agentps" / "quarter"
+MODEL = "agentps-ucc"
+
+#: Days before the quarter that the first champion is trained on; then so many weeks. Posts a day.
+HISTORY_DAYS, WEEKS, PER_DAY = 28, 12, 150
+FIRST_MONDAY = datetime(2026, 6, 29, tzinfo=UTC)
+#: The share of people's own albums that carry their watermark; from the first day of week CHANGED on the second.
+SIGNED, CHANGED = (0.05, 0.8), 7
+#: Every so manieth post of the history is `split: test`: the benchmark.
+BENCHMARK_EVERY = 10
+#: People label a post so long after it.
+LABEL_DELAY = timedelta(days=2)
+PRECISION = 80
+#: From the champion's weights; the first champion gets six, from scratch.
+WEEKLY_EPOCHS = 2
+#: From this week on, in the first whose champion is not the first one, `champion` goes back on Tuesday evening and
+#: forward on Thursday evening.
+ROLLBACK_WEEK = 9
+_SEED = 11
+
+
+# --- posts ------------------------------------------------------------------------------------------------
+
+
+def compose(rng: np.random.Generator, signed: float) -> sample.SamplePost:
+    """A post of the sample; where it is its author's own, it is signed in every image with probability `signed`, and
+    not at all otherwise.
+    """
+    post, task = sample.compose_post(rng), load_task("ucc")
+    answers = {q.id: q.class_of(post.counts[q.id], len(post.subjects)) for q in task.questions}
+    relevant = answers["title_relevant"] or answers["text_relevant"]
+    if not (answers["ugc"] and relevant and answers["theme_relevant"]):
+        return post
+    is_signed = rng.random() < signed
+    watermark = sample.OVERLAYS.index("watermark")
+    overlays = tuple(watermark if is_signed else 0 if overlay == watermark else overlay for overlay in post.overlays)
+    return replace(post, overlays=overlays, counts=post.counts | {"watermark": len(overlays) if is_signed else 0})
+
+
+def render_day(folder: Path, day: int, per_day: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The manifest's rows with the late label, and truths. Day 0 is the first of the quarter, the history is before."""
+    task, rows, truths = load_task("ucc"), [], []
+    (folder / "images" / f"{day:+04d}").mkdir(parents=True, exist_ok=True)
+    for index in range(per_day):
+        rng = np.random.default_rng((_SEED, day + HISTORY_DAYS, index))
+        post = compose(rng, SIGNED[day >= 7 * (CHANGED - 1)])
+        names, hashes = [], []
+        for k, parts in enumerate(zip(post.subjects, post.styles, post.overlays, strict=True)):
+            buffer = BytesIO()
+            sample.draw_image(rng, *parts).save(buffer, "JPEG", quality=92, subsampling=0)
+            names.append(f"images/{day:+04d}/{index:04d}-{k}.jpg")
+            hashes.append(hashlib.sha256(buffer.getvalue()).hexdigest())
+            (folder / names[-1]).write_bytes(buffer.getvalue())
+        answers = {q.id: q.class_of(post.counts[q.id], len(names)) for q in task.questions}
+        post_id = f"{day:+04d}-{index:04d}"
+        created = FIRST_MONDAY + timedelta(days=day + index / per_day)
+        rows.append(
+            {
+                POST_ID: post_id,
+                CREATED_AT: created.isoformat(timespec="seconds"),
+                TITLE: post.title,
+                TEXT: post.text,
+                IMAGES: names,
+                LABEL: sample.final_label(answers) ^ int(rng.random() < sample.LABEL_NOISE),
+                **({SPLIT: TEST} if day < 0 and index % BENCHMARK_EVERY == 0 else {}),
+            }
+        )
+        truths.append({POST_ID: post_id, "images_sha256": hashes, "n_images": len(names), **post.counts})
+    return rows, truths
+
+
+# --- the quarter ------------------------------------------------------------------------------------------
+
+
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@cache
+def scorer(version: str) -> Scorer:
+    return Scorer.from_directory(registry.fetch(registry.get(MODEL, version)))
+
+
+def score(rows: list[dict[str, Any]], folder: Path, version: str) -> pd.DataFrame:
+    posts = pd.DataFrame(rows)
+    posts[IMAGES] = posts[IMAGES].map(lambda names: [str(folder / name) for name in names])
+    return scorer(version).score(posts[[TITLE, TEXT, IMAGES]])
+
+
+def agentps(*arguments: str) -> None:
+    subprocess.run([str(schedule.BIN / "agentps"), *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+
+
+class Quarter:
+    """The world around the pipeline: posts that come by day, the served champion, people who label, the clock."""
+
+    def __init__(self, home: Path, days: dict[int, list[dict[str, Any]]], per_day: int) -> None:
+        self.home, self.posts = home, home / "posts"
+        self.days, self.per_day = days, per_day
+        self.scores, self.labels, self.notices = home / "scores.jsonl", home / "labels.jsonl", home / "notices.txt"
+        self.labelled: set[str] = set()
+        self.served: list[dict[str, Any]] = []
+        self.weekly, self.first = home / "weekly.yaml", home / "first.yaml"
+        common: dict[str, Any] = {
+            "posts": str(self.posts),
+            "annotator": "openai",
+            # an attempt a post, so that requests, attempts and posts can be counted against each other
+            "annotate": {"retries": 0},
+            "ingest": {"val_share": 0.15},
+            "evaluate": {"bootstrap": 100, "examples": 1},
+            "retrain": {"labels": str(self.labels), "live_precision": PRECISION, "min_fresh": per_day},
+            "notify": {"command": f"tee -a {self.notices}"},
+        }
+        self.first.write_text(yaml.safe_dump(common | {"fine_tune": {"epochs": 6}}), encoding="utf-8")
+        weekly = common | {
+            "retrain": common["retrain"] | {"scores": str(self.scores)},
+            "fine_tune": {"epochs": WEEKLY_EPOCHS, "learning_rate": 5.0e-4},
+        }
+        self.weekly.write_text(yaml.safe_dump(weekly), encoding="utf-8")
+
+    def arrive(self, day: int) -> list[dict[str, Any]]:
+        """The day's manifest, without labels; its rows with them."""
+        rows = self.days[day]
+        date = FIRST_MONDAY + timedelta(days=day)
+        append(self.posts / f"{date:%Y-%m-%d}.jsonl", [{k: v for k, v in row.items() if k != LABEL} for row in rows])
+        return rows
+
+    def serve(self, day: int, champion: str, first: str) -> None:
+        """The champion scores the day's posts, and beside it the first champion, whom nobody retrained."""
+        rows = self.arrive(day)
+        by_champion = score(rows, self.posts, champion)
+        by_first = by_champion if champion == first else score(rows, self.posts, first)
+        at = (FIRST_MONDAY + timedelta(days=day + 1)).isoformat()
+        decision = f"decision_p{PRECISION}"
+        append(
+            self.scores,
+            [
+                {POST_ID: row[POST_ID], "score": s, "decision": bool(d), "model_version": champion, "scored_at": at}
+                for row, s, d in zip(rows, by_champion["score"], by_champion[decision], strict=True)
+            ],
+        )
+        self.served += [
+            {"week": day // 7 + 1, LABEL: row[LABEL], "with": bool(a), "without": bool(b)}
+            for row, a, b in zip(rows, by_champion[decision], by_first[decision], strict=True)
+        ]
+
+    def label(self, now: datetime) -> None:
+        """People label what is old enough by now."""
+        due = [
+            row
+            for rows in self.days.values()
+            for row in rows
+            if row[POST_ID] not in self.labelled and datetime.fromisoformat(row[CREATED_AT]) <= now - LABEL_DELAY
+        ]
+        self.labelled |= {row[POST_ID] for row in due}
+        append(self.labels, [{POST_ID: row[POST_ID], LABEL: row[LABEL]} for row in due])
+
+    def retrain(self, config: Path, now: datetime) -> dict[str, Any]:
+        """What the schedule does at `now`."""
+        files = schedule.Files(self.home)
+        files.folder.mkdir(parents=True, exist_ok=True)
+        job = schedule.Job(
+            cron="0 6 * * 1",
+            pipeline="pipelines.agentps_retraining",
+            config=str(config),
+            notify=load_settings({}).notify,
+        )
+        files.write(files.job, job)
+        if files.read_state() is None:
+            files.update_state(covered=now - timedelta(days=7))
+        self.label(now)
+        noticed = self.told()
+        began = time.monotonic()
+        outcome = schedule.run_due(self.home, now)
+        seconds = time.monotonic() - began
+        if outcome.code or outcome.undelivered:
+            raise SystemExit(f"{outcome.line} {outcome.undelivered}")
+        return {"at": now.isoformat(), "seconds": round(seconds, 1), "alarms": self.told()[len(noticed) :]}
+
+    def told(self) -> list[str]:
+        return self.notices.read_text(encoding="utf-8").splitlines() if self.notices.exists() else []
+
+    def attempts(self) -> tuple[int, int]:
+        """(attempts in the ledger, distinct posts among them)."""
+        with closing(sqlite3.connect(self.home / "annotations.db")) as ledger:
+            return ledger.execute("SELECT count(*), count(DISTINCT key) FROM annotation_answers").fetchone()
+
+
+def champion() -> str:
+    state = history.sync(MODEL)
+    if state.champion is None:
+        raise SystemExit("the first training was not promoted: see its log")
+    return state.champion.version
+
+
+def last_run() -> dict[str, Any]:
+    """Of the newest run of the pipeline: what drifted, and the champion's live figures."""
+    experiment = mlflow.get_experiment_by_name("agentps_retraining")
+    run = mlflow.search_runs([experiment.experiment_id], max_results=1, output_format="list")[0]
+    lines = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/drift/drift.json")["lines"]
+    figures = run.data.metrics
+    return {
+        "drifted": [line["what"] for line in lines if line["outcome"] == "drift"],
+        "effects": {line["what"]: line["effect"] and round(line["effect"], 3) for line in lines},
+        "asked": int(figures["annotate_asked"]),
+        "reused": int(figures["annotate_reused"]),
+        "candidate_ap": round(figures["test_average_precision"], 4),
+        "live": {k: round(v, 4) for k, v in figures.items() if k.startswith("live_")},
+    }
+
+
+def run(weeks: int = WEEKS, per_day: int = PER_DAY) -> dict[str, Any]:
+    shutil.rmtree(HOME, ignore_errors=True)
+    (HOME / "posts").mkdir(parents=True)
+    began = time.monotonic()
+    numbers = list(range(-HISTORY_DAYS, 7 * weeks))
+    with ProcessPoolExecutor() as pool:
+        rendered = list(pool.map(render_day, *zip(*((HOME / "posts", day, per_day) for day in numbers), strict=True)))
+    truth = pd.DataFrame([one for _, truths in rendered for one in truths])
+    quarter = Quarter(HOME, {day: rows for day, (rows, _) in zip(numbers, rendered, strict=True)}, per_day)
+    foreign = {name: os.environ.pop(name, None) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "TZ")}
+    environment = {"AGENTPS_HOME": str(HOME), "ZENML_CONFIG_PATH": str(HOME / "zenml"), "TZ": "UTC"}
+    foreign |= {name: os.environ.get(name) for name in (*environment, "OPENAI_BASE_URL", "OPENAI_API_KEY")}
+    os.environ.update(environment)
+    time.tzset()
+    stack = [sys.executable, "-m", "infra.local_stack"]
+    subprocess.run(stack, cwd=REPOSITORY, check=True)
+    mlflow.set_tracking_uri(tracking_uri(HOME))
+    try:
+        with SimulatedAnnotator(truth, load_task("ucc")) as server:
+            os.environ.update(OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY=server.api_key)
+            record = live_through(quarter, weeks)
+            attempts, distinct = quarter.attempts()
+            record["annotation"] = {"requests": server.requests, "attempts": attempts, "posts": distinct}
+    finally:
+        for name, value in foreign.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        subprocess.run(stack, cwd=REPOSITORY, check=True)  # the clone's own stack is active again
+    record["minutes"] = round((time.monotonic() - began) / 60, 1)
+    return record
+
+
+def live_through(quarter: Quarter, weeks: int) -> dict[str, Any]:
+    for day in range(-HISTORY_DAYS, 0):
+        quarter.arrive(day)
+    six = timedelta(hours=6)
+    runs = [quarter.retrain(quarter.first, FIRST_MONDAY + six) | decided() | last_run() | {"week": 0}]
+    first, rollback = champion(), None
+    for week in range(1, weeks + 1):
+        serving = champion()
+        doubted = rollback is None and week >= ROLLBACK_WEEK and serving != first
+        for day in range(7 * (week - 1), 7 * week):
+            quarter.serve(day, champion(), first)
+            if doubted and day % 7 == 1:
+                agentps("rollback", "--because", "a reviewer doubts the new version", "-c", str(quarter.weekly))
+                rollback = {"week": week, "from": serving, "back_to": champion()}
+            if doubted and day % 7 == 3:
+                agentps("promote", serving, "--because", "the doubt was unfounded", "-c", str(quarter.weekly))
+        if doubted and champion() != serving:
+            raise SystemExit(f"version {serving} is not champion again")
+        now = FIRST_MONDAY + timedelta(weeks=week) + six
+        one = quarter.retrain(quarter.weekly, now)
+        runs.append(one | {"served": serving, "week": week} | decided() | last_run())
+        (HOME / "partial.json").write_text(json.dumps(runs, indent=1), encoding="utf-8")
+    # a week without a post
+    versions = n_versions()
+    idle = quarter.retrain(quarter.weekly, FIRST_MONDAY + timedelta(weeks=weeks + 1) + six)
+    logs = sorted(schedule.Files(quarter.home).logs.glob("*.log"))
+    idle |= {"versions_made": n_versions() - versions, "said": logs[-1].read_text().splitlines()[-1]}
+    return {
+        "posts_a_day": quarter.per_day,
+        "weeks": weekly_figures(quarter.served),
+        "runs": runs,
+        "idle": idle,
+        "rollback": rollback,
+        "moves": [
+            f"{entry.move.kind}: {entry.before[registry.CHAMPION] or 'none'} → {entry.move.sets[registry.CHAMPION]}"
+            for entry in history.sync(MODEL).entries
+            if registry.CHAMPION in entry.move.sets
+        ],
+    }
+
+
+def n_versions() -> int:
+    return len(mlflow.search_model_versions(filter_string=f"name = '{MODEL}'"))
+
+
+def decided() -> dict[str, Any]:
+    state = read_state(state_path(HOME, MODEL))
+    if state is None:
+        raise SystemExit("the retraining left no watermark: see its log")
+    return {"version": state.version, "decision": state.decision, "champion": champion()}
+
+
+def weekly_figures(served: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Live precision and recall by week, on all posts of the week once all are labelled: (k, n) each."""
+    table = pd.DataFrame(served)
+    positive = table[LABEL] == 1
+    figures = []
+    for week, rows in table.groupby("week"):
+        one: dict[str, Any] = {"week": int(week)}
+        for side in ("with", "without"):
+            hits = int((rows[side] & positive[rows.index]).sum())
+            one[side] = {
+                "precision": (hits, int(rows[side].sum())),
+                "recall": (hits, int(positive[rows.index].sum())),
+            }
+        figures.append(one)
+    return figures
+
+
+# --- the page ---------------------------------------------------------------------------------------------
+
+_SIDES = {"with": "retrained every week", "without": "the first champion"}
+
+
+def plot(record: dict[str, Any]) -> None:
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), sharex=True, layout="constrained")
+    for axis, metric in zip(axes, ("precision", "recall"), strict=True):
+        for side, name in _SIDES.items():
+            shares = [(one["week"], Share(*one[side][metric])) for one in record["weeks"]]
+            weeks, values = zip(*((week, 100 * share.k / share.n) for week, share in shares if share.n), strict=True)
+            axis.plot(weeks, values, marker="o", markersize=4, label=name)
+        axis.axvline(CHANGED - 0.5, color="grey", linewidth=0.8, linestyle=":")
+        axis.set_title(f"live {metric} by week, %", fontsize=10)
+        axis.grid(alpha=0.2)
+    axes[0].axhline(PRECISION, color="grey", linewidth=0.8)
+    promoted = {run["week"] + 1 for run in record["runs"] if run["decision"].startswith("promoted") and run["week"]}
+    for week in promoted & {one["week"] for one in record["weeks"]}:
+        axes[0].axvline(week - 0.5, color="#2f6f5e", linewidth=0.8)
+    axes[0].legend(fontsize=8, loc="lower left")
+    figure.supxlabel("week; dotted: the mix changes; green: a new champion", fontsize=9)
+    figure.savefig(PLOT, dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+_PAGE = """# A quarter of weekly retrainings
+
+What [retraining](retraining.md) does over {weeks} weeks whose posts change in the middle. `python -m
+benchmarks.quarter` lived through it in {minutes:.0f} minutes on two busy cores, wrote `benchmarks/quarter.json`, and
+this page from it.
+
+**The posts** are the [sample](benchmark.md)'s, {per_day} a day, a manifest a day. In the history and the first
+{before} weeks {signed[0]:.0%} of people's own albums carry their watermark; from week {changed} on {signed[1]:.0%} do.
+The policy does not change: an own album is no violation, signed or not. But until then a watermark nearly always meant
+a copy. **Everything else is what a user runs**: the schedule on a clock of its own starts the literal command each
+Monday at 6:00; the annotator is asked over HTTP; people label a post {delay} days after it; the champion of the day
+scores the day's posts at its threshold for {precision} % precision. Week 0 trains the first champion from scratch on
+{history} days; later runs train {epochs} epochs from the champion's weights on the window of 28 days.
+
+![Live precision and recall by week](images/quarter.png)
+
+Live precision and recall on all posts of a week, once they are labelled:
+
+| week | served | precision | recall | precision without retraining | recall without retraining |
+|---|---|---|---|---|---|
+{served}
+
+{summary}
+
+## Every run
+
+`drift`: lines of the drift page above their limits. `live`: the champion's precision on what it scored in the newest 14
+days, as the run saw it with the labels of that Monday, and its upper bound.
+
+| run after week | candidate | verdict and reason | champion then | drift | live |
+|---|---|---|---|---|---|
+{runs}
+
+{alarms}
+
+## No post is annotated twice
+
+{annotation}
+
+## Back and forward
+
+{rollback}
+
+The moves of `champion`: {moves}.
+
+## Nothing fresh
+
+The Monday after the last week nothing new had come. The scheduled command took {idle_seconds:.1f} s, made
+{idle_versions} versions and said:
+
+```text
+{idle_said}
+```
+"""
+
+
+def _share(pair: list[int]) -> str:
+    share = Share(*pair)
+    return "–" if share.value is None else f"{share.value:.1%}"
+
+
+def _pooled(weeks: list[dict[str, Any]], side: str, metric: str) -> str:
+    return str(Share(*(sum(one[side][metric][k] for one in weeks) for k in (0, 1))))
+
+
+def page(record: dict[str, Any]) -> str:
+    weeks, runs = record["weeks"], record["runs"]
+    served = {run["week"]: run["served"] for run in runs[1:]}
+    after = [one for one in weeks if one["week"] > CHANGED]
+    alarms = [(run["week"], line) for run in runs for line in run["alarms"]]
+    annotation, back, idle = record["annotation"], record["rollback"], record["idle"]
+    if annotation["requests"] != annotation["posts"]:
+        raise SystemExit(f"{annotation}: a post was asked twice; the page says otherwise")
+    return _PAGE.format(
+        weeks=len(weeks),
+        minutes=record["minutes"],
+        per_day=record["posts_a_day"],
+        before=CHANGED - 1,
+        changed=CHANGED,
+        signed=SIGNED,
+        delay=LABEL_DELAY.days,
+        precision=PRECISION,
+        history=HISTORY_DAYS,
+        epochs=WEEKLY_EPOCHS,
+        served="\n".join(
+            f"| {one['week']} | version {served[one['week']]} | "
+            + " | ".join(_share(one[side][metric]) for side in _SIDES for metric in ("precision", "recall"))
+            + " |"
+            for one in weeks
+        ),
+        summary=(
+            f"After the first week of the new mix (weeks {CHANGED + 1} to {len(weeks)} together): with retraining "
+            f"precision {_pooled(after, 'with', 'precision')} and recall {_pooled(after, 'with', 'recall')}; without, "
+            f"precision {_pooled(after, 'without', 'precision')} and recall {_pooled(after, 'without', 'recall')}."
+        ),
+        runs="\n".join(map(_row, runs)),
+        alarms="\n".join(
+            ["A person was told, through `notify.command`:" if alarms else "No alarm was raised.", ""]
+            + [f"- after week {week}: {line.partition(': ')[2]}" for week, line in alarms]
+        ).rstrip(),
+        annotation=(
+            f"{annotation['requests']:,} requests reached the annotator, the ledger holds {annotation['attempts']:,} "
+            f"attempts for {annotation['posts']:,} distinct posts: one each. The runs asked for "
+            f"{sum(run['asked'] for run in runs):,} answers and took {sum(run['reused'] for run in runs):,} from the "
+            "ledger, the window's older posts."
+        ),
+        rollback=(
+            "No new champion had come by then, so nothing could be rolled back."
+            if back is None
+            else f"On Tuesday of week {back['week']} `agentps rollback` gave `champion` from version {back['from']} "
+            f"back to version {back['back_to']}, which scored Wednesday's and Thursday's posts; on Thursday evening "
+            f"`agentps promote {back['from']}` went forward again."
+        ),
+        moves="; ".join(record["moves"]),
+        idle_seconds=idle["seconds"],
+        idle_versions=idle["versions_made"] or "no",
+        idle_said=idle["said"],
+    )
+
+
+def _row(run: dict[str, Any]) -> str:
+    live = run["live"]
+    seen = (
+        f"{live['live_precision']:.1%}, at most {live['live_precision_high']:.1%}" if "live_precision" in live else "–"
+    )
+    verdict, _, reason = run["decision"].partition(": ")
+    drifted = ", ".join(f"{what} {run['effects'][what]}" for what in run["drifted"]) or "–"
+    cells = (run["week"], f"version {run['version']}", f"**{verdict}**: {reason}", run["champion"], drifted, seen)
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    if not RECORD.exists():
+        RECORD.write_text(json.dumps(run(), indent=1) + "\n", encoding="utf-8")
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    plot(record)
+    PAGE.write_text(page(record), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

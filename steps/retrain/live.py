@@ -1,0 +1,128 @@
+"""How the champion does on what it served: people's labels that came after the score, joined by `post_id`.
+
+A table of scored posts is JSON Lines or Parquet, one row a scored post: `post_id`, `score`, `decision` (true: flagged
+at the served threshold), `model_version`, `scored_at` (ISO 8601 with a zone). Of a post that one version scored twice
+the newest row counts.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import binomtest
+
+from model.errors import ManifestError
+from model.schema import POST_ID
+from steps.ingest.posts import parse_time, read_rows
+from steps.notice import send
+from steps.retrain.fresh import read_labels
+from steps.settings import NotifySettings, RetrainSettings
+
+DECISION, MODEL_VERSION, SCORED_AT = "decision", "model_version", "scored_at"
+COLUMNS = (POST_ID, "score", DECISION, MODEL_VERSION, SCORED_AT)
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Share:
+    """k of n; None, where n is 0. high: the exact upper bound, one-sided, 95 %."""
+
+    k: int
+    n: int
+
+    @property
+    def value(self) -> float | None:
+        return self.k / self.n if self.n else None
+
+    @property
+    def high(self) -> float:
+        if not self.n:
+            return 1.0
+        return float(binomtest(self.k, self.n, alternative="less").proportion_ci(LEVEL, method="exact").high)
+
+    def __str__(self) -> str:
+        return "undefined" if not self.n else f"{self.k / self.n:.1%} ({self.k:,} of {self.n:,})"
+
+
+@dataclass(frozen=True)
+class Live:
+    """One version on posts that it scored and people labelled since.
+
+    precision: of the flagged, those that people call positive. recall: the reverse; it says something of all posts
+    only where people label without looking at the decision.
+    """
+
+    version: str
+    scored: int
+    labelled: int
+    precision: Share
+    recall: Share
+    target: float
+
+    @property
+    def alarm(self) -> bool:
+        """With 95 % confidence the precision is below the target."""
+        return self.precision.high < self.target
+
+    @property
+    def line(self) -> str:
+        bound = f", at most {self.precision.high:.1%} with {LEVEL:.0%} confidence" if self.precision.n else ""
+        verdict = "BELOW" if self.alarm else "not shown to be below"
+        return (
+            f"version {self.version}: {self.labelled:,} of {self.scored:,} scored posts are labelled; live precision "
+            f"{self.precision}{bound}: {verdict} the target of {self.target:.0%}; live recall {self.recall}"
+        )
+
+
+def tell(model: str, found: Live, settings: NotifySettings) -> list[str]:
+    """Tell a person of an alarm. Returns: what could not be delivered and why."""
+    return send(f"AgentPS on {socket.gethostname()}: {model} {found.line}", settings)
+
+
+def read_scores(path: Path) -> pd.DataFrame:
+    """The table of scored posts, `model_version` as text, one row a post and version.
+
+    Raises:
+        ManifestError: the file cannot be read, or a row breaks the rules above.
+    """
+    rows = read_rows(path, COLUMNS, COLUMNS)[0]
+    for number, row in rows:
+        try:
+            time = parse_time(row.get(SCORED_AT))
+        except ValueError as error:
+            raise ManifestError(f"scores {path}:{number}: {SCORED_AT}: {error}") from None
+        if time is None or not isinstance(row.get(DECISION), bool) or row.get(MODEL_VERSION) is None:
+            raise ManifestError(
+                f"scores {path}:{number}: {row}: {DECISION} (true or false), {MODEL_VERSION} and "
+                f"{SCORED_AT} are expected"
+            )
+        row[SCORED_AT] = time
+    table = pd.DataFrame([row for _, row in rows], columns=list(COLUMNS)).astype({MODEL_VERSION: "str"})
+    return table.sort_values(SCORED_AT, kind="stable").drop_duplicates([POST_ID, MODEL_VERSION], keep="last")
+
+
+def live(scores: Path, labels: Path, version: str, settings: RetrainSettings) -> Live:
+    """How `version` did on what it scored in its newest `live_days`, against `live_precision`.
+
+    Raises:
+        ManifestError: a file cannot be used.
+    """
+    table = read_scores(scores)
+    table = table[table[MODEL_VERSION] == version]
+    table = table[table[SCORED_AT] > table[SCORED_AT].max() - timedelta(days=settings.live_days)]
+    label = table[POST_ID].map(read_labels(labels))
+    known = label.notna()
+    flagged, positive = table.loc[known, DECISION].astype(bool), label[known] == 1
+    hits = int((flagged & positive).sum())
+    return Live(
+        version=version,
+        scored=len(table),
+        labelled=int(known.sum()),
+        precision=Share(hits, int(flagged.sum())),
+        recall=Share(hits, int(positive.sum())),
+        target=settings.live_precision / 100,
+    )

@@ -1,0 +1,124 @@
+"""What a retraining adds to the path of a training: the champion's live figures, the drift, the watermark."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import mlflow
+import pandas as pd
+from zenml import log_metadata, step
+from zenml.logger import get_logger
+from zenml.types import HTMLString
+
+from materializers.directory import ShardDirectory
+from model.data import Shards
+from model.errors import DataError
+from model.schema import CREATED_AT
+from model.settings import BackboneSettings
+from model.task import Task
+from steps.caching import depends_on
+from steps.fine_tune.backbone import resolve
+from steps.register import registry
+from steps.register.registry import RegisteredVersion
+from steps.retrain import fresh
+from steps.retrain.drift import Difference, compare, records, render
+from steps.retrain.live import live as live_figures
+from steps.retrain.live import tell
+from steps.retrain.profile import profile as profile_of
+from steps.settings import NotifySettings, RetrainSettings, home
+
+logger = get_logger(__name__)
+
+
+@step(experiment_tracker=True, enable_cache=False)  # labels and scores come in at any time
+def live(
+    model_name: str, champion: str | None, settings: RetrainSettings, notify: NotifySettings
+) -> Annotated[str, "live"]:
+    """How the champion did on what people labelled since; a person is told where that is below its promise."""
+    if champion is None or settings.scores is None or settings.labels is None:
+        missing = "there is no champion" if champion is None else "retrain.scores and retrain.labels are not both set"
+        line = f"live precision is not known: {missing}"
+        logger.info("%s", line)
+        return line
+    found = live_figures(Path(settings.scores), Path(settings.labels), champion, settings)
+    figures = {
+        "live_precision": found.precision.value,
+        "live_precision_high": found.precision.high,
+        "live_recall": found.recall.value,
+        "live_labelled": float(found.labelled),
+    }
+    known = {name: value for name, value in figures.items() if value is not None}
+    mlflow.log_metrics(known)
+    log_metadata({**known, "alarm": found.alarm})
+    line = f"{model_name} {found.line}"
+    if not found.alarm:
+        logger.info("%s", line)
+        return line
+    logger.warning("%s", line)
+    for undelivered in tell(model_name, found, notify):
+        logger.warning("%s", undelivered)
+    return line
+
+
+@step(
+    experiment_tracker=True,
+    cache_policy=depends_on("steps/retrain", "steps/pages.py", "model/backbone.py", "model/data.py", "model/tiny.py"),
+)
+def drift(
+    posts: pd.DataFrame,
+    labels: pd.DataFrame,
+    shards: ShardDirectory,
+    task: Task,
+    backbone: BackboneSettings,
+    model_name: str,
+    champion: str | None,
+    since: datetime | None,
+    settings: RetrainSettings,
+) -> tuple[Annotated[pd.DataFrame, "profile"], Annotated[HTMLString, "drift_page"]]:
+    """The profile of this run's training posts; and a page that compares its fresh ones with the champion's.
+
+    Raises:
+        DataError: they differ, and `on_drift` is `fail`. The page is kept all the same, in MLflow and on disk.
+    """
+    own = profile_of(posts, labels, task, Shards(shards.path), resolve(backbone, home()))
+    version = registry.get(model_name, champion) if champion is not None else None
+    reference = registry.profile_of(version) if version is not None else None
+    lines: list[Difference] = []
+    reason = None
+    if version is None:
+        reason = "There is no champion yet: nothing to compare with."
+    elif reference is None:
+        reason = f"Version {champion} carries no profile of its training posts: nothing was compared."
+    else:
+        newer = own if since is None else own[own[CREATED_AT] > since]
+        lines = compare(reference, newer, task, settings)
+    page = render(lines, f"{model_name}: fresh posts against version {champion}", reason)
+    path = home() / "reports" / "drift.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    mlflow.log_artifact(str(path), "drift")
+    mlflow.log_dict({"reason": reason, "lines": records(lines)}, "drift/drift.json")
+    log_metadata({"drift": reason or {line.what: line.outcome for line in lines}})
+    if reason is not None:
+        logger.warning("%s", reason)
+    found = [line for line in lines if line.outcome != "within limits"]
+    for line in found:
+        effect = "" if line.effect is None else f" {line.statistic} {line.effect:.3f}, limit {line.limit:g}"
+        logger.warning("%s: %s%s (%s)", line.outcome, line.what, effect, line.found)
+    drifted = [line.what for line in found if line.outcome == "drift"]
+    if drifted and settings.on_drift == "fail":
+        raise DataError(
+            f"The fresh posts differ from those that {model_name} version {champion} was trained on: "
+            f"{', '.join(drifted)}; the page is {path}. Look at them, then set retrain.on_drift to warn"
+        )
+    return own, HTMLString(page)
+
+
+@step(enable_cache=False)
+def advance(version: RegisteredVersion, decision: str, watermark: datetime) -> None:
+    """The last step: from here on these posts are old. A run that ended before it is repeated by the next."""
+    state = fresh.State(watermark=watermark, version=version.version, decision=decision)
+    fresh.advance(fresh.state_path(home(), version.name), state)
+    logger.info("%s: posts up to %s are done", version.name, watermark.isoformat())

@@ -1,0 +1,86 @@
+"""The literal `zenml pipeline run pipelines.agentps_retraining -c FILE`: first, idle, stopped by a drift, finished."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from steps.retrain.fresh import read_state, state_path
+from tests.pipelines.workspace import Workspace
+
+pytestmark = pytest.mark.pipeline
+
+MODEL = "agentps-listings"
+STEPS = ["live", "ingest", "annotate", "validate", "preprocess", "drift", "fine_tune", "evaluate", "register",
+         "promote", "advance"]  # fmt: skip
+FIRST = 110
+
+
+# One test: each part goes on from what the one before left, and every start of the command takes seconds.
+def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the_watermark(
+    workspace: Workspace,
+) -> None:
+    workspace.python("examples/custom_task/make_posts.py", "listings")
+    folder = workspace.root / "listings"
+    lines = (folder / "posts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (folder / "posts.jsonl").unlink()
+    (folder / "1.jsonl").write_text("".join(lines[:FIRST]), encoding="utf-8")
+    options: dict[str, Any] = {
+        "posts": "listings",
+        "task": "examples/custom_task/task.yaml",
+        "ingest": {"val_share": 0.2},
+        "fine_tune": {"epochs": 1},
+        "evaluate": {"bootstrap": 20, "examples": 1},
+        "promote": {"floor": 0.0},
+        "retrain": {"min_fresh": 50, "on_drift": "fail"},
+    }
+
+    def run(**retrain: Any) -> Any:
+        config = options | {"retrain": options["retrain"] | retrain}
+        command = workspace.command(workspace.config("retrain.yaml", config), "pipelines.agentps_retraining")
+        return workspace.start(command).wait()
+
+    def watermark() -> str:
+        state = read_state(state_path(workspace.home, MODEL))
+        assert state is not None
+        return state.watermark.isoformat()
+
+    first = run()
+    assert first.exit_code == 0, first.output
+    assert sorted(first.finished) == sorted(STEPS)
+    assert "There is no champion yet: nothing to compare with." in first.output
+    assert workspace.aliases(MODEL) == {"champion": "1", "challenger": "1"}
+    assert watermark() == json.loads(lines[FIRST - 1])["created_at"]
+
+    # Nothing fresh: no step, no run, no version.
+    runs = workspace.rows("mlflow.db", "runs")
+    idle = run()
+    assert idle.exit_code == 0
+    assert idle.output == (
+        "agentps_retraining: nothing to retrain on: 0 of 110 posts are fresh newer than "
+        f"{watermark()}, retrain.min_fresh is 50"
+    )
+    assert (workspace.versions(MODEL), workspace.rows("mlflow.db", "runs")) == (1, runs)
+
+    # Fresh posts whose texts are much longer: told, and not trained on.
+    posts = [json.loads(line) for line in lines[FIRST:]]
+    for post in posts:
+        post["text"] *= 5
+    (folder / "2.jsonl").write_text("".join(json.dumps(post) + "\n" for post in posts), encoding="utf-8")
+    stopped = run()
+    assert stopped.exit_code == 1
+    assert "characters of title and text; the page is" in stopped.output
+    assert (workspace.versions(MODEL), watermark()) == (1, json.loads(lines[FIRST - 1])["created_at"])
+
+    # The same posts once more: trained on from the champion's weights, through the gate, and then old.
+    again = run(on_drift="warn")
+    assert again.exit_code == 0, again.output
+    assert {"ingest", "annotate", "validate", "preprocess"} <= set(again.cached)
+    assert "drift: characters of title and text KS distance" in again.output
+    assert workspace.versions(MODEL) == 2
+    assert watermark() == posts[-1]["created_at"]
+    made = (workspace.home / "artifacts" / "fine_tune" / "checkpoint").glob("**/checkpoint.json")
+    starts = {json.loads(path.read_text(encoding="utf-8"))["provenance"].get("start") for path in made}
+    assert starts == {None, f"{MODEL} version 1"}

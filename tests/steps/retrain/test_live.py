@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.errors import ManifestError
+from steps.retrain.live import Live, Share, live, read_scores, tell
+from steps.settings import NotifySettings, load_settings
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def scored(post_id: str, decision: bool, version: str = "2", at: str = "2026-03-01T00:00:00Z") -> dict[str, Any]:
+    return {"post_id": post_id, "score": 0.5, "decision": decision, "model_version": version, "scored_at": at}
+
+
+@pytest.mark.parametrize(("k", "n", "high"), [(0, 10, 1 - 0.05 ** (1 / 10)), (9, 10, 0.95 ** (1 / 10))])
+def test_the_upper_bound_is_exact(k: int, n: int, high: float) -> None:
+    """k = 0: (1 - p)^n = 0.05. k = n - 1: 1 - p^n = 0.05."""
+    assert Share(k, n).high == pytest.approx(high, abs=1e-9)
+
+
+def found(k: int, n: int) -> Live:
+    return Live(version="1", scored=n, labelled=n, precision=Share(k, n), recall=Share(k, n), target=0.8)
+
+
+def test_the_alarm_needs_95_percent_confidence() -> None:
+    # P(X <= 11 | 20, 0.8) = 0.0100, P(X <= 12) = 0.0321, P(X <= 13) = 0.0867
+    assert [found(k, 20).alarm for k in (11, 12, 13, 16)] == [True, True, False, False]
+    assert not found(0, 0).alarm, "nothing flagged, nothing known"
+
+
+def test_figures_are_the_versions_own_on_labelled_posts(tmp_path: Path) -> None:
+    rows = [scored(f"p{n}", decision=n < 4) for n in range(8)]
+    rows += [scored("p0", decision=False, version="1"), scored("p9", decision=True)]
+    # scored again later: that is what was served last
+    rows += [scored("p3", decision=False, at="2026-03-02T00:00:00Z")]
+    labels = [{"post_id": f"p{n}", "label": int(n in (0, 1, 5))} for n in (*range(7), 10)]
+    # too long before the newest
+    rows += [scored("p10", decision=True, at="2026-02-15T00:00:00Z")]
+    settings = load_settings({"retrain": {"live_days": 14, "live_precision": 80}}).retrain
+    one = live(write(tmp_path / "s.jsonl", rows), write(tmp_path / "l.jsonl", labels), "2", settings)
+    assert (one.scored, one.labelled) == (9, 7)
+    assert (one.precision, one.recall) == (Share(2, 3), Share(2, 3))
+    assert "live precision 66.7% (2 of 3), at most 98.3% with 95% confidence: not shown to be below" in one.line
+
+
+def test_a_table_that_lacks_what_is_needed_is_named(tmp_path: Path) -> None:
+    bad = scored("p", decision=True) | {"decision": 1}
+    with pytest.raises(ManifestError, match=r"s\.jsonl:1: .*decision \(true or false\)"):
+        read_scores(write(tmp_path / "s.jsonl", [bad]))
+    with pytest.raises(ManifestError, match="no column 'scored_at'"):
+        read_scores(write(tmp_path / "s.jsonl", [{k: v for k, v in bad.items() if k != "scored_at"}]))
+
+
+def test_a_person_is_told_in_one_line(tmp_path: Path) -> None:
+    inbox = tmp_path / "inbox"
+    code = f"import sys; open({str(inbox)!r}, 'w').write(sys.stdin.read())"
+    assert tell("model", found(5, 20), NotifySettings(webhook=None, command=f'{sys.executable} -c "{code}"')) == []
+    text = inbox.read_text(encoding="utf-8")
+    assert text.count("\n") == 1
+    assert "model version 1: " in text
+    assert "BELOW the target of 80%" in text
