@@ -4,8 +4,9 @@ plain       the annotator's labels as they are
 gold        people's label wherever there is one
 weighted    gold, and each question's loss is weighted by what its labels tell (see `informedness`)
 dropped     gold, and a question whose labels tell next to nothing keeps people's labels only
-relabelled  dropped, a first training; then every label is made anew from what that model says, what the annotator
-            said and what the final label is, weighed by how often each errs; a second training on these
+relabelled  gold, a first training; then every label is made anew from what that model says, what the annotator said
+            and what the final label is, weighed by how often each errs; a second training on these, from which they
+            are made anew again; a third one
 
 Dimensions: N posts · C classes of one question
 """

@@ -165,15 +165,16 @@ def _labels(
         return methods.with_gold(labels, gold), methods.weighted(task, told)
     if cell.method == "gold":
         return methods.with_gold(labels, gold), task
-    kept = methods.with_gold(methods.without_uninformative(labels, told), gold)
     if cell.method == "dropped":
-        return kept, task
-    network, prompt, _ = _fit(task, train, shards, kept, inputs, work / "first")
-    batches = Batches(shards, prompt, task)
+        return methods.with_gold(methods.without_uninformative(labels, told), gold), task
     rows = np.flatnonzero((shards.posts[SPLIT] == TRAIN).to_numpy())
-    answers = predict(network, in_chunks(rows, train.micro_batch, batches)).questions
     final = shards.posts[LABEL].iloc[rows].reset_index(drop=True)
-    return methods.relabelled(labels, answers, final, gold, task), task
+    made = methods.with_gold(labels, gold)
+    for training in ("first", "second"):
+        network, prompt, _ = _fit(task, train, shards, made, inputs, work / training)
+        answers = predict(network, in_chunks(rows, train.micro_batch, Batches(shards, prompt, task))).questions
+        made = methods.relabelled(labels, answers, final, gold, task)
+    return made, task
 
 
 def _fit(
