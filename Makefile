@@ -35,6 +35,12 @@ setup: $(INSTALLED) ## install the locked dependencies into .venv, register and 
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+.PHONY: bench-speed bench-gpu
+bench-speed: $(INSTALLED) ## the network against plain transformers on this CPU: writes docs/speed-network.md (minutes)
+	$(BIN)/python -m benchmarks.speed
+bench-gpu: $(INSTALLED) ## training and scoring at the real backbones' shapes on this machine's GPU (minutes)
+	$(BIN)/python -m benchmarks.gpu
+
 .PHONY: check
 check: $(INSTALLED) ## lint, formatting, types
 	$(BIN)/ruff check

@@ -17,7 +17,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -292,6 +292,9 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
     model = wrap(llava, tokenizer, info.task, info.sequence, info.train)
     _restore(model, directory)
     model.eval().requires_grad_(False)
+    if isinstance(model.backbone, PeftModel) and info.train.precision == "float32":
+        # One product in place of three. A bfloat16 weight would round the adapter's part away.
+        model.backbone = cast(LlavaOnevisionModel, model.backbone.merge_and_unload())
     if device is not None:
         model.to(device)
     return Loaded(model, tokenizer, _prompt(tokenizer, info.task, info.train, info.sequence, model), info)

@@ -5,9 +5,12 @@ Dimensions: N posts · C classes of one question
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -83,13 +86,47 @@ def answer_columns(answers: RawAnswers, task: Task) -> dict[str, np.ndarray]:
     return columns
 
 
+class _SeenImages:
+    """The tower's states of the images that were read last, by the sha256 of their files, in main memory.
+
+    A stream of posts shows many pictures again: reposts, templates, the next version of a post.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._free = max_bytes
+        self._states: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._lock = Lock()  # a server may score in several threads
+
+    def get(self, key: bytes) -> Tensor | None:
+        """(P, W), or None for an image that is not kept."""
+        with self._lock:
+            if key in self._states:
+                self._states.move_to_end(key)
+            return self._states.get(key)
+
+    def put(self, key: bytes, states_PW: Tensor) -> None:
+        with self._lock:
+            if key not in self._states:
+                self._states[key] = states_PW
+                self._free -= states_PW.nbytes
+            while self._free < 0:
+                self._free += self._states.popitem(last=False)[1].nbytes
+
+
 class Scorer:
     """Scores raw posts with a checkpoint directory: decode, resize, tokenize, answer, calibrate, decide."""
 
-    def __init__(self, loaded: Loaded, points: OperatingPoints, micro_batch: int = 32) -> None:
+    def __init__(
+        self, loaded: Loaded, points: OperatingPoints, micro_batch: int = 32, seen_bytes: int = 500_000_000
+    ) -> None:
+        """
+        Args:
+            seen_bytes: main memory for what the tower said of images, which are then neither decoded nor encoded again.
+        """
         self._loaded = loaded
         self._points = points
         self._micro_batch = micro_batch
+        self._seen = _SeenImages(seen_bytes)
 
     @classmethod
     def from_directory(cls, directory: Path, device: torch.device | None = None) -> Scorer:
@@ -102,27 +139,40 @@ class Scorer:
 
     def _batch(self, posts: pd.DataFrame) -> dict[str, Tensor]:
         sequence = self._loaded.info.sequence
-        numbers: dict[bytes, int] = {}
-        images: list[np.ndarray] = []
-        rows: list[list[int]] = []
+        number: dict[bytes, int] = {}  # an image that stands in several posts is read once
+        states: dict[bytes, Tensor] = {}
+        images: dict[bytes, np.ndarray] = {}
+        rows: list[list[bytes]] = []
         for sources in posts[IMAGES]:
             if len(sources) == 0:
                 raise ImageError("no image in the post; at least one is needed")
-            order: list[int] = []
+            order: list[bytes] = []
             for source in sources:
                 data = read_source(source, SERVING_LIMITS)
-                if data not in numbers:  # an image that stands in several posts is read once
-                    numbers[data] = len(images)
-                    images.append(read_frame(data, sequence.image_size, SERVING_LIMITS))
-                order.append(numbers[data])
+                key = hashlib.sha256(data).digest()
+                if key not in number:
+                    number[key] = len(number)
+                    kept = self._seen.get(key)
+                    if kept is None:
+                        images[key] = read_frame(data, sequence.image_size, SERVING_LIMITS)
+                    else:
+                        states[key] = kept
+                order.append(key)
             rows.append([order[k] for k in frame_indices(len(order), sequence.frames)])
+        if images:
+            model = self._loaded.model
+            pixels_UCHW = normalize(np.stack(list(images.values()))).to(next(model.parameters()).device)
+            # copies: a row alone would keep the whole tensor
+            for key, states_PW in zip(images, model.tower_states(pixels_UCHW).cpu(), strict=True):
+                states[key] = states_PW.clone()
+                self._seen.put(key, states[key])
         ids = [
             encode_post_text(self._loaded.tokenizer, title, text, sequence.max_text_tokens)
             for title, text in zip(posts[TITLE].fillna(""), posts[TEXT].fillna(""), strict=True)
         ]
         batch: dict[str, Any] = dict(self._loaded.prompt.batch(ids))
-        batch["pixel_values_UCHW"] = normalize(np.stack(images))
-        batch["frame_index_BF"] = torch.tensor(rows)
+        batch["tower_states_UPW"] = torch.stack([states[key] for key in number])
+        batch["frame_index_BF"] = torch.tensor([[number[key] for key in row] for row in rows])
         return batch
 
     def answers(self, posts: pd.DataFrame) -> RawAnswers:

@@ -56,7 +56,7 @@ def logits(model: AgentPS, batches: Batches) -> list[torch.Tensor]:
 @pytest.mark.parametrize("embed", [True, False], ids=["with backbone", "backbone by name"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_a_loaded_checkpoint_gives_the_very_same_logits(
+def test_a_loaded_checkpoint_gives_the_same_logits(
     tiny_backbone: BackboneSettings,
     tiny_shards: Shards,
     tmp_path: Path,
@@ -72,7 +72,10 @@ def test_a_loaded_checkpoint_gives_the_very_same_logits(
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(fresh, trained, strict=True))
     loaded = checkpoint.load(save(tmp_path / "checkpoint", model, settings, tiny_backbone, embed=embed))
     again = logits(loaded.model, Batches(tiny_shards, loaded.prompt, TASK))
-    assert all(torch.equal(a, b) for a, b in zip(trained, again, strict=True))
+    # Merged into float32 weights, an adapter's part is added before the product and no more after it.
+    tolerance = 1e-5 if lora and precision == "float32" else 0.0
+    for a, b in zip(trained, again, strict=True):
+        torch.testing.assert_close(b, a, rtol=0, atol=tolerance)
     assert loaded.info.task == TASK
     assert loaded.info.provenance == {"data": "abc"}
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())

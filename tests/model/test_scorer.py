@@ -195,3 +195,31 @@ def test_a_variant_answers_the_questions_that_it_has_heads_for(
     columns = Scorer(load(path), points(0.5)).score(posts.iloc[:2]).columns
     answers = [column for column in columns if column.startswith("answer_")]
     assert len(answers) == (0 if variant == "vanilla" else 4)
+
+
+def test_an_image_seen_before_is_neither_decoded_nor_encoded_again_and_scores_the_same(
+    directory: Path, posts: pd.DataFrame, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer.from_directory(directory)
+    network, encoded = scorer._loaded.model, []
+    compute = network.tower_states
+    monkeypatch.setattr(network, "tower_states", lambda pixels: encoded.append(len(pixels)) or compute(pixels))
+    scorer.score(posts.iloc[:3])  # of images 0, 0-1 and 0-2
+    monkeypatch.setattr("model.scorer.decode", lambda *_: pytest.fail("decoded again"))
+    again = scorer.score(posts.iloc[:3])
+    monkeypatch.undo()
+    assert encoded == [3]
+    assert again["score"].to_numpy() == pytest.approx(table["score"].iloc[:3], abs=1e-6)
+
+
+@pytest.mark.parametrize("room", [0, 2])
+def test_with_little_memory_the_images_read_last_are_kept_and_scores_are_the_same(
+    directory: Path, posts: pd.DataFrame, table: pd.DataFrame, room: int
+) -> None:
+    states = 16 * 64 * 4  # patches of 8 x 8 pixels, width, bytes of a float32
+    scorer = Scorer(load(directory), points(threshold=0.5), micro_batch=1, seen_bytes=room * states)
+    assert scorer.score(posts)["score"].to_numpy() == pytest.approx(table["score"], abs=1e-6)
+    kept = scorer._seen._states
+    assert len(kept) == room
+    last_album = [hashlib.sha256(Path(path).read_bytes()).digest() for path in posts["images"].iloc[-1]]
+    assert set(kept) <= set(last_album)

@@ -1,0 +1,585 @@
+"""The network on a CPU against a plain use of `transformers`: training, scoring, each optimisation, growth.
+
+    .venv/bin/python -m benchmarks.speed [--rounds 5] [--threads 2]
+
+Writes `benchmarks/speed.json`, and from it `docs/speed-network.md`. What is compared runs in turn (A B A B …) in this
+process; a ratio is that of the medians, and what was done before the clock counts is done for all. Two clocks: wall,
+and this process's CPU time, which another load on the machine disturbs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import re
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from benchmarks.workload import (
+    MID,
+    OV_05B,
+    OV_7B,
+    TEXT_TOKENS,
+    Plain,
+    PlainBatches,
+    Shape,
+    album_sizes,
+    flops,
+    network,
+    task_of,
+    text_lengths,
+    train_settings,
+    write_posts,
+)
+from model import agentps, language
+from model.agentps import AgentPS
+from model.data import FRAMES, TEXT_IDS, Batches, PostDataset
+from model.schema import TRAIN, VAL
+from model.scorer import in_chunks, predict
+from model.train import fit
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = ROOT / "benchmarks" / "speed.json"
+PAGE = ROOT / "docs" / "speed-network.md"
+QUESTIONS = 5
+#: Of these questions and the final one, by the tokenizer of `workload.network`.
+QUESTION_TOKENS = 51
+EPOCHS = 5  # the paper's
+
+Clock = tuple[float, float]
+
+
+def in_turn(arms: dict[str, Callable[[], object]], rounds: int, *, warm: bool = True) -> dict[str, dict[str, float]]:
+    """Median seconds of each arm, `wall` and `cpu`; `warm`: not of a first round, which also prepares kernels."""
+    seconds: dict[str, list[Clock]] = {name: [] for name in arms}
+    for _ in range(rounds + warm):
+        for name, run in arms.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: {clock: median(pair[k] for pair in pairs[warm:]) for k, clock in enumerate(("wall", "cpu"))}
+        for name, pairs in seconds.items()
+    }
+
+
+# --- each optimisation switched off
+
+
+def every_frame(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with each frame's image, or states, for itself: nothing shared within or between posts."""
+    frames = batch["frame_index_BF"]
+    name = "tower_states_UPW" if "tower_states_UPW" in batch else "pixel_values_UCHW"
+    own = {name: batch[name][frames.flatten()], "frame_index_BF": torch.arange(frames.numel()).view(frames.shape)}
+    return {**batch, **own}
+
+
+def whole_last_layer(model: AgentPS, *, logits: bool) -> Any:
+    """The last layer at every token; `logits`: and what `lm_head` would make of it, over the vocabulary."""
+    head = Plain(model).llava.lm_head
+
+    def states(module: Any, embeds: Tensor, positions: Tensor) -> Tensor:
+        whole = module(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        if logits:
+            head(whole)
+        return whole[torch.arange(len(whole)).unsqueeze(1), positions]
+
+    return patch.object(agentps, "hidden_states_at", states)
+
+
+def with_mask() -> Any:
+    """The causal mask as a tensor, which padding on the left would need."""
+
+    def mask(*, inputs_embeds: Tensor, **_: Any) -> Tensor:
+        tokens = inputs_embeds.shape[1]
+        return torch.ones(tokens, tokens, dtype=torch.bool).tril().expand(len(inputs_embeds), 1, -1, -1)
+
+    return patch.object(language, "create_causal_mask", mask)
+
+
+@torch.no_grad()
+def prompt_an_answer(model: AgentPS, batch: dict[str, Tensor]) -> Tensor:
+    """(B, A, D): a forward for each answer, of the sequence that ends there."""
+    positions = batch["answer_positions_BA"]
+    states = [
+        model.answer_states(
+            batch["tower_states_UPW"], batch["frame_index_BF"], batch["input_ids_BT"][:, : int(at.max()) + 1], at
+        )
+        for at in positions.split(1, dim=1)
+    ]
+    return torch.cat(states, dim=1)
+
+
+# --- what is measured
+
+
+class Bench:
+    """Posts of one kind with the product's network and the plain one, of the same weights."""
+
+    def __init__(
+        self, root: Path, shape: Shape, albums: np.ndarray, texts: np.ndarray, questions: int = QUESTIONS
+    ) -> None:
+        task = task_of(questions)
+        self._root = root
+        self.settings = train_settings(shape, epochs=EPOCHS)
+        self.shards = write_posts(root / "shards", shape, task, albums, texts)
+        self.model, prompt = network(shape, task, self.settings, max_tokens=1024)
+        #: As a loaded checkpoint is: the adapter in the weights.
+        self.scoring = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.scoring.backbone = self.scoring.backbone.merge_and_unload()
+        self.plain = Plain(self.model)
+        self.batches = Batches(self.shards, prompt, task)
+        self.plain_batches = PlainBatches(self.shards, prompt, self.batches)
+        self.images = float(np.mean(albums))
+        self.tokens = float(np.mean(texts)) + len(prompt.visual_ids) + len(prompt.question_ids)
+
+    def with_states(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        """The tower's states in place of pixels."""
+        batch = self.batches(rows)
+        return {**batch, "tower_states_UPW": self.model.tower_states(batch.pop("pixel_values_UCHW"))}
+
+    def step(self, batch: dict[str, Tensor]) -> float:
+        """Forward and backward of the product's network; the loss."""
+        self.model.train().zero_grad()
+        answers = self.model(**batch)
+        loss = answers.loss_sum / answers.weight_sum
+        loss.backward()
+        return float(loss.detach())
+
+    def plain_step(self, batch: dict[str, Tensor]) -> float:
+        self.plain.train().zero_grad()
+        loss = self.plain(**batch)["loss"]
+        loss.backward()
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def answers(self, model: AgentPS, batch: dict[str, Tensor]) -> Tensor:
+        """All logits, in one row."""
+        answers = model.eval()(**batch)
+        return torch.cat([*(question.flatten() for question in answers.questions), answers.final_B])
+
+    @torch.no_grad()
+    def plain_answers(self, batch: dict[str, Tensor]) -> Tensor:
+        answers = self.plain.eval()(**batch)
+        return torch.cat([*(question.flatten() for question in answers["questions"]), answers["final"]])
+
+    def difference(self, rows: Sequence[int]) -> dict[str, float]:
+        """The largest between the two: of logits, of the loss, of gradients in parts of their tensor's largest."""
+        batch, plain_batch = self.with_states(rows), self.plain_batches(rows)
+        expected = self.plain_answers(plain_batch)
+        logit = max(float((self.answers(m, batch) - expected).abs().max()) for m in (self.model, self.scoring))
+        plain_loss, plain_gradients = self.plain_step(plain_batch), self._gradients()
+        loss, gradients = self.step(batch), self._gradients()
+        gradient = max(
+            float((gradients[name] - g).abs().max() / g.abs().max().clamp(min=1e-9))
+            for name, g in plain_gradients.items()
+        )
+        return {"logit": logit, "loss": abs(loss - plain_loss), "gradient": gradient}
+
+    def _gradients(self) -> dict[str, Tensor]:
+        return {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
+
+    def fit(self) -> None:
+        """A whole training: `model.train.fit` with its checkpoints and the tower's states on disk."""
+        with TemporaryDirectory() as work:
+            fit(self.model, self.batches, self.settings, Path(work), quiet=True)
+
+    def plain_fit(self) -> None:
+        """The same posts, epochs, batches and evaluations; nothing is saved."""
+        settings = self.settings
+        arguments = TrainingArguments(
+            output_dir=str(self._root / "plain"),
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch,
+            per_device_eval_batch_size=settings.micro_batch,
+            learning_rate=settings.learning_rate,
+            lr_scheduler_type="cosine",
+            seed=settings.seed,
+            data_seed=settings.seed,
+            eval_strategy="epoch",
+            prediction_loss_only=True,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            label_names=["question_labels", "final_labels"],
+            use_cpu=True,
+        )
+        train, val = (PostDataset(self.batches.rows(split, labelled=False)) for split in (TRAIN, VAL))
+        trainer = Trainer(self.plain, arguments, self.plain_batches, train, val)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def fit_rounds(rounds: int) -> int:
+    """Of whole trainings, which are long and need no warm-up."""
+    return max(1, rounds // 2)
+
+
+def whole_runs(bench: Bench, rounds: int) -> dict[str, Any]:
+    """A training, and the scoring of (at most) 16 posts, against the plain ones."""
+    rows, size = np.arange(min(16, len(bench.shards.posts))), bench.settings.micro_batch
+    with torch.no_grad():
+        tower = bench.model.tower_states(agentps.normalize(bench.shards.images(range(bench.shards.n_images))))
+
+    def seen(part: np.ndarray) -> dict[str, Tensor]:
+        batch = bench.batches(part)
+        del batch["pixel_values_UCHW"]
+        return {**batch, "tower_states_UPW": tower[np.unique(np.stack(bench.shards.posts[FRAMES][part].to_list()))]}
+
+    def plain() -> None:
+        for batch in in_chunks(rows, size, bench.plain_batches):
+            bench.plain_answers(batch)
+
+    return {
+        "scoring": in_turn(
+            {
+                "plain": plain,
+                "new images": lambda: predict(bench.scoring, in_chunks(rows, size, bench.batches)),
+                "images seen before": lambda: predict(bench.scoring, in_chunks(rows, size, seen)),
+            },
+            rounds,
+        ),
+        "training": in_turn({"plain": bench.plain_fit, "product": bench.fit}, fit_rounds(rounds), warm=False),
+    }
+
+
+def ablation(bench: Bench, rows: Sequence[int]) -> dict[str, dict[str, Callable[[], object]]]:
+    """By what is measured: the arms, each with one thing switched off; all give the same numbers."""
+    states, pixels, plain = bench.with_states(rows), bench.batches(rows), bench.plain_batches(rows)
+
+    def off(
+        context: AbstractContextManager[object], run: Callable[[dict[str, Tensor]], object]
+    ) -> Callable[[], object]:
+        def arm() -> object:
+            with context:
+                return run(states)
+
+        return arm
+
+    def arms(run: Callable[[dict[str, Tensor]], object], model: AgentPS) -> dict[str, Callable[[], object]]:
+        return {
+            "all on": lambda: run(states),
+            "the tower computed (images that are new)": lambda: run(pixels),
+            "and of every frame": lambda: run(every_frame(pixels)),
+            "the last layer at every token": off(whole_last_layer(model, logits=False), run),
+            "and logits over the vocabulary": off(whole_last_layer(model, logits=True), run),
+            "a mask, as padding on the left needs": off(with_mask(), run),
+        }
+
+    return {
+        "training": {**arms(bench.step, bench.model), "plain": lambda: bench.plain_step(plain)},
+        "scoring": {
+            **arms(lambda batch: bench.answers(bench.scoring, batch), bench.scoring),
+            "the adapter beside the weights": lambda: bench.answers(bench.model, states),
+            "a prompt for each answer": lambda: prompt_an_answer(bench.scoring, states),
+            "plain": lambda: bench.plain_answers(plain),
+        },
+    }
+
+
+def growth(shape: Shape, rounds: int, quick: bool) -> list[dict[str, Any]]:
+    """Milliseconds a post as one thing grows; the others are 5 images, 5 questions, 100 tokens of title and text.
+
+    Args:
+        quick: the first and the last value only, in batches of two.
+    """
+    posts = 2 if quick else 4
+    base = {"images": 5, "questions": QUESTIONS, "text tokens": 100}
+    grid = {"images": (1, 4, 8, 16), "questions": (0, 5, 10, 20), "text tokens": (8, 64, 128, TEXT_TOKENS[1])}
+    rows = []
+    for name, values in grid.items():
+        for value in values[:: len(values) - 1] if quick else values:
+            at = base | {name: value}
+            with TemporaryDirectory() as folder:
+                images, texts = np.full(posts, at["images"]), np.full(posts, at["text tokens"])
+                bench = Bench(Path(folder), shape, images, texts, at["questions"])
+                batch, plain = bench.batches(range(posts)), bench.plain_batches(range(posts))
+                arms: dict[str, Callable[[], object]] = {
+                    "training": partial(bench.step, batch),
+                    "training, plain": partial(bench.plain_step, plain),
+                    "scoring": partial(bench.answers, bench.scoring, batch),
+                    "scoring, plain": partial(bench.plain_answers, plain),
+                }
+                found = in_turn(arms, rounds, warm=not quick)
+            rows.append(
+                {"grows": name, "to": value, "ms": {kind: 1000 / posts * pair["wall"] for kind, pair in found.items()}}
+            )
+    return rows
+
+
+def by_length(bench: Bench, rounds: int) -> dict[str, Any]:
+    """Posts in micro-batches of four, as they come and sorted by length; and by count, what can be saved."""
+    count = min(16, len(bench.shards.posts) // 4 * 4)
+    lengths = np.array([len(ids) for ids in bench.shards.posts[TEXT_IDS][:count]])
+    order = {"as they come": np.arange(count), "sorted by length": np.argsort(lengths, kind="stable")}
+    parts = {name: [bench.with_states(rows) for rows in rows.reshape(-1, 4)] for name, rows in order.items()}
+    found = in_turn(
+        {name: partial(lambda batches: [bench.step(batch) for batch in batches], part) for name, part in parts.items()},
+        rounds,
+    )
+    return {"seconds": found, "tokens": {shape.name: _padded(shape, size) for shape, size in ((MID, 8), (OV_05B, 4))}}
+
+
+def visual_tokens_of(shape: Shape) -> int:
+    ids = dict.fromkeys(("<|endoftext|>", "<image>", "<video>"), 0)
+    return agentps.visual_tokens(shape.config(ids), shape.frames)
+
+
+def _padded(shape: Shape, micro_batch: int) -> dict[str, float]:
+    """Mean tokens of a row, padding included, of steps of 64 posts cut into micro-batches."""
+    fixed = visual_tokens_of(shape) + QUESTION_TOKENS
+    steps = text_lengths(64 * 500).reshape(500, 64)
+    found = {}
+    for name, lengths in (("as they come", steps), ("sorted by length", np.sort(steps, axis=1))):
+        found[name] = fixed + float(lengths.reshape(500, -1, micro_batch).max(2).mean())
+    return found
+
+
+def bounds(shape: Shape, images: float, tokens: float, *, merged: bool) -> dict[str, float]:
+    """The plain path's FLOPs over those that must be done, at equal FLOP/s.
+
+    Args:
+        merged: scoring has the adapter in the weights.
+    """
+    head = 2 * tokens * shape.vocabulary * shape.language[0]
+    found = {}
+    for name, training, read in (
+        ("training, new images", True, images),
+        ("training, the states kept", True, images / EPOCHS),
+        ("scoring, new images", False, images),
+        ("scoring, images seen before", False, 0),
+    ):
+        plain = flops(shape, shape.frames, tokens, training=training) + head
+        needed = replace(shape, lora_rank=0) if merged and not training else shape
+        found[name] = plain / flops(needed, read, tokens, training=training, answers=QUESTIONS + 1)
+    return found
+
+
+def ratio(found: dict[str, dict[str, float]], over: str, under: str) -> str:
+    return " | ".join(f"{found[over][clock] / found[under][clock]:.2f}x" for clock in ("wall", "cpu"))
+
+
+_PAGE = """\
+# Speed of the network
+
+## Training and scoring
+
+`benchmarks/speed.py` writes `benchmarks/speed.json`, and from it this page. {machine},
+{date}, {threads} of {cores} cores; processes that wanted a core meanwhile, this one included: {load:.1f} on average. So
+ratios count here, not seconds. What is compared ran in turn in one process; ratios are of medians, by wall time and by
+the process's CPU time, which other work disturbs less. Rounds that counted: {rounds}; of whole trainings: {fit_rounds}.
+
+The plain path is what a user of `transformers` writes: `LlavaOnevisionForConditionalGeneration` with its logits, all
+16 frames through the tower, text padded on the left with an attention mask, heads on `output_hidden_states`, `Trainer`.
+It answers all questions in one forward, too, has the same weights (the adapter beside them, as PEFT loads it), and
+gets its pixels ready-made. The backbone has
+random weights and {parameters:.1f}M parameters, LoRA and heads included. In a training with 16 images, its tower takes
+{tower_share:.2f} times the FLOPs of its language model (LLaVA-OneVision 0.5B: {real_share:.2f}).
+Posts have {images:.1f} images and {tokens:.0f} tokens on average; none shares an image with another.
+
+Same numbers: of a logit the largest difference is {logit:.1e}, of the loss {loss:.1e}, of a gradient {gradient:.1e}
+of its tensor's largest. A test holds the same for each line of the tables below at tiny shapes.
+
+| times as fast as the plain path | wall | CPU | at equal FLOP/s |
+|---|---|---|---|
+| training, {posts} posts, {epochs} epochs, evaluated after each | {training} | {bound_training:.2f}x |
+| scoring, new images | {scoring_new} | {bound_new:.2f}x |
+| scoring, images seen before | {scoring_seen} | {bound_seen:.2f}x |
+
+The last column is the FLOPs of the plain path over those that must be done (formula below): the tower once an image,
+the last layer at the answers, in scoring no adapter. What passes it runs at more FLOP/s, or gains on what the formula
+does not count, as the masked attention's other half of the square. A whole training also measures what the tower costs,
+in two passes over at most 128 images, and saves checkpoints: the fewer posts, the more that weighs.
+
+The aim was 3x in training and 5x in scoring: at these proportions of tower and language model, **new images cannot give
+5x**, nor a training 3x, by leaving out work alone. Of images that the scorer has seen (it keeps the tower's states of
+the last ones, 500 MB in memory), the tower's part falls away, as it does in training from the second epoch on, where a
+measurement at the start says that keeping them on disk pays.
+
+Each switched off alone, the others on; times of a batch of {batch} posts over `all on`, where the tower's states are
+there already:
+
+| training step | wall | CPU |
+|---|---|---|
+{ablation_training}
+
+| scoring | wall | CPU |
+|---|---|---|
+{ablation_scoring}
+
+The adapter is merged into the weights when a float32 checkpoint is loaded. A bfloat16 one is not: its rounding would
+lose the adapter's part.
+
+### How cost grows
+
+Milliseconds of wall time a post, all images new, in batches of at most four; what does not grow is 5 images, 5
+questions, 100 tokens of title and text:
+
+| | training | plain | scoring | plain |
+|---|---|---|---|---|
+{growth}
+
+### Tried, and left out
+
+Where the table's script does not measure it, the figure is of one measurement on a machine that had other work.
+
+- **Micro-batches by length.** Frames are fixed, so only text varies. Sorted within an optimizer step of 64 posts, a
+  row of the 0.5B backbone has {real_sorted:.0f} tokens in place of {real_plain:.0f}, {real_saved:.1f} % less (in
+  micro-batches of 4). Of the mid model's rows, whose frames are shorter, {mid_saved:.1f} % (of 8); measured on it, in
+  micro-batches of 4, a step is {length}x as fast. On the real backbones it stays below 3 %, so it is not built.
+- **A shared prefix for several tasks.** Branches of one sequence need one trunk. Each task trains its own adapter, or
+  its own language model, so the post's states differ between tasks from the first layer on: it does not apply.
+- **Three bfloat16 products for a float32 one** (AMX, for the frozen tower; relative error 5e-6): 2 to 5 times slower
+  than float32, as splitting and joining the operands costs more than the product.
+- **LoRA as one product with a backward of its own**, float32: 17 % less CPU time of a training step. Not built: it is
+  inexact in bfloat16, in which the profiles with LoRA train.
+- **`F.rms_norm` in place of the layers' own; the tower in chunks; smaller micro-batches**: no gain on this CPU.
+
+### On the real backbones
+
+What leaving out work can give at most, at equal FLOP/s, for posts of 5 images and {real_tokens:.0f} tokens:
+
+| | {bound_names} |
+|---|---|---|---|---|
+{real_bounds}
+
+The language model of the 7B backbone is most of its work, and all of that must be done.
+
+## On a GPU
+
+`make bench-gpu` (`benchmarks/gpu.py`, neither ZenML nor MLflow) measures random weights at the shapes of the 0.5B and
+7B backbones: posts and tokens a second, share of peak, memory, waiting for data, against the plain path and the
+paper's rate scaled by peak. **It has not run on a GPU yet**: on a CPU it runs to its end at tiny shapes (`--tiny`). It
+is laid out for less than 8 minutes. Activation checkpointing is switched on where the memory does not suffice without;
+`--compile` is `torch.compile` of tower and layers. The wait is measured as the time that a step takes less when its
+batches lie on the device.
+
+FLOPs of one post, two a multiply-add. W, M, N: the tower's width, MLP and layers, S its patch's side, P its patches;
+D, F, L: the language model's, K the width of its keys; T tokens, r the adapter's rank.
+
+- tower, forward only, an image: P · (N · (2 · (4 W² + 2 W M) + 4 P W) + 6 S² W), and P · 2 · (W D + D²) for the
+  projector;
+- a layer's weights, w = 2 D² + 2 D K + 3 D F: 2 w a token, in training 4 w (frozen weights have no gradient);
+- its adapter, a = r · (4 D + 2 (D + K) + 3 (D + F)): 2 a, in training 6 a;
+- its attention, causal: 2 T D a token, in training 6 T D.
+
+At 16 images and 3,393 tokens that is 18.1 TFLOP a trained post for 0.5B and 112.7 for 7B. The share of peak counts what
+must be done: the tower of each distinct image, the last layer at the answers. Peaks are dense bfloat16: A100 312, H100
+989 (PCIe 756), H200 989 TFLOP/s; for another card none is given.
+"""
+
+
+def page(record: dict[str, Any]) -> str:
+    """docs/speed-network.md."""
+    runs = record["runs"]
+    bound = bounds(MID, record["images"], record["tokens"], merged=True)
+
+    def table(kind: str) -> str:
+        found = record["ablation"][kind]
+        return "\n".join(f"| {name} | {ratio(found, name, 'all on')} |" for name in found)
+
+    tower_share = {
+        shape.name: flops(shape, 16, 0, training=True) / flops(shape, 0, tokens, training=True)
+        for shape, tokens in ((MID, record["tokens"]), (OV_05B, 3393))
+    }
+    mid, real = (record["by_length"]["tokens"][shape.name] for shape in (MID, OV_05B))
+    mid_saved, real_saved = (100 * (1 - rows["sorted by length"] / rows["as they come"]) for rows in (mid, real))
+    as_they_come, by_size = (record["by_length"]["seconds"][name] for name in ("as they come", "sorted by length"))
+    real_tokens = visual_tokens_of(OV_05B) + QUESTION_TOKENS + float(np.mean(TEXT_TOKENS))
+    real_bounds = {shape.name: bounds(shape, 5, real_tokens, merged=False) for shape in (OV_05B, OV_7B)}
+    plain_keys = ("machine", "date", "threads", "load", "cores", "rounds", "posts", "images", "tokens", "batch")
+    return _PAGE.format(
+        **{key: record[key] for key in plain_keys},
+        **record["difference"],
+        epochs=EPOCHS,
+        fit_rounds=fit_rounds(record["rounds"]),
+        parameters=record["parameters"] / 1e6,
+        tower_share=tower_share[MID.name],
+        real_share=tower_share[OV_05B.name],
+        training=ratio(runs["training"], "plain", "product"),
+        scoring_new=ratio(runs["scoring"], "plain", "new images"),
+        scoring_seen=ratio(runs["scoring"], "plain", "images seen before"),
+        bound_training=bound["training, the states kept"],
+        bound_new=bound["scoring, new images"],
+        bound_seen=bound["scoring, images seen before"],
+        ablation_training=table("training"),
+        ablation_scoring=table("scoring"),
+        growth="\n".join(
+            f"| {row['to']} {row['grows']} | " + " | ".join(f"{ms:.0f}" for ms in row["ms"].values()) + " |"
+            for row in record["growth"]
+        ),
+        real_tokens=real_tokens,
+        bound_names=" | ".join(bound),
+        real_bounds="\n".join(
+            f"| {name} | " + " | ".join(f"{times:.2f}x" for times in values.values()) + " |"
+            for name, values in real_bounds.items()
+        ),
+        real_sorted=real["sorted by length"],
+        real_plain=real["as they come"],
+        real_saved=real_saved,
+        mid_saved=mid_saved,
+        length=f"{as_they_come['cpu'] / by_size['cpu']:.2f}",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--posts", type=int, default=40, help="of which four fifths are trained on")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="batches of two posts, growth by two values")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT asks transformers by an old name
+    torch.set_num_threads(options.threads)
+    with TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), MID, album_sizes(options.posts, MID.frames), text_lengths(options.posts))
+        rows = range(2 if options.quick else 8)
+        record: dict[str, Any] = {
+            "machine": machine(),
+            "date": date.today().isoformat(),
+            "threads": options.threads,
+            "cores": os.cpu_count(),
+            "rounds": options.rounds,
+            "posts": options.posts,
+            "batch": len(rows),
+            "images": bench.images,
+            "tokens": bench.tokens,
+            "parameters": sum(p.numel() for p in bench.model.parameters()),
+            "difference": bench.difference(rows),
+            "ablation": {kind: in_turn(arms, options.rounds) for kind, arms in ablation(bench, rows).items()},
+            "by_length": by_length(bench, options.rounds),
+            "runs": whole_runs(bench, options.rounds),
+            "growth": growth(MID, max(1, options.rounds // 2), options.quick),
+            "load": os.getloadavg()[2],
+        }
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(page(record), encoding="utf-8")
+
+
+def machine() -> str:
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return f"{names[0] if names else platform.processor()}, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""What the network's benchmarks share: shapes, posts, the plain baseline, and how many FLOPs a post takes.
+
+Weights and posts are random: neither changes how long a forward or backward takes. Needs neither ZenML nor MLflow.
+
+Dimensions: B posts · F frames · S side of a frame, in pixels · T tokens · D hidden size · A answers · Q questions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from transformers import (
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionModel,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from model import checkpoint
+from model.agentps import AgentPS, normalize, visual_tokens
+from model.data import FRAMES, TEXT_IDS, Batches, Shards, ShardWriter
+from model.images import frame_indices
+from model.loss import task_loss
+from model.prompt import Prompt
+from model.schema import LABEL, POST_ID, SPLIT, TRAIN, VAL
+from model.settings import LoraSettings, SequenceSettings, TrainSettings
+from model.task import Task
+from model.tiny import build_tokenizer
+
+#: Title and text of a post are of 8 to 196 tokens, evenly spread.
+TEXT_TOKENS = (8, 196)
+_WORDS = "Is the album of a post its original work? Which one shows what title and text tell?"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A backbone's sizes, and the adapter and heads on it."""
+
+    name: str
+    tower: tuple[int, int, int, int]  # width, MLP, layers, heads
+    image_size: int
+    patch_size: int
+    language: tuple[int, int, int, int, int]  # width, MLP, layers, heads, key-value heads
+    vocabulary: int
+    tied: bool
+    lora_rank: int
+    head_hidden: int
+    frames: int = 16
+
+    def config(self, tokens: dict[str, int]) -> LlavaOnevisionConfig:
+        """
+        Args:
+            tokens: the tokenizer's vocabulary, for the placeholders' ids.
+        """
+        width, mlp, layers, heads = self.tower
+        d, f, depth, query_heads, kv_heads = self.language
+        return LlavaOnevisionConfig(
+            vision_config=SiglipVisionConfig(
+                hidden_size=width,
+                intermediate_size=mlp,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                image_size=self.image_size,
+                patch_size=self.patch_size,
+                vision_use_head=False,
+            ),
+            text_config=Qwen2Config(
+                hidden_size=d,
+                intermediate_size=f,
+                num_hidden_layers=depth,
+                num_attention_heads=query_heads,
+                num_key_value_heads=kv_heads,
+                vocab_size=self.vocabulary,
+                tie_word_embeddings=self.tied,
+                pad_token_id=tokens["<|endoftext|>"],
+                eos_token_id=tokens["<|endoftext|>"],
+                bos_token_id=None,
+            ),
+            image_token_index=tokens["<image>"],
+            video_token_index=tokens["<video>"],
+            vision_feature_layer=-1,
+            tie_word_embeddings=self.tied,
+        )
+
+
+_SIGLIP = (1152, 4304, 26, 16)
+#: The published backbones, by the `config.json` of the revisions that the profiles pin.
+OV_05B = Shape("llava-ov-0.5b", _SIGLIP, 384, 14, (896, 4864, 24, 14, 2), 152_000, True, 128, 512)
+OV_7B = Shape("llava-ov-7b", _SIGLIP, 384, 14, (3584, 18944, 28, 28, 4), 152_128, False, 128, 1024)
+#: For a CPU: the tower takes about as much more than the language model as in the 0.5B backbone (see `flops`).
+MID = Shape("mid", (256, 1024, 8, 4), 96, 8, (256, 1024, 6, 8, 2), 8192, True, 32, 128)
+TINY = Shape("tiny", (32, 64, 2, 2), 32, 8, (32, 64, 3, 4, 2), 1024, True, 4, 16, frames=4)
+
+
+def flops(shape: Shape, images: float, tokens: float, *, training: bool, answers: int | None = None) -> float:
+    """The multiplications and additions of one post (two a multiply-add), by docs/speed-network.md.
+
+    Args:
+        images: that pass the tower.
+        tokens: of the post's sequence, visual ones included.
+        answers: where the last layer is computed; None: at every token.
+    """
+    width, mlp, layers, _ = shape.tower
+    d, f, depth, heads, kv_heads = shape.language
+    kv = d // heads * kv_heads
+    patches = (shape.image_size // shape.patch_size) ** 2
+    block = 2 * (4 * width**2 + 2 * width * mlp) + 4 * patches * width
+    patch = 2 * 3 * shape.patch_size**2 * width + layers * block + 2 * (width * d + d * d)  # with embedding, projector
+    tower = images * patches * patch
+
+    def layer(weights: int, adapter: int) -> float:
+        """A token's: forward, and in training the gradient by the input; of the adapter also by the weights."""
+        return 2 * weights * (2 if training else 1) + 2 * adapter * (3 if training else 1)
+
+    r = shape.lora_rank
+    all_tokens = layer(2 * d * kv, r * 2 * (d + kv))  # keys and values
+    at_answers = layer(2 * d * d + 3 * d * f, r * (4 * d + 3 * (d + f)))  # queries, output, MLP
+    attention = 2 * tokens * d * (3 if training else 1)  # half of the square: causal
+    whole, last = (depth, 0) if answers is None else (depth - 1, 1)
+    language = tokens * whole * (all_tokens + at_answers + attention)
+    if answers is not None:
+        language += last * (tokens * all_tokens + answers * (at_answers + 2 * attention))
+    return tower + language
+
+
+def task_of(questions: int) -> Task:
+    """`questions` yes-or-no questions of about six tokens, and the final one."""
+    asked = [
+        {"id": f"q{k}", "ask": f"Which one shows {k}?", "annotate": "?", "answer": "class"} for k in range(questions)
+    ]
+    final = {"ask": "Is the post original?", "classes": ["no", "yes"], "positive": "yes"}
+    return Task.model_validate({"name": "speed", "version": 1, "questions": asked, "final": final})
+
+
+def train_settings(shape: Shape, **changes: Any) -> TrainSettings:
+    values: dict[str, Any] = {
+        "variant": "agentps",
+        "seed": 0,
+        "lora": LoraSettings(rank=shape.lora_rank, alpha=2 * shape.lora_rank),
+        "train_projector": False,
+        "head_hidden": shape.head_hidden,
+        "epochs": 3,
+        "batch": 8,
+        "micro_batch": 8,
+        "learning_rate": 1e-4,
+        "weight_decay": 0.0,
+        "warmup_share": 0.03,
+        "max_grad_norm": 1.0,
+        "final_weight": 1.0,
+        "saves_per_epoch": 1,
+        "precision": "float32",
+        "gradient_checkpointing": False,
+    }
+    return TrainSettings.model_validate(values | changes)
+
+
+def sequence_of(shape: Shape, max_tokens: int = 256) -> SequenceSettings:
+    return SequenceSettings(
+        frames=shape.frames, image_size=shape.image_size, max_text_tokens=TEXT_TOKENS[1], max_tokens=max_tokens
+    )
+
+
+def album_sizes(n: int, most: int, seed: int = 0) -> np.ndarray:
+    """int64 (n,): images a post, 1 to `most`, few more often than many; the mean is 5 where `most` is 16."""
+    weights = 0.83 ** np.arange(most)
+    return np.random.default_rng(seed).choice(np.arange(1, most + 1), n, p=weights / weights.sum())
+
+
+def text_lengths(n: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(TEXT_TOKENS[0], TEXT_TOKENS[1] + 1, n)
+
+
+def write_posts(
+    root: Path, shape: Shape, task: Task, albums: Sequence[int] | np.ndarray, texts: Sequence[int] | np.ndarray
+) -> Shards:
+    """Shards of posts with so many images and text tokens; every fifth is of val, no two share an image."""
+    rng = np.random.default_rng(2)
+    writer = ShardWriter(root, sequence_of(shape, max_tokens=1024), "random")
+    rows = []
+    for number, (images, tokens) in enumerate(zip(albums, texts, strict=True)):
+        side = shape.image_size
+        numbers = [writer.add(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(images)]
+        rows.append(
+            {
+                POST_ID: str(number),
+                SPLIT: VAL if number % 5 == 4 else TRAIN,
+                LABEL: number // 5 % 2,
+                FRAMES: [numbers[k] for k in frame_indices(images, shape.frames)],
+                # the first ids of the vocabulary are the special tokens
+                TEXT_IDS: rng.integers(8, min(shape.vocabulary, 1000), tokens).tolist(),
+            }
+            | {question: int(rng.integers(2)) for question in task.question_ids}
+        )
+    writer.close(pd.DataFrame(rows).astype(dict.fromkeys((LABEL, *task.question_ids), "Int8")))
+    return Shards(root)
+
+
+def network(
+    shape: Shape, task: Task, train: TrainSettings, device: torch.device | str = "cpu", max_tokens: int = 256
+) -> tuple[AgentPS, Prompt]:
+    """The product's network with random weights, none of them zero, as `train` says."""
+    tokenizer = build_tokenizer([_WORDS], vocab_size=400)
+    config = shape.config(tokenizer.get_vocab())
+    sequence = sequence_of(shape, max_tokens)
+    torch.manual_seed(0)
+    dtype = torch.float32 if train.precision == "float32" else torch.bfloat16
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # the 7B weights are never in float32
+    try:
+        with torch.device(device):
+            llava = LlavaOnevisionModel(config)
+    finally:
+        torch.set_default_dtype(default)
+    with torch.device(device):
+        model = checkpoint.wrap(llava, tokenizer, task, sequence, train)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # LoRA's B and the biases begin at zero
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    prompt = Prompt(
+        tokenizer,
+        task,
+        train.variant,
+        sequence,
+        video_token_id=config.video_token_id,
+        visual_tokens=visual_tokens(config, shape.frames),
+    )
+    return model, prompt
+
+
+class Plain(nn.Module):
+    """The same answers of the same weights, as a user of `transformers` would write it.
+
+    Every frame passes the tower, `LlavaOnevisionForConditionalGeneration` makes logits over the vocabulary, the heads
+    read `hidden_states`. Only the forward is its own: backbone and heads are those of `model`.
+    """
+
+    def __init__(self, model: AgentPS) -> None:
+        super().__init__()
+        if model.variant != "agentps":
+            raise ValueError(f"variant {model.variant!r}: the plain baseline is written for agentps")
+        llava = model.llava
+        with torch.device("meta"):
+            self.llava = LlavaOnevisionForConditionalGeneration(llava.config)
+        self.llava.model = llava
+        embedding = cast(nn.Module, llava.get_input_embeddings())
+        weight = cast(nn.Embedding, getattr(embedding, "original_module", embedding)).weight
+        if not llava.config.tie_word_embeddings:
+            weight = nn.Parameter(torch.randn_like(weight).mul_(0.02), requires_grad=False)
+        self.llava.lm_head.weight = weight
+        self.heads, self.final_head = model.heads, model.final_head
+        self.weights = (model.question_weights, model.final_weight)
+        self.autocast = weight.dtype == torch.bfloat16
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values_videos: Tensor,
+        answers_from_end: Tensor,
+        question_labels: Tensor | None = None,
+        final_labels: Tensor | None = None,
+    ) -> dict[str, Any]:
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.autocast):
+            states_BTD = self.llava(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                pixel_values_videos=pixel_values_videos,
+                output_hidden_states=True,
+            ).hidden_states[-1]
+        read_BAD = states_BTD[:, answers_from_end[0]].float()
+        questions = [head(read_BAD[:, k]) for k, head in enumerate(self.heads.values())]
+        final = self.final_head(read_BAD[:, -1]).squeeze(-1)
+        found: dict[str, Any] = {"final": final, "questions": questions}
+        if question_labels is not None and final_labels is not None:
+            weights, final_weight = self.weights
+            total, weight = task_loss(questions, question_labels, weights, final, final_labels, final_weight)
+            found = {"loss": total / weight, **found}
+        return found
+
+
+class PlainBatches:
+    """`Plain`'s arguments: every frame of every post, text padded on the left, as the backbone's tokenizer does."""
+
+    def __init__(self, shards: Shards, prompt: Prompt, batches: Batches) -> None:
+        self._shards, self._prompt, self._batches = shards, prompt, batches
+
+    def __call__(self, rows: Iterable[int]) -> dict[str, Tensor]:
+        rows = list(rows)
+        prompt, posts = self._prompt, self._shards.posts
+        ids = [
+            [*prompt.visual_ids, *posts[TEXT_IDS][row][: prompt.max_text_tokens], *prompt.question_ids] for row in rows
+        ]
+        width = max(map(len, ids))
+        padding = [width - len(row) for row in ids]
+        pixels = [normalize(self._shards.images(posts[FRAMES][row])) for row in rows]
+        labels = self._batches(rows)
+        return {
+            "input_ids": torch.tensor([[prompt.pad_token_id] * n + row for n, row in zip(padding, ids, strict=True)]),
+            "attention_mask": torch.tensor([[0] * n + [1] * (width - n) for n in padding]),
+            "pixel_values_videos": torch.stack(pixels),
+            "answers_from_end": (torch.tensor(prompt.answer_offsets) - len(prompt.question_ids)).expand(len(rows), -1),
+            "question_labels": labels["question_labels_BQ"],
+            "final_labels": labels["final_labels_B"],
+        }
