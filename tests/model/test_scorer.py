@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import ExifTags, Image
 
 from model.agentps import normalize
@@ -99,8 +100,9 @@ def test_a_large_photo_is_the_same_frame_in_training_and_in_serving(
     trained = Shards(tmp_path / "shards").images([0])
     whole = to_frame(decode(path.read_bytes(), limits), SEQUENCE.image_size)
     assert not np.array_equal(trained[0], whole), "the photo must be large enough that it is decoded at a smaller scale"
-    served = Scorer.from_directory(directory)._batch(posts)["pixel_values_UCHW"]
-    np.testing.assert_array_equal(served.numpy(), normalize(trained).numpy())
+    scorer = Scorer.from_directory(directory)
+    served = scorer._batch(posts)["tower_states_UPW"]
+    torch.testing.assert_close(served, scorer._loaded.model.tower_states(normalize(trained)), rtol=0, atol=0)
 
 
 def test_the_table_has_one_row_a_post_and_its_columns_in_order(posts: pd.DataFrame, table: pd.DataFrame) -> None:
@@ -205,7 +207,7 @@ def test_an_image_seen_before_is_neither_decoded_nor_encoded_again_and_scores_th
     compute = network.tower_states
     monkeypatch.setattr(network, "tower_states", lambda pixels: encoded.append(len(pixels)) or compute(pixels))
     scorer.score(posts.iloc[:3])  # of images 0, 0-1 and 0-2
-    monkeypatch.setattr("model.scorer.decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("model.scorer.read_frame", lambda *_: pytest.fail("decoded again"))
     again = scorer.score(posts.iloc[:3])
     monkeypatch.undo()
     assert encoded == [3]
