@@ -92,7 +92,7 @@ def test_the_shipped_stack_keeps_everything_in_the_home(tmp_path: Path) -> None:
     }
     assert stack.mlflow_db == tmp_path / "mlflow.db"
     assert stack.experiments.model_dump() == {
-        "names": ["agentps_training", "agentps_study"],
+        "names": ["agentps_training", "agentps_retraining", "agentps_study"],
         "artifact_location": f"{tmp_path}/mlartifacts",
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -50,7 +51,8 @@ def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the
     first = run()
     assert first.exit_code == 0, first.output
     assert sorted(first.finished) == sorted(STEPS)
-    assert "There is no champion yet: nothing to compare with." in first.output
+    page = workspace.home / "reports" / "drift.html"
+    assert "There is no champion yet: nothing to compare with." in page.read_text(encoding="utf-8")
     assert workspace.aliases(MODEL) == {"champion": "1", "challenger": "1"}
     assert watermark() == json.loads(lines[FIRST - 1])["created_at"]
 
@@ -78,7 +80,9 @@ def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the
     again = run(on_drift="warn")
     assert again.exit_code == 0, again.output
     assert {"ingest", "annotate", "validate", "preprocess"} <= set(again.cached)
-    assert "drift: characters of title and text KS distance" in again.output
+    assert re.search(
+        r"characters of title and text</td>\s*<td class=\"bad\">drift</td>", page.read_text(encoding="utf-8")
+    )
     assert workspace.versions(MODEL) == 2
     assert watermark() == posts[-1]["created_at"]
     made = (workspace.home / "artifacts" / "fine_tune" / "checkpoint").glob("**/checkpoint.json")
