@@ -1,19 +1,26 @@
-"""`agentps schedule | run-scheduled`: a pipeline at set times on this machine."""
+"""`agentps schedule | run-scheduled`: a pipeline at set times, on this machine or on a ZenML stack."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from steps.settings import NotifySettings
 
 
 @click.command()
 @click.option("--cron", help='Minute, hour, day, month, weekday, in local time: "0 3 * * *" is every day at 3:00.')
 @click.option("--pipeline", default="agentps_training", show_default=True, help="As `zenml pipeline run` takes it.")
 @click.option("-c", "--config", type=click.Path(path_type=Path), help="The pipeline's config file.")
+@click.option("--stack", help="On the scheduler of this ZenML stack (Kubernetes, Kubeflow) instead of this machine's.")
 @click.option("--show", is_flag=True, help="Print the schedule, its next time and its last runs.")
 @click.option("--remove", "remove_", is_flag=True, help="Take the schedule away.")
-def schedule(cron: str | None, pipeline: str, config: Path | None, show: bool, remove_: bool) -> None:
+def schedule(
+    cron: str | None, pipeline: str, config: Path | None, stack: str | None, show: bool, remove_: bool
+) -> None:
     """Run a pipeline at set times. One schedule a clone: a second call replaces the first."""
     if [cron is not None, show, remove_].count(True) != 1:
         raise click.UsageError("give one of --cron, --show, --remove")
@@ -23,7 +30,9 @@ def schedule(cron: str | None, pipeline: str, config: Path | None, show: bool, r
     from steps.settings import home, load_notify
 
     now = datetime.now(UTC)
-    if cron is not None:
+    if stack is not None:
+        _on_stack(stack, schedules.check_cron(cron) if cron is not None else None, pipeline, config, show)
+    elif cron is not None:
         checked = schedules.check_cron(cron)
         notify = load_notify(config)
         job = schedules.Job(
@@ -31,12 +40,32 @@ def schedule(cron: str | None, pipeline: str, config: Path | None, show: bool, r
         )
         where = schedules.install(job, home(), now)
         click.echo(f"{where}: {pipeline}, next at {schedules.next_due(checked, now):%Y-%m-%d %H:%M}")
-        if notify.webhook is None and notify.command is None:
-            click.echo("note: the config names neither notify.webhook nor notify.command: nobody is told of a failure")
+        _warn_of_silence(notify)
     elif remove_:
         click.echo("the schedule is removed" if schedules.remove(home()) else "there was no schedule")
     else:
         _show()
+
+
+def _on_stack(stack: str, cron: str | None, pipeline: str, config: Path | None, show: bool) -> None:
+    from infra import stack_schedule
+    from steps.settings import home, load_notify
+
+    if cron is not None:
+        notify = load_notify(config)
+        done = stack_schedule.install(cron, pipeline, config, stack, home())
+        click.echo(f"{done}: {stack_schedule.show(stack, home())}")
+        _warn_of_silence(notify)
+    elif show:
+        click.echo(stack_schedule.show(stack, home()) or f"there is no schedule on stack {stack}")
+    else:
+        removed = stack_schedule.remove(stack, home())
+        click.echo("the schedule is removed" if removed else f"there was no schedule on stack {stack}")
+
+
+def _warn_of_silence(notify: NotifySettings) -> None:
+    if notify.webhook is None and notify.command is None:
+        click.echo("note: the config names neither notify.webhook nor notify.command: nobody is told of a failure")
 
 
 def _show() -> None:

@@ -50,17 +50,22 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Job(_Strict):
-    """What is run, and when."""
+class Launch(_Strict):
+    """What is run, and who is told of a failure."""
 
-    #: Five fields, read in the machine's local time.
-    cron: str
     #: As `zenml pipeline run` takes it.
     pipeline: str
     #: Absolute; None: configs/default.yaml.
     config: str | None
     #: As it was when the schedule was made: for a config that later cannot be read.
     notify: NotifySettings
+
+
+class Job(Launch):
+    """What is run, and when."""
+
+    #: Five fields, read in the machine's local time.
+    cron: str
 
 
 class State(_Strict):
@@ -384,6 +389,17 @@ def run_due(home_dir: Path, now: datetime) -> Outcome:
     job = files.read_job()
     if job is None:
         raise ScheduleError(f"{files.job}: no schedule: make one with `agentps schedule --cron …`")
+    return _run_alone(job, files, now)
+
+
+def run_now(launch: Launch, home_dir: Path, now: datetime) -> Outcome:
+    """Run it at once, unless a run of this home is going: what a stack's own scheduler starts."""
+    files = Files(home_dir)
+    files.folder.mkdir(parents=True, exist_ok=True)
+    return _run_alone(launch, files, now)
+
+
+def _run_alone(job: Launch, files: Files, now: datetime) -> Outcome:
     with files.lock.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -395,15 +411,14 @@ def run_due(home_dir: Path, now: datetime) -> Outcome:
         if state.running is not None:
             undelivered = _tell_of_cut_off(job, state.running)
             files.update_state(running=None)
-        due = last_due(job.cron, now)
-        if due <= state.covered:
+        if isinstance(job, Job) and last_due(job.cron, now) <= state.covered:
             line = f"{job.pipeline}: nothing is due: the next time is {next_due(job.cron, now):%Y-%m-%d %H:%M}"
             return Outcome(0, line, undelivered)
         outcome = _run(job, files, lock.fileno(), now)
         return outcome._replace(undelivered=undelivered + outcome.undelivered)
 
 
-def _run(job: Job, files: Files, lock: int, now: datetime) -> Outcome:
+def _run(job: Launch, files: Files, lock: int, now: datetime) -> Outcome:
     log = files.logs / f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}.log"
     environment = _environment(files)
     command = ["zenml", "pipeline", "run", job.pipeline, *(["-c", job.config] if job.config else [])]
@@ -468,7 +483,7 @@ def _append(log: Path, lines: list[str]) -> None:
 # --- the notice ---------------------------------------------------------------------------------
 
 
-def notice(job: Job, log: Path, now: datetime, code: int, failure: str | None, environment: dict[str, str]) -> str:
+def notice(job: Launch, log: Path, now: datetime, code: int, failure: str | None, environment: dict[str, str]) -> str:
     """One line: the machine, the pipeline, the run, the step and the reason, as far as each is known.
 
     `failure` is what is known without the run's own words.
@@ -483,7 +498,7 @@ def notice(job: Job, log: Path, now: datetime, code: int, failure: str | None, e
     )
 
 
-def _tell_of_cut_off(job: Job, log: str) -> list[str]:
+def _tell_of_cut_off(job: Launch, log: str) -> list[str]:
     """About the run before, which never came to its own end: the power went, somebody killed it."""
     line = one_line(
         f"AgentPS on {socket.gethostname()}: {job.pipeline} failed: the run that began at "
@@ -494,7 +509,7 @@ def _tell_of_cut_off(job: Job, log: str) -> list[str]:
     return undelivered
 
 
-def _notify(job: Job) -> NotifySettings:
+def _notify(job: Launch) -> NotifySettings:
     try:
         return load_notify(Path(job.config) if job.config else None)
     except ConfigError:

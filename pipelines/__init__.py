@@ -12,6 +12,7 @@ _PIPELINES = {
     "agentps_training": "pipelines.training",
     "agentps_retraining": "pipelines.retraining",
     "agentps_study": "pipelines.study",
+    "agentps_scheduled": "pipelines.scheduled",
 }
 
 

@@ -13,7 +13,7 @@ from tests.pipelines.workspace import Workspace
 
 pytestmark = pytest.mark.pipeline
 
-MODEL = "agentps-listings"
+MODEL = "agentps-fresh_listings"
 STEPS = ["live", "ingest", "annotate", "validate", "preprocess", "drift", "fine_tune", "evaluate", "register",
          "promote", "advance"]  # fmt: skip
 FIRST = 110
@@ -28,9 +28,12 @@ def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the
     lines = (folder / "posts.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (folder / "posts.jsonl").unlink()
     (folder / "1.jsonl").write_text("".join(lines[:FIRST]), encoding="utf-8")
+    # a task of its own: the workspace is shared, and another test registers versions of the example's
+    task = (workspace.root / "examples/custom_task/task.yaml").read_text(encoding="utf-8")
+    (folder / "task.yaml").write_text(task.replace("name: listings", "name: fresh_listings"), encoding="utf-8")
     options: dict[str, Any] = {
         "posts": "listings",
-        "task": "examples/custom_task/task.yaml",
+        "task": "listings/task.yaml",
         "ingest": {"val_share": 0.2},
         "fine_tune": {"epochs": 1},
         "evaluate": {"bootstrap": 20, "examples": 1},

@@ -1,0 +1,51 @@
+"""What a stack's own scheduler runs (`agentps schedule --stack`): another pipeline, by the literal command.
+
+So which posts are fresh is decided when the run begins: a scheduled pipeline's own parameters are those of the day when
+the schedule was made. The step stands here because a stage, of `steps/`, knows nothing of schedules.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+from zenml import step
+from zenml.logger import get_logger
+
+from infra.schedule import Launch, run_now
+from model.errors import ScheduleError
+from pipelines.entry import CheckedPipeline
+from steps.settings import home, load_notify
+
+logger = get_logger(__name__)
+
+
+@step(enable_cache=False)
+def start(pipeline: str, config: dict[str, Any]) -> None:
+    """
+    Raises:
+        ScheduleError: the command failed; the message is the notice that went out.
+    """
+    now = datetime.now(UTC)
+    path = home() / "schedule" / "config.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    outcome = run_now(Launch(pipeline=pipeline, config=str(path), notify=load_notify(path)), home(), now)
+    for undelivered in outcome.undelivered:
+        logger.warning("%s", undelivered)
+    if outcome.code:
+        raise ScheduleError(outcome.line)
+    logger.info("%s", outcome.line)
+
+
+def _scheduled(pipeline: str = "pipelines.agentps_retraining", config: dict[str, Any] | None = None) -> None:
+    """
+    Args:
+        pipeline: as `zenml pipeline run` takes it.
+        config: the content of its config file.
+    """
+    start(pipeline, config or {})
+
+
+agentps_scheduled = CheckedPipeline(name="agentps_scheduled", entrypoint=_scheduled, check=lambda *_: None)
