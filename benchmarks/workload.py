@@ -28,9 +28,9 @@ from model import checkpoint
 from model.agentps import AgentPS, normalize, visual_tokens
 from model.data import FRAMES, TEXT_IDS, Batches, Shards, ShardWriter
 from model.images import frame_indices
-from model.loss import task_loss
+from model.loss import label_weight, task_loss
 from model.prompt import Prompt
-from model.schema import LABEL, POST_ID, SPLIT, TRAIN, VAL
+from model.schema import LABEL, NO_LABEL, POST_ID, SPLIT, TRAIN, VAL
 from model.settings import LoraSettings, SequenceSettings, TrainSettings
 from model.task import Task
 from model.tiny import build_tokenizer
@@ -240,7 +240,8 @@ class Plain(nn.Module):
     """The same answers of the same weights, as a user of `transformers` would write it.
 
     Every frame passes the tower, `LlavaOnevisionForConditionalGeneration` makes logits over the vocabulary, the heads
-    read `hidden_states`. Only the forward is its own: backbone and heads are those of `model`.
+    read `hidden_states`: all of them in one forward (`forward`), or, as where a head reads the last token, each in the
+    forward of a prompt of its own (`answer`). Only the forwards are its own: backbone and heads are those of `model`.
     """
 
     def __init__(self, model: AgentPS) -> None:
@@ -269,14 +270,7 @@ class Plain(nn.Module):
         question_labels: Tensor | None = None,
         final_labels: Tensor | None = None,
     ) -> dict[str, Any]:
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.autocast):
-            states_BTD = self.llava(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                pixel_values_videos=pixel_values_videos,
-                output_hidden_states=True,
-            ).hidden_states[-1]
-        read_BAD = states_BTD[:, answers_from_end[0]].float()
+        read_BAD = self._states(input_ids, attention_mask, pixel_values_videos)[:, answers_from_end[0]].float()
         questions = [head(read_BAD[:, k]) for k, head in enumerate(self.heads.values())]
         final = self.final_head(read_BAD[:, -1]).squeeze(-1)
         found: dict[str, Any] = {"final": final, "questions": questions}
@@ -285,6 +279,46 @@ class Plain(nn.Module):
             total, weight = task_loss(questions, question_labels, weights, final, final_labels, final_weight)
             found = {"loss": total / weight, **found}
         return found
+
+    def _states(self, input_ids: Tensor, attention_mask: Tensor, pixel_values_videos: Tensor) -> Tensor:
+        """(B, T, D)."""
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.autocast):
+            output = self.llava(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                pixel_values_videos=pixel_values_videos,
+                output_hidden_states=True,
+            )
+        states_BTD: Tensor = output.hidden_states[-1]
+        return states_BTD
+
+    def answer(
+        self,
+        which: int,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        pixel_values_videos: Tensor,
+        answers_from_end: Tensor,
+        **_labels: Tensor,
+    ) -> Tensor:
+        """Logits of one answer, the last the final one: the prompt ends with it, and its head reads the last token."""
+        end = input_ids.shape[1] + 1 + int(answers_from_end[0, which])
+        states_BD = self._states(input_ids[:, :end], attention_mask[:, :end], pixel_values_videos)[:, -1].float()
+        if which == len(self.heads):
+            return cast(Tensor, self.final_head(states_BD).squeeze(-1))
+        return cast(Tensor, list(self.heads.values())[which](states_BD))
+
+    def answer_loss(self, which: int, batch: dict[str, Tensor]) -> Tensor:
+        """What the answer adds to the loss of `forward`."""
+        weights, final_weight = self.weights
+        questions, final = batch["question_labels"], batch["final_labels"]
+        total = label_weight(questions, weights, final, final_weight)
+        logits = self.answer(which, **batch)
+        if which == len(self.heads):
+            return task_loss([], questions, [], logits, final, final_weight)[0] / total
+        unlabelled = torch.full_like(final, NO_LABEL)
+        own = questions[:, which : which + 1]
+        return task_loss([logits], own, [weights[which]], logits.new_zeros(len(own)), unlabelled, 0.0)[0] / total
 
 
 class PlainBatches:

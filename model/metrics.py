@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -309,13 +309,15 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Calibration:
     return Calibration(scale=scale, bias=float(model.intercept_[0]) - scale * float(logit_N.mean()))
 
 
-def resample_counts(size: int, n: int, seed: int) -> NDArray[np.int64]:
-    """How often each of `size` posts is drawn in each of `n` resamples with replacement: (n, size).
+def resample_counts(size: int, n: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """How often each of `size` posts is drawn, (size,), in each of `n` resamples with replacement.
 
-    One seed gives every metric of the same posts the same resamples.
+    One seed gives every metric of the same posts the same resamples. One at a time: all at once, those of a hundred
+    thousand posts take more memory than the posts.
     """
     rng = np.random.default_rng(seed)
-    return np.stack([np.bincount(rng.integers(size, size=size), minlength=size) for _ in range(n)])
+    for _ in range(n):
+        yield np.bincount(rng.integers(size, size=size), minlength=size)
 
 
 def bootstrap_interval(

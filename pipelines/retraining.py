@@ -83,7 +83,7 @@ def _retraining(
     )
     start = plan.champion if settings.retrain.start == "champion" else None
 
-    live_step(name, plan.champion, settings.retrain, settings.notify)
+    _live, alarmed = live_step(name, plan.champion, settings.retrain, settings.notify)
     chosen = settings.model_copy(update={"posts": str(plan.manifest)})
     fingerprint, table, labels, shards = prepare(chosen, policy, root)
     profile, _page = drift_step(
@@ -96,7 +96,9 @@ def _retraining(
         checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotator_name, settings.evaluate
     )
     version = register_step(checkpoint, report, predictions, table, policy, fingerprint, settings.register_, profile)
-    decision, _scores = promote_step(version, report, page, predictions, shards, table, policy, settings.promote)
+    decision, _scores = promote_step(
+        version, report, page, predictions, shards, table, policy, settings.promote, alarmed
+    )
     advance_step(version, decision, plan.watermark)
 
 

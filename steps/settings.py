@@ -202,7 +202,8 @@ class PromoteSettings(_Section):
     max_calibration_error: float | None = Field(gt=0, le=1)
     #: Resamples of the test posts for the interval of the gain.
     bootstrap: int = Field(ge=100)
-    #: A champion of more days may be replaced by a version whose gain is above `-stale_tolerance`.
+    #: A champion of more days, or of a live precision below its promise, may be replaced by a version whose gain is
+    #: above `-stale_tolerance`.
     stale_days: float = Field(ge=0)
     stale_tolerance: float = Field(ge=0)
     #: The metric may not fall by more on any slice that has at least `min_slice_positives` positive posts.

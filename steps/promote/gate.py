@@ -98,12 +98,15 @@ def decide(
     posts: Posts,
     policy: PromoteSettings,
     champion_age: timedelta = timedelta(0),
+    *,
+    alarmed: bool = False,
 ) -> Decision:
     """Whether the candidate becomes champion: the table in docs/steps/promote.md, from its top to its end.
 
     Args:
         champion: None where there is none yet: then the floors decide alone.
         champion_age: since it became champion.
+        alarmed: its live precision is below its promise: it counts as stale, however young.
 
     Raises:
         ConfigError: the policy names a metric that the report does not have.
@@ -120,11 +123,13 @@ def decide(
         reason = f"{metric} {value:.4f} reaches the floor {policy.floor:g}; {champion.reason}"
         return Decision(verdict="needs a person", reason=reason, checks=tuple(checks))
 
-    stale = champion_age > timedelta(days=policy.stale_days)
+    stale = alarmed or champion_age > timedelta(days=policy.stale_days)
     gain = _gain(metric, candidate, champion, posts, policy, limit=-policy.stale_tolerance if stale else 0.0)
     checks.append(gain)
     said = f"{metric} {_signed(gain)} against the champion on {len(posts.labels_N):,} test posts"
-    if stale:
+    if alarmed:
+        said += ", whose live precision is below its promise"
+    elif stale:
         said += f", champion for {champion_age.days} days"
     if gain.value == 0:
         return Decision(verdict="kept", reason=f"a tie: {said}", checks=tuple(checks))

@@ -33,9 +33,12 @@ def promote(
     posts: pd.DataFrame,
     task: Task,
     settings: PromoteSettings,
+    alarmed: str | None = None,
 ) -> tuple[Annotated[str, "decision"], Annotated[pd.DataFrame, "champion_scores"]]:
     """The decision with its reason, which is also among the version's tags; and the scores that the champion gave
     to the same test posts (`post_id`, `label`, `score` of the candidate, `champion`).
+
+    `alarmed`: the version whose live precision is below its promise, see `steps.retrain.step.live`.
 
     This step is never cached, so it is the one that lays the run's own report page where the summary says.
     """
@@ -43,7 +46,7 @@ def promote(
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(report_page, encoding="utf-8")
 
-    trial = Trial(version, report, predictions, shards.path, posts, task, settings)
+    trial = Trial(version, report, predictions, shards.path, posts, task, settings, alarmed)
     decision = history.settle(version, trial.decide)
     state = history.sync(version.name)
     if settings.target is not None:

@@ -35,12 +35,16 @@ class Trial:
         posts: pd.DataFrame,
         task: Task,
         policy: PromoteSettings,
+        alarmed: str | None = None,
     ) -> None:
-        """Args: as the artifacts of the run that made `version`."""
+        """
+        Args: as the artifacts of the run that made `version`; and
+            alarmed: the version whose live precision is below its promise.
+        """
         test = predictions[(predictions[SPLIT] == TEST) & predictions[LABEL].notna()].reset_index(drop=True)
         self.scores = test[[POST_ID, LABEL, SCORE]].copy()
         self._version, self._task, self._policy = version, task, policy
-        self._shards, self._table = shards, posts
+        self._shards, self._table, self._alarmed = shards, posts, alarmed
         members = posts.set_index(POST_ID, drop=False).loc[test[POST_ID]]
         self._posts = Posts(labels_N=(test[LABEL] == 1).to_numpy(bool), slices=slices_of(members))
         self._candidate = Judged(scores_N=test[SCORE].to_numpy(np.float64), report=report)
@@ -68,4 +72,5 @@ class Trial:
         )
         held = Judged(scores_N=self.scores["champion"].to_numpy(np.float64), report=report)
         age = datetime.now(UTC) - state.champion_since if state.champion_since else timedelta(0)
-        return decide(self._candidate, held, self._posts, self._policy, age)
+        alarmed = champion.version == self._alarmed
+        return decide(self._candidate, held, self._posts, self._policy, age, alarmed=alarmed)

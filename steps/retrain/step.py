@@ -35,13 +35,16 @@ logger = get_logger(__name__)
 @step(experiment_tracker=True, enable_cache=False)  # labels and scores come in at any time
 def live(
     model_name: str, champion: str | None, settings: RetrainSettings, notify: NotifySettings
-) -> Annotated[str, "live"]:
-    """How the champion did on what people labelled since; a person is told where that is below its promise."""
+) -> tuple[Annotated[str, "live"], Annotated[str, "alarmed"]]:
+    """How the champion did on what people labelled since; a person is told where that is below its promise.
+
+    `alarmed` is the champion's version then, and empty otherwise.
+    """
     if champion is None or settings.scores is None or settings.labels is None:
         missing = "there is no champion" if champion is None else "retrain.scores and retrain.labels are not both set"
         line = f"live precision is not known: {missing}"
         logger.info("%s", line)
-        return line
+        return line, ""
     found = live_figures(Path(settings.scores), Path(settings.labels), champion, settings)
     figures = {
         "live_precision": found.precision.value,
@@ -55,11 +58,11 @@ def live(
     line = f"{model_name} {found.line}"
     if not found.alarm:
         logger.info("%s", line)
-        return line
+        return line, ""
     logger.warning("%s", line)
     for undelivered in tell(model_name, found, notify):
         logger.warning("%s", undelivered)
-    return line
+    return line, champion
 
 
 @step(

@@ -79,7 +79,7 @@ class Comparison:
 
     def __init__(self, labels: NDArray[np.bool_], resamples: int) -> None:
         self._labels = labels
-        self._counts = metrics.resample_counts(len(labels), resamples, seed=0)
+        self._counts = list(metrics.resample_counts(len(labels), resamples, seed=0))
         self._cache: dict[tuple[str, str], NDArray[np.float64]] = {}
 
     def _resampled(self, record: Record, metric: str) -> NDArray[np.float64]:

@@ -127,8 +127,10 @@ def test_a_metric_that_no_report_has_is_an_error_that_lists_those_there_are() ->
 # Against the champion
 
 
-def against(candidate: Judged, champion: Judged, test: Posts, age: timedelta = DAY, **changes: Any) -> Decision:
-    return decide(candidate, champion, test, policy(**changes), age)
+def against(
+    candidate: Judged, champion: Judged, test: Posts, age: timedelta = DAY, *, alarmed: bool = False, **changes: Any
+) -> Decision:
+    return decide(candidate, champion, test, policy(**changes), age, alarmed=alarmed)
 
 
 def test_a_clearly_better_version_is_promoted_with_its_gain_and_interval() -> None:
@@ -186,6 +188,10 @@ def test_a_stale_champion_gives_way_within_the_tolerance() -> None:
     assert decision.verdict == "promoted"
     assert "champion for 91 days" in decision.reason
     assert against(nearly, champion, test, 91 * DAY, stale_tolerance=-low / 2).verdict == "kept"
+    broken = against(nearly, champion, test, alarmed=True)
+    assert broken.verdict == "promoted"
+    assert "whose live precision is below its promise" in broken.reason
+    assert against(champion, champion, test, alarmed=True, max_calibration_error=1).verdict == "kept", "a tie"
 
 
 def test_f1_is_measured_at_each_models_own_threshold() -> None:

@@ -54,7 +54,7 @@ class Line:
         limits = ImageLimits(max_bytes=10**7, max_pixels=10**7)
         write_shards(folder / "shards", self.posts, TASK, SEQUENCE, load_tokenizer(backbone), limits)
 
-    def add(self, skill: float, task: Task = TASK, seed: int = 0) -> Trial:
+    def add(self, skill: float, task: Task = TASK, seed: int = 0, alarmed: str | None = None) -> Trial:
         """A version whose claimed scores on the test posts are the label plus noise, `skill` apart."""
         rng = np.random.default_rng(seed)
         scores = 1 / (1 + np.exp(-(skill * (self.posts["label"] == 1) + 0.1 * rng.normal(size=N))))
@@ -70,7 +70,7 @@ class Line:
         )
         example = self.posts.iloc[:1][["title", "text", "images"]]
         self.version, _ = registry.register(checkpoint, report, table, task, example, name=NAME, tags={})
-        return Trial(self.version, report, table, self.folder / "shards", self.posts, task, policy())
+        return Trial(self.version, report, table, self.folder / "shards", self.posts, task, policy(), alarmed)
 
 
 @pytest.fixture
@@ -100,6 +100,15 @@ def test_the_champion_answers_the_candidates_posts_itself_and_a_rollback_is_not_
     assert again.verdict == "needs a person"
     assert again.reason.endswith("(it flags holidays)")
     assert history.sync(NAME).aliases == {"champion": "1", "previous": "2"}
+
+
+@pytest.mark.parametrize(("alarmed", "said"), [("1", True), ("7", False), ("", False)])
+def test_an_alarm_counts_against_the_version_that_raised_it_alone(line: Line, alarmed: str, said: bool) -> None:
+    first = line.add(3.0)
+    assert history.settle(line.version, first.decide).verdict == "promoted"
+    second = line.add(4.0, seed=1, alarmed=alarmed)
+    reason = history.settle(line.version, second.decide).reason
+    assert ("whose live precision is below its promise" in reason) == said
 
 
 def test_a_champion_of_another_task_is_not_compared_with(line: Line) -> None:
