@@ -125,6 +125,8 @@ def _entries(
                 }
 
 
+#: Shares of the posts that a cascade's second model reads.
+_CASCADE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _COLUMNS = {
     "AP": AP,
     "F1": "f1",
@@ -181,8 +183,28 @@ class _Writer:
             "Every seed:",
             "",
             *_markdown(seeds),
+            *self._cascade(),
         ]
         return text, {}
+
+    def _cascade(self) -> list[str]:
+        first = self._row("variants", cell_of(self._task, "siglip", self._posts, ""))
+        second = self._row("variants", self._cell(PEOPLE))
+        if first is None or second is None:
+            return []
+        table = [["posts that the second reads", "AP", "R@P80"]]
+        for share in _CASCADE:
+            found = self._comparison.cascade(first, second, share)
+            table.append([f"{share:.0%}", _percent(found[AP]), _percent(found[R80])])
+        return [
+            "### A cascade",
+            "",
+            f"`siglip` ranks all posts, and `{second.cell.variant}` (people's labels) reads those that it ranks "
+            "highest; the rest stays below them. The cost is about the share that the second reads, and the first's, "
+            "which is the tower's.",
+            "",
+            *_markdown(table),
+        ]
 
     def sizes(self) -> tuple[list[str], dict[str, str]]:
         table = [

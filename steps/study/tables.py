@@ -94,6 +94,20 @@ class Comparison:
     def _mean(self, row: Row, metric: str) -> NDArray[np.float64]:
         return np.mean([self._resampled(record, metric) for record in row.records], axis=0)
 
+    def cascade(self, first: Row, second: Row, share: float) -> dict[str, float]:
+        """AP and R@P80, means over the seeds, when `second` reads only the `share` of the test posts that `first` ranks
+        highest; below them the others stay in `first`'s order.
+        """
+        found: dict[str, list[float]] = {metric: [] for metric in _RANKING}
+        read = round(share * len(self._labels))
+        for one, other in zip(first.records, second.records, strict=True):
+            order = np.argsort(-one.ranks, kind="stable")
+            ranks = one.ranks.copy()
+            ranks[order[:read]] = 2 + other.ranks[order[:read]]  # ranks are at most 1
+            for metric, measure in _RANKING.items():
+                found[metric].append(measure(ranks, self._labels))
+        return {metric: statistics.fmean(values) for metric, values in found.items()}
+
     def gain(self, row: Row, over: Row, metric: str) -> Estimate:
         """The mean over the seeds of `row` less that of `over`."""
         resampled = self._mean(row, metric) - self._mean(over, metric)

@@ -55,6 +55,22 @@ def test_a_gain_is_the_difference_of_the_means_over_the_seeds_and_lies_in_its_in
     assert gain.is_positive
 
 
+def test_a_cascade_reranks_the_firsts_highest_posts_only() -> None:
+    labels = np.array([True, False, True, False])
+    some = record(scores(1.0, 1))
+    of_first, of_second = (
+        some.model_copy(update={"test_ranks": encoded_ranks(np.array(values))})
+        for values in ([1.0, 4.0, 3.0, 2.0], [4.0, 1.0, 3.0, 2.0])
+    )
+    first, second = Row(some.cell, (of_first,)), Row(some.cell, (of_second,))
+    comparison = Comparison(labels, 5)
+    # the first's order is posts 1, 2, 3, 0; the second's 0, 2, 3, 1
+    assert comparison.cascade(first, second, 0.0)[AP] == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert comparison.cascade(first, second, 0.5)[AP] == pytest.approx((1 / 1 + 2 / 4) / 2)  # 2, 1, then 3, 0
+    assert comparison.cascade(first, second, 0.5)[R80] == 0.5
+    assert comparison.cascade(first, second, 1.0)[AP] == 1.0
+
+
 def test_the_comparison_is_paired() -> None:
     """The same model against itself: whatever posts are drawn, there is no difference."""
     one, same = row(1.5, "one"), row(1.5, "same")
