@@ -158,8 +158,8 @@ def measure(stage: str, count: int) -> dict[str, Any]:
         return {
             "stage": stage,
             "posts": count,
-            "seconds": round(time.perf_counter() - start, 2),
-            "cpu_seconds": round(cpu_seconds() - cpu, 2),
+            "seconds": round(time.perf_counter() - start, 3),
+            "cpu_seconds": round(cpu_seconds() - cpu, 3),
             "before_MB": round(before),
             "peak_MB": round(memory("VmHWM")),
         }
@@ -172,7 +172,7 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
         rows.append(
             [stage]
             + [
-                f"{cells[n]['cpu_seconds']:.1f} s, {cells[n]['peak_MB'] - cells[n]['before_MB']:,} MB"
+                f"{cells[n]['cpu_seconds']:.2f} s, {cells[n]['peak_MB'] - cells[n]['before_MB']:,} MB"
                 if n in cells
                 else "-"
                 for n in SIZES

@@ -54,6 +54,7 @@ class Shape:
     lora_rank: int
     head_hidden: int
     frames: int = 16
+    repeat_frames: bool = True
 
     def config(self, tokens: dict[str, int]) -> LlavaOnevisionConfig:
         """
@@ -164,7 +165,11 @@ def train_settings(shape: Shape, **changes: Any) -> TrainSettings:
 
 def sequence_of(shape: Shape, max_tokens: int = 256) -> SequenceSettings:
     return SequenceSettings(
-        frames=shape.frames, image_size=shape.image_size, max_text_tokens=TEXT_TOKENS[1], max_tokens=max_tokens
+        frames=shape.frames,
+        repeat_frames=shape.repeat_frames,
+        image_size=shape.image_size,
+        max_text_tokens=TEXT_TOKENS[1],
+        max_tokens=max_tokens,
     )
 
 
@@ -193,13 +198,14 @@ def write_posts(
                 POST_ID: str(number),
                 SPLIT: VAL if number % 5 == 4 else TRAIN,
                 LABEL: number // 5 % 2,
-                FRAMES: [numbers[k] for k in frame_indices(images, shape.frames)],
+                FRAMES: [numbers[k] for k in frame_indices(images, shape.frames, repeat=shape.repeat_frames)],
                 # the first ids of the vocabulary are the special tokens
                 TEXT_IDS: rng.integers(8, min(shape.vocabulary, 1000), tokens).tolist(),
             }
             | {question: int(rng.integers(2)) for question in task.question_ids}
         )
-    writer.close(pd.DataFrame(rows).astype(dict.fromkeys((LABEL, *task.question_ids), "Int8")))
+    writer.add_posts(pd.DataFrame(rows).astype(dict.fromkeys((LABEL, *task.question_ids), "Int8")))
+    writer.close()
     return Shards(root)
 
 

@@ -17,12 +17,14 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedConfig
 
 from model.language import hidden_states_at
 from model.loss import task_loss
+from model.schema import NO_FRAME
 from model.settings import LoraSettings, Variant, answers_questions
 from model.task import Task
 
@@ -173,7 +175,12 @@ class AgentPS(nn.Module):
         Both are means because LLaVA-OneVision's checkpoint has the tower of SigLIP, but neither its attention pool
         nor its text tower.
         """
-        images_BW = tower_states_UPW.mean(1)[frame_index_BF].mean(1)
+        images_BFW = tower_states_UPW.mean(1)[frame_index_BF]
+        shown_BF = frame_index_BF != NO_FRAME
+        if shown_BF.all():
+            images_BW = images_BFW.mean(1)
+        else:
+            images_BW = (images_BFW * shown_BF.unsqueeze(-1)).sum(1) / shown_BF.sum(1, keepdim=True)
         is_post_BT = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device) <= last_positions_B.unsqueeze(1)
         is_text_BT1 = (is_post_BT & (input_ids_BT != self.config.video_token_id)).unsqueeze(-1)
         tokens_BTD = self.llava.get_input_embeddings()(input_ids_BT) * is_text_BT1
@@ -183,6 +190,9 @@ class AgentPS(nn.Module):
         self, tower_states_UPW: Tensor, frame_index_BF: Tensor, input_ids_BT: Tensor, answer_positions_BA: Tensor
     ) -> Tensor:
         """(B, A, D): the language model's last hidden states where the answers are read."""
+        if (frame_index_BF == NO_FRAME).any():
+            embeds_BTD = self._embeds(tower_states_UPW, frame_index_BF, input_ids_BT)
+            return hidden_states_at(self.llava.language_model, embeds_BTD, answer_positions_BA)
         visual_BVD = self.frame_tokens(tower_states_UPW)[frame_index_BF].flatten(1, 2)
         newline_BVD = self.llava.image_newline.to(visual_BVD.dtype).expand(len(visual_BVD), 1, -1)
         # The placeholders of the visual tokens come first in every sequence.
@@ -191,6 +201,23 @@ class AgentPS(nn.Module):
         return hidden_states_at(
             self.llava.language_model, torch.cat((visual_BVD, text_BTD), dim=1), answer_positions_BA
         )
+
+    def _embeds(self, tower_states_UPW: Tensor, frame_index_BF: Tensor, input_ids_BT: Tensor) -> Tensor:
+        """(B, T, D): what the language model reads, of albums that differ in their number of frames."""
+        tokens_UKD = self.frame_tokens(tower_states_UPW)
+        newline_1D = self.llava.image_newline.to(tokens_UKD.dtype).unsqueeze(0)
+        table_D = torch.cat((tokens_UKD.flatten(0, 1), newline_1D))  # rows: image by image, the newline last
+        per_frame = tokens_UKD.shape[1]
+        place_BFK = frame_index_BF.unsqueeze(-1) * per_frame + torch.arange(per_frame, device=frame_index_BF.device)
+        place_BV = F.pad(place_BFK.flatten(1), (0, 1), value=len(table_D) - 1)
+        shown_BV = F.pad((frame_index_BF != NO_FRAME).repeat_interleave(per_frame, dim=1), (0, 1), value=True)
+        # The placeholders of a post are its frames' tokens and the newline, in this order.
+        is_visual_BT = input_ids_BT == self.config.video_token_id
+        text_D = self.llava.get_input_embeddings()(input_ids_BT[~is_visual_BT])
+        embeds_BTD = text_D.new_empty(*input_ids_BT.shape, text_D.shape[-1])
+        embeds_BTD[~is_visual_BT] = text_D
+        embeds_BTD[is_visual_BT] = table_D[place_BV[shown_BV]].to(text_D.dtype)
+        return embeds_BTD
 
     def _read(self, states_BAD: Tensor) -> tuple[list[Tensor], Tensor]:
         """The intermediate questions' logits, and the states that the final head reads."""
@@ -212,7 +239,7 @@ class AgentPS(nn.Module):
     ) -> Answers:
         """
         Args:
-            frame_index_BF: for each post its frames, as indices into U.
+            frame_index_BF: for each post its frames, as indices into U; NO_FRAME behind those of a shorter album.
             input_ids_BT, answer_positions_BA: see `model.prompt.PromptBatch`.
             pixel_values_UCHW: normalised float images, each distinct image of the batch once; or
             tower_states_UPW: what `tower_states` says of them.

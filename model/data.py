@@ -15,19 +15,21 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from model.agentps import normalize
 from model.errors import CheckpointError
 from model.prompt import Prompt
-from model.schema import LABEL, NO_LABEL, POST_ID, SPLIT
+from model.schema import LABEL, NO_FRAME, NO_LABEL, POST_ID, SPLIT
 from model.settings import SequenceSettings
 from model.task import Task
 
@@ -39,7 +41,7 @@ _META, _POSTS = "shards.json", "posts.parquet"
 
 
 class ShardWriter:
-    """Writes images in order, `images_per_file` a file, then the posts; `close` last."""
+    """Writes images in order, `images_per_file` a file, and posts in as many parts as they come in; `close` last."""
 
     def __init__(
         self, root: Path, sequence: SequenceSettings, tokenizer_name: str, images_per_file: int = 4096
@@ -50,6 +52,7 @@ class ShardWriter:
         self._tokenizer_name = tokenizer_name
         self._images_per_file = images_per_file
         self._pending: list[np.ndarray] = []
+        self._posts: pq.ParquetWriter | None = None
         self._images = 0
         self._digest = hashlib.sha256()
 
@@ -68,9 +71,19 @@ class ShardWriter:
             np.save(self.root / f"images-{number:05d}.npy", np.stack(self._pending))
             self._pending = []
 
-    def close(self, posts: pd.DataFrame) -> None:
+    def add_posts(self, posts: pd.DataFrame) -> None:
+        """Append rows; the columns are those of the first part."""
+        table = pa.Table.from_pandas(posts, preserve_index=False)
+        if self._posts is None:
+            self._posts = pq.ParquetWriter(self.root / _POSTS, table.schema)
+        self._posts.write_table(table.cast(self._posts.schema))
+
+    def close(self) -> None:
+        """At least one part, maybe without a row, must have been added."""
         self._flush()
-        posts.to_parquet(self.root / _POSTS, index=False)
+        if self._posts is None:
+            raise ValueError(f"{self.root}: no posts were added")
+        self._posts.close()
         meta = {
             "sequence": self._sequence.model_dump(),
             "tokenizer": self._tokenizer_name,
@@ -132,6 +145,12 @@ def class_labels(frame: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     return full.astype("Int64").fillna(NO_LABEL).to_numpy(dtype=np.int64, copy=True).reshape(len(frame), len(columns))
 
 
+def padded_frames(posts: Iterable[Sequence[int]], frames: int) -> np.ndarray:
+    """int64 (posts, frames): the posts' frames, NO_FRAME behind those of a shorter album."""
+    rows = [[*row, *[NO_FRAME] * (frames - len(row))] for row in posts]
+    return np.array(rows, dtype=np.int64).reshape(len(rows), frames)
+
+
 class Batches:
     """Makes `AgentPS.forward`'s arguments of row numbers of a shard directory.
 
@@ -147,9 +166,8 @@ class Batches:
         self.shards = shards
         self._prompt = prompt
         posts = shards.posts
-        self._frames_NF = (
-            np.stack(posts[FRAMES].to_list()).astype(np.int64) if len(posts) else np.zeros((0, 1), np.int64)
-        )
+        self._frames_NF = padded_frames(posts[FRAMES], shards.sequence.frames)
+        self._n_frames_N = (self._frames_NF != NO_FRAME).sum(1)
         self._text_ids = posts[TEXT_IDS].to_list()
         process = posts if labels is None else labels.set_index(POST_ID).reindex(posts[POST_ID])
         self._questions_NQ = torch.from_numpy(class_labels(process, task.question_ids))
@@ -164,22 +182,30 @@ class Batches:
 
     def images(self, rows: np.ndarray) -> tuple[np.ndarray, int]:
         """The numbers of the distinct images that these rows show, and how often a post of theirs reads one."""
-        by_post = [np.unique(frames) for frames in self._frames_NF[rows]]
+        by_post = [np.unique(frames[frames != NO_FRAME]) for frames in self._frames_NF[rows]]
         reads = np.concatenate(by_post) if by_post else np.zeros(0, np.int64)
         return np.unique(reads), len(reads)
+
+    def n_frames(self, rows: np.ndarray) -> np.ndarray:
+        """int64 (len(rows),)"""
+        found: np.ndarray = self._n_frames_N[rows]
+        return found
 
     def final_labels(self, rows: np.ndarray) -> np.ndarray:
         """int64 (len(rows),), NO_LABEL where there is none."""
         return self._final_N.numpy()[rows]
 
     def __call__(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        numbers_U, index = np.unique(self._frames_NF[list(rows)], return_inverse=True)
-        batch: dict[str, Any] = dict(self._prompt.batch([self._text_ids[row] for row in rows]))
+        index_BF = self._frames_NF[list(rows)]
+        shown_BF = index_BF != NO_FRAME
+        numbers_U, index_BF[shown_BF] = np.unique(index_BF[shown_BF], return_inverse=True)
+        texts = [self._text_ids[row] for row in rows]
+        batch: dict[str, Any] = dict(self._prompt.batch(texts, shown_BF.sum(1).tolist()))
         if self.tower_cache is None:
             batch["pixel_values_UCHW"] = normalize(self.shards.images(numbers_U))
         else:
             batch["tower_states_UPW"] = self.tower_cache[numbers_U]
-        batch["frame_index_BF"] = torch.from_numpy(index.reshape(len(rows), -1))
+        batch["frame_index_BF"] = torch.from_numpy(index_BF)
         batch["question_labels_BQ"] = self._questions_NQ[list(rows)]
         batch["final_labels_B"] = self._final_N[list(rows)]
         return batch

@@ -135,11 +135,11 @@ def to_frame(image: Image.Image, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def frame_indices(n_images: int, frames: int) -> list[int]:
+def frame_indices(n_images: int, frames: int, *, repeat: bool = True) -> list[int]:
     """Which image each of a post's frames shows (paper 3.1.2).
 
     Above `frames` images: uniform sampling in order, first and last image included (one frame: the
-    first). Below: the images repeat cyclically.
+    first). Below: the images repeat cyclically; without `repeat` each is one frame.
 
     Raises:
         ValueError: a post without images, or no frames.
@@ -147,7 +147,7 @@ def frame_indices(n_images: int, frames: int) -> list[int]:
     if n_images < 1 or frames < 1:
         raise ValueError(f"{n_images} images, {frames} frames: at least one of each is needed")
     if n_images <= frames:
-        return [i % n_images for i in range(frames)]
+        return [i % n_images for i in range(frames if repeat else n_images)]
     # Integers: a floating-point linspace can miss an index by one.
     return [i * (n_images - 1) // max(frames - 1, 1) for i in range(frames)]
 

@@ -64,13 +64,14 @@ class Prompt:
     ) -> None:
         """
         Args:
-            visual_tokens: placeholders a post: frames x pooled tokens a frame, and one newline.
+            visual_tokens: placeholders of a post with all frames: frames x pooled tokens a frame, and one newline.
 
         Raises:
             PromptError: the questions leave no room for the post's own text, or hold a special token.
         """
         self.pad_token_id: int = tokenizer.pad_token_id  # type: ignore[assignment]  # every backbone has one
         self.visual_ids = [video_token_id] * visual_tokens
+        self._frames, self._frame_tokens = sequence.frames, (visual_tokens - 1) // sequence.frames
         ans_id = ans_token_id(tokenizer)
         self.question_ids: list[int] = []
         #: Of each answer, from the first token of the questions: the same in every post.
@@ -89,9 +90,18 @@ class Prompt:
             )
         self.max_text_tokens = min(sequence.max_text_tokens, room)
 
-    def batch(self, texts: Sequence[Sequence[int]]) -> PromptBatch:
-        """Sequences of posts with these title-and-text ids, padded on the right to the longest of them."""
-        rows = [[*self.visual_ids, *ids[: self.max_text_tokens], *self.question_ids] for ids in texts]
+    def batch(self, texts: Sequence[Sequence[int]], n_frames: Sequence[int] | None = None) -> PromptBatch:
+        """Sequences of posts with these title-and-text ids, padded on the right to the longest of them.
+
+        Args:
+            n_frames: frames of each post, `sequence.frames` at most; None: all have so many.
+        """
+        frames = n_frames or [self._frames] * len(texts)
+        visual = [self.visual_ids[(self._frames - n) * self._frame_tokens :] for n in frames]
+        rows = [
+            [*placeholders, *ids[: self.max_text_tokens], *self.question_ids]
+            for placeholders, ids in zip(visual, texts, strict=True)
+        ]
         width = max(map(len, rows))
         input_ids = torch.tensor([row + [self.pad_token_id] * (width - len(row)) for row in rows], dtype=torch.long)
         questions_start = torch.tensor([len(row) - len(self.question_ids) for row in rows], dtype=torch.long)

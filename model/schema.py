@@ -29,3 +29,5 @@ RESERVED = frozenset((*MANIFEST_COLUMNS, IMAGE_SHA256, LABEL_SOURCE, MISSING_REA
 
 #: A class index that means "no label": torch's `ignore_index` for cross-entropy.
 NO_LABEL = -100
+#: Stands where a shorter album has no frame.
+NO_FRAME = -1

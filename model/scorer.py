@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model.agentps import AgentPS, normalize
 from model.checkpoint import Loaded, OperatingPoints, load, read_operating_points
+from model.data import Batches, padded_frames
 from model.errors import ImageError
 from model.images import ImageLimits, frame_indices, read_frame, read_source
 from model.schema import IMAGES, TEXT, TITLE
@@ -59,6 +60,16 @@ def predict(model: AgentPS, batches: Iterator[dict[str, Tensor]]) -> RawAnswers:
     return RawAnswers(
         torch.cat(finals).numpy(), {name: torch.cat(values).numpy() for name, values in questions.items()}
     )
+
+
+def predict_rows(model: AgentPS, batches: Batches, rows: np.ndarray, micro_batch: int) -> RawAnswers:
+    """The answers to posts of a shard directory, in the order of `rows`. Albums of one size are read together: a row
+    of the batch is as long as its longest.
+    """
+    order = np.argsort(batches.n_frames(rows), kind="stable")
+    answers = predict(model, in_chunks(rows[order], micro_batch, batches))
+    back = np.argsort(order)
+    return RawAnswers(answers.final_N[back], {name: found[back] for name, found in answers.questions.items()})
 
 
 def in_chunks(
@@ -142,7 +153,7 @@ class Scorer:
         number: dict[bytes, int] = {}  # an image that stands in several posts is read once
         states: dict[bytes, Tensor] = {}
         images: dict[bytes, np.ndarray] = {}
-        rows: list[list[bytes]] = []
+        rows: list[list[int]] = []
         for sources in posts[IMAGES]:
             if len(sources) == 0:
                 raise ImageError("no image in the post; at least one is needed")
@@ -158,7 +169,8 @@ class Scorer:
                     else:
                         states[key] = kept
                 order.append(key)
-            rows.append([order[k] for k in frame_indices(len(order), sequence.frames)])
+            shown = frame_indices(len(order), sequence.frames, repeat=sequence.repeat_frames)
+            rows.append([number[order[k]] for k in shown])
         if images:
             model = self._loaded.model
             pixels_UCHW = normalize(np.stack(list(images.values()))).to(next(model.parameters()).device)
@@ -170,9 +182,9 @@ class Scorer:
             encode_post_text(self._loaded.tokenizer, title, text, sequence.max_text_tokens)
             for title, text in zip(posts[TITLE].fillna(""), posts[TEXT].fillna(""), strict=True)
         ]
-        batch: dict[str, Any] = dict(self._loaded.prompt.batch(ids))
+        batch: dict[str, Any] = dict(self._loaded.prompt.batch(ids, [len(row) for row in rows]))
         batch["tower_states_UPW"] = torch.stack([states[key] for key in number])
-        batch["frame_index_BF"] = torch.tensor([[number[key] for key in row] for row in rows])
+        batch["frame_index_BF"] = torch.from_numpy(padded_frames(rows, sequence.frames))
         return batch
 
     def answers(self, posts: pd.DataFrame) -> RawAnswers:

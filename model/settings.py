@@ -51,8 +51,10 @@ class BackboneSettings(_Section):
 class SequenceSettings(_Section):
     """The sequence that the model reads (paper 3.1.2)."""
 
-    #: Frames of every post: uniform sampling in order above, cyclic repeat below.
+    #: Frames of a post, at most: uniform sampling in order above; below, see `repeat_frames`.
     frames: int = Field(ge=1)
+    #: Repeat the images of a shorter album cyclically until there are `frames` (the paper), or read each once.
+    repeat_frames: bool = True
     #: Side of the square to which every frame is resized, in pixels; the tower's own input size.
     image_size: int = Field(ge=8)
     #: Tokens of title and text, at most.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from model.checkpoint import load_trainable_state, trainable_state
 from model.data import Batches, PostDataset
 from model.loss import label_weight
 from model.schema import TRAIN, VAL
-from model.scorer import in_chunks, predict
+from model.scorer import predict_rows
 from model.settings import TrainSettings
 from model.tower_cache import tower_cache
 
@@ -38,6 +38,28 @@ class FitResult:
     #: What Trainer logged: losses, learning rates, val metrics, with `step` and `epoch`.
     history: list[dict[str, float]]
     resumed_from_step: int
+
+
+class AlbumSampler(torch.utils.data.Sampler[int]):
+    """Posts in random order, those of one optimizer step by the size of their album: its micro-batches then have little
+    padding, and the step is the same.
+    """
+
+    def __init__(self, n_frames_N: np.ndarray, batch: int, seed: int) -> None:
+        self._n_frames_N, self._batch, self._seed, self._epoch = n_frames_N, batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Each epoch has an order of its own, the same in every process and after a restart."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._n_frames_N)
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng((self._seed, self._epoch)).permutation(len(self))
+        for start in range(0, len(order), self._batch):
+            step = order[start : start + self._batch]
+            yield from step[np.argsort(self._n_frames_N[step], kind="stable")].tolist()
 
 
 class _Trainer(Trainer):
@@ -85,11 +107,17 @@ class _Trainer(Trainer):
         loss = answers.loss_sum * self.args.world_size / num_items_in_batch
         return (loss, answers) if return_outputs else loss
 
+    def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset[int] | None = None) -> Any:
+        rows = cast(PostDataset, train_dataset or self.train_dataset).rows
+        n_frames = self._batches.n_frames(rows)
+        if (n_frames == n_frames[:1]).all():
+            return super()._get_train_sampler(train_dataset)
+        return AlbumSampler(n_frames, self._settings.batch, self._settings.seed)
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Average precision on val; the best weights so far are kept beside the checkpoints."""
         rows = self._batches.rows(VAL, labelled=True)
-        chunks = in_chunks(rows, self._settings.micro_batch, self._batches)
-        scores = predict(self._module, chunks).final_N
+        scores = predict_rows(self._module, self._batches, rows, self._settings.micro_batch).final_N
         labels = self._batches.final_labels(rows)
         metrics = {"eval_average_precision": float(average_precision_score(labels, scores))}
         if self.args.should_save:

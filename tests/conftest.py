@@ -56,6 +56,14 @@ def tiny_shards(tiny_backbone: BackboneSettings, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(scope="session")
+def unique_shards(tiny_backbone: BackboneSettings, tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """The same posts, each image once."""
+    from tests.support.tiny import UNIQUE, write_posts
+
+    return write_posts(tmp_path_factory.mktemp("unique"), tiny_backbone, sequence=UNIQUE)
+
+
+@pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MLflow's tables, without a row: making them takes seconds."""
     from mlflow.tracking import MlflowClient

@@ -14,7 +14,7 @@ from model.data import Batches, Shards
 from model.metrics import Calibration, fit_calibration
 from model.prompt import Prompt
 from model.schema import LABEL, POST_ID, SPLIT, TEST, VAL
-from model.scorer import answer_columns, in_chunks, predict
+from model.scorer import answer_columns, predict_rows
 from model.task import Task
 from steps.evaluate.report import LOGIT, SCORE
 
@@ -35,7 +35,7 @@ def prediction_tables(
     tables: dict[str, pd.DataFrame] = {}
     for split in (VAL, TEST):
         rows = batches.rows(split, labelled=False)
-        answers = predict(network, in_chunks(rows, micro_batch, batches))
+        answers = predict_rows(network, batches, rows, micro_batch)
         table = shards.posts.iloc[rows][[POST_ID, SPLIT, LABEL, *task.question_ids]].reset_index(drop=True)
         tables[split] = table.assign(**{LOGIT: answers.final_N, **answer_columns(answers, task)})
     return calibrated(tables[VAL], tables[TEST])

@@ -25,6 +25,8 @@ from steps.parallel import ordered_map
 _CHUNK, _CHUNK_BYTES = 64, 2**19
 #: Images in a file, and bytes of a file at most: its frames are held in memory until it is written.
 _FILE, _FILE_BYTES = 4096, 2**27
+#: Posts whose frame numbers and tokens are held in memory.
+_PART = 4096
 
 
 def _frame(path: str, size: int, limits: ImageLimits) -> np.ndarray:
@@ -92,14 +94,18 @@ def write_shards(
         partial(_frame, size=size, limits=limits), list(paths.values()), chunk=_fitting(_CHUNK, _CHUNK_BYTES, size)
     )
     numbers = {digest: writer.add(frame) for digest, frame in zip(paths, frames, strict=True)}
-    table = posts[[POST_ID, SPLIT, LABEL, *task.question_ids]].copy()
-    table[FRAMES] = [
-        [numbers[hashes[k]] for k in frame_indices(len(hashes), sequence.frames)] for hashes in posts[IMAGE_SHA256]
-    ]
-    text_ids = [  # arrays: a list of Python's integers takes three times the memory
-        np.array(encode_post_text(tokenizer, title, text, sequence.max_text_tokens), dtype=np.int64)
-        for title, text in zip(posts[TITLE], posts[TEXT], strict=True)
-    ]
-    table[TEXT_IDS] = pd.Series(text_ids, index=table.index)
-    writer.close(table)
+    for start in range(0, max(1, len(posts)), _PART):
+        part = posts.iloc[start : start + _PART]
+        table = part[[POST_ID, SPLIT, LABEL, *task.question_ids]].copy()
+        table[FRAMES] = [
+            [numbers[hashes[k]] for k in frame_indices(len(hashes), sequence.frames, repeat=sequence.repeat_frames)]
+            for hashes in part[IMAGE_SHA256]
+        ]
+        text_ids = [  # arrays: a list of Python's integers takes three times the memory
+            np.array(encode_post_text(tokenizer, title, text, sequence.max_text_tokens), dtype=np.int64)
+            for title, text in zip(part[TITLE], part[TEXT], strict=True)
+        ]
+        table[TEXT_IDS] = pd.Series(text_ids, index=table.index)
+        writer.add_posts(table)
+    writer.close()
     return len(numbers)

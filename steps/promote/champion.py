@@ -17,7 +17,7 @@ from model.backbone import load_tokenizer
 from model.checkpoint import Loaded, load, read_operating_points
 from model.data import Batches, Shards
 from model.schema import POST_ID
-from model.scorer import Scorer, in_chunks, predict
+from model.scorer import Scorer, predict_rows
 from model.settings import BackboneSettings
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def score_posts(
     if _reads(loaded, data, candidate):
         places = pd.Index(data.posts[POST_ID]).get_indexer(pd.Index(post_ids))
         batches = Batches(data, loaded.prompt, loaded.info.task)
-        answers = predict(loaded.model, in_chunks(places, loaded.info.train.micro_batch, batches))
+        answers = predict_rows(loaded.model, batches, places, loaded.info.train.micro_batch)
         return points.calibration.apply(answers.final_N)
     logger.info("the champion reads other frames or tokens than the candidate: the posts are prepared again for it")
     table = posts.set_index(POST_ID).loc[list(post_ids)]

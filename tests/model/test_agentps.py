@@ -14,6 +14,7 @@ from transformers import LlavaOnevisionModel
 from model.agentps import AgentPS, normalize, tokens_per_frame, visual_tokens
 from model.backbone import load_tokenizer
 from model.data import FRAMES, TEXT_IDS, Batches, Shards
+from model.schema import NO_FRAME
 from model.settings import BackboneSettings, LoraSettings, Variant, answers_questions
 from model.task import Task
 from tests.support.tiny import SEQUENCE, TASK, network, train_settings
@@ -46,7 +47,8 @@ def reference(model: AgentPS, shards: Shards, backbone: BackboneSettings, row: i
     asks = model.variant in ("agentps", "agentps_answers")
     post = shards.posts.iloc[row]
     vocabulary = tokenizer.get_vocab()
-    ids = [vocabulary["<video>"]] * (SEQUENCE.frames * (SEQUENCE.image_size // 8 // 2) ** 2 + 1) + list(post[TEXT_IDS])
+    visual = len(post[FRAMES]) * (SEQUENCE.image_size // 8 // 2) ** 2 + 1
+    ids = [vocabulary["<video>"]] * visual + list(post[TEXT_IDS])
     answers = []
     for question in task.questions if asks else ():
         ids += [*tokenizer.encode(question.ask + "\n"), vocabulary["<ans>"]]
@@ -81,13 +83,20 @@ def largest_difference(left: list[list[Tensor]], right: list[list[Tensor]]) -> f
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=4, alpha=8)], ids=["full", "lora"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("task", [TASK, NO_QUESTIONS], ids=["three questions", "no question"])
+@pytest.mark.parametrize("frames", ["tiny_shards", "unique_shards"])
 def test_batched_logits_equal_transformers_own_forward_one_post_at_a_time(
-    tiny_backbone: BackboneSettings, tiny_shards: Shards, variant: Variant, lora: LoraSettings | None, task: Task
+    tiny_backbone: BackboneSettings,
+    frames: str,
+    variant: Variant,
+    lora: LoraSettings | None,
+    task: Task,
+    request: pytest.FixtureRequest,
 ) -> None:
-    model, _, batches = network(tiny_backbone, tiny_shards, train_settings(variant=variant, lora=lora), task)
+    shards: Shards = request.getfixturevalue(frames)
+    model, _, batches = network(tiny_backbone, shards, train_settings(variant=variant, lora=lora), task)
     perturb(model)
     found = batched(model, batches, ROWS)
-    expected = [reference(model, tiny_shards, tiny_backbone, row, task) for row in ROWS]
+    expected = [reference(model, shards, tiny_backbone, row, task) for row in ROWS]
     n_heads = len(task.questions) if answers_questions(variant) else 0
     assert [len(answers) for answers in found] == [n_heads + 1] * len(ROWS)
     if n_heads:
@@ -123,6 +132,32 @@ def test_a_distinct_image_passes_the_tower_once_a_batch(
     assert len(batch["pixel_values_UCHW"]) == 5
     assert batch["frame_index_BF"][0].tolist() == [0] * SEQUENCE.frames
     assert torch.equal(batch["frame_index_BF"][0], batch["frame_index_BF"][1])
+
+
+def test_an_album_read_once_has_no_more_tokens_than_images(
+    tiny_backbone: BackboneSettings, unique_shards: Shards
+) -> None:
+    _, prompt, batches = network(tiny_backbone, unique_shards, train_settings())
+    batch = batches([0, 3, 5])  # of one, four and six images, of which four are read
+    assert batch["frame_index_BF"].ne(NO_FRAME).sum(1).tolist() == [1, 4, 4]
+    per_frame = (len(prompt.visual_ids) - 1) // SEQUENCE.frames
+    placeholders = (batch["input_ids_BT"] == prompt.visual_ids[0]).sum(1)
+    assert placeholders.tolist() == [n * per_frame + 1 for n in (1, 4, 4)]
+
+
+def test_gradients_of_albums_of_different_sizes_are_those_of_one_post_at_a_time(
+    tiny_backbone: BackboneSettings, unique_shards: Shards
+) -> None:
+    model, _, batches = network(tiny_backbone, unique_shards, train_settings())
+    model(**batches(ROWS)).loss_sum.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    for row in ROWS:  # alone, no place of a frame is empty in the batch of a post of four
+        model(**batches([row])).loss_sum.backward()
+    for name, parameter in model.named_parameters():
+        if name in found:
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-5)
+    assert any("multi_modal_projector" in name and grad.abs().max() > 0 for name, grad in found.items())
 
 
 def test_an_earlier_answer_does_not_see_a_later_question(tiny_backbone: BackboneSettings, tiny_shards: Shards) -> None:

@@ -24,7 +24,9 @@ def image(value: int) -> np.ndarray:
 def test_images_come_back_by_their_numbers_from_any_number_of_files(tmp_path: Path, per_file: int) -> None:
     writer = ShardWriter(tmp_path, SEQUENCE, "tok", images_per_file=per_file)
     assert [writer.add(image(10 * k)) for k in range(7)] == list(range(7))
-    writer.close(pd.DataFrame({"post_id": ["a"], FRAMES: [[0, 6]], TEXT_IDS: [[1]]}))
+    writer.add_posts(pd.DataFrame({"post_id": ["a"], FRAMES: [[0, 6]], TEXT_IDS: [[1]]}))
+    writer.add_posts(pd.DataFrame({"post_id": ["b"], FRAMES: [[2, 2]], TEXT_IDS: [[]]}))
+    writer.close()
     assert len(list(tmp_path.glob("images-*.npy"))) == -(-7 // per_file)
     shards = Shards(tmp_path)
     assert (shards.sequence, shards.tokenizer_name, shards.n_images) == (SEQUENCE, "tok", 7)

@@ -296,6 +296,11 @@ def test_uniform_sampling_keeps_order_ends_and_even_gaps() -> None:
             assert gaps.max() - gaps.min() <= 1
 
 
+@pytest.mark.parametrize(("n_images", "frames", "expected"), [(3, 8, [0, 1, 2]), (1, 4, [0]), (5, 3, [0, 2, 4])])
+def test_without_repeats_a_short_album_has_each_image_once(n_images: int, frames: int, expected: list[int]) -> None:
+    assert frame_indices(n_images, frames, repeat=False) == expected
+
+
 @pytest.mark.parametrize(("n_images", "frames"), [(0, 8), (3, 0)])
 def test_frame_indices_of_nothing_is_an_error(n_images: int, frames: int) -> None:
     with pytest.raises(ValueError, match="at least one"):

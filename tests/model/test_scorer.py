@@ -18,10 +18,10 @@ from model.errors import CheckpointError, ImageError
 from model.images import ImageLimits, decode, to_frame
 from model.metrics import Calibration, OperatingPoint
 from model.schema import TEST
-from model.scorer import Scorer, answer_columns, predict
-from model.settings import BackboneSettings, Variant
+from model.scorer import RawAnswers, Scorer, answer_columns, predict_rows
+from model.settings import BackboneSettings, SequenceSettings, Variant
 from steps.preprocess.shards import write_shards
-from tests.support.tiny import SEQUENCE, TASK, train_settings, write_checkpoint, write_images
+from tests.support.tiny import SEQUENCE, TASK, UNIQUE, train_settings, write_checkpoint, write_images
 
 CALIBRATION = Calibration(scale=1.5, bias=-0.25)
 
@@ -60,9 +60,14 @@ def table(directory: Path, posts: pd.DataFrame) -> pd.DataFrame:
     return Scorer.from_directory(directory).score(posts)
 
 
+@pytest.mark.parametrize("sequence", [SEQUENCE, UNIQUE], ids=["repeated", "unique"])
 def test_raw_posts_score_as_the_shards_of_the_same_posts_do(
-    directory: Path, posts: pd.DataFrame, table: pd.DataFrame, tiny_backbone: BackboneSettings, tmp_path: Path
+    sequence: SequenceSettings, posts: pd.DataFrame, tiny_backbone: BackboneSettings, tmp_path: Path
 ) -> None:
+    directory = tmp_path / "checkpoint"
+    write_checkpoint(directory, tiny_backbone, train_settings(variant="agentps_answers"), sequence=sequence)
+    write_operating_points(directory, points(threshold=0.5))
+    table = Scorer.from_directory(directory).score(posts)
     ingested = posts.reset_index(drop=True).assign(
         post_id=[str(k) for k in range(len(posts))],
         split=TEST,
@@ -72,10 +77,11 @@ def test_raw_posts_score_as_the_shards_of_the_same_posts_do(
         **{name: pd.array([None] * len(posts), "Int8") for name in ("label", *TASK.question_ids)},
     )
     limits = ImageLimits(max_bytes=10**6, max_pixels=10**6)
-    assert write_shards(tmp_path, ingested, TASK, SEQUENCE, load_tokenizer(tiny_backbone), limits) == 7
+    assert write_shards(tmp_path / "s", ingested, TASK, sequence, load_tokenizer(tiny_backbone), limits) == 7
     loaded = load(directory)
-    batches = Batches(Shards(tmp_path), loaded.prompt, TASK)
-    answers = predict(loaded.model, iter([batches(np.arange(3)), batches(np.arange(3, 7))]))
+    batches = Batches(Shards(tmp_path / "s"), loaded.prompt, TASK)
+    answers = predict_rows(loaded.model, batches, np.arange(6, -1, -1), 3)
+    answers = RawAnswers(answers.final_N[::-1], {name: found[::-1] for name, found in answers.questions.items()})
     expected = CALIBRATION.apply(answers.final_N)
     assert np.ptp(expected) > 0.01, "the posts must differ, or nothing is compared"
     assert table["score"].to_numpy() == pytest.approx(expected, abs=1e-6)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +21,7 @@ from model.data import Shards
 from model.schema import TRAIN, VAL
 from model.scorer import in_chunks, predict
 from model.settings import BackboneSettings, LoraSettings, TrainSettings
-from model.train import FitResult, fit, last_whole_checkpoint
+from model.train import AlbumSampler, FitResult, fit, last_whole_checkpoint
 from tests.support.tiny import network, train_settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -74,14 +75,43 @@ def test_the_first_loss_and_gradient_are_those_of_the_whole_batch(
         assert logged(result, "grad_norm") == pytest.approx([norm.item()], rel=1e-4)
 
 
+@pytest.mark.parametrize("frames", ["tiny_shards", "unique_shards"])
 def test_accumulation_over_micro_batches_trains_the_same_parameters(
-    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+    tiny_backbone: BackboneSettings, frames: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    whole, _ = train(tiny_backbone, tiny_shards, tmp_path / "8", train_settings(epochs=1, micro_batch=8))
-    split, _ = train(tiny_backbone, tiny_shards, tmp_path / "2", train_settings(epochs=1, micro_batch=2))
-    start = trainable_state(network(tiny_backbone, tiny_shards, train_settings())[0])
+    shards: Shards = request.getfixturevalue(frames)
+    whole, _ = train(tiny_backbone, shards, tmp_path / "8", train_settings(epochs=1, micro_batch=8))
+    split, _ = train(tiny_backbone, shards, tmp_path / "2", train_settings(epochs=1, micro_batch=2))
+    start = trainable_state(network(tiny_backbone, shards, train_settings())[0])
     assert largest_difference(whole, start) > 1e-3
     assert largest_difference(whole, split) <= 1e-5
+
+
+def test_micro_batches_hold_albums_of_like_size_and_optimizer_steps_random_posts() -> None:
+    n_frames = np.random.default_rng(0).integers(1, 17, 50)
+    sampler = AlbumSampler(n_frames, batch=8, seed=3)
+    first = list(sampler)
+    assert (sorted(first), len(sampler)) == (list(range(50)), 50)
+    for start in range(0, 50, 8):
+        sizes = n_frames[first[start : start + 8]]
+        assert (np.diff(sizes) >= 0).all()
+    means = [n_frames[first[start : start + 8]].mean() for start in range(0, 48, 8)]
+    assert max(means) - min(means) < 6, "sorted over the whole epoch it would be 14"
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert second != first
+    again = AlbumSampler(n_frames, batch=8, seed=3)
+    again.set_epoch(1)
+    assert list(again) == second
+
+
+def test_trainer_gives_each_epoch_of_uneven_albums_its_own_order(
+    tiny_backbone: BackboneSettings, unique_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    epochs: list[int] = []
+    monkeypatch.setattr(AlbumSampler, "set_epoch", lambda self, epoch: epochs.append(epoch))
+    train(tiny_backbone, unique_shards, tmp_path, train_settings(epochs=2))
+    assert sorted(set(epochs)) == [0, 1]
 
 
 class Record(TrainerCallback):

@@ -41,6 +41,8 @@ TASK = Task.model_validate(
 )
 IMAGE_SIZE = 32
 SEQUENCE = SequenceSettings(frames=4, image_size=IMAGE_SIZE, max_text_tokens=24, max_tokens=96)
+#: Short albums have as many frames as images.
+UNIQUE = SEQUENCE.model_copy(update={"repeat_frames": False})
 _WORDS = ("a", "walk", "along", "the", "sea", "今天", "🙂", "with", "friends", "and", "#tag", "light")
 
 
@@ -67,18 +69,26 @@ def train_settings(**changes: Any) -> TrainSettings:
 
 
 def write_posts(
-    root: Path, backbone: BackboneSettings, *, train: int = 48, val: int = 16, test: int = 8, image_seed: int = 4
+    root: Path,
+    backbone: BackboneSettings,
+    *,
+    train: int = 48,
+    val: int = 16,
+    test: int = 8,
+    image_seed: int = 4,
+    sequence: SequenceSettings = SEQUENCE,
 ) -> Shards:
     """Posts of 1 to 6 grey images. The brightness tells every label; some labels are missing in train."""
     rng, image_rng = np.random.default_rng(3), np.random.default_rng(image_seed)
     tokenizer = load_tokenizer(backbone)
-    writer = ShardWriter(root, SEQUENCE, tokenizer.name_or_path, images_per_file=50)
+    writer = ShardWriter(root, sequence, tokenizer.name_or_path, images_per_file=50)
     rows = []
     for split, count in (("train", train), ("val", val), ("test", test)):
         for index in range(count):
             level = index % 3
             frames = image_rng.integers(0, 60, (1 + index % 6, IMAGE_SIZE, IMAGE_SIZE, 3)) + 90 * level
             numbers = [writer.add(frame.astype(np.uint8)) for frame in frames]
+            shown = frame_indices(len(numbers), sequence.frames, repeat=sequence.repeat_frames)
             words = " ".join(rng.choice(_WORDS, 1 + index % 9))
             known = split != "train"
             rows.append(
@@ -89,12 +99,13 @@ def write_posts(
                     "bright": int(level > 0) if known or index % 5 else None,
                     "kind": level if known or index % 4 else None,
                     "calm": int(level == 1),
-                    FRAMES: [numbers[k] for k in frame_indices(len(numbers), SEQUENCE.frames)],
+                    FRAMES: [numbers[k] for k in shown],
                     TEXT_IDS: encode_post_text(tokenizer, words, words[::-1], SEQUENCE.max_text_tokens),
                 }
             )
     table = pd.DataFrame(rows)
-    writer.close(table.astype(dict.fromkeys((LABEL, *TASK.question_ids), "Int8")))
+    writer.add_posts(table.astype(dict.fromkeys((LABEL, *TASK.question_ids), "Int8")))
+    writer.close()
     return Shards(root)
 
 
@@ -122,12 +133,18 @@ def write_images(root: Path, count: int) -> list[Path]:
     return paths
 
 
-def write_checkpoint(directory: Path, backbone: BackboneSettings, train: TrainSettings, task: Task = TASK) -> Path:
+def write_checkpoint(
+    directory: Path,
+    backbone: BackboneSettings,
+    train: TrainSettings,
+    task: Task = TASK,
+    sequence: SequenceSettings = SEQUENCE,
+) -> Path:
     """A checkpoint that can decide: no training, but every trained weight moved away from where it begins."""
     import torch
 
     torch.manual_seed(1)
-    model, tokenizer, _ = checkpoint.build(backbone, task, SEQUENCE, train)
+    model, tokenizer, _ = checkpoint.build(backbone, task, sequence, train)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -137,7 +154,7 @@ def write_checkpoint(directory: Path, backbone: BackboneSettings, train: TrainSe
         model,
         tokenizer,
         task=task,
-        sequence=SEQUENCE,
+        sequence=sequence,
         train=train,
         backbone=backbone,
         embed_backbone=True,
