@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "rollback": "cli.registry:rollback",
     "run-scheduled": "cli.schedule:run_scheduled",
     "schedule": "cli.schedule:schedule",
+    "score": "cli.registry:score",
     "trial": "cli.annotation:trial",
 }
 

@@ -1,4 +1,4 @@
-"""`agentps promote | rollback | history | compare | recalibrate | live`: the registry from a terminal."""
+"""`agentps promote | rollback | history | compare | recalibrate | score | live`: the registry from a terminal."""
 
 from __future__ import annotations
 
@@ -126,6 +126,40 @@ def compare(a: str, b: str, config: Path | None) -> None:
         for v in (registry.get(name, a), registry.get(name, b))
     ]
     click.echo(side_by_side(versions[0], versions[1], n=settings.promote.bootstrap))
+
+
+@click.command()
+@click.option("--posts", type=click.Path(path_type=Path), required=True, help="A manifest of posts, labelled or not.")
+@click.option("--scores", type=click.Path(path_type=Path), help="The table to add to. Default: retrain.scores.")
+@_config
+def score(posts: Path, scores: Path | None, config: Path | None) -> None:
+    """Score posts with the champion, and keep score, decision and answers. What it has scored before is left out."""
+    settings, name = _open(config)
+    from datetime import UTC, datetime
+
+    from model.checkpoint import read_info
+    from model.errors import ConfigError, RegistryError
+    from model.scorer import Scorer
+    from steps.ingest.posts import read_manifest
+    from steps.register import history, registry
+    from steps.retrain.score import score_new
+
+    if (table := scores or settings.retrain.scores) is None:
+        raise ConfigError("score: a table for the scores is needed: give --scores, or set retrain.scores")
+    champion = history.sync(name).champion
+    if champion is None:
+        raise RegistryError(f"model {name}: no champion yet: run the pipeline first")
+    checkpoint = registry.fetch(champion)
+    found = read_manifest(posts, read_info(checkpoint).task, settings.ingest)
+    precision = settings.retrain.live_precision
+    done = score_new(
+        Scorer.from_directory(checkpoint), champion.version, found.posts, Path(table), precision, datetime.now(UTC)
+    )
+    click.echo(
+        f"{name} version {champion.version}: {done.scored:,} posts scored, {done.flagged:,} of them flagged at "
+        f"{precision} % precision, {done.before:,} were scored before; {len(found.rejects):,} rows rejected. "
+        f"Table: {table}"
+    )
 
 
 @click.command()

@@ -233,6 +233,43 @@ def test_live_tells_of_a_champion_below_its_promise(add: Add, config: str, tmp_p
     assert "BELOW the target of 80%" in alarm.stdout
 
 
+def test_new_posts_are_scored_once_and_their_late_labels_tell_the_live_precision(
+    add: Add, config: str, tmp_path: Path
+) -> None:
+    images = [path.name for path in write_images(tmp_path, 3)]
+    rows = [{"post_id": f"n{k}", "title": f"post {k}", "text": "", "images": images[: 1 + k % 3]} for k in range(9)]
+    manifest, scores, labels = (tmp_path / name for name in ("new.jsonl", "out/scores.jsonl", "labels.jsonl"))
+
+    def call_score(count: int, *more: str) -> Result:
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]), encoding="utf-8")
+        return call("score", "--posts", str(manifest), *(more or ("--scores", str(scores))), "-c", config)
+
+    assert "no champion yet" in call_score(5).output
+    add(1.0, "promoted")
+    assert "give --scores, or set retrain.scores" in call("score", "--posts", str(manifest), "-c", config).output
+    assert "name a file that ends in .jsonl" in call_score(5, "--scores", "scores.parquet").output
+
+    first = call_score(5)
+    assert first.exit_code == 0, first.output
+    assert "version 1: 5 posts scored" in first.stdout
+    again = call_score(9)
+    assert "version 1: 4 posts scored" in again.stdout
+    assert "5 were scored before" in again.stdout
+
+    table = pd.read_json(scores, lines=True, dtype={"model_version": "str"})
+    assert table["post_id"].tolist() == [row["post_id"] for row in rows]
+    posts = pd.DataFrame(rows)
+    posts["images"] = [[str(tmp_path / name) for name in row["images"]] for row in rows]
+    expected = Scorer.from_directory(registry.fetch(registry.get(NAME, "1"))).score(posts)
+    np.testing.assert_allclose(table["score"], expected["score"], atol=1e-6)
+    assert table["decision"].tolist() == expected["decision_p80"].tolist()
+    assert table["answer_kind"].tolist() == expected["answer_kind"].tolist()
+
+    labels.write_text("".join(json.dumps({"post_id": f"n{k}", "label": k % 2}) + "\n" for k in range(9)), "utf-8")
+    found = call("live", "--scores", str(scores), "--labels", str(labels), "-c", config)
+    assert "9 of 9 scored posts are labelled" in found.output
+
+
 def test_every_command_is_found_and_none_imports_zenml_or_torch_to_print_its_help() -> None:
     code = (
         "import sys\n"
