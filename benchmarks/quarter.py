@@ -419,7 +419,8 @@ Live precision and recall on all posts of a week, once they are labelled:
 ## Every run
 
 `drift`: lines of the drift page above their limits. `live`: the champion's precision on what it scored in the newest 14
-days, as the run saw it with the labels of that Monday, and its upper bound.
+days, as the run saw it with the labels of that Monday, and its upper bound. Where that lies below the promise, the
+champion counts as stale: a candidate need not be surely better, but not worse by more than `promote.stale_tolerance`.
 
 | run after week | candidate | verdict and reason | champion then | drift | live |
 |---|---|---|---|---|---|
