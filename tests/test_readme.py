@@ -70,3 +70,28 @@ def test_every_cell_of_the_results_is_a_committed_record() -> None:
         record = json.loads((ROOT / "docs" / "results" / f"{cell['record']}.json").read_text(encoding="utf-8"))
         assert record["metrics"] == cell["metrics"]
         assert all(cell[name] == value for name, value in record["cell"].items())
+
+
+def means_by_row(path: str) -> dict[tuple[str, str], str]:
+    """(variant, labels) -> `AP / R@P80` of the table `sizes` at its largest size, means over the seeds."""
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for cell in json.loads((ROOT / path).read_text(encoding="utf-8")):
+        if cell["table"] == "sizes" and cell["train_posts"] == 10_000:
+            found.setdefault((cell["variant"], cell["labels"]), []).append(cell["metrics"])
+    assert all(len(seeds) == 3 for seeds in found.values())
+    return {
+        row: " / ".join(
+            f"{100 * statistics.fmean(one[name] for one in seeds):.1f}"
+            for name in ("average_precision", "recall_at_p80")
+        )
+        for row, seeds in found.items()
+    }
+
+
+def test_what_each_image_once_costs_is_what_both_studies_say() -> None:
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    repeated, once = means_by_row("docs/results.json"), means_by_row("docs/each-image-once/results.json")
+    names = {"none": "", "people": ", people's labels", "annotator": ", the annotator's"}
+    assert set(once) == set(repeated)
+    for (variant, labels), figures in repeated.items():
+        assert f"| {variant}{names[labels]} | {figures} | {once[variant, labels]} |" in page

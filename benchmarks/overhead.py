@@ -1,0 +1,83 @@
+"""What the default pipeline takes beside annotation, training and scoring.
+
+    .venv/bin/python -m benchmarks.overhead
+
+Runs the literal command in a home of its own, where nothing is cached, and writes `benchmarks/overhead.json` and the
+table of `docs/speed.md`. Takes minutes; other work on the machine counts in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import machine, put, table, write
+from steps.settings import REPOSITORY
+
+RECORD = REPOSITORY / "benchmarks" / "overhead.json"
+#: What the pipeline is for; the rest is overhead.
+WORK = ("annotate", "fine_tune", "evaluate")
+_STARTED = re.compile(r"^Step `?(\w+)`? has started")
+_FINISHED = re.compile(r"^Step `?(\w+)`? has finished in")
+
+
+def measure() -> dict[str, Any]:
+    """Wall seconds: before the first step, of each step, and of the whole command."""
+    foreign = ("MLFLOW_", "OPENAI_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    stack = [sys.executable, "-m", "infra.local_stack"]
+    with tempfile.TemporaryDirectory() as folder:
+        own = {"AGENTPS_HOME": f"{folder}/home", "ZENML_CONFIG_PATH": f"{folder}/zenml"}
+        environment |= own | {"ZENML_LOGGING_COLORS_DISABLED": "true", "PYTHONUNBUFFERED": "1"}
+        Path(own["ZENML_CONFIG_PATH"]).mkdir()
+        subprocess.run(stack, cwd=REPOSITORY, env=environment, check=True)
+        command = [str(Path(sys.executable).with_name("zenml")), "pipeline", "run", "agentps_training"]
+        began, starts, seconds = time.monotonic(), {}, {}
+        with subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as run:
+            assert run.stdout is not None
+            for line in run.stdout:
+                now = time.monotonic() - began
+                if found := _STARTED.match(line):
+                    starts[found[1]] = now
+                elif found := _FINISHED.match(line):
+                    seconds[found[1]] = round(now - starts[found[1]], 1)
+        whole = time.monotonic() - began
+    subprocess.run(stack, cwd=REPOSITORY, check=True)  # the clone's own stack is active again
+    if run.returncode:
+        raise SystemExit(f"the pipeline failed with exit code {run.returncode}")
+    first = min(starts.values())
+    return {"before": round(first, 1), "steps": seconds, "whole": round(whole, 1), "load": os.getloadavg()[2]}
+
+
+def overhead(record: dict[str, Any]) -> float:
+    """Seconds of the command that are not work."""
+    return float(record["whole"] - sum(record["steps"][name] for name in WORK))
+
+
+def tables(record: dict[str, Any]) -> dict[str, str]:
+    steps = record["steps"]
+    between = record["whole"] - record["before"] - sum(steps.values())
+    rows = [["before the first step", f"{record['before']:.1f}"]]
+    rows += [[name, f"{seconds:.1f}"] for name, seconds in steps.items() if name not in WORK]
+    rows += [["between the steps and after them", f"{between:.1f}"], ["**in all**", f"**{overhead(record):.1f}**"]]
+    rows += [[f"beside {name}", f"{steps[name]:.1f}"] for name in WORK]
+    return {"overhead": table(["part", "s"], rows)}
+
+
+def main() -> None:
+    record = {"machine": machine("zenml", "mlflow"), **measure()}
+    write(RECORD, record)
+    put(tables(json.loads(RECORD.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main()
