@@ -208,12 +208,13 @@ class Bench:
         logit = max(float((self.answers(m, batch) - expected).abs().max()) for m in (self.model, self.scoring))
         plain_loss, plain_gradients = self.plain_step(plain_batch), self._gradients()
         loss, gradients = self.step(batch), self._gradients()
-        gradient = max(
-            float((gradients[name] - g).abs().max() / g.abs().max().clamp(min=1e-9))
-            for name, g in plain_gradients.items()
-        )
         last = float((self.last_token_answers(plain_batch) - expected).abs().max())
         last_loss = abs(self.last_token_step(plain_batch) - plain_loss)
+        gradient = max(
+            float((found[name] - g).abs().max() / g.abs().max().clamp(min=1e-9))
+            for found in (gradients, self._gradients())
+            for name, g in plain_gradients.items()
+        )
         return {"logit": max(logit, last), "loss": max(abs(loss - plain_loss), last_loss), "gradient": gradient}
 
     def _gradients(self) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from infra.schedule import BIN, name_of
-from model.errors import ConfigError, ScheduleError
-from steps.settings import REPOSITORY
+from model.errors import ScheduleError
+from steps.settings import REPOSITORY, read_config
 
 if TYPE_CHECKING:
     from zenml.models import ScheduleResponse
@@ -42,7 +42,7 @@ def install(cron: str, pipeline: str, config: Path | None, stack: str, home_dir:
     """
     from zenml.client import Client
 
-    wanted: dict[str, Any] = {"pipeline": pipeline, "config": _read(config)}
+    wanted: dict[str, Any] = {"pipeline": pipeline, "config": read_config(config) if config else {}}
     orchestrator, found = _look_up(stack, home_dir)
     if not orchestrator.config.is_schedulable:
         raise ScheduleError(
@@ -112,18 +112,6 @@ def _parameters(schedule: ScheduleResponse) -> dict[str, Any]:
 
     snapshots = Client().list_snapshots(schedule_id=schedule.id, named_only=False, hydrate=True).items
     return dict(snapshots[0].pipeline_configuration.parameters or {}) if snapshots else {}
-
-
-def _read(config: Path | None) -> dict[str, Any]:
-    if config is None:
-        return {}
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {config}: cannot be read as YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"config {config}: a mapping of options was expected, found {type(content).__name__}")
-    return content
 
 
 def _create(cron: str, wanted: dict[str, Any], stack: str, flavor: str, name: str) -> None:

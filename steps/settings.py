@@ -412,6 +412,21 @@ def load_study_settings(parameters: dict[str, Any], source: str = "parameters") 
     return _load(StudyRunSettings, (DEFAULT_CONFIG, STUDY_CONFIG), parameters, source)
 
 
+def read_config(config: Path) -> dict[str, Any]:
+    """The content of a run's config file, unchecked.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds no mapping.
+    """
+    try:
+        raw = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {config}: cannot be read as YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config {config}: a mapping of options was expected, found {type(raw).__name__}")
+    return raw
+
+
 def load_notify(config: Path | None) -> NotifySettings:
     """The section `notify` of a run's config file, laid over `configs/default.yaml`.
 
@@ -422,12 +437,7 @@ def load_notify(config: Path | None) -> NotifySettings:
     """
     given: Any = None
     if config is not None:
-        try:
-            raw = yaml.safe_load(config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"config {config}: cannot be read as YAML: {error}") from error
-        if not isinstance(raw, dict):
-            raise ConfigError(f"config {config}: a mapping of options was expected, found {type(raw).__name__}")
+        raw = read_config(config)
         nested = raw.get("parameters")
         given = raw.get("notify", nested.get("notify") if isinstance(nested, dict) else None)
     values = yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8"))["notify"]
