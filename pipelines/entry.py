@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from zenml.enums import ExecutionMode
 from zenml.pipelines.pipeline_definition import Pipeline
 
 from model.errors import AgentPSError, ConfigError
+from pipelines import importing
 from pipelines.console import quieten
 from steps.settings import home
 
@@ -42,8 +45,14 @@ class CheckedPipeline(Pipeline):
             check: gets the file's parameters and its name; it raises an AgentPSError where a value is wrong.
             idle: gets the parameters; the line that says why there is nothing to do, before any step is imported.
         """
+
+        @functools.wraps(entrypoint)
+        def importing_steps(*args: Any, **kwargs: Any) -> None:
+            with importing():
+                entrypoint(*args, **kwargs)
+
         # ZenML's default goes on after a failure, and forgets the error that was raised
-        super().__init__(name=name, entrypoint=entrypoint, execution_mode=ExecutionMode.FAIL_FAST)
+        super().__init__(name=name, entrypoint=importing_steps, execution_mode=ExecutionMode.FAIL_FAST)
         self._check, self._idle = check, idle
 
     def with_options(self, *args: Any, **kwargs: Any) -> Pipeline:
@@ -63,8 +72,7 @@ class CheckedPipeline(Pipeline):
         return super().with_options(*args, **kwargs)
 
     def _parameter_names(self) -> list[str]:
-        code = self.entrypoint.__code__
-        return list(code.co_varnames[: code.co_argcount])
+        return list(inspect.signature(self.entrypoint).parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:

@@ -8,7 +8,6 @@ from model.task import load_task
 from pipelines.entry import CheckedPipeline
 from pipelines.training import Section, prepare
 from steps.settings import load_study_settings
-from steps.study.step import study as study_step
 
 
 def _study(
@@ -31,6 +30,8 @@ def _study(
     settings = load_study_settings(given)
     policy = load_task(settings.task)
     _fingerprint, table, labels, shards = prepare(settings, policy)
+    from steps.study.step import study as study_step
+
     study_step(
         shards,
         table,

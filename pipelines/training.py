@@ -1,23 +1,21 @@
-"""The training pipeline: `zenml pipeline run agentps_training [-c FILE]`."""
+"""The training pipeline: `zenml pipeline run agentps_training [-c FILE]`.
+
+Its steps are imported when a run begins: what is wrong with a config is told before that, and the embedded sample is
+drawn meanwhile.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from model.task import Task, load_task
 from pipelines.entry import CheckedPipeline
-from steps.annotate.step import annotate as annotate_step
-from steps.evaluate.step import evaluate as evaluate_step
-from steps.fine_tune.step import fine_tune as fine_tune_step
+from steps import ahead
 from steps.ingest.posts import manifest_fingerprint
-from steps.ingest.sample import sample_fingerprint
-from steps.ingest.step import ingest as ingest_step
-from steps.preprocess.step import preprocess as preprocess_step
-from steps.promote.step import promote as promote_step
-from steps.register.step import register as register_step
-from steps.settings import SAMPLE, TrainingSettings, load_settings
-from steps.validate.step import validate as validate_step
+from steps.ingest.sample import render_sample, sample_fingerprint
+from steps.settings import SAMPLE, TrainingSettings, home, load_settings
 
 Section = dict[str, Any]
 
@@ -32,11 +30,17 @@ def prepare(settings: TrainingSettings, policy: Task, root: Path | None = None) 
         The data's fingerprint, and the artifacts `posts`, `labels` and `shards`.
     """
     if settings.posts == SAMPLE:
+        ahead.begin(partial(render_sample, settings.sample, home()))
         source, fingerprint = SAMPLE, sample_fingerprint(settings.sample)
     else:
         source = str(Path(settings.posts).resolve())
         fingerprint = manifest_fingerprint(source, root)
     images = str(root) if root else None
+    from steps.annotate.step import annotate as annotate_step
+    from steps.ingest.step import ingest as ingest_step
+    from steps.preprocess.step import preprocess as preprocess_step
+    from steps.validate.step import validate as validate_step
+
     table, _rejects = ingest_step(source, fingerprint, policy, settings.sample, settings.ingest, images)
     labels, _page = annotate_step(table, policy, settings.annotate, settings.sample)
     validate_step(table, labels, policy, settings.validate_, settings.ingest)
@@ -67,6 +71,11 @@ def _training(
     settings = load_settings(dict(locals()))
     policy = load_task(settings.task)
     fingerprint, table, labels, shards = prepare(settings, policy)
+    from steps.evaluate.step import evaluate as evaluate_step
+    from steps.fine_tune.step import fine_tune as fine_tune_step
+    from steps.promote.step import promote as promote_step
+    from steps.register.step import register as register_step
+
     checkpoint = fine_tune_step(shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune)
     report, page, predictions = evaluate_step(
         checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotator_name, settings.evaluate

@@ -10,6 +10,7 @@ from zenml import log_metadata, step
 from zenml.logger import get_logger
 
 from model.task import Task
+from steps import ahead
 from steps.caching import depends_on
 from steps.ingest.posts import RejectsError, read_manifest
 from steps.ingest.sample import render_sample
@@ -33,6 +34,7 @@ def ingest(
 
     `root`: the folder of the images, where it is not the manifest's own.
     """
+    ahead.wait()
     manifest = render_sample(sample, home()) if posts == SAMPLE else Path(posts)
     try:
         result = read_manifest(manifest, task, settings, root=Path(root) if root else None)
