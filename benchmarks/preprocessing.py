@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image, features
 from transformers import Qwen2Tokenizer
 
@@ -244,6 +245,7 @@ def main() -> None:
     if sys.argv[1:2] == ["memory"]:
         sys.stdout.write(json.dumps(memory_row(int(sys.argv[2]), int(sys.argv[3]))))
         return
+    torch.set_num_threads(1)  # as in the step's processes; and a second one would wait for work at the others' cost
     encodings = pictures()
     record: dict[str, Any] = {
         "machine": machine("pillow", "numpy") | {"libjpeg-turbo": features.version("libjpeg_turbo")},

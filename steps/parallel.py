@@ -13,7 +13,12 @@ Result = TypeVar("Result")
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Sequence[Item], *, chunk: int, workers: int | None = None
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    chunk: int,
+    workers: int | None = None,
+    initializer: Callable[[], None] | None = None,
 ) -> Iterator[Result]:
     """The function's results in the items' order, computed by processes.
 
@@ -23,13 +28,14 @@ def ordered_map(
             whose start would cost more than it saves.
         workers: processes; default: one a core. At most two chunks a process are computed ahead of the
             reader: `Executor.map` would compute all, and keep them for a reader that is slower.
+        initializer: what each process calls first.
     """
     if len(items) <= chunk:
         yield from map(function, items)
         return
     workers = workers or os.cpu_count() or 1
     ahead: deque[Future[list[Result]]] = deque()
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=initializer) as pool:
         for start in range(0, len(items), chunk):
             if len(ahead) == 2 * workers:
                 yield from ahead.popleft().result()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from model.data import FRAMES, TEXT_IDS, ShardWriter
@@ -23,7 +24,7 @@ from steps.parallel import ordered_map
 
 #: Images handed to a worker at a time, and bytes of frames that it hands back at most (more cost twice as much a byte).
 _CHUNK, _CHUNK_BYTES = 64, 2**19
-#: Images in a file, and bytes of a file at most: its frames are held in memory until it is written.
+#: Images in a file, and bytes of a file at most.
 _FILE, _FILE_BYTES = 4096, 2**27
 #: Posts whose frame numbers and tokens are held in memory.
 _PART = 4096
@@ -36,13 +37,21 @@ def _frame(path: str, size: int, limits: ImageLimits) -> np.ndarray:
         raise ImageError(f"{path}: {error}; the file has changed since ingest: run the pipeline again") from error
 
 
-def _distinct_images(posts: pd.DataFrame) -> dict[str, str]:
-    """One path for each content hash, in the order of their first appearance."""
-    paths: dict[str, str] = {}
+def _distinct_images(posts: pd.DataFrame) -> tuple[dict[str, int], list[str]]:
+    """Of each content hash its number, in the order of their first appearance; and one path for each number."""
+    numbers: dict[str, int] = {}
+    paths: list[str] = []
     for hashes, images in zip(posts[IMAGE_SHA256], posts[IMAGES], strict=True):
         for digest, path in zip(hashes, images, strict=True):
-            paths.setdefault(digest, path)
-    return paths
+            if digest not in numbers:
+                numbers[digest] = len(paths)
+                paths.append(path)
+    return numbers, paths
+
+
+def _one_thread() -> None:
+    """Every core has a process already; and threads of OpenMP do not outlive a fork."""
+    torch.set_num_threads(1)
 
 
 def _fitting(count: int, n_bytes: int, size: int) -> int:
@@ -88,24 +97,27 @@ def write_shards(
     Raises:
         ImageError: an image has changed since ingest.
     """
-    paths, size = _distinct_images(posts), sequence.image_size
-    writer = ShardWriter(root, sequence, tokenizer.name_or_path, _fitting(_FILE, _FILE_BYTES, size))
-    frames = ordered_map(
-        partial(_frame, size=size, limits=limits), list(paths.values()), chunk=_fitting(_CHUNK, _CHUNK_BYTES, size)
-    )
-    numbers = {digest: writer.add(frame) for digest, frame in zip(paths, frames, strict=True)}
-    for start in range(0, max(1, len(posts)), _PART):
-        part = posts.iloc[start : start + _PART]
-        table = part[[POST_ID, SPLIT, LABEL, *task.question_ids]].copy()
-        table[FRAMES] = [
-            [numbers[hashes[k]] for k in frame_indices(len(hashes), sequence.frames, repeat=sequence.repeat_frames)]
-            for hashes in part[IMAGE_SHA256]
-        ]
-        text_ids = [  # arrays: a list of Python's integers takes three times the memory
-            np.array(encode_post_text(tokenizer, title, text, sequence.max_text_tokens), dtype=np.int64)
-            for title, text in zip(part[TITLE], part[TEXT], strict=True)
-        ]
-        table[TEXT_IDS] = pd.Series(text_ids, index=table.index)
-        writer.add_posts(table)
-    writer.close()
+    numbers, paths = _distinct_images(posts)
+    size = sequence.image_size
+    with ShardWriter(root, sequence, tokenizer.name_or_path, _fitting(_FILE, _FILE_BYTES, size)) as writer:
+        for frame in ordered_map(
+            partial(_frame, size=size, limits=limits),
+            paths,
+            chunk=_fitting(_CHUNK, _CHUNK_BYTES, size),
+            initializer=_one_thread,
+        ):
+            writer.add(frame)
+        for start in range(0, max(1, len(posts)), _PART):
+            part = posts.iloc[start : start + _PART]
+            table = part[[POST_ID, SPLIT, LABEL, *task.question_ids]].copy()
+            table[FRAMES] = [
+                [numbers[hashes[k]] for k in frame_indices(len(hashes), sequence.frames, repeat=sequence.repeat_frames)]
+                for hashes in part[IMAGE_SHA256]
+            ]
+            text_ids = [  # arrays: a list of Python's integers takes three times the memory
+                np.array(encode_post_text(tokenizer, title, text, sequence.max_text_tokens), dtype=np.int64)
+                for title, text in zip(part[TITLE], part[TEXT], strict=True)
+            ]
+            table[TEXT_IDS] = pd.Series(text_ids, index=table.index)
+            writer.add_posts(table)
     return len(numbers)

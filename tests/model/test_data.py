@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,10 @@ def image(value: int) -> np.ndarray:
 
 @pytest.mark.parametrize("per_file", [1, 3, 7, 8, 100])
 def test_images_come_back_by_their_numbers_from_any_number_of_files(tmp_path: Path, per_file: int) -> None:
-    writer = ShardWriter(tmp_path, SEQUENCE, "tok", images_per_file=per_file)
-    assert [writer.add(image(10 * k)) for k in range(7)] == list(range(7))
-    writer.add_posts(pd.DataFrame({"post_id": ["a"], FRAMES: [[0, 6]], TEXT_IDS: [[1]]}))
-    writer.add_posts(pd.DataFrame({"post_id": ["b"], FRAMES: [[2, 2]], TEXT_IDS: [[]]}))
-    writer.close()
+    with ShardWriter(tmp_path, SEQUENCE, "tok", images_per_file=per_file) as writer:
+        assert [writer.add(image(10 * k)) for k in range(7)] == list(range(7))
+        writer.add_posts(pd.DataFrame({"post_id": ["a"], FRAMES: [[0, 6]], TEXT_IDS: [[1]]}))
+        writer.add_posts(pd.DataFrame({"post_id": ["b"], FRAMES: [[2, 2]], TEXT_IDS: [[]]}))
     assert len(list(tmp_path.glob("images-*.npy"))) == -(-7 // per_file)
     shards = Shards(tmp_path)
     assert (shards.sequence, shards.tokenizer_name, shards.n_images) == (SEQUENCE, "tok", 7)
@@ -34,8 +34,10 @@ def test_images_come_back_by_their_numbers_from_any_number_of_files(tmp_path: Pa
     assert shards.images([6]).shape == (1, 8, 8, 3)
 
 
-def test_a_directory_that_was_not_closed_is_no_shard_directory(tmp_path: Path) -> None:
-    ShardWriter(tmp_path, SEQUENCE, "tok", images_per_file=1).add(image(0))
+def test_what_was_written_before_a_failure_is_no_shard_directory(tmp_path: Path) -> None:
+    with suppress(ZeroDivisionError), ShardWriter(tmp_path, SEQUENCE, "tok", images_per_file=1) as writer:
+        writer.add(image(0))
+        writer.add(image(1 // 0))
     with pytest.raises(CheckpointError, match=r"no shards\.json; run the preprocess step again"):
         Shards(tmp_path)
 

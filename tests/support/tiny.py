@@ -81,31 +81,30 @@ def write_posts(
     """Posts of 1 to 6 grey images. The brightness tells every label; some labels are missing in train."""
     rng, image_rng = np.random.default_rng(3), np.random.default_rng(image_seed)
     tokenizer = load_tokenizer(backbone)
-    writer = ShardWriter(root, sequence, tokenizer.name_or_path, images_per_file=50)
-    rows = []
-    for split, count in (("train", train), ("val", val), ("test", test)):
-        for index in range(count):
-            level = index % 3
-            frames = image_rng.integers(0, 60, (1 + index % 6, IMAGE_SIZE, IMAGE_SIZE, 3)) + 90 * level
-            numbers = [writer.add(frame.astype(np.uint8)) for frame in frames]
-            shown = frame_indices(len(numbers), sequence.frames, repeat=sequence.repeat_frames)
-            words = " ".join(rng.choice(_WORDS, 1 + index % 9))
-            known = split != "train"
-            rows.append(
-                {
-                    POST_ID: f"{split}-{index}",
-                    SPLIT: split,
-                    LABEL: int(level == 2) if known or index % 8 else None,
-                    "bright": int(level > 0) if known or index % 5 else None,
-                    "kind": level if known or index % 4 else None,
-                    "calm": int(level == 1),
-                    FRAMES: [numbers[k] for k in shown],
-                    TEXT_IDS: encode_post_text(tokenizer, words, words[::-1], SEQUENCE.max_text_tokens),
-                }
-            )
-    table = pd.DataFrame(rows)
-    writer.add_posts(table.astype(dict.fromkeys((LABEL, *TASK.question_ids), "Int8")))
-    writer.close()
+    with ShardWriter(root, sequence, tokenizer.name_or_path, images_per_file=50) as writer:
+        rows = []
+        for split, count in (("train", train), ("val", val), ("test", test)):
+            for index in range(count):
+                level = index % 3
+                frames = image_rng.integers(0, 60, (1 + index % 6, IMAGE_SIZE, IMAGE_SIZE, 3)) + 90 * level
+                numbers = [writer.add(frame.astype(np.uint8)) for frame in frames]
+                shown = frame_indices(len(numbers), sequence.frames, repeat=sequence.repeat_frames)
+                words = " ".join(rng.choice(_WORDS, 1 + index % 9))
+                known = split != "train"
+                rows.append(
+                    {
+                        POST_ID: f"{split}-{index}",
+                        SPLIT: split,
+                        LABEL: int(level == 2) if known or index % 8 else None,
+                        "bright": int(level > 0) if known or index % 5 else None,
+                        "kind": level if known or index % 4 else None,
+                        "calm": int(level == 1),
+                        FRAMES: [numbers[k] for k in shown],
+                        TEXT_IDS: encode_post_text(tokenizer, words, words[::-1], SEQUENCE.max_text_tokens),
+                    }
+                )
+        table = pd.DataFrame(rows)
+        writer.add_posts(table.astype(dict.fromkeys((LABEL, *TASK.question_ids), "Int8")))
     return Shards(root)
 
 
