@@ -51,6 +51,8 @@ POSTS = 2 * BATCH  # the two optimizer steps that warm up read them all
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
 #: Trained posts a second and A100 in the paper (150k albums, 5 epochs, 16 A100s: 10 h and 18 h).
 PAPER = {OV_05B.name: 1.30, OV_7B.name: 0.72}
+#: As in the profiles.
+LOADER_WORKERS = 2
 #: Posts a forward pass, as in the profiles.
 MICRO_BATCH = {OV_05B.name: 4, OV_7B.name: 2, TINY.name: 4}
 
@@ -84,11 +86,21 @@ class Runner:
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
     def loader(self, collate: Callable[[list[int]], Batch]) -> Iterator[Batch]:
-        """Micro-batches without end, made in this process as `Trainer` makes them, moved to the device."""
-        data = DataLoader(PostDataset(np.arange(POSTS)), self.micro, collate_fn=collate, pin_memory=self.on_gpu)
-        while True:
-            for batch in data:
-                yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        """Micro-batches without end, made ahead as the profiles' `loader_workers` do, moved to the device.
+
+        What needs the device itself, to compute the tower's states once, is made in this process.
+        """
+        apart = self.on_gpu and isinstance(collate, Batches | PlainBatches)
+        rows = PostDataset(np.tile(np.arange(POSTS), 10_000))  # an epoch's end would stop those who work ahead
+        data = DataLoader(
+            rows,
+            self.micro,
+            collate_fn=collate,
+            pin_memory=self.on_gpu,
+            num_workers=LOADER_WORKERS if apart else 0,
+        )
+        for batch in data:
+            yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
     @property
     def on_gpu(self) -> bool:

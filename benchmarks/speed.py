@@ -44,6 +44,7 @@ from benchmarks.workload import (
     album_sizes,
     flops,
     network,
+    sequence_of,
     task_of,
     text_lengths,
     train_settings,
@@ -64,7 +65,12 @@ QUESTIONS = 5
 QUESTION_TOKENS = 51
 EPOCHS = 5  # the paper's
 LAST_TOKEN = "plain, a head on the last token"
-ONCE = "each image once"
+#: Options that change the result: other shapes of the same posts.
+OTHERS = {
+    "`repeat_frames: false`": replace(MID, repeat_frames=False),
+    "`frame_pooling: 4`": replace(MID, frame_pooling=4),
+    "both": replace(MID, repeat_frames=False, frame_pooling=4),
+}
 NEW_IMAGES = "the tower computed (images that are new)"
 
 Clock = tuple[float, float]
@@ -257,11 +263,11 @@ def fit_rounds(rounds: int) -> int:
     return max(1, rounds // 2)
 
 
-def whole_runs(bench: Bench, once: Bench, rounds: int) -> dict[str, Any]:
+def whole_runs(bench: Bench, others: dict[str, Bench], rounds: int) -> dict[str, Any]:
     """A training, and the scoring of (at most) 16 posts, against the plain ones.
 
     Args:
-        once: the same posts, with each image once.
+        others: the same posts by OTHERS.
     """
     rows, size = np.arange(min(16, len(bench.shards.posts))), bench.settings.micro_batch
     with torch.no_grad():
@@ -271,6 +277,9 @@ def whole_runs(bench: Bench, once: Bench, rounds: int) -> dict[str, Any]:
         batch = bench.batches(part)
         del batch["pixel_values_UCHW"]
         return {**batch, "tower_states_UPW": tower[np.unique(np.stack(bench.shards.posts[FRAMES][part].to_list()))]}
+
+    def by(other: Bench) -> Callable[[], object]:
+        return lambda: predict_rows(other.scoring, other.batches, rows, other.settings.micro_batch)
 
     def plain(answers: Callable[[dict[str, Tensor]], Tensor]) -> None:
         for batch in in_chunks(rows, size, bench.plain_batches):
@@ -283,12 +292,14 @@ def whole_runs(bench: Bench, once: Bench, rounds: int) -> dict[str, Any]:
                 LAST_TOKEN: partial(plain, bench.last_token_answers),
                 "new images": lambda: predict(bench.scoring, in_chunks(rows, size, bench.batches)),
                 "images seen before": lambda: predict(bench.scoring, in_chunks(rows, size, seen)),
-                ONCE: lambda: predict_rows(once.scoring, once.batches, rows, once.settings.micro_batch),
+                **{name: by(other) for name, other in others.items()},
             },
             rounds,
         ),
         "training": in_turn(
-            {"plain": bench.plain_fit, "product": bench.fit, ONCE: once.fit}, fit_rounds(rounds), warm=False
+            {"plain": bench.plain_fit, "product": bench.fit, **{name: other.fit for name, other in others.items()}},
+            fit_rounds(rounds),
+            warm=False,
         ),
     }
 
@@ -372,12 +383,18 @@ def by_length(bench: Bench, rounds: int) -> dict[str, Any]:
         {name: partial(lambda batches: [bench.step(batch) for batch in batches], part) for name, part in parts.items()},
         rounds,
     )
-    return {"seconds": found, "tokens": {shape.name: _padded(shape, size) for shape, size in ((MID, 8), (OV_05B, 4))}}
+    return {
+        "seconds": found,
+        "tokens": {shape.name: _padded(shape, size) for shape, size in ((MID, 8), (OV_05B, 4))},
+        "padding": {
+            repeat: _padding(replace(OV_05B, repeat_frames=repeat == "repeated"), 4) for repeat in ("repeated", "once")
+        },
+    }
 
 
 def visual_tokens_of(shape: Shape) -> int:
     ids = dict.fromkeys(("<|endoftext|>", "<image>", "<video>"), 0)
-    return agentps.visual_tokens(shape.config(ids), shape.frames)
+    return agentps.visual_tokens(shape.config(ids), sequence_of(shape))
 
 
 def _padded(shape: Shape, micro_batch: int) -> dict[str, float]:
@@ -388,6 +405,18 @@ def _padded(shape: Shape, micro_batch: int) -> dict[str, float]:
     for name, lengths in (("as they come", steps), ("sorted by length", np.sort(steps, axis=1))):
         found[name] = fixed + float(lengths.reshape(500, -1, micro_batch).max(2).mean())
     return found
+
+
+def _padding(shape: Shape, micro_batch: int) -> float:
+    """The share of padding among the tokens of steps of 64 posts, which are sorted by their albums and cut."""
+    texts = text_lengths(64 * 500).reshape(500, 64)
+    albums = album_sizes(64 * 500, shape.frames).reshape(500, 64)
+    order = np.argsort(albums, axis=1, kind="stable")
+    shown = np.full_like(albums, shape.frames) if shape.repeat_frames else np.take_along_axis(albums, order, axis=1)
+    a_frame = (visual_tokens_of(shape) - 1) // shape.frames
+    tokens = shown * a_frame + 1 + QUESTION_TOKENS + np.take_along_axis(texts, order, axis=1)
+    rows = tokens.reshape(500, -1, micro_batch)
+    return float(1 - rows.mean() / rows.max(2).mean())
 
 
 def bounds(shape: Shape, images: float, tokens: float, *, merged: bool) -> dict[str, float]:
@@ -477,19 +506,30 @@ lose the adapter's part.
 ### Options that change the result
 
 `preprocess.repeat_frames: false` reads each image of a short album once, where the paper repeats the album to 16
-frames: {tokens_once:.0f} tokens a post in place of {tokens:.0f}. Within an optimizer step posts are sorted by the size
-of their album, so that micro-batches (of 2 here) have little padding. Against all heads in one forward on repeated
-frames:
+frames. Within an optimizer step posts are then sorted by the size of their album, so that micro-batches (of 2 here)
+have little padding. `preprocess.frame_pooling: 4` pools a frame's tokens 2x2 once more, to a quarter of them. Against
+all heads in one forward on repeated frames of {tokens:.0f} tokens a post:
 
-| times as fast | wall | CPU |
-|---|---|---|
-| training, {posts} posts, {epochs} epochs, evaluated after each | {once_training} |
-| scoring, new images | {once_scoring} |
+| times as fast | tokens a post | training, {epochs} epochs: wall | CPU | scoring, new images: wall | CPU |
+|---|---|---|---|---|---|
+{options}
 
-The network answers otherwise then, and must be trained so; what that costs in recall is in the
-[study](study.md#each-image-once).
+The network answers otherwise then, and must be trained so; what that costs in recall is in the study:
+[each image once](study.md#each-image-once), [fewer tokens a frame](study.md#fewer-tokens-a-frame).
 A **cascade**, in which `siglip` ranks all posts and the language model reads the highest only, is in the
 [results](results.md#a-cascade).
+
+### Public peers
+
+Both classify by one head on the last token, so each answer costs a forward, as in "a head on the last token" above.
+Neither was measured:
+
+- [Qwen-VL-Series-Finetune](https://github.com/2U1/Qwen-VL-Series-Finetune) (`scripts/finetune_cls.sh`, commit 93fef86)
+  has classes for Qwen2-VL and Qwen2.5-VL only, whose images have other numbers of tokens, and pins CUDA builds of
+  torch 2.8 and torchvision under DeepSpeed.
+- [ms-swift](https://github.com/modelscope/ms-swift) 4.6.0 (`--task_type seq_cls`) knows LLaVA-OneVision and leaves the
+  vocabulary's logits out. Its processor needs torchvision, of which there was no build for torch on a CPU
+  (`operator torchvision::nms does not exist`).
 
 ### How cost grows
 
@@ -508,6 +548,10 @@ Where the table's script does not measure it, the figure is of one measurement o
   row of the 0.5B backbone has {real_sorted:.0f} tokens in place of {real_plain:.0f}, {real_saved:.1f} % less (in
   micro-batches of 4). Of the mid model's rows, whose frames are shorter, {mid_saved:.1f} % (of 8); measured on it, in
   micro-batches of 4, a step is {length}x as fast. On the real backbones it stays below 3 %, so it is not built.
+- **Packing**, posts in one row one after another without padding, can save what is padding: of the 0.5B backbone's
+  tokens, in micro-batches of 4, {padding_repeated:.1f} % with repeated frames and {padding_once:.1f} % with each image once, where
+  posts are sorted by album. On a CPU its block-diagonal attention would be a mask, which costs more than that (above),
+  or a loop over posts. Not built.
 - **A shared prefix for several tasks.** Branches of one sequence need one trunk. Each task trains its own adapter, or
   its own language model, so the post's states differ between tasks from the first layer on: it does not apply.
 - **Three bfloat16 products for a float32 one** (AMX, for the frozen tower; relative error 5e-6): 2 to 5 times slower
@@ -532,8 +576,9 @@ The language model of the 7B backbone is most of its work, and all of that must 
 7B backbones: posts and tokens a second, share of peak, memory, waiting for data, against the plain path and the
 paper's rate scaled by peak. **It has not run on a GPU yet**: on a CPU it runs to its end at tiny shapes (`--tiny`). It
 is laid out for less than 8 minutes. Activation checkpointing is switched on where the memory does not suffice without;
-`--compile` is `torch.compile` of tower and layers. The wait is measured as the time that a step takes less when its
-batches lie on the device.
+`--compile` is `torch.compile` of tower and layers. Two processes prepare batches ahead
+(`fine_tune.loader_workers`); what is still waited for is measured as the time that a step takes less when its batches
+lie on the device.
 
 FLOPs of one post, two a multiply-add. W, M, N: the tower's width, MLP and layers, S its patch's side, P its patches;
 D, F, L: the language model's, K the width of its keys; T tokens, r the adapter's rank.
@@ -578,7 +623,6 @@ def page(record: dict[str, Any]) -> str:
         "posts",
         "images",
         "tokens",
-        "tokens_once",
         "batch",
     )
     return _PAGE.format(
@@ -592,8 +636,11 @@ def page(record: dict[str, Any]) -> str:
         training=ratio(runs["training"], "plain", "product"),
         questions=QUESTIONS,
         prompts=QUESTIONS + 1,
-        once_training=ratio(runs["training"], "plain", ONCE),
-        once_scoring=ratio(runs["scoring"], "plain", ONCE),
+        options="\n".join(
+            f"| {name} | {tokens:.0f} | {ratio(runs['training'], 'plain', name)}"
+            f" | {ratio(runs['scoring'], 'plain', name)} |"
+            for name, tokens in record["tokens_of_others"].items()
+        ),
         step_new=ratio(step, "plain", NEW_IMAGES),
         step_kept=ratio(step, "plain", "all on"),
         step_new_last=ratio(step, LAST_TOKEN, NEW_IMAGES),
@@ -622,6 +669,7 @@ def page(record: dict[str, Any]) -> str:
         real_sorted=real["sorted by length"],
         real_plain=real["as they come"],
         real_saved=real_saved,
+        **{f"padding_{name}": 100 * share for name, share in record["by_length"]["padding"].items()},
         mid_saved=mid_saved,
         length=f"{as_they_come['cpu'] / by_size['cpu']:.2f}",
     )
@@ -639,7 +687,10 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         albums, texts = album_sizes(options.posts, MID.frames), text_lengths(options.posts)
         bench = Bench(Path(folder) / "repeated", MID, albums, texts)
-        once = Bench(Path(folder) / "once", replace(MID, repeat_frames=False), albums, texts)
+        others = {
+            name: Bench(Path(folder) / str(number), shape, albums, texts)
+            for number, (name, shape) in enumerate(OTHERS.items())
+        }
         rows = range(2 if options.quick else 8)
         record: dict[str, Any] = {
             "machine": machine(),
@@ -651,12 +702,12 @@ def main() -> None:
             "batch": len(rows),
             "images": bench.images,
             "tokens": bench.tokens,
-            "tokens_once": once.tokens,
+            "tokens_of_others": {name: other.tokens for name, other in others.items()},
             "parameters": sum(p.numel() for p in bench.model.parameters()),
             "difference": bench.difference(rows),
             "ablation": {kind: in_turn(arms, options.rounds) for kind, arms in ablation(bench, rows).items()},
             "by_length": by_length(bench, options.rounds),
-            "runs": whole_runs(bench, once, options.rounds),
+            "runs": whole_runs(bench, others, options.rounds),
             "growth": growth(MID, max(1, options.rounds // 2), options.quick),
             "load": os.getloadavg()[2],
         }

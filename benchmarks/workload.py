@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,7 @@ class Shape:
     head_hidden: int
     frames: int = 16
     repeat_frames: bool = True
+    frame_pooling: Literal[2, 4] = 2
 
     def config(self, tokens: dict[str, int]) -> LlavaOnevisionConfig:
         """
@@ -167,6 +168,7 @@ def sequence_of(shape: Shape, max_tokens: int = 256) -> SequenceSettings:
     return SequenceSettings(
         frames=shape.frames,
         repeat_frames=shape.repeat_frames,
+        frame_pooling=shape.frame_pooling,
         image_size=shape.image_size,
         max_text_tokens=TEXT_TOKENS[1],
         max_tokens=max_tokens,
@@ -188,24 +190,23 @@ def write_posts(
 ) -> Shards:
     """Shards of posts with so many images and text tokens; every fifth is of val, no two share an image."""
     rng = np.random.default_rng(2)
-    writer = ShardWriter(root, sequence_of(shape, max_tokens=1024), "random")
-    rows = []
-    for number, (images, tokens) in enumerate(zip(albums, texts, strict=True)):
-        side = shape.image_size
-        numbers = [writer.add(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(images)]
-        rows.append(
-            {
-                POST_ID: str(number),
-                SPLIT: VAL if number % 5 == 4 else TRAIN,
-                LABEL: number // 5 % 2,
-                FRAMES: [numbers[k] for k in frame_indices(images, shape.frames, repeat=shape.repeat_frames)],
-                # the first ids of the vocabulary are the special tokens
-                TEXT_IDS: rng.integers(8, min(shape.vocabulary, 1000), tokens).tolist(),
-            }
-            | {question: int(rng.integers(2)) for question in task.question_ids}
-        )
-    writer.add_posts(pd.DataFrame(rows).astype(dict.fromkeys((LABEL, *task.question_ids), "Int8")))
-    writer.close()
+    with ShardWriter(root, sequence_of(shape, max_tokens=1024), "random") as writer:
+        rows = []
+        for number, (images, tokens) in enumerate(zip(albums, texts, strict=True)):
+            side = shape.image_size
+            numbers = [writer.add(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(images)]
+            rows.append(
+                {
+                    POST_ID: str(number),
+                    SPLIT: VAL if number % 5 == 4 else TRAIN,
+                    LABEL: number // 5 % 2,
+                    FRAMES: [numbers[k] for k in frame_indices(images, shape.frames, repeat=shape.repeat_frames)],
+                    # the first ids of the vocabulary are the special tokens
+                    TEXT_IDS: rng.integers(8, min(shape.vocabulary, 1000), tokens).tolist(),
+                }
+                | {question: int(rng.integers(2)) for question in task.question_ids}
+            )
+        writer.add_posts(pd.DataFrame(rows).astype(dict.fromkeys((LABEL, *task.question_ids), "Int8")))
     return Shards(root)
 
 
@@ -237,7 +238,7 @@ def network(
         train.variant,
         sequence,
         video_token_id=config.video_token_id,
-        visual_tokens=visual_tokens(config, shape.frames),
+        visual_tokens=visual_tokens(config, sequence),
     )
     return model, prompt
 

@@ -25,7 +25,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedCo
 from model.language import hidden_states_at
 from model.loss import task_loss
 from model.schema import NO_FRAME
-from model.settings import LoraSettings, Variant, answers_questions
+from model.settings import LoraSettings, SequenceSettings, Variant, answers_questions
 from model.task import Task
 
 #: The seven linear layers of a Qwen2 block. Anchored: `q_proj` alone would also match the tower's.
@@ -47,15 +47,27 @@ def tower_size(config: LlavaOnevisionConfig) -> int:
     return sub_config(config, "vision_config").image_size
 
 
-def tokens_per_frame(config: LlavaOnevisionConfig) -> int:
-    """K: the tower's grid, pooled 2x2 and rounded up (27 x 27 patches give 14 x 14 = 196)."""
-    grid = tower_size(config) // sub_config(config, "vision_config").patch_size
-    return math.ceil(grid / 2) ** 2
+def tokens_per_frame(config: LlavaOnevisionConfig, pooling: int) -> int:
+    """K: the tower's grid, pooled 2x2 and rounded up (27 x 27 patches give 14 x 14 = 196) until it is `pooling` times
+    smaller.
+    """
+    side = tower_size(config) // sub_config(config, "vision_config").patch_size
+    for _ in range(int(math.log2(pooling))):
+        side = math.ceil(side / 2)
+    return side**2
 
 
-def visual_tokens(config: LlavaOnevisionConfig, frames: int) -> int:
+def visual_tokens(config: LlavaOnevisionConfig, sequence: SequenceSettings) -> int:
     """V: the placeholders of one post, the newline included."""
-    return frames * tokens_per_frame(config) + 1
+    return sequence.frames * tokens_per_frame(config, sequence.frame_pooling) + 1
+
+
+def _pooled_once_more(tokens_UKD: Tensor) -> Tensor:
+    """(U, K', D): as LLaVA-OneVision pools the tower's grid, on the square of tokens that it left."""
+    side = math.isqrt(tokens_UKD.shape[1])
+    grid_UDHW = tokens_UKD.transpose(1, 2).unflatten(2, (side, side))
+    pooled_UDHW = F.interpolate(grid_UDHW, size=[math.ceil(side / 2)] * 2, mode="bilinear")
+    return pooled_UDHW.flatten(2).transpose(1, 2)
 
 
 @dataclass
@@ -90,8 +102,10 @@ class AgentPS(nn.Module):
         head_hidden: int,
         head_dropout: float = 0.0,
         final_weight: float = 1.0,
+        frame_pooling: int = 2,
     ) -> None:
         super().__init__()
+        self._poolings = int(math.log2(frame_pooling))
         self.backbone: LlavaOnevisionModel | PeftModel = backbone
         self.config: LlavaOnevisionConfig = backbone.config
         self.variant = variant
@@ -165,7 +179,10 @@ class AgentPS(nn.Module):
 
     def frame_tokens(self, tower_states_UPW: Tensor) -> Tensor:
         """(U, K, D): each distinct image's states through projector and pooling."""
-        return self.llava.apply_pooling(self.llava.multi_modal_projector(tower_states_UPW))
+        tokens_UKD = self.llava.apply_pooling(self.llava.multi_modal_projector(tower_states_UPW))
+        for _ in range(self._poolings - 1):
+            tokens_UKD = _pooled_once_more(tokens_UKD)
+        return tokens_UKD
 
     def _pooled(
         self, tower_states_UPW: Tensor, frame_index_BF: Tensor, input_ids_BT: Tensor, last_positions_B: Tensor

@@ -117,6 +117,7 @@ def wrap(
         head_hidden=train.head_hidden,
         head_dropout=train.head_dropout,
         final_weight=train.final_weight,
+        frame_pooling=sequence.frame_pooling,
     )
     model.set_trainable(train.lora, ans_token_id(tokenizer), projector=train.train_projector)
     return model
@@ -145,7 +146,7 @@ def check_fits(
         "agentps",  # the longest sequence of all variants
         sequence,
         video_token_id=config.video_token_id,
-        visual_tokens=visual_tokens(config, sequence.frames),
+        visual_tokens=visual_tokens(config, sequence),
     )
 
 
@@ -158,7 +159,7 @@ def _prompt(
         train.variant,
         sequence,
         video_token_id=model.config.video_token_id,
-        visual_tokens=visual_tokens(model.config, sequence.frames),
+        visual_tokens=visual_tokens(model.config, sequence),
     )
 
 

@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -41,7 +41,11 @@ _META, _POSTS = "shards.json", "posts.parquet"
 
 
 class ShardWriter:
-    """Writes images in order, `images_per_file` a file, and posts in as many parts as they come in; `close` last."""
+    """Writes images in order, `images_per_file` a file, and posts in one or more parts, maybe without a row.
+
+    Nothing waits in memory: an image is written as it comes. A context manager: where its block fails, what was written
+    is no shard directory.
+    """
 
     def __init__(
         self, root: Path, sequence: SequenceSettings, tokenizer_name: str, images_per_file: int = 4096
@@ -51,25 +55,37 @@ class ShardWriter:
         self._sequence = sequence
         self._tokenizer_name = tokenizer_name
         self._images_per_file = images_per_file
-        self._pending: list[np.ndarray] = []
+        self._file: BinaryIO | None = None
         self._posts: pq.ParquetWriter | None = None
         self._images = 0
         self._digest = hashlib.sha256()
 
     def add(self, frame: np.ndarray) -> int:
         """Append one image, uint8 (S, S, 3); returns its number."""
-        self._pending.append(frame)
-        self._digest.update(frame.tobytes())
+        if self._images % self._images_per_file == 0:
+            self._close_file()
+            self._file = (self.root / f"images-{self._images // self._images_per_file:05d}.npy").open("wb")
+            self._write_header(self._file, self._images_per_file)
+        assert self._file is not None  # opened for the first image
+        pixels = np.ascontiguousarray(frame).data
+        self._file.write(pixels)
+        self._digest.update(pixels)
         self._images += 1
-        if len(self._pending) == self._images_per_file:
-            self._flush()
         return self._images - 1
 
-    def _flush(self) -> None:
-        if self._pending:
-            number = (self._images - 1) // self._images_per_file
-            np.save(self.root / f"images-{number:05d}.npy", np.stack(self._pending))
-            self._pending = []
+    def _write_header(self, file: BinaryIO, images: int) -> None:
+        """NumPy leaves room for a first axis that grows: the header of any number of images is equally long."""
+        side = self._sequence.image_size
+        header = {"descr": "|u1", "fortran_order": False, "shape": (images, side, side, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            if rest := self._images % self._images_per_file:  # the last file holds fewer than its header says
+                self._file.seek(0)
+                self._write_header(self._file, rest)
+            self._file.close()
+            self._file = None
 
     def add_posts(self, posts: pd.DataFrame) -> None:
         """Append rows; the columns are those of the first part."""
@@ -78,12 +94,17 @@ class ShardWriter:
             self._posts = pq.ParquetWriter(self.root / _POSTS, table.schema)
         self._posts.write_table(table.cast(self._posts.schema))
 
-    def close(self) -> None:
-        """At least one part, maybe without a row, must have been added."""
-        self._flush()
-        if self._posts is None:
-            raise ValueError(f"{self.root}: no posts were added")
-        self._posts.close()
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._close_file()
+        if self._posts is not None:
+            self._posts.close()
+        if error is None:
+            self._write_meta()
+
+    def _write_meta(self) -> None:
         meta = {
             "sequence": self._sequence.model_dump(),
             "tokenizer": self._tokenizer_name,

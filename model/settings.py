@@ -55,6 +55,9 @@ class SequenceSettings(_Section):
     frames: int = Field(ge=1)
     #: Repeat the images of a shorter album cyclically until there are `frames` (the paper), or read each once.
     repeat_frames: bool = True
+    #: The tower's grid is pooled by this factor in height and in width: 2 as in LLaVA-OneVision, 4 and 8 by pooling so
+    #: twice and three times, for a quarter and a sixteenth of the tokens.
+    frame_pooling: Literal[2, 4, 8] = 2
     #: Side of the square to which every frame is resized, in pixels; the tower's own input size.
     image_size: int = Field(ge=8)
     #: Tokens of title and text, at most.
@@ -104,6 +107,8 @@ class TrainSettings(_Section):
     saves_per_epoch: int = Field(ge=1)
     precision: Literal["float32", "bfloat16"]
     gradient_checkpointing: bool
+    #: Processes beside each training one that prepare its batches, so that a GPU does not wait for them.
+    loader_workers: int = Field(default=0, ge=0)
     #: Processes on this machine; more than one runs under torchrun.
     processes: int = Field(default=1, ge=1)
 

@@ -226,6 +226,7 @@ def fit(
         remove_unused_columns=False,
         seed=settings.seed,
         data_seed=settings.seed,
+        dataloader_num_workers=settings.loader_workers,
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
     )

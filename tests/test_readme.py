@@ -88,10 +88,14 @@ def means_by_row(path: str) -> dict[tuple[str, str], str]:
     }
 
 
-def test_what_each_image_once_costs_is_what_both_studies_say() -> None:
+@pytest.mark.parametrize(
+    ("heading", "study"), [("Each image once", "each-image-once"), ("Fewer tokens a frame", "pooled-frames")]
+)
+def test_what_an_option_costs_is_what_both_studies_say(heading: str, study: str) -> None:
     page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
-    repeated, once = means_by_row("docs/results.json"), means_by_row("docs/each-image-once/results.json")
+    section = page.split(f"## {heading}\n")[1].split("\n## ")[0]
+    default, other = means_by_row("docs/results.json"), means_by_row(f"docs/{study}/results.json")
     names = {"none": "", "people": ", people's labels", "annotator": ", the annotator's"}
-    assert set(once) == set(repeated)
-    for (variant, labels), figures in repeated.items():
-        assert f"| {variant}{names[labels]} | {figures} | {once[variant, labels]} |" in page
+    assert set(other) == set(default)
+    for (variant, labels), figures in default.items():
+        assert f"| {variant}{names[labels]} | {figures} | {other[variant, labels]} |" in section

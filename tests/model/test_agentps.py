@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaOnevisionModel
 
-from model.agentps import AgentPS, normalize, tokens_per_frame, visual_tokens
+from model.agentps import AgentPS, normalize, tokens_per_frame, tower_size, visual_tokens
 from model.backbone import load_tokenizer
 from model.data import FRAMES, TEXT_IDS, Batches, Shards
 from model.schema import NO_FRAME
-from model.settings import BackboneSettings, LoraSettings, Variant, answers_questions
+from model.settings import BackboneSettings, LoraSettings, SequenceSettings, Variant, answers_questions
 from model.task import Task
 from tests.support.tiny import SEQUENCE, TASK, network, train_settings
 
@@ -235,13 +236,50 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_backbone: BackboneSetti
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_the_grid_is_pooled_two_by_two_and_rounded_up() -> None:
+@pytest.mark.parametrize(("pooling", "side"), [(2, 14), (4, 7), (8, 4)])
+def test_the_grid_is_pooled_two_by_two_and_rounded_up(pooling: Literal[2, 4, 8], side: int) -> None:
     config: Any = type("Config", (), {"vision_config": type("V", (), {"image_size": 384, "patch_size": 14})})
-    assert tokens_per_frame(config) == 14 * 14  # 27 x 27 patches
-    assert visual_tokens(config, 16) == 16 * 196 + 1
+    assert tokens_per_frame(config, pooling) == side**2  # 27 x 27 patches
+    sequence = SequenceSettings(frames=16, image_size=384, max_text_tokens=196, max_tokens=256, frame_pooling=pooling)
+    assert visual_tokens(config, sequence) == 16 * side**2 + 1
+
+
+def pooled(shards: Shards, pooling: Literal[2, 4]) -> Shards:
+    other = copy.copy(shards)
+    other.sequence = SEQUENCE.model_copy(update={"frame_pooling": pooling})
+    return other
+
+
+def test_a_frame_pooled_to_one_token_is_the_mean_of_its_patches(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards
+) -> None:
+    model, _, batches = network(tiny_backbone, pooled(tiny_shards, 4), train_settings())
+    assert (tower_size(model.config), model.config.vision_config.patch_size) == (32, 8)  # 4 x 4 patches
+    batch = batches(ROWS)
+    with torch.no_grad():
+        states_UPW = model.tower_states(batch["pixel_values_UCHW"])
+        expected = model.llava.multi_modal_projector(states_UPW).mean(1, keepdim=True)
+        torch.testing.assert_close(model.frame_tokens(states_UPW), expected, rtol=1e-5, atol=1e-6)
+    assert (batch["input_ids_BT"] == model.config.video_token_id).sum(1).tolist() == [SEQUENCE.frames + 1] * len(ROWS)
+    model(**batch).loss_sum.backward()
+
+
+def test_pooling_takes_its_part_of_the_tokens_and_changes_the_answers(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards
+) -> None:
+    """Of the same weights: text and answers stand where the fewer visual tokens end."""
+    found = []
+    for pooling in (2, 4):
+        torch.manual_seed(0)
+        model, _, batches = network(tiny_backbone, pooled(tiny_shards, pooling), train_settings())
+        batch = batches(ROWS)
+        with torch.no_grad():
+            found.append((model.eval()(**batch).final_B, batch["answer_positions_BA"]))
+    assert torch.equal(found[0][1] - found[1][1], torch.full_like(found[0][1], SEQUENCE.frames * 3))
+    assert (found[0][0] - found[1][0]).abs().min() > 1e-4
 
 
 def test_the_prompt_has_a_place_for_every_visual_token(tiny_backbone: BackboneSettings, tiny_shards: Shards) -> None:
     model, _, batches = network(tiny_backbone, tiny_shards, train_settings())
     places = (batches(ROWS)["input_ids_BT"] == model.config.video_token_id).sum(1)
-    assert places.tolist() == [visual_tokens(model.config, SEQUENCE.frames)] * len(ROWS)
+    assert places.tolist() == [visual_tokens(model.config, SEQUENCE)] * len(ROWS)

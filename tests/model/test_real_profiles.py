@@ -149,5 +149,5 @@ def test_the_backbone_has_the_published_size(built: Built) -> None:
 
 
 def test_a_post_is_16_frames_of_196_tokens_and_a_newline(built: Built) -> None:
-    _, model, _, _ = built
-    assert visual_tokens(model.config, 16) == 16 * 196 + 1
+    published, model, _, _ = built
+    assert visual_tokens(model.config, settings_of(published).preprocess) == 16 * 196 + 1

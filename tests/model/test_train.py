@@ -87,6 +87,17 @@ def test_accumulation_over_micro_batches_trains_the_same_parameters(
     assert largest_difference(whole, split) <= 1e-5
 
 
+@pytest.mark.parametrize("frames", ["tiny_shards", "unique_shards"])
+def test_batches_that_other_processes_prepare_train_the_same_parameters(
+    tiny_backbone: BackboneSettings, frames: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Also from the second epoch on, and with the tower's states on disk where these pay."""
+    shards: Shards = request.getfixturevalue(frames)
+    own, _ = train(tiny_backbone, shards, tmp_path / "0", train_settings(epochs=2))
+    ahead, _ = train(tiny_backbone, shards, tmp_path / "2", train_settings(epochs=2, loader_workers=2))
+    assert largest_difference(own, ahead) == 0
+
+
 def test_micro_batches_hold_albums_of_like_size_and_optimizer_steps_random_posts() -> None:
     n_frames = np.random.default_rng(0).integers(1, 17, 50)
     sampler = AlbumSampler(n_frames, batch=8, seed=3)
