@@ -549,9 +549,9 @@ Where the table's script does not measure it, the figure is of one measurement o
   micro-batches of 4). Of the mid model's rows, whose frames are shorter, {mid_saved:.1f} % (of 8); measured on it, in
   micro-batches of 4, a step is {length}x as fast. On the real backbones it stays below 3 %, so it is not built.
 - **Packing**, posts in one row one after another without padding, can save what is padding: of the 0.5B backbone's
-  tokens, in micro-batches of 4, {padding_repeated:.1f} % with repeated frames and {padding_once:.1f} % with each image once, where
-  posts are sorted by album. On a CPU its block-diagonal attention would be a mask, which costs more than that (above),
-  or a loop over posts. Not built.
+  tokens, in micro-batches of 4, {padding_repeated:.1f} % with repeated frames and {padding_once:.1f} % with each image
+  once, posts sorted by album. On a CPU its block-diagonal attention would be a mask, which costs more than that
+  (above), or a loop over posts. Not built.
 - **A shared prefix for several tasks.** Branches of one sequence need one trunk. Each task trains its own adapter, or
   its own language model, so the post's states differ between tasks from the first layer on: it does not apply.
 - **Three bfloat16 products for a float32 one** (AMX, for the frozen tower; relative error 5e-6): 2 to 5 times slower
