@@ -49,6 +49,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+#: Where Pillow's `getexif` looks for an orientation.
+_METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
+
 
 @dataclass(frozen=True)
 class ImageLimits:
@@ -115,8 +118,9 @@ def decode(data: bytes, limits: ImageLimits, *, least_side: int | None = None) -
     try:
         image = _open(data)
         _check_header(image, limits)
-        if least_side is not None and image.mode == "RGB" and "progressive" not in image.info:
-            image.draft(None, (least_side, least_side))  # no other format has it
+        scalable = image.mode == "RGB" and "progressive" not in image.info
+        if least_side is not None and scalable and min(image.size) >= 2 * least_side:
+            image.draft(None, (least_side, least_side))  # no other format than JPEG has it
         image.load()
         rgb = _rgb(image)
     except Image.DecompressionBombError as error:
@@ -197,6 +201,8 @@ def _check_header(image: ImageFile, limits: ImageLimits) -> None:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -207,6 +213,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8. Where EXIF is broken: 1, the picture as stored, as viewers show it."""
+    if _METADATA.isdisjoint(image.info):
+        return 1
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
         return orientation if isinstance(orientation, int) else 1

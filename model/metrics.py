@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 
 logger = logging.getLogger(__name__)
 
@@ -289,6 +287,9 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Calibration:
         return Calibration()
     target_N = np.where(label_N, (positives + 1) / (positives + 2), 1 / (len(label_N) - positives + 2))
     unit_N = (logit_N - logit_N.mean()) / spread  # well conditioned, whatever the logits' scale
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=1e-9)
     try:
         with warnings.catch_warnings():

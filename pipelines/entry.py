@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.metadata
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,9 @@ from pipelines.console import quieten
 from steps.settings import home
 
 quieten()
+# ZenML asks which package a table's class is from whenever a step returns one, and this reads the file lists of all
+# packages: half a second, with the same answer.
+importlib.metadata.packages_distributions = functools.cache(importlib.metadata.packages_distributions)
 
 _PARAMETERS = "parameters"
 

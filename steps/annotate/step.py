@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import mlflow
 import pandas as pd
@@ -12,17 +12,18 @@ from zenml.logger import get_logger
 from zenml.types import HTMLString
 
 from model.task import Task
-from steps.annotate.agreement import QuestionAgreement, agreement, gate
-from steps.annotate.client import AnnotationResult, annotate_posts
 from steps.annotate.human import human_labels
 from steps.annotate.ledger import Ledger
-from steps.annotate.page import render_report
 from steps.annotate.prices import FREE, load_prices
 from steps.annotate.simulated import SimulatedAnnotator
 from steps.annotate.tally import Progress
 from steps.caching import depends_on
 from steps.ingest.sample import render_sample
 from steps.settings import AnnotateSettings, SampleSettings, home, ledger_url
+
+if TYPE_CHECKING:
+    from steps.annotate.agreement import QuestionAgreement
+    from steps.annotate.client import AnnotationResult
 
 logger = get_logger(__name__)
 
@@ -34,6 +35,8 @@ def _every_tenth(progress: Progress) -> None:
 
 
 def _ask(posts: pd.DataFrame, task: Task, settings: AnnotateSettings, sample: SampleSettings) -> AnnotationResult:
+    from steps.annotate.client import annotate_posts
+
     source = f"{settings.annotator}:{settings.model}"
     ask: Callable[..., AnnotationResult] = annotate_posts
     with Ledger(ledger_url(settings.ledger)) as ledger:
@@ -66,6 +69,9 @@ def annotate(
         labels = human_labels(posts, task, settings.splits)
         logger.info("Took people's own process labels of %s posts", len(labels))
         return labels, HTMLString(f"<p>{len(labels)} posts with people's own process labels; nobody was asked.</p>")
+    from steps.annotate.agreement import agreement, gate
+    from steps.annotate.page import render_report
+
     result = _ask(posts, task, settings, sample)
     questions = agreement(posts, result.labels, task)
     # the page is made before a gate that fails: it is what explains the failure

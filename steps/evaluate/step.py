@@ -13,8 +13,6 @@ from zenml.types import HTMLString
 from materializers.directory import CheckpointDirectory, ShardDirectory
 from model.task import Task
 from steps.caching import depends_on
-from steps.evaluate.page import render
-from steps.evaluate.predictions import predict_splits
 from steps.evaluate.report import EvalReport, build_report
 from steps.settings import EvaluateSettings
 
@@ -36,6 +34,9 @@ def evaluate(
     Annotated[EvalReport, "report"], Annotated[HTMLString, "report_page"], Annotated[pd.DataFrame, "predictions"]
 ]:
     """The report, the same as one HTML page, and the scores of val and test that it was made of."""
+    from steps.evaluate.page import render
+    from steps.evaluate.predictions import predict_splits
+
     val, test, calibration, info = predict_splits(checkpoint.path, shards.path)
     report = build_report(
         val,

@@ -14,8 +14,6 @@ from model.schema import LABEL_SOURCE
 from model.settings import BackboneSettings, TrainSettings
 from model.task import Task
 from steps.caching import depends_on
-from steps.fine_tune.backbone import resolve
-from steps.fine_tune.launch import TrainingJob, run
 from steps.register import registry
 from steps.settings import home
 
@@ -41,6 +39,9 @@ def fine_tune(
 
     `start`: the version of the registered model `model_name` whose weights are trained further; None: fresh heads.
     """
+    from steps.fine_tune.backbone import resolve
+    from steps.fine_tune.launch import TrainingJob, run
+
     begun = None if model_name is None or start is None else registry.fetch(registry.get(model_name, start), task)
     job = TrainingJob(
         task=task,

@@ -319,7 +319,7 @@ def _local_path(name: Any, root: str, real_folder: Callable[[str], str]) -> str:
     if _URL.match(name):
         raise ValueError(f"{_shown(name)} is a URL; only local paths are read: download it beside the manifest")
     path = _real_path(os.path.join(root, name), real_folder)
-    if os.path.commonpath([path, root]) != root:
+    if path != root and not path.startswith(os.path.join(root, "")):
         raise ValueError(f"{_shown(name)} lies outside the manifest's folder; move it there")
     path.encode()
     return path

@@ -9,14 +9,10 @@ from zenml import log_metadata, step
 from zenml.logger import get_logger
 
 from materializers.directory import DirectoryMaterializer, ShardDirectory
-from model.backbone import load_config, load_tokenizer
-from model.checkpoint import check_fits
 from model.images import ImageLimits
 from model.settings import BackboneSettings, SequenceSettings
 from model.task import Task
 from steps.caching import depends_on
-from steps.fine_tune.backbone import resolve
-from steps.preprocess.shards import scratch_folder, write_shards
 from steps.settings import IngestSettings, home
 
 logger = get_logger(__name__)
@@ -39,6 +35,11 @@ def preprocess(
     posts: pd.DataFrame, task: Task, backbone: BackboneSettings, sequence: SequenceSettings, ingest: IngestSettings
 ) -> Annotated[ShardDirectory, "shards"]:
     """Every distinct image at the tower's size, every text as tokens."""
+    from model.backbone import load_config, load_tokenizer
+    from model.checkpoint import check_fits
+    from steps.fine_tune.backbone import resolve
+    from steps.preprocess.shards import scratch_folder, write_shards
+
     resolved = resolve(backbone, home())
     tokenizer = load_tokenizer(resolved)
     check_fits(load_config(resolved), tokenizer, task, sequence)  # hours before the training would say so

@@ -15,7 +15,6 @@ from materializers.directory import ShardDirectory
 from model.task import Task
 from steps.evaluate.report import EvalReport
 from steps.mirror import mirror
-from steps.promote.trial import Trial
 from steps.register import history
 from steps.register.registry import CHALLENGER, CHAMPION, RegisteredVersion
 from steps.settings import PromoteSettings, home
@@ -42,6 +41,8 @@ def promote(
 
     This step is never cached, so it is the one that lays the run's own report page where the summary says.
     """
+    from steps.promote.trial import Trial
+
     page = home() / "reports" / "evaluation.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(report_page, encoding="utf-8")

@@ -23,7 +23,6 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 from pydantic import BaseModel, ConfigDict
 
-from model.checkpoint import OperatingPoints, check_task, read_info, write_operating_points
 from model.errors import CheckpointError, RegistryError
 from model.integrity import MANIFEST, seal, sha256_of, verify
 from model.schema import IMAGES, SPLIT, TEST, TEXT, TITLE
@@ -130,6 +129,8 @@ def register(
     Raises:
         CheckpointError: the checkpoint holds a pickle, or answers another task.
     """
+    from model.checkpoint import OperatingPoints, check_task, read_info, write_operating_points
+
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "checkpoint"
         shutil.copytree(checkpoint, directory)
@@ -218,6 +219,8 @@ def fetch(version: RegisteredVersion, task: Task | None = None) -> Path:
         RegistryError: the version has no hashes, or its files are gone.
         CheckpointError: a file was changed, removed or added; a pickle is there; another task.
     """
+    from model.checkpoint import check_task, read_info
+
     directory = _download(version, "")
     verify(directory, _expected_files(version))
     info = read_info(directory)

@@ -13,20 +13,16 @@ from zenml.logger import get_logger
 from zenml.types import HTMLString
 
 from materializers.directory import ShardDirectory
-from model.data import Shards
 from model.errors import DataError
 from model.schema import CREATED_AT
 from model.settings import BackboneSettings
 from model.task import Task
 from steps.caching import depends_on
-from steps.fine_tune.backbone import resolve
 from steps.register import registry
 from steps.register.registry import RegisteredVersion
 from steps.retrain import fresh
-from steps.retrain.drift import Difference, compare, records, render
 from steps.retrain.live import live as live_figures
 from steps.retrain.live import tell
-from steps.retrain.profile import profile as profile_of
 from steps.settings import NotifySettings, RetrainSettings, home
 
 logger = get_logger(__name__)
@@ -85,6 +81,11 @@ def drift(
     Raises:
         DataError: they differ, and `on_drift` is `fail`. The page is kept all the same, in MLflow and on disk.
     """
+    from model.data import Shards
+    from steps.fine_tune.backbone import resolve
+    from steps.retrain.drift import Difference, compare, records, render
+    from steps.retrain.profile import profile as profile_of
+
     own = profile_of(posts, labels, task, Shards(shards.path), resolve(backbone, home()))
     version = registry.get(model_name, champion) if champion is not None else None
     reference = registry.profile_of(version) if version is not None else None

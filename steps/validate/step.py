@@ -14,8 +14,6 @@ from model.errors import DataError
 from model.task import Task
 from steps.caching import depends_on
 from steps.settings import IngestSettings, ValidateSettings, home
-from steps.validate.expectations import validate_posts
-from steps.validate.page import render
 
 logger = get_logger(__name__)
 
@@ -32,6 +30,9 @@ def validate(
     Raises:
         DataError: a critical rule is broken. The page is kept all the same, in MLflow and on disk.
     """
+    from steps.validate.expectations import validate_posts
+    from steps.validate.page import render
+
     outcome = validate_posts(posts, labels, task, settings, max_images=ingest.max_images)
     page = render(outcome, heading=f"Task {task.name}")
     path = home() / "reports" / "validation.html"
