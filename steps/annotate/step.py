@@ -12,6 +12,7 @@ from zenml.logger import get_logger
 from zenml.types import HTMLString
 
 from model.task import Task
+from steps import ahead
 from steps.annotate.human import human_labels
 from steps.annotate.ledger import Ledger
 from steps.annotate.prices import FREE, load_prices
@@ -45,6 +46,7 @@ def _ask(posts: pd.DataFrame, task: Task, settings: AnnotateSettings, sample: Sa
             price = load_prices().get(settings.model)
             return ask(posts, task, settings, ledger, base_url=None, api_key=None, price=price, **common)
         common["price"] = FREE
+        ahead.wait()  # the step that draws the sample may be cached
         truth = pd.read_parquet(render_sample(sample, home()).with_name("truth.parquet"))
         with SimulatedAnnotator(truth, task) as server:
             return ask(posts, task, settings, ledger, base_url=server.base_url, api_key=server.api_key, **common)
