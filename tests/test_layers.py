@@ -52,7 +52,7 @@ def offenders(files: list[Path], forbidden: tuple[str, ...]) -> list[str]:
 
 
 def test_a_run_whose_steps_are_cached_imports_no_library_of_theirs() -> None:
-    """So it starts in half the time: each step imports its libraries when it runs."""
+    """Each step imports its libraries when it runs; the study's, whose cells are its own cache, always does."""
     steps = ["steps." + path.parent.name + ".step" for path in (REPOSITORY / "steps").glob("*/step.py")]
     steps.remove("steps.study.step")
     code = f"import sys, importlib; [importlib.import_module(name) for name in {steps}]; print(*sys.modules)"
