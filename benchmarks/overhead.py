@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import machine, put, table, write
-from steps.settings import REPOSITORY
+from steps.settings import REPOSITORY, home
 
 RECORD = REPOSITORY / "benchmarks" / "overhead.json"
 #: What the pipeline is for; the rest is overhead.
@@ -35,7 +35,7 @@ def measure() -> dict[str, Any]:
     foreign = ("MLFLOW_", "OPENAI_")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
     stack = [sys.executable, "-m", "infra.local_stack"]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=home()) as folder:
         own = {"AGENTPS_HOME": f"{folder}/home", "ZENML_CONFIG_PATH": f"{folder}/zenml"}
         environment |= own | {"ZENML_LOGGING_COLORS_DISABLED": "true", "PYTHONUNBUFFERED": "1"}
         Path(own["ZENML_CONFIG_PATH"]).mkdir()

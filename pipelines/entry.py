@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import click
 import yaml
 from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 from zenml.enums import ExecutionMode
+from zenml.integrations.integration import Integration
+from zenml.integrations.pytorch import PytorchIntegration
+from zenml.integrations.sklearn import SklearnIntegration
 from zenml.pipelines.pipeline_definition import Pipeline
 
 from model.errors import AgentPSError, ConfigError
@@ -25,6 +29,20 @@ quieten()
 # ZenML asks which package a table's class is from whenever a step returns one, and this reads the file lists of all
 # packages: half a second, with the same answer.
 importlib.metadata.packages_distributions = functools.cache(importlib.metadata.packages_distributions)
+
+
+def _activate_if_imported(integration: type[Integration], library: str) -> None:
+    """Have ZenML activate an integration, whose materializers import its library, only where a step has imported it.
+
+    ZenML activates whatever is installed when it compiles a pipeline. A step that returns the library's objects names
+    their class in its signature, and so has imported it by then.
+    """
+    is_installed = integration.check_installation
+    integration.check_installation = lambda: library in sys.modules and is_installed()  # type: ignore[method-assign]
+
+
+_activate_if_imported(PytorchIntegration, "torch")
+_activate_if_imported(SklearnIntegration, "sklearn")
 
 _PARAMETERS = "parameters"
 

@@ -55,11 +55,29 @@ def test_a_run_whose_steps_are_cached_imports_no_library_of_theirs() -> None:
     """Each step imports its libraries when it runs; the study's, whose cells are its own cache, always does."""
     steps = ["steps." + path.parent.name + ".step" for path in (REPOSITORY / "steps").glob("*/step.py")]
     steps.remove("steps.study.step")
-    code = f"import sys, importlib; [importlib.import_module(name) for name in {steps}]; print(*sys.modules)"
+    code = (
+        "import sys, importlib\n"
+        f"[importlib.import_module(name) for name in {['pipelines.entry', *steps]}]\n"
+        "from zenml.integrations.registry import integration_registry\n"
+        "integration_registry.activate_integrations()\n"  # as ZenML does when it compiles a pipeline
+        "print(*sys.modules)"
+    )
     found = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True, text=True)
-    heavy = {"torch", "transformers", "peft", "openai", "great_expectations", "matplotlib"}
+    heavy = {"torch", "transformers", "peft", "openai", "great_expectations", "matplotlib", "scipy.stats", "sklearn"}
     assert len(steps) == 9
     assert heavy & set(found.stdout.split()) == set()
+
+
+def test_a_step_that_returns_a_module_has_zenml_s_materializer_for_it() -> None:
+    code = (
+        "import pipelines.entry, torch\n"
+        "from zenml.integrations.registry import integration_registry\n"
+        "from zenml.materializers.materializer_registry import materializer_registry\n"
+        "integration_registry.activate_integrations()\n"
+        "print(materializer_registry[torch.nn.Linear].__name__)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    assert found.stdout.split()[-1] == "PyTorchModuleMaterializer"
 
 
 def test_the_scan_sees_the_packages() -> None:

@@ -27,6 +27,10 @@ def test_phone_photos_are_preprocessed_twice_as_fast_as_by_the_plain_path() -> N
     assert RECORD["step"]["plain"] >= 2 * RECORD["step"]["ours"]
 
 
+def test_the_pipeline_s_overhead_is_within_its_aim() -> None:
+    assert overhead.overhead(json.loads(overhead.RECORD.read_text(encoding="utf-8"))) <= 35
+
+
 def test_the_memory_of_large_frames_does_not_grow_with_their_number() -> None:
     few, many = (row for row in RECORD["memory"] if row["side"] == preprocessing.SIDE)
     assert many["posts"] >= 4 * few["posts"]

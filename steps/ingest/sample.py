@@ -41,6 +41,7 @@ MAX_IMAGES = 8
 #: Share of the final labels that people got wrong.
 LABEL_NOISE = 0.05
 _SCALE = 3  # drawn larger, then averaged down: smooth edges at 32 pixels
+_PEN = 5  # no less than half a line's width and what bilinear interpolation reads beside a pixel
 _POSTS_PER_FOLDER = 500
 _FIRST_DAY = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -92,17 +93,22 @@ def _boat(d: Draw, box: Box, ink: str) -> None:
 
 @dataclass(frozen=True)
 class Subject:
+    """
+    reach: how far from the centre of its box it is drawn, in half sizes, the width of lines aside.
+    """
+
     word: str
     draw: Callable[[Draw, Box, str], None]
+    reach: float
 
 
 SUBJECTS = (
-    Subject("sun", _sun),
-    Subject("tree", _tree),
-    Subject("house", _house),
-    Subject("fish", _fish),
-    Subject("ring", _ring),
-    Subject("boat", _boat),
+    Subject("sun", _sun, 1.0),
+    Subject("tree", _tree, 1.02),
+    Subject("house", _house, 1.15),
+    Subject("fish", _fish, 1.17),
+    Subject("ring", _ring, 0.91),
+    Subject("boat", _boat, 1.09),
 )
 
 _ORIGINAL = (
@@ -159,16 +165,40 @@ _INKS = ("#7a1f1f", "#1f3f7a", "#1f6b35", "#5a2a70", "#7a5a10", "#222222", "#0f6
 _PAPERS = ("#f4e3c1", "#cfe3f5", "#d9f0d3", "#f5d6df", "#ece4f7", "#fff7c9", "#dfe6e6", "#f7dcc4")
 
 
+def _turned(image: Image.Image, angle: float, centre: tuple[float, float], radius: float, paper: str) -> Image.Image:
+    """As `image.rotate(angle, BILINEAR, fillcolor=paper)` for an image that is paper outside a circle: 2/3 of its time.
+
+    Args:
+        angle: degrees, counterclockwise.
+        centre, radius: of the circle, in pixels.
+    """
+    side, middle = image.width, image.width / 2
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    a, b = round(cos, 15), round(-sin, 15)  # from a pixel of the result to the place where it is read, as in `rotate`
+    dx, dy = centre[0] - middle, centre[1] - middle
+    x, y = middle + cos * dx + sin * dy, middle - sin * dx + cos * dy
+    left, top = max(0, math.floor(x - radius)), max(0, math.floor(y - radius))
+    size = min(side, math.ceil(x + radius)) - left, min(side, math.ceil(y + radius)) - top
+    x, y = left - middle, top - middle
+    matrix = (a, b, a * x + b * y + middle, -b, a, a * y - b * x + middle)
+    turned = Image.new("RGB", image.size, paper)
+    part = image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=paper)
+    turned.paste(part, (left, top))
+    return turned
+
+
 def draw_image(rng: np.random.Generator, subject: int, style: int, overlay: int) -> Image.Image:
     """One RGB image of IMAGE_SIZE pixels: SUBJECTS[subject], STYLES[style], OVERLAYS[overlay]."""
     side = IMAGE_SIZE * _SCALE
     paper, ink = _PAPERS[rng.integers(len(_PAPERS))], _INKS[rng.integers(len(_INKS))]
     image = Image.new("RGB", (side, side), paper)
     draw = ImageDraw.Draw(image)
-    x, y = rng.uniform(0.42, 0.58, 2) * side
-    SUBJECTS[subject].draw(draw, (x, y, rng.uniform(0.26, 0.36) * side), ink)
+    x, y = (rng.uniform(0.42, 0.58, 2) * side).tolist()
+    r = rng.uniform(0.26, 0.36) * side
+    SUBJECTS[subject].draw(draw, (x, y, r), ink)
     if STYLES[style] == "snapshot":
-        image = image.rotate(rng.uniform(8, 22) * rng.choice((-1, 1)), Image.Resampling.BILINEAR, fillcolor=paper)
+        angle = rng.uniform(8, 22) * (-1, 1)[rng.integers(2)]
+        image = _turned(image, angle, (x, y), SUBJECTS[subject].reach * r + _PEN, paper)
     else:  # a poster has the bars of a film still
         bar = round(side * rng.uniform(0.07, 0.11))
         draw.rectangle((0, 0, side, bar), "#101010")

@@ -11,7 +11,6 @@ import pandas as pd
 from model.schema import LABEL, POST_ID, SPLIT, TEST
 from model.task import Task
 from steps.evaluate.report import SCORE, EvalReport
-from steps.promote.champion import score_posts
 from steps.promote.gate import Decision, Judged, Posts, Unscored, decide, slices_of
 from steps.register import registry
 from steps.register.history import State
@@ -63,6 +62,8 @@ class Trial:
         if report.task_fingerprint != self._task.fingerprint:
             why = f"the champion, version {champion.version}, answers another task: the two cannot be compared"
             return decide(self._candidate, Unscored(why), self._posts, self._policy)
+        from steps.promote.champion import score_posts  # with torch and transformers, which no other decision needs
+
         self.scores["champion"] = score_posts(
             registry.fetch(champion, self._task),
             registry.fetch(self._version, self._task),

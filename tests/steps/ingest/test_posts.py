@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from model.errors import ManifestError
+from model.images import ImageLimits, read_source
 from model.task import FinalQuestion, Question, Task
 from steps.ingest.posts import RejectsError, manifest_fingerprint, read_manifest, split_of
 from steps.settings import IngestSettings
@@ -360,13 +361,12 @@ def test_a_parquet_timestamp_without_zone_is_rejected(folder: Path) -> None:
 
 def test_each_distinct_file_is_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
-    real = Path.read_bytes
 
-    def counting(path: Path) -> bytes:
-        reads.append(path.name)
-        return real(path)
+    def counting(source: str, limits: ImageLimits) -> bytes:
+        reads.append(Path(source).name)
+        return read_source(source, limits)
 
-    monkeypatch.setattr(Path, "read_bytes", counting)
+    monkeypatch.setattr("steps.ingest.posts.read_source", counting)
     rows = [post(f"p{i}", images=["a.jpg", "inside.jpg", "b.png"]) for i in range(200)]
     result = read_manifest(write(folder, rows), TASK, settings())
     assert sorted(reads) == ["a.jpg", "b.png"]

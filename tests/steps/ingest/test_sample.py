@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from model.task import load_task
 from steps.ingest import sample
@@ -221,6 +222,19 @@ def test_single_images_show_every_subject_style_and_overlay() -> None:
     assert images.shape == (300, sample.IMAGE_SIZE, sample.IMAGE_SIZE, 3)
     assert images.dtype == np.uint8
     assert [len(set(column)) for column in attributes.T] == [len(sample.SUBJECTS), 2, 3]
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.word)
+def test_turning_what_is_drawn_alone_gives_pillow_s_rotation(subject: sample.Subject) -> None:
+    side = sample.IMAGE_SIZE * 3
+    corners = itertools.product((0.42, 0.58), (0.42, 0.5, 0.58), (0.26, 0.36), (-22, -8.3, 8, 15.7, 22))
+    for x, y, r, angle in corners:
+        image = Image.new("RGB", (side, side), "#f4e3c1")
+        subject.draw(ImageDraw.Draw(image), (x * side, y * side, r * side), "#1f3f7a")
+        whole = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor="#f4e3c1")
+        reach = subject.reach * r * side + sample._PEN
+        assert whole.getcolors() != image.getcolors()
+        assert sample._turned(image, angle, (x * side, y * side), reach, "#f4e3c1").tobytes() == whole.tobytes()
 
 
 def test_a_post_depends_on_its_generator_alone() -> None:
