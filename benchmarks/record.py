@@ -57,16 +57,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def put(tables: dict[str, str]) -> None:
+def put(tables: dict[str, str], page: Path = PAGE) -> None:
     """Write each table between its two marks on the page.
 
     Raises:
         ValueError: the page has no such marks.
     """
-    text = PAGE.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     for name, rendered in tables.items():
         found = re.search(rf"<!-- {re.escape(name)} -->\n(.*?)<!-- /{re.escape(name)} -->", text, re.DOTALL)
         if found is None:
-            raise ValueError(f"{PAGE}: no marks <!-- {name} --> and <!-- /{name} --> for its table; add them")
+            raise ValueError(f"{page}: no marks <!-- {name} --> and <!-- /{name} --> for its table; add them")
         text = text[: found.start(1)] + rendered + "\n" + text[found.end(1) :]
-    PAGE.write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")

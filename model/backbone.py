@@ -8,7 +8,13 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    LlavaOnevisionConfig,
+    LlavaOnevisionModel,
+    PreTrainedTokenizerBase,
+)
 
 from model.agentps import sub_config
 from model.errors import CheckpointError, ConfigError
@@ -75,18 +81,42 @@ def load_backbone(
         CheckpointError: weights are missing from it: they would be random.
     """
     load_config(backbone)
+    options = {} if backbone.quantization is None else _in_4_bits(dtype)
     try:
         loaded = LlavaOnevisionModel.from_pretrained(
-            backbone.name, revision=_revision(backbone), dtype=dtype, output_loading_info=True
+            backbone.name, revision=_revision(backbone), dtype=dtype, output_loading_info=True, **options
         )
+    except ImportError as error:
+        raise ConfigError(
+            f"backbone.quantization {backbone.quantization}: {error}: install agentps[quantization], or remove it"
+        ) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"backbone {backbone.name}: cannot be loaded ({error}); {_HINT}") from error
     model, report = cast(tuple[LlavaOnevisionModel, dict[str, Any]], loaded)  # with output_loading_info
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise CheckpointError(f"backbone {backbone.name}: no weights for {missing}; take a complete LLaVA-OneVision")
+    for module in model.modules():
+        # On a CPU with AVX512-BF16, bitsandbytes 0.50 packs the weights at the first evaluation for a kernel of 16 bits
+        # that has no backward pass, and never unpacks them.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     fit_embedding(model, tokenizer)
     return model
+
+
+def _in_4_bits(dtype: torch.dtype) -> dict[str, Any]:
+    """NF4 with quantized constants, as in the QLoRA paper, for the language model; it computes in `dtype`."""
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["vision_tower", "multi_modal_projector"],  # the name is of its older 8-bit form
+    )
+    # transformers would put it on the first GPU in every process of torchrun
+    device = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def fit_embedding(model: LlavaOnevisionModel, tokenizer: PreTrainedTokenizerBase) -> None:

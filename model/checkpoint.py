@@ -226,7 +226,7 @@ def save(
         task_fingerprint=task.fingerprint,
         sequence=sequence,
         train=train,
-        backbone=BackboneSettings(name="backbone") if embed_backbone else backbone,
+        backbone=backbone.model_copy(update={"name": "backbone"}) if embed_backbone else backbone,
         backbone_embedded=embed_backbone,
         backbone_fingerprint=_architecture_fingerprint(load_config(backbone).to_json_string()),
         provenance=provenance,
@@ -283,7 +283,9 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
     """
     refuse_pickles(directory)  # PEFT and transformers fall back to a pickle where there are no safetensors
     info = read_info(directory)
-    backbone = BackboneSettings(name=str(directory / "backbone")) if info.backbone_embedded else info.backbone
+    backbone = info.backbone
+    if info.backbone_embedded:
+        backbone = backbone.model_copy(update={"name": str(directory / "backbone")})
     _check_backbone(info, backbone, directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
@@ -293,8 +295,9 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
     model = wrap(llava, tokenizer, info.task, info.sequence, info.train)
     _restore(model, directory)
     model.eval().requires_grad_(False)
-    if isinstance(model.backbone, PeftModel) and info.train.precision == "float32":
-        # One product in place of three. A bfloat16 weight would round the adapter's part away.
+    whole = info.train.precision == "float32" and backbone.quantization is None
+    if isinstance(model.backbone, PeftModel) and whole:
+        # One product in place of three. A weight of 16 or 4 bits would round the adapter's part away.
         model.backbone = cast(LlavaOnevisionModel, model.backbone.merge_and_unload())
     if device is not None:
         model.to(device)
@@ -324,6 +327,11 @@ def _check_backbone(info: CheckpointInfo, backbone: BackboneSettings, directory:
         raise CheckpointError(
             f"{directory}: trained on a backbone {info.backbone_fingerprint}, {backbone.name} is {fingerprint}: "
             "load the one that it was trained on"
+        )
+    if backbone.quantization != info.backbone.quantization:
+        raise CheckpointError(
+            f"{directory}: trained with backbone.quantization {info.backbone.quantization}, asked for "
+            f"{backbone.quantization}: keep the one that it was trained with"
         )
 
 

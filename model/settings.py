@@ -36,6 +36,9 @@ class BackboneSettings(_Section):
     name: str
     #: A commit of the hub's repository; required for a hub's id, so that a version can be loaded again.
     revision: str | None = None
+    #: How the language model's linear weights are kept, which LoRA leaves as they are. `nf4`: in 4 bits instead of 16
+    #: (QLoRA, arXiv 2305.14314), for a large backbone on a small card.
+    quantization: Literal["nf4"] | None = None
 
     @model_validator(mode="after")
     def _pinned(self) -> BackboneSettings:

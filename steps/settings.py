@@ -304,6 +304,14 @@ class TrainingSettings(_Section):
                 raise ValueError(f"promote.floors: {name!r} is not one of {', '.join(known)}, accuracy_<question>")
         return self
 
+    @model_validator(mode="after")
+    def _trainable(self) -> TrainingSettings:
+        if self.backbone.quantization is not None and self.fine_tune.lora is None:
+            raise ValueError(
+                f"backbone.quantization {self.backbone.quantization} needs fine_tune.lora: such weights are not trained"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, raw: Any) -> Any:

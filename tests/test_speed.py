@@ -1,24 +1,28 @@
-"""docs/speed.md shows what the committed records say, and they keep what was promised."""
+"""The pages show what the committed records of the benchmarks say, and these keep what was promised."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from benchmarks import growth, overhead, preprocessing
+from benchmarks import growth, overhead, preprocessing, quantization
 from benchmarks.record import PAGE
 
 RECORD: dict[str, Any] = json.loads(preprocessing.RECORD.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("benchmark", [preprocessing, growth, overhead])
-def test_the_pages_tables_are_made_of_the_record(benchmark: ModuleType) -> None:
-    page = PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("benchmark", "page"),
+    [(preprocessing, PAGE), (growth, PAGE), (overhead, PAGE), (quantization, quantization.PAGE)],
+)
+def test_the_pages_tables_are_made_of_the_record(benchmark: ModuleType, page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     for name, table in benchmark.tables(json.loads(benchmark.RECORD.read_text(encoding="utf-8"))).items():
-        assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in page
+        assert f"<!-- {name} -->\n{table}\n<!-- /{name} -->" in text
 
 
 def test_phone_photos_are_preprocessed_twice_as_fast_as_by_the_plain_path() -> None:

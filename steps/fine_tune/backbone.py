@@ -33,4 +33,4 @@ def resolve(backbone: BackboneSettings, home: Path, *, tower_images: int = TOWER
         texts = sample.sample_texts(TOKENIZER_POSTS, seed=0)
         images, attributes = sample.single_images(tower_images, seed=0)
         build_tiny(directory, [*texts, *wordings], images, attributes)
-    return BackboneSettings(name=str(directory))
+    return backbone.model_copy(update={"name": str(directory)})

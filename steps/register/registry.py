@@ -49,6 +49,8 @@ _REQUIREMENTS = (
     "torch",
     "transformers",
 )
+#: And where the language model's weights are quantized.
+_QUANTIZATION = ("bitsandbytes",)
 
 
 class RegisteredVersion(BaseModel):
@@ -134,7 +136,8 @@ def register(
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "checkpoint"
         shutil.copytree(checkpoint, directory)
-        check_task(read_info(directory), task, checkpoint)
+        info = read_info(directory)
+        check_task(info, task, checkpoint)
         points = OperatingPoints(calibration=report.calibration, thresholds=report.operating_points)
         write_operating_points(directory, points)
         (directory / _REPORT).write_text(report.model_dump_json(indent=1), encoding="utf-8")
@@ -148,12 +151,19 @@ def register(
             _TASK: f"{task.name}:{task.version}:{task.fingerprint}",
         }
         known = find_by_content(name, files[MANIFEST])
-        version = known or _create(directory, report, task, example, name, {**tags, **ours})
+        packages = (*_REQUIREMENTS, *_QUANTIZATION) if info.backbone.quantization else _REQUIREMENTS
+        version = known or _create(directory, report, task, example, name, packages, {**tags, **ours})
     return version, known is None
 
 
 def _create(
-    directory: Path, report: EvalReport, task: Task, example: pd.DataFrame, name: str, tags: dict[str, str]
+    directory: Path,
+    report: EvalReport,
+    task: Task,
+    example: pd.DataFrame,
+    name: str,
+    packages: tuple[str, ...],
+    tags: dict[str, str],
 ) -> RegisteredVersion:
     info = mlflow.pyfunc.log_model(
         name="model",
@@ -162,7 +172,7 @@ def _create(
         code_paths=[str(REPOSITORY / "model")],
         signature=_signature(task, report),
         input_example=example,
-        pip_requirements=[f"{package}=={installed_version(package).split('+')[0]}" for package in _REQUIREMENTS],
+        pip_requirements=[f"{package}=={installed_version(package).split('+')[0]}" for package in packages],
     )
     mlflow.log_metrics(report.mlflow_metrics(), model_id=info.model_id)
     client = _client()

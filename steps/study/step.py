@@ -50,7 +50,7 @@ def study(
         task=task,
         train=train,
         backbone=resolved,
-        backbone_id=resolved.name.rsplit("/", 1)[-1] + (resolved.revision or ""),
+        backbone_id=resolved.name.rsplit("/", 1)[-1] + (resolved.revision or "") + (resolved.quantization or ""),
         evaluate=evaluate,
         gold_share=settings.gold_share,
         work=work,

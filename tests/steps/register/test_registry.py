@@ -20,7 +20,7 @@ from model.checkpoint import OperatingPoints, load
 from model.errors import CheckpointError, RegistryError
 from model.metrics import Calibration, OperatingPoint
 from model.scorer import Scorer
-from model.settings import BackboneSettings, Variant
+from model.settings import BackboneSettings, LoraSettings, Variant
 from steps.evaluate.report import EvalReport, Metric
 from steps.register import registry
 from tests.support.tiny import TASK, train_settings, write_checkpoint, write_images
@@ -100,6 +100,17 @@ def test_what_is_registered_comes_back_and_is_registered_once(
     assert (second.version, is_new) == ("2", True)
     back, is_new = register(checkpoint, posts)
     assert (back.version, is_new) == ("1", False)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_a_version_asks_for_the_library_of_weights_in_4_bits_where_it_has_them(
+    tracking: Path, tiny_backbone: BackboneSettings, posts: pd.DataFrame, quantization: str | None
+) -> None:
+    backbone = tiny_backbone.model_copy(update={"quantization": quantization})
+    settings = train_settings(variant="agentps_answers", lora=LoraSettings(rank=4, alpha=8))
+    version, _ = register(write_checkpoint(tracking / "checkpoint", backbone, settings), posts)
+    needed = Path(mlflow.pyfunc.get_model_dependencies(version.source)).read_text(encoding="utf-8")
+    assert ("bitsandbytes==" in needed) == (quantization is not None)
 
 
 def flip_one_bit(directory: Path) -> None:
