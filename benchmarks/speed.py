@@ -552,6 +552,12 @@ Where the table's script does not measure it, the figure is of one measurement o
   tokens, in micro-batches of 4, {padding_repeated:.1f} % with repeated frames and {padding_once:.1f} % with each image
   once, posts sorted by album. On a CPU its block-diagonal attention would be a mask, which costs more than that
   (above), or a loop over posts. Not built.
+- **Sharded weights (FSDP).** With LoRA a training fits one card, by arithmetic: of 7B 15 GB frozen in bfloat16 and 5 GB
+  of adapter, its gradient and AdamW's moments; with `backbone.quantization: nf4` 10 GB less
+  ([its cost](study.md#weights-in-four-bits)). So several GPUs each hold the model and share the posts (torchrun, DDP).
+  Only a 7B trained in full, which the paper does not do, would need shards. Not built.
+- **The tower in 8 bits.** Its states are computed once and kept, so that a training hardly notices; what scoring new
+  images would gain depends on a GPU's 8-bit units and could not be measured. Not built.
 - **A shared prefix for several tasks.** Branches of one sequence need one trunk. Each task trains its own adapter, or
   its own language model, so the post's states differ between tasks from the first layer on: it does not apply.
 - **Three bfloat16 products for a float32 one** (AMX, for the frozen tower; relative error 5e-6): 2 to 5 times slower
