@@ -114,9 +114,8 @@ def _in_4_bits(dtype: torch.dtype) -> dict[str, Any]:
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=["vision_tower", "multi_modal_projector"],  # the name is of its older 8-bit form
     )
-    # transformers would put it on the first GPU in every process of torchrun
-    device = int(os.environ.get("LOCAL_RANK", "0")) if torch.cuda.is_available() else "cpu"
-    return {"quantization_config": config, "device_map": {"": device}}
+    # As without quantization, and moved later: transformers would take the first GPU, in every process of torchrun.
+    return {"quantization_config": config, "device_map": {"": "cpu"}}
 
 
 def fit_embedding(model: LlavaOnevisionModel, tokenizer: PreTrainedTokenizerBase) -> None:
