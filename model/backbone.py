@@ -87,6 +87,8 @@ def load_backbone(
             backbone.name, revision=_revision(backbone), dtype=dtype, output_loading_info=True, **options
         )
     except ImportError as error:
+        if backbone.quantization is None:
+            raise
         raise ConfigError(
             f"backbone.quantization {backbone.quantization}: {error}: install agentps[quantization], or remove it"
         ) from error
@@ -96,11 +98,8 @@ def load_backbone(
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:5])
         raise CheckpointError(f"backbone {backbone.name}: no weights for {missing}; take a complete LLaVA-OneVision")
-    for module in model.modules():
-        # On a CPU with AVX512-BF16, bitsandbytes 0.50 packs the weights at the first evaluation for a kernel of 16 bits
-        # that has no backward pass, and never unpacks them.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    if backbone.quantization is not None:
+        _keep_trainable(model)
     fit_embedding(model, tokenizer)
     return model
 
@@ -116,6 +115,15 @@ def _in_4_bits(dtype: torch.dtype) -> dict[str, Any]:
     )
     # As without quantization, and moved later: transformers would take the first GPU, in every process of torchrun.
     return {"quantization_config": config, "device_map": {"": "cpu"}}
+
+
+def _keep_trainable(model: nn.Module) -> None:
+    """On a CPU with AVX512-BF16, bitsandbytes 0.50 packs 4-bit weights at the first evaluation for a kernel of 16 bits
+    that has no backward pass, and never unpacks them.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def fit_embedding(model: LlavaOnevisionModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -75,8 +75,10 @@ def test_it_computes_as_a_model_with_the_rounded_weights(
 
 
 def test_it_trains_on_after_an_evaluation(nf4: BackboneSettings, tiny_shards: Shards, tmp_path: Path) -> None:
-    """bitsandbytes packs the weights for a CPU's evaluation in a form that cannot be trained."""
+    """bitsandbytes packs the weights for an evaluation on a CPU with AVX512-BF16 in a form that cannot be trained."""
     model, _, batches = network(nf4, tiny_shards, SETTINGS)
+    layers = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    assert {layer.support_avx512bf16_for_cpu for layer in layers} == {False}  # also where the CPU has no such kernel
     fresh = logits(model, batches)
     weights = [weight.clone() for weight in in_4_bits(model)]
     fit(model, batches, SETTINGS, tmp_path, quiet=True)  # two epochs, each with an evaluation
@@ -101,7 +103,7 @@ def test_a_checkpoint_in_4_bits_gives_the_logits_of_the_network_that_it_was(
 
 
 def test_weights_in_4_bits_need_lora() -> None:
-    with pytest.raises(ConfigError, match=r"backbone\.quantization nf4 needs fine_tune.lora"):
+    with pytest.raises(ConfigError, match=r"backbone\.quantization nf4 needs fine_tune\.lora"):
         load_settings({"backbone": {"quantization": "nf4"}})
 
 
