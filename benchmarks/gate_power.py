@@ -27,8 +27,9 @@ from scipy.optimize import brentq
 from model import metrics
 from model.metrics import Calibration
 from steps.evaluate.report import EvalReport, Metric
+from steps.paths import REPOSITORY
 from steps.promote.gate import Judged, Posts, decide, gain_of
-from steps.settings import REPOSITORY, load_settings
+from steps.settings import load_settings
 
 RECORD = REPOSITORY / "benchmarks" / "gate_power.json"
 PAGE = REPOSITORY / "docs" / "gate.md"

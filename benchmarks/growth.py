@@ -33,8 +33,9 @@ from steps.annotate.ledger import Attempt, Ledger, Shard
 from steps.evaluate.report import build_report
 from steps.ingest.posts import manifest_fingerprint, read_manifest
 from steps.ingest.sample import sample_texts
+from steps.paths import REPOSITORY
 from steps.preprocess.shards import write_shards
-from steps.settings import REPOSITORY, load_settings
+from steps.settings import load_settings
 from steps.validate.expectations import validate_posts
 
 RECORD = REPOSITORY / "benchmarks" / "growth.json"

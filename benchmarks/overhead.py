@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import machine, put, table, write
-from steps.settings import REPOSITORY, home
+from steps.paths import REPOSITORY, home
 
 RECORD = REPOSITORY / "benchmarks" / "overhead.json"
 #: What the pipeline is for; the rest is overhead.

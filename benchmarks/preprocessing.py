@@ -35,8 +35,8 @@ from model.settings import SequenceSettings
 from model.task import load_task
 from model.tiny import build_tokenizer
 from steps.ingest.sample import sample_texts
+from steps.paths import REPOSITORY
 from steps.preprocess import shards
-from steps.settings import REPOSITORY
 
 RECORD = REPOSITORY / "benchmarks" / "preprocessing.json"
 SIDE, ROUNDS = 384, 15

@@ -31,8 +31,9 @@ from model.train import fit
 from steps.fine_tune.backbone import resolve
 from steps.ingest.posts import read_manifest
 from steps.ingest.sample import render_sample
+from steps.paths import REPOSITORY, home
 from steps.preprocess.shards import write_shards
-from steps.settings import REPOSITORY, StudyRunSettings, home, load_study_settings
+from steps.settings import StudyRunSettings, load_study_settings
 from steps.study.cells import PEOPLE, Cell
 from steps.study.train import Inputs, train_cell
 

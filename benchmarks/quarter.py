@@ -44,10 +44,11 @@ from model.scorer import Scorer
 from model.task import load_task
 from steps.annotate.simulated import SimulatedAnnotator
 from steps.ingest import sample
+from steps.paths import REPOSITORY
 from steps.register import history, registry
 from steps.retrain.fresh import read_state, state_path
 from steps.retrain.live import Share
-from steps.settings import REPOSITORY, load_settings
+from steps.settings import load_settings
 
 RECORD = REPOSITORY / "benchmarks" / "quarter.json"
 PAGE = REPOSITORY / "docs" / "quarter.md"

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from steps.settings import REPOSITORY
+from steps.paths import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "speed.md"
 

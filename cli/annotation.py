@@ -147,7 +147,7 @@ def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...
     from steps.annotate.ledger import Ledger
     from steps.annotate.plan import make_plan
     from steps.annotate.prices import load_prices
-    from steps.settings import ledger_url
+    from steps.paths import ledger_url
 
     settings, policy = _settings(config, changes), load_task(task)
     annotate_ = settings.annotate
@@ -174,7 +174,7 @@ def annotate(
     from steps.annotate.ledger import Ledger
     from steps.annotate.page import dollars, render_report
     from steps.annotate.prices import load_prices
-    from steps.settings import ledger_url
+    from steps.paths import ledger_url
 
     settings, policy = _settings(config, changes), load_task(task)
     annotate_, source = settings.annotate, _source(settings)
@@ -220,7 +220,7 @@ def trial(manifest: Path, tasks: tuple[str, ...], out: Path, config: Path | None
     from steps.annotate.page import dollars, render_trial
     from steps.annotate.prices import load_prices
     from steps.annotate.trial import run_trial, union_of
-    from steps.settings import ledger_url
+    from steps.paths import ledger_url
 
     settings = _settings(config, changes)
     source = _source(settings)

@@ -27,7 +27,8 @@ def _open(config: Path | None) -> tuple[TrainingSettings, str]:
     from infra.local_stack import tracking_uri
     from model.task import load_task
     from pipelines.entry import check_run_config
-    from steps.settings import DEFAULT_CONFIG, home, load_settings
+    from steps.paths import DEFAULT_CONFIG, home
+    from steps.settings import load_settings
 
     options = set(yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8")))
     given = check_run_config(config, options)["parameters"] if config else {}
@@ -38,8 +39,8 @@ def _open(config: Path | None) -> tuple[TrainingSettings, str]:
 
 def _spread(settings: TrainingSettings, state: State) -> None:
     """What follows MLflow's aliases: the copy for production, ZenML's stages."""
-    from steps.mirror import mirror
     from steps.register import history
+    from steps.register.mirror import mirror
 
     if settings.promote.target is not None:
         history.publish(state.name, settings.promote.target)
@@ -117,9 +118,9 @@ def _line(name: str, entry: Entry) -> str:
 def compare(a: str, b: str, config: Path | None) -> None:
     """The reports of versions A and B side by side, with the significance of the difference."""
     settings, name = _open(config)
-    from steps.promote.compare import Version
-    from steps.promote.compare import compare as side_by_side
     from steps.register import registry
+    from steps.register.compare import Version
+    from steps.register.compare import compare as side_by_side
 
     versions = [
         Version(f"version {v.version}", registry.report_of(v), registry.predictions_of(v))
@@ -140,9 +141,9 @@ def score(posts: Path, scores: Path | None, config: Path | None) -> None:
     from model.checkpoint import read_info
     from model.errors import ConfigError, RegistryError
     from model.scorer import Scorer
+    from scoring.table import score_new
     from steps.ingest.posts import read_manifest
     from steps.register import history, registry
-    from steps.retrain.score import score_new
 
     if (table := scores or settings.retrain.scores) is None:
         raise ConfigError("score: a table for the scores is needed: give --scores, or set retrain.scores")
@@ -200,10 +201,11 @@ def recalibrate(config: Path | None) -> None:
     from model.errors import RegistryError
     from steps.ingest.posts import manifest_fingerprint, read_manifest
     from steps.ingest.sample import render_sample
+    from steps.paths import home
     from steps.promote.gate import Decision
     from steps.promote.recalibrate import recalibrate as fit
     from steps.register import history, registry
-    from steps.settings import SAMPLE, home
+    from steps.settings import SAMPLE
 
     champion = history.sync(name).champion
     if champion is None:

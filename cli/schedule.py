@@ -27,7 +27,8 @@ def schedule(
     from datetime import UTC, datetime
 
     from infra import schedule as schedules
-    from steps.settings import home, load_notify
+    from steps.paths import home
+    from steps.settings import load_notify
 
     now = datetime.now(UTC)
     if stack is not None:
@@ -49,7 +50,8 @@ def schedule(
 
 def _on_stack(stack: str, cron: str | None, pipeline: str, config: Path | None, show: bool) -> None:
     from infra import stack_schedule
-    from steps.settings import home, load_notify
+    from steps.paths import home
+    from steps.settings import load_notify
 
     if cron is not None:
         notify = load_notify(config)
@@ -72,7 +74,7 @@ def _show() -> None:
     from datetime import UTC, datetime
 
     from infra import schedule as schedules
-    from steps.settings import home
+    from steps.paths import home
 
     files = schedules.Files(home())
     job, state, where = files.read_job(), files.read_state(), schedules.installed_in(home())
@@ -94,7 +96,7 @@ def run_scheduled() -> None:
     from datetime import UTC, datetime
 
     from infra import schedule as schedules
-    from steps.settings import home
+    from steps.paths import home
 
     outcome = schedules.run_due(home(), datetime.now(UTC))
     click.echo(outcome.line, err=outcome.code != 0)

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.errors import AgentPSError, ConfigError
 from model.task import explain_validation
-from steps.settings import REPOSITORY, home
+from steps.paths import REPOSITORY, home
 
 if TYPE_CHECKING:
     from zenml.client import Client

@@ -29,8 +29,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.local_stack import home_suffix
 from model.errors import ConfigError, ScheduleError
-from steps.notice import one_line, send
-from steps.settings import REPOSITORY, NotifySettings, load_notify
+from steps.notify import one_line, send
+from steps.paths import REPOSITORY
+from steps.settings import NotifySettings, load_notify
 
 #: The environment that runs this: `agentps`, `zenml` and `python` are its own.
 BIN = Path(sys.executable).parent

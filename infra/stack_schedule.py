@@ -17,7 +17,8 @@ import yaml
 
 from infra.schedule import BIN, name_of
 from model.errors import ScheduleError
-from steps.settings import REPOSITORY, read_config
+from steps.paths import REPOSITORY
+from steps.settings import read_config
 
 if TYPE_CHECKING:
     from zenml.models import ScheduleResponse

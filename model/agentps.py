@@ -22,11 +22,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedConfig
 
-from model.language import hidden_states_at
-from model.loss import task_loss
-from model.schema import NO_FRAME
-from model.settings import LoraSettings, SequenceSettings, Variant, answers_questions
-from model.task import Task
+from .language import hidden_states_at
+from .loss import task_loss
+from .schema import NO_FRAME
+from .settings import LoraSettings, SequenceSettings, Variant, answers_questions
+from .task import Task
 
 #: The seven linear layers of a Qwen2 block. Anchored: `q_proj` alone would also match the tower's.
 LORA_TARGETS = r"^language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)$"

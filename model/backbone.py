@@ -16,10 +16,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from model.agentps import sub_config
-from model.errors import CheckpointError, ConfigError
-from model.settings import BackboneSettings
-from model.text import ANS_TOKEN
+from .agentps import sub_config
+from .errors import CheckpointError, ConfigError
+from .settings import BackboneSettings
+from .text import ANS_TOKEN
 
 _HINT = "give a directory, or a hub's id with its revision, and see that the hub can be reached"
 

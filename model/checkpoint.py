@@ -26,15 +26,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
 
-from model.agentps import AgentPS, tower_size, visual_tokens
-from model.backbone import load_backbone, load_config, load_tokenizer
-from model.errors import CheckpointError, ConfigError
-from model.integrity import refuse_pickles
-from model.metrics import Calibration, OperatingPoint
-from model.prompt import Prompt
-from model.settings import BackboneSettings, SequenceSettings, TrainSettings
-from model.task import Task, explain_validation, task_differences
-from model.text import ans_token_id
+from .agentps import AgentPS, tower_size, visual_tokens
+from .backbone import load_backbone, load_config, load_tokenizer
+from .errors import CheckpointError, ConfigError
+from .integrity import refuse_pickles
+from .metrics import Calibration, OperatingPoint
+from .prompt import Prompt
+from .settings import BackboneSettings, SequenceSettings, TrainSettings
+from .task import Task, explain_validation, task_differences
+from .text import ans_token_id
 
 FORMAT = 1
 _META, _TRAINED, _POINTS = "checkpoint.json", "trained.safetensors", "operating_points.json"

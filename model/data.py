@@ -26,15 +26,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from model.agentps import normalize
-from model.errors import CheckpointError
-from model.prompt import Prompt
-from model.schema import LABEL, NO_FRAME, NO_LABEL, POST_ID, SPLIT
-from model.settings import SequenceSettings
-from model.task import Task
+from .agentps import normalize
+from .errors import CheckpointError
+from .prompt import Prompt
+from .schema import LABEL, NO_FRAME, NO_LABEL, POST_ID, SPLIT
+from .settings import SequenceSettings
+from .task import Task
 
 if TYPE_CHECKING:
-    from model.tower_cache import TowerCache
+    from .tower_cache import TowerCache
 
 FRAMES, TEXT_IDS = "frames", "text_ids"
 _META, _POSTS = "shards.json", "posts.parquet"

@@ -21,7 +21,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from model.errors import ImageError
+from .errors import ImageError
 
 #: What Pillow's readers raise on damaged or hostile files; their classes have no common base but Exception.
 _BROKEN = (

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from model.errors import CheckpointError
+from .errors import CheckpointError
 
 MANIFEST = "manifest.json"
 #: Suffixes under which torch, NumPy, joblib and Keras store pickles.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.schema import NO_LABEL
+from .schema import NO_LABEL
 
 
 def task_loss(

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor
 
-from model.errors import PromptError
-from model.text import ans_token_id
+from .errors import PromptError
+from .text import ans_token_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from model.settings import SequenceSettings, Variant
-    from model.task import Task
+    from .settings import SequenceSettings, Variant
+    from .task import Task
 
 #: Fewer tokens than this for title and text would leave the model without the post.
 MIN_TEXT_TOKENS = 16

@@ -18,14 +18,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from model.agentps import AgentPS, normalize
-from model.checkpoint import Loaded, OperatingPoints, load, read_operating_points
-from model.data import Batches, padded_frames
-from model.errors import ImageError
-from model.images import ImageLimits, frame_indices, read_frame, read_source
-from model.schema import IMAGES, TEXT, TITLE
-from model.task import Task
-from model.text import encode_post_text
+from .agentps import AgentPS, normalize
+from .checkpoint import Loaded, OperatingPoints, load, read_operating_points
+from .data import Batches, padded_frames
+from .errors import ImageError
+from .images import ImageLimits, frame_indices, read_frame, read_source
+from .schema import IMAGES, TEXT, TITLE
+from .task import Task
+from .text import encode_post_text
 
 #: Larger images than any camera's are refused at scoring time; ingest's own limits are settings.
 SERVING_LIMITS = ImageLimits(max_bytes=20_000_000, max_pixels=50_000_000)

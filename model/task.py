@@ -16,8 +16,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from model.errors import TaskError
-from model.schema import RESERVED
+from .errors import TaskError
+from .schema import RESERVED
 
 TASKS_DIR = Path(__file__).resolve().parent.parent / "configs" / "tasks"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model.errors import PromptError
+from .errors import PromptError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -20,8 +20,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, Qwen2Config, Qwen2Tokenizer, SiglipVisionConfig
 
-from model.agentps import normalize, sub_config
-from model.text import ANS_TOKEN
+from .agentps import normalize, sub_config
+from .text import ANS_TOKEN
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.agentps import AgentPS, normalize
-from model.data import Shards
+from .agentps import AgentPS, normalize
+from .data import Shards
 
 logger = logging.getLogger(__name__)
 

@@ -17,14 +17,14 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from model.agentps import AgentPS
-from model.checkpoint import load_trainable_state, trainable_state
-from model.data import Batches, PostDataset
-from model.loss import label_weight
-from model.schema import TRAIN, VAL
-from model.scorer import predict_rows
-from model.settings import TrainSettings
-from model.tower_cache import tower_cache
+from .agentps import AgentPS
+from .checkpoint import load_trainable_state, trainable_state
+from .data import Batches, PostDataset
+from .loss import label_weight
+from .schema import TRAIN, VAL
+from .scorer import predict_rows
+from .settings import TrainSettings
+from .tower_cache import tower_cache
 
 _WEIGHTS = "model.safetensors"  # the name by which Trainer knows a checkpoint that has weights
 _STATE = "trainer_state.json"  # Trainer writes it last: a checkpoint that has it is whole

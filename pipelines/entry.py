@@ -23,7 +23,7 @@ from zenml.pipelines.pipeline_definition import Pipeline
 from model.errors import AgentPSError, ConfigError
 from pipelines import importing
 from pipelines.console import quieten
-from steps.settings import home
+from steps.paths import home
 
 quieten()
 # ZenML asks which package a table's class is from whenever a step returns one, and this reads the file lists of all

@@ -11,8 +11,9 @@ from typing import Any
 from model.errors import ConfigError
 from model.task import load_task
 from pipelines.entry import CheckedPipeline
+from steps.paths import home
 from steps.retrain import fresh
-from steps.settings import SAMPLE, TrainingSettings, home, load_settings
+from steps.settings import SAMPLE, TrainingSettings, load_settings
 
 Section = dict[str, Any]
 

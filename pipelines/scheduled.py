@@ -16,7 +16,8 @@ from zenml.logger import get_logger
 from infra.schedule import Launch, run_now
 from model.errors import ScheduleError
 from pipelines.entry import CheckedPipeline
-from steps.settings import home, load_notify
+from steps.paths import home
+from steps.settings import load_notify
 
 logger = get_logger(__name__)
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from model.task import Task, load_task
 from pipelines.entry import CheckedPipeline
-from steps import ahead
+from steps.ingest import ahead
 from steps.ingest.posts import manifest_fingerprint
 from steps.ingest.sample import render_sample, sample_fingerprint
-from steps.settings import SAMPLE, TrainingSettings, home, load_settings
+from steps.paths import home
+from steps.settings import SAMPLE, TrainingSettings, load_settings
 
 Section = dict[str, Any]
 

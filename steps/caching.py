@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from zenml.config.cache_policy import CachePolicy
 
-from steps.settings import REPOSITORY
+from steps.paths import REPOSITORY
 
 
 def depends_on(*parts: str) -> CachePolicy:

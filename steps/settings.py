@@ -7,7 +7,6 @@ leaves the other steps cached.
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,24 +19,12 @@ from model.errors import ConfigError
 from model.schema import SPLITS
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant, answers_questions
 from model.task import Task, explain_validation
+from steps.paths import DEFAULT_CONFIG, REPOSITORY, STUDY_CONFIG
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
-STUDY_CONFIG = REPOSITORY / "configs" / "study.yaml"
 #: The value of `posts` that stands for the embedded sample.
 SAMPLE = "sample"
 
 _Settings = TypeVar("_Settings", bound=BaseModel)
-
-
-def home() -> Path:
-    """Where the project keeps its local state: `$AGENTPS_HOME`, else `.agentps/` in the repository."""
-    return Path(os.environ.get("AGENTPS_HOME") or REPOSITORY / ".agentps").resolve()
-
-
-def ledger_url(configured: str | None) -> str:
-    """The database of paid answers: the one that is configured, else a file under `home()`."""
-    return configured or f"sqlite:///{home() / 'annotations.db'}"
 
 
 class _Section(BaseModel):

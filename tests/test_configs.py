@@ -11,14 +11,8 @@ from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 
 from model.task import TASKS_DIR, load_task
 from steps.annotate.prices import PRICES, load_prices
-from steps.settings import (
-    STUDY_CONFIG,
-    StudyRunSettings,
-    StudySettings,
-    TrainingSettings,
-    load_settings,
-    load_study_settings,
-)
+from steps.paths import STUDY_CONFIG
+from steps.settings import StudyRunSettings, StudySettings, TrainingSettings, load_settings, load_study_settings
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))

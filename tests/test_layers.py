@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = ("cli", "model", "steps", "pipelines", "materializers", "serving", "infra")
+PACKAGES = ("cli", "model", "scoring", "steps", "pipelines", "materializers", "infra")
 #: The only files that talk to MLflow's model registry.
 REGISTRY = (Path("steps/register/registry.py"), Path("steps/register/history.py"))
+#: ZenML's side of the registry: it lives beside MLflow's, and is a step of nothing.
+MIRROR = Path("steps/register/mirror.py")
 
 
 def python_files(*packages: str) -> list[Path]:
@@ -88,11 +90,11 @@ def test_the_scan_sees_the_packages() -> None:
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [
-        ("model", ("zenml", "mlflow", "openai", "cli", "steps", "pipelines", "materializers", "serving", "infra")),
-        ("steps", ("cli", "pipelines", "serving", "infra")),
+        ("model", ("zenml", "mlflow", "openai", "cli", "steps", "pipelines", "materializers", "scoring", "infra")),
+        ("steps", ("cli", "pipelines", "scoring", "infra")),
         ("pipelines", ("cli",)),
-        ("materializers", ("cli", "pipelines", "serving", "infra")),
-        ("serving", ("zenml", "cli", "pipelines", "materializers", "infra")),
+        ("materializers", ("cli", "pipelines", "scoring", "infra")),
+        ("scoring", ("zenml", "cli", "pipelines", "materializers", "infra")),
     ],
 )
 def test_no_package_imports_one_above_it(package: str, forbidden: tuple[str, ...]) -> None:
@@ -118,19 +120,13 @@ def test_in_a_stage_only_step_py_imports_zenml() -> None:
     shared = [path for path in python_files("steps") if len(path.parts) == 2]
     on_zenml = tuple(".".join(path.with_suffix("").parts) for path in shared if offenders([path], ("zenml",)))
     assert "steps.settings" not in on_zenml
-    plain = [path for path in python_files("steps") if path not in shared and path.name != "step.py"]
+    plain = [path for path in python_files("steps") if path not in (*shared, MIRROR) and path.name != "step.py"]
     assert offenders(plain, ("zenml", *on_zenml)) == []
 
 
 def test_no_step_imports_another_stages_step() -> None:
     steps = tuple(".".join(path.with_suffix("").parts) for path in python_files("steps") if path.name == "step.py")
     assert offenders(python_files("steps"), steps) == []
-
-
-def test_serving_imports_only_the_registry_from_steps() -> None:
-    allowed = ("steps", "steps.register")  # the names that `from steps.register import registry` mentions on its way
-    found = {module for path in python_files("serving") for module in imported(path) if is_under(module, "steps")}
-    assert {module for module in found if not is_under(module, "steps.register.registry")} <= set(allowed)
 
 
 def test_only_registry_and_history_talk_to_the_model_registry() -> None:

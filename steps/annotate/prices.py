@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from model.errors import ConfigError
 from model.task import explain_validation
 from steps.annotate.prompt import model_size
-from steps.settings import REPOSITORY
+from steps.paths import REPOSITORY
 
 PRICES = REPOSITORY / "configs" / "prices.yaml"
 

@@ -12,15 +12,16 @@ from zenml.logger import get_logger
 from zenml.types import HTMLString
 
 from model.task import Task
-from steps import ahead
 from steps.annotate.human import human_labels
 from steps.annotate.ledger import Ledger
 from steps.annotate.prices import FREE, load_prices
 from steps.annotate.simulated import SimulatedAnnotator
 from steps.annotate.tally import Progress
 from steps.caching import depends_on
+from steps.ingest import ahead
 from steps.ingest.sample import render_sample
-from steps.settings import AnnotateSettings, SampleSettings, home, ledger_url
+from steps.paths import home, ledger_url
+from steps.settings import AnnotateSettings, SampleSettings
 
 if TYPE_CHECKING:
     from steps.annotate.agreement import QuestionAgreement

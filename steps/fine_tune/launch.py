@@ -31,7 +31,7 @@ from model.settings import TINY, BackboneSettings, TrainSettings
 from model.task import Task
 from model.train import FitResult, fit
 from steps.code import code_digest
-from steps.settings import REPOSITORY
+from steps.paths import REPOSITORY
 
 _JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"
 #: Directories of finished trainings that are kept beside the current one.

@@ -14,8 +14,8 @@ from model.schema import LABEL_SOURCE
 from model.settings import BackboneSettings, TrainSettings
 from model.task import Task
 from steps.caching import depends_on
+from steps.paths import home
 from steps.register import registry
-from steps.settings import home
 
 logger = get_logger(__name__)
 

@@ -10,11 +10,12 @@ from zenml import log_metadata, step
 from zenml.logger import get_logger
 
 from model.task import Task
-from steps import ahead
 from steps.caching import depends_on
+from steps.ingest import ahead
 from steps.ingest.posts import RejectsError, read_manifest
 from steps.ingest.sample import render_sample
-from steps.settings import SAMPLE, IngestSettings, SampleSettings, home
+from steps.paths import home
+from steps.settings import SAMPLE, IngestSettings, SampleSettings
 
 logger = get_logger(__name__)
 

@@ -13,7 +13,8 @@ from model.images import ImageLimits
 from model.settings import BackboneSettings, SequenceSettings
 from model.task import Task
 from steps.caching import depends_on
-from steps.settings import IngestSettings, home
+from steps.paths import home
+from steps.settings import IngestSettings
 
 logger = get_logger(__name__)
 

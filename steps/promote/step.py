@@ -14,10 +14,11 @@ from zenml.types import HTMLString
 from materializers.directory import ShardDirectory
 from model.task import Task
 from steps.evaluate.report import EvalReport
-from steps.mirror import mirror
+from steps.paths import home
 from steps.register import history
+from steps.register.mirror import mirror
 from steps.register.registry import CHALLENGER, CHAMPION, RegisteredVersion
-from steps.settings import PromoteSettings, home
+from steps.settings import PromoteSettings
 
 logger = get_logger(__name__)
 

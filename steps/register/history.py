@@ -37,6 +37,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy.engine import make_url
 
 from model.errors import RegistryError
+from steps.paths import home
 from steps.register.registry import (
     CHALLENGER,
     CHAMPION,
@@ -47,7 +48,6 @@ from steps.register.registry import (
     set_verdict,
     tags_of,
 )
-from steps.settings import home
 
 VERDICT, REASON = "agentps.verdict", "agentps.reason"
 #: The gate's verdict that leaves a version to a person; the one that a move of `champion` writes.
@@ -55,7 +55,7 @@ NEEDS_A_PERSON, PROMOTED = "needs a person", "promoted"
 _ALIASES = (CHAMPION, PREVIOUS, CHALLENGER)
 _MOVE, _DONE, _COPY_OF = "agentps.move", "agentps.done", "agentps.copy_of"
 #: MLflow wants a source of every version; a record has no files. Not `models:/…`: that version may be deleted.
-_SOURCE = "agentps-history:record"
+_SOURCE = "agentps-history:/record"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 

@@ -29,7 +29,7 @@ from model.schema import IMAGES, SPLIT, TEST, TEXT, TITLE
 from model.settings import answers_questions
 from model.task import Task
 from steps.evaluate.report import EvalReport
-from steps.settings import REPOSITORY
+from steps.paths import REPOSITORY
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _CONTENT, _FILES, _TASK = "agentps.content", "agentps.files", "agentps.task"

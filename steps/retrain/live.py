@@ -17,7 +17,7 @@ import pandas as pd
 from model.errors import ManifestError
 from model.schema import POST_ID
 from steps.ingest.posts import parse_time, read_rows
-from steps.notice import send
+from steps.notify import send
 from steps.retrain.fresh import read_labels
 from steps.settings import NotifySettings, RetrainSettings
 

@@ -18,12 +18,13 @@ from model.schema import CREATED_AT
 from model.settings import BackboneSettings
 from model.task import Task
 from steps.caching import depends_on
+from steps.paths import home
 from steps.register import registry
 from steps.register.registry import RegisteredVersion
 from steps.retrain import fresh
 from steps.retrain.live import live as live_figures
 from steps.retrain.live import tell
-from steps.settings import NotifySettings, RetrainSettings, home
+from steps.settings import NotifySettings, RetrainSettings
 
 logger = get_logger(__name__)
 

@@ -27,7 +27,7 @@ from model.data import Shards
 from model.errors import DataError
 from model.schema import POST_ID, SPLIT, TRAIN
 from steps.code import code_digest
-from steps.settings import REPOSITORY
+from steps.paths import REPOSITORY
 from steps.study.cells import ANNOTATOR, Cell
 from steps.study.train import Inputs, Record, train_cell
 

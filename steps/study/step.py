@@ -15,7 +15,8 @@ from model.data import Shards
 from model.settings import BackboneSettings, TrainSettings
 from model.task import Task
 from steps.fine_tune.backbone import resolve
-from steps.settings import REPOSITORY, EvaluateSettings, StudySettings, home
+from steps.paths import REPOSITORY, home
+from steps.settings import EvaluateSettings, StudySettings
 from steps.study.baselines import baselines
 from steps.study.cells import Cell, plan
 from steps.study.report import build

@@ -13,7 +13,8 @@ from zenml.types import HTMLString
 from model.errors import DataError
 from model.task import Task
 from steps.caching import depends_on
-from steps.settings import IngestSettings, ValidateSettings, home
+from steps.paths import home
+from steps.settings import IngestSettings, ValidateSettings
 
 logger = get_logger(__name__)
 

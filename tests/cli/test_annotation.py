@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from cli.main import COMMANDS, main
 from model.task import load_task
 from steps.annotate.ledger import Ledger
-from steps.settings import ledger_url
+from steps.paths import ledger_url
 from tests.support.annotator import COUNTS, Answer, Server, completion, make_posts, reply
 
 REPOSITORY = Path(__file__).resolve().parents[2]

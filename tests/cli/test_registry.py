@@ -22,9 +22,10 @@ from model.metrics import Calibration
 from model.scorer import Scorer
 from model.settings import BackboneSettings
 from steps.evaluate.report import EvalReport, build_report
+from steps.paths import REPOSITORY
 from steps.promote.gate import Decision
 from steps.register import history, registry
-from steps.settings import REPOSITORY, load_settings
+from steps.settings import load_settings
 from tests.support.tiny import SEQUENCE, TASK, train_settings, write_checkpoint, write_images
 
 NAME = "agentps-small"

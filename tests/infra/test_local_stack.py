@@ -27,7 +27,7 @@ from infra.local_stack import (
     write_stamp,
 )
 from model.errors import ConfigError
-from steps.settings import REPOSITORY
+from steps.paths import REPOSITORY
 from tests.support.zenml import zenml_of_its_own
 
 RAW: dict[str, Any] = yaml.safe_load(LOCAL_STACK.read_text(encoding="utf-8"))

@@ -46,7 +46,8 @@ from infra.schedule import (
     units,
 )
 from model.errors import AgentPSError, ConfigError, ScheduleError
-from steps.settings import REPOSITORY, NotifySettings, load_notify
+from steps.paths import REPOSITORY
+from steps.settings import NotifySettings, load_notify
 
 NOBODY = NotifySettings(webhook=None, command=None)
 OTHERS = "# mine\nMAILTO=me@example.org\n5 4 * * * /usr/bin/true % text\n"

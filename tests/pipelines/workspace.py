@@ -21,7 +21,7 @@ import yaml
 from mlflow import MlflowClient
 
 from model.schema import IMAGES, TEXT, TITLE
-from steps.settings import REPOSITORY
+from steps.paths import REPOSITORY
 
 ZENML = Path(sys.executable).with_name("zenml")
 STEPS = ("ingest", "annotate", "validate", "preprocess", "fine_tune", "evaluate", "register", "promote")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from steps.caching import depends_on
-from steps.settings import REPOSITORY
+from steps.paths import REPOSITORY
 
 
 def test_a_folder_stands_for_its_python_files_and_a_file_for_itself() -> None:

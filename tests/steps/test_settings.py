@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from model.errors import ConfigError
-from steps.settings import REPOSITORY, home, ledger_url, load_notify, load_settings, load_study_settings
+from steps.paths import REPOSITORY, home, ledger_url
+from steps.settings import load_notify, load_settings, load_study_settings
 
 
 def test_the_default_config_is_complete() -> None:

@@ -24,7 +24,8 @@ from steps.ingest.sample import (
     single_images,
     split_fingerprint,
 )
-from steps.settings import REPOSITORY, Difficulty, SampleSettings, load_settings
+from steps.paths import REPOSITORY
+from steps.settings import Difficulty, SampleSettings, load_settings
 
 TASK = load_task("ucc")
 SETTINGS = SampleSettings(train=300, val=60, test=60, seed=3, difficulty="standard", gold_share=0.5)

@@ -15,8 +15,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from model.errors import RegistryError
+from steps.paths import REPOSITORY
 from steps.register import history, registry
-from steps.settings import REPOSITORY
 from tests.support.promoters import NAME, TARGET, add_version, promote
 
 PROMOTERS = [sys.executable, "-m", "tests.support.promoters"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from steps import ahead
+from steps.ingest import ahead
 
 
 def _note(path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_program_that_ends_takes_what_it_began_with_it(tmp_path: Path) -> None
 import os, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from steps import ahead
+from steps.ingest import ahead
 
 def sleep(path):
     Path(path + ".part").write_text(str(os.getpid()))
@@ -56,7 +56,7 @@ while not Path(sys.argv[1]).exists():
     time.sleep(0.01)
 """
     note = tmp_path / "process"
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     subprocess.run([sys.executable, "-c", program, str(note)], cwd=root, check=True, timeout=60)
     process = int(note.read_text(encoding="utf-8"))
     deadline = time.monotonic() + 10

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from zenml.client import Client
 
-from steps.mirror import mirror
 from steps.register.history import State
+from steps.register.mirror import mirror
 
 NAME = "agentps-small"
 

@@ -1,0 +1,1 @@
+"""Production scoring: posts in, what a registered version says of them out. Imports no ZenML."""

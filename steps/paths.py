@@ -1,0 +1,20 @@
+"""Where things lie: the repository, its config files, and the project's local state."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
+STUDY_CONFIG = REPOSITORY / "configs" / "study.yaml"
+
+
+def home() -> Path:
+    """Where the project keeps its local state: `$AGENTPS_HOME`, else `.agentps/` in the repository."""
+    return Path(os.environ.get("AGENTPS_HOME") or REPOSITORY / ".agentps").resolve()
+
+
+def ledger_url(configured: str | None) -> str:
+    """The database of paid answers: the one that is configured, else a file under `home()`."""
+    return configured or f"sqlite:///{home() / 'annotations.db'}"
