@@ -27,8 +27,8 @@ def schedule(
     from datetime import UTC, datetime
 
     from infra import schedule as schedules
+    from pipelines.config import load_notify
     from steps.paths import home
-    from steps.settings import load_notify
 
     now = datetime.now(UTC)
     if stack is not None:
@@ -50,8 +50,8 @@ def schedule(
 
 def _on_stack(stack: str, cron: str | None, pipeline: str, config: Path | None, show: bool) -> None:
     from infra import stack_schedule
+    from pipelines.config import load_notify
     from steps.paths import home
-    from steps.settings import load_notify
 
     if cron is not None:
         notify = load_notify(config)

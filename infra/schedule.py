@@ -29,9 +29,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.local_stack import home_suffix
 from model.errors import ConfigError, ScheduleError
+from pipelines.config import load_notify
 from steps.notify import one_line, send
 from steps.paths import REPOSITORY
-from steps.settings import NotifySettings, load_notify
+from steps.settings import NotifySettings
 
 #: The environment that runs this: `agentps`, `zenml` and `python` are its own.
 BIN = Path(sys.executable).parent

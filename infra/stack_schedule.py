@@ -17,8 +17,9 @@ import yaml
 
 from infra.schedule import BIN, name_of
 from model.errors import ScheduleError
+from pipelines.config import OPTIONS
 from steps.paths import REPOSITORY
-from steps.settings import read_config
+from steps.settings import read_yaml
 
 if TYPE_CHECKING:
     from zenml.models import ScheduleResponse
@@ -43,7 +44,7 @@ def install(cron: str, pipeline: str, config: Path | None, stack: str, home_dir:
     """
     from zenml.client import Client
 
-    wanted: dict[str, Any] = {"pipeline": pipeline, "config": read_config(config) if config else {}}
+    wanted: dict[str, Any] = {"pipeline": pipeline, "config": read_yaml(config) if config else {}}
     orchestrator, found = _look_up(stack, home_dir)
     if not orchestrator.config.is_schedulable:
         raise ScheduleError(
@@ -112,7 +113,7 @@ def _parameters(schedule: ScheduleResponse) -> dict[str, Any]:
     from zenml.client import Client
 
     snapshots = Client().list_snapshots(schedule_id=schedule.id, named_only=False, hydrate=True).items
-    return dict(snapshots[0].pipeline_configuration.parameters or {}) if snapshots else {}
+    return dict((snapshots[0].pipeline_configuration.parameters or {}).get(OPTIONS, {})) if snapshots else {}
 
 
 def _create(cron: str, wanted: dict[str, Any], stack: str, flavor: str, name: str) -> None:

@@ -15,11 +15,22 @@ from zenml.logger import get_logger
 
 from infra.schedule import Launch, run_now
 from model.errors import ScheduleError
+from model.files import write_whole
+from pipelines.config import load_notify
 from pipelines.entry import CheckedPipeline
 from steps.paths import home
-from steps.settings import load_notify
+from steps.settings import RunOptions, load_options
 
 logger = get_logger(__name__)
+
+
+class ScheduledSettings(RunOptions):
+    """What is run."""
+
+    #: As `zenml pipeline run` takes it.
+    pipeline: str = "pipelines.agentps_retraining"
+    #: The content of its run file.
+    config: dict[str, Any] = {}
 
 
 @step(enable_cache=False)
@@ -30,8 +41,7 @@ def start(pipeline: str, config: dict[str, Any]) -> None:
     """
     now = datetime.now(UTC)
     path = home() / "schedule" / "config.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(config, allow_unicode=True))
     outcome = run_now(Launch(pipeline=pipeline, config=str(path), notify=load_notify(path)), home(), now)
     for undelivered in outcome.undelivered:
         logger.warning("%s", undelivered)
@@ -40,13 +50,9 @@ def start(pipeline: str, config: dict[str, Any]) -> None:
     logger.info("%s", outcome.line)
 
 
-def _scheduled(pipeline: str = "pipelines.agentps_retraining", config: dict[str, Any] | None = None) -> None:
-    """
-    Args:
-        pipeline: as `zenml pipeline run` takes it.
-        config: the content of its config file.
-    """
-    start(pipeline, config or {})
+def _scheduled(options: dict[str, Any] | None = None) -> None:
+    settings = load_options(ScheduledSettings, options or {}, "options")
+    start(settings.pipeline, settings.config)
 
 
-agentps_scheduled = CheckedPipeline(name="agentps_scheduled", entrypoint=_scheduled, check=lambda *_: None)
+agentps_scheduled = CheckedPipeline(name="agentps_scheduled", entrypoint=_scheduled, kind=ScheduledSettings)

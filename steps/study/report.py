@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from model.schema import LABEL, SPLIT, TEST
 from model.task import Task
 from steps.pages import STYLE
-from steps.settings import StudySettings, StudyTable
 from steps.study.baselines import Baseline
 from steps.study.cells import ANNOTATOR, NOISE_KINDS, PEOPLE, Cell, cell_of, only
+from steps.study.settings import StudySettings, StudyTable
 from steps.study.tables import AP, R80, Comparison, Estimate, Row, rows
 from steps.study.train import Record
 

@@ -16,11 +16,12 @@ from model.settings import BackboneSettings, TrainSettings
 from model.task import Task
 from steps.fine_tune.backbone import resolve
 from steps.paths import REPOSITORY, home
-from steps.settings import EvaluateSettings, StudySettings
+from steps.settings import EvaluateSettings
 from steps.study.baselines import baselines
 from steps.study.cells import Cell, plan
 from steps.study.report import build
 from steps.study.run import Study, describe, table_digest
+from steps.study.settings import StudySettings
 from steps.study.train import Inputs, Record
 
 logger = get_logger(__name__)

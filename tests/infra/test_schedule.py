@@ -46,8 +46,9 @@ from infra.schedule import (
     units,
 )
 from model.errors import AgentPSError, ConfigError, ScheduleError
+from pipelines.config import load_notify
 from steps.paths import REPOSITORY
-from steps.settings import NotifySettings, load_notify
+from steps.settings import NotifySettings
 
 NOBODY = NotifySettings(webhook=None, command=None)
 OTHERS = "# mine\nMAILTO=me@example.org\n5 4 * * * /usr/bin/true % text\n"

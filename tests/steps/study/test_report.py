@@ -9,10 +9,10 @@ import pytest
 
 from model.schema import IMAGES, LABEL, SPLIT, TEST, TEXT, TITLE, TRAIN
 from model.task import load_task
-from steps.settings import StudySettings, load_study_settings
 from steps.study.baselines import Baseline, baselines
 from steps.study.cells import Cell, plan
 from steps.study.report import Report, build
+from steps.study.settings import StudySettings, load_study_settings
 from steps.study.train import Record, encoded_ranks
 
 UCC = load_task("ucc")
