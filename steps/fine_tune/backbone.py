@@ -9,7 +9,7 @@ import model.tiny
 from model.settings import TINY, BackboneSettings
 from model.task import TASKS_DIR
 from model.tiny import build_tiny
-from steps.code import code_digest
+from steps.caching import code_digest
 from steps.ingest import sample
 
 #: Single images that the tiny tower is pretrained on, and texts for its tokenizer.

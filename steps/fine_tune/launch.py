@@ -30,7 +30,7 @@ from model.integrity import MANIFEST
 from model.settings import TINY, BackboneSettings, TrainSettings
 from model.task import Task
 from model.train import FitResult, fit
-from steps.code import code_digest
+from steps.caching import code_digest
 from steps.paths import REPOSITORY
 
 _JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from model.data import Shards
 from model.errors import DataError
 from model.schema import POST_ID, SPLIT, TRAIN
-from steps.code import code_digest
+from steps.caching import code_digest
 from steps.paths import REPOSITORY
 from steps.study.cells import ANNOTATOR, Cell
 from steps.study.train import Inputs, Record, train_cell

@@ -16,6 +16,7 @@ from model.settings import BackboneSettings, TrainSettings
 from model.task import Task
 from steps.fine_tune.backbone import resolve
 from steps.paths import REPOSITORY, home
+from steps.publish import publish
 from steps.settings import EvaluateSettings
 from steps.study.baselines import baselines
 from steps.study.cells import Cell, plan
@@ -72,12 +73,11 @@ def study(
         f"{source}, {len(posts):,} in all",
     )
     report.write(output)
-    page = report.html()
-    mlflow.log_text(page, "study/results.html")
+    page = publish(report.html(), "study", "results.html")
     _log_cells(cells, runner)
     log_metadata({"cells": len(cells), "trained_now": trained})
     logger.info("%d cells, %d trained now. Results: %s", len(cells), trained, output / "results.md")
-    return HTMLString(page)
+    return page
 
 
 def _log_cells(cells: list[Cell], runner: Study) -> None:
