@@ -343,7 +343,7 @@ def test_base64_text_of_a_picture_is_read_and_a_file_of_that_name_comes_first(
     data = encoded(noise(), fmt)
     text = base64.b64encode(data).decode()
     assert read_source(text, LIMITS) == data
-    for no_base64 in (text[:-1], text[:50] + "-" + text[51:], f"{text[:60]}=!", text[:8] + "/none.jpg"):
+    for no_base64 in (text[:-1], text[:50] + "-" + text[51:], f"{text[:60]}=!", text[:20] + "!none.jpg"):
         with pytest.raises(ImageError, match="; nor is it a picture in base64"):
             read_source(no_base64, LIMITS)
     monkeypatch.setattr("model.images._read_local", lambda *_: b"the file")
