@@ -6,6 +6,7 @@ Nothing global is changed in Pillow, so that a process that embeds a scorer keep
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -64,15 +65,49 @@ class ImageLimits:
     max_aspect: float = 100.0
 
 
-def read_source(source: str | Path | bytes, limits: ImageLimits) -> bytes:
-    """The encoded bytes of an image given as bytes or as the absolute path of a local file.
+def read_source(
+    source: str | Path | bytes, limits: ImageLimits, *, root: str | None = None, sha256: str | None = None
+) -> bytes:
+    """The encoded bytes of an image given as bytes, as the absolute path of a local file, or as a name under `root`.
+
+    Args:
+        root: an absolute local folder, or an fsspec URL such as `s3://bucket/posts`.
+        sha256: in hex, of the bytes that are expected.
 
     Raises:
         ImageError: the path is not absolute, names no readable regular file, or the file is larger
-            than `limits.max_bytes` (nothing of it is read then).
+            than `limits.max_bytes` (nothing of it is read then); or its bytes are not those of `sha256`.
     """
     if isinstance(source, bytes):
-        return source
+        data = source
+    elif root is not None and "://" in root:
+        data = _read_url(root, str(source), limits)
+    else:
+        data = _read_local(source if root is None else os.path.join(root, source), limits)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise ImageError("was changed since it was ingested (its sha256 is another); ingest the posts again")
+    return data
+
+
+def _read_url(root: str, name: str, limits: ImageLimits) -> bytes:
+    from fsspec.core import url_to_fs
+
+    files, folder = url_to_fs(root)
+    path = f"{folder.rstrip('/')}/{name}"
+    try:
+        status = files.info(path)
+        if status["type"] != "file":
+            raise ImageError("not a regular file")
+        _check_bytes(status["size"], limits)
+        data: bytes = files.cat_file(path)
+        return data
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error}") from error
+
+
+def _read_local(source: str | Path, limits: ImageLimits) -> bytes:
     try:
         if not os.path.isabs(source):
             raise ImageError(f"{str(source)!r:.200} is not an absolute path")
@@ -90,13 +125,15 @@ def read_source(source: str | Path | bytes, limits: ImageLimits) -> bytes:
         raise ImageError(f"cannot be read: {error}") from error
 
 
-def read_frame(source: str | Path | bytes, size: int, limits: ImageLimits) -> np.ndarray:
+def read_frame(
+    source: str | Path | bytes, size: int, limits: ImageLimits, *, root: str | None = None, sha256: str | None = None
+) -> np.ndarray:
     """An image as one frame, (size, size, 3) uint8 RGB: the one way of training and of serving.
 
     Raises:
         ImageError: as `read_source` and `decode`.
     """
-    return to_frame(decode(read_source(source, limits), limits, least_side=size), size)
+    return to_frame(decode(read_source(source, limits, root=root, sha256=sha256), limits, least_side=size), size)
 
 
 def decode(data: bytes, limits: ImageLimits, *, least_side: int | None = None) -> Image.Image:
