@@ -13,7 +13,8 @@ import yaml
 from zenml import step
 from zenml.logger import get_logger
 
-from infra.schedule import Launch, run_now
+from infra.schedule.job import Launch
+from infra.schedule.run import run_now
 from model.errors import ScheduleError
 from model.files import write_whole
 from pipelines.config import load_notify
