@@ -100,7 +100,7 @@ class AnnotateSettings(Section):
     #: Image detail sent to the endpoint.
     detail: Literal["low", "high", "auto"]
     max_tokens: int = Field(ge=1)
-    #: All questions of a post in one request (the paper's form), or each in one of its own.
+    #: All questions of a post in one request (the paper's form), or one request per question.
     ask: Literal["together", "singly"]
     #: The paper's plain numbers, or structured output where the endpoint has it.
     format: Literal["numbers", "json_schema"]
@@ -234,7 +234,7 @@ class NotifySettings(Section):
 class RetrainSettings(Section):
     """What `agentps_retraining` trains on, starts from and compares with."""
 
-    #: The run ends at once where fewer posts are newer than the watermark.
+    #: The run ends at once where fewer posts are newer than the retraining cursor.
     min_fresh: int = Field(ge=1)
     #: A manifest of `post_id` and `label`: people's labels that came after the post; None: the manifest's own only.
     labels: str | None
@@ -242,13 +242,13 @@ class RetrainSettings(Section):
     scores: str | None
     #: The precision in percent that the served threshold promised.
     live_precision: int = Field(gt=0, lt=100)
-    #: Of what a version scored, its newest so many days count: what was right before a change does not hide it.
+    #: Only the newest days of a version's scores count: good results from before a change must not hide it.
     live_days: float = Field(gt=0)
     #: Which older posts are trained on beside the fresh ones.
     older: Literal["window", "replay"]
     #: window: those of this many days before the newest post.
     window_days: float = Field(gt=0)
-    #: replay: so many of all older ones a fresh one, always the same first.
+    #: replay: for each fresh post, this many older posts, chosen the same way every time.
     replay: float = Field(ge=0)
     #: The test posts of this many newest days, beside those whose manifest says `split: test`.
     test_days: float = Field(gt=0)

@@ -44,7 +44,7 @@ def validate_posts(
 
     Args:
         posts: as `steps.ingest` writes them.
-        labels: as `steps.annotate` writes them: post_id and one column a question.
+        labels: as `steps.annotate` writes them: post_id and one column per question.
         max_images: `ingest.max_images`.
 
     Raises:

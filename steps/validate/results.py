@@ -30,7 +30,7 @@ class ValidationOutcome:
     """The verdict on a set of posts and labels.
 
     passed: no critical rule is broken.
-    results: JSON-able: `splits`, one entry a split with its counts; `rules`, one entry a rule with
+    results: JSON-able: `splits`, one entry per split with its counts; `rules`, one entry per rule with
         table, rule, severity, passed, column, expected, observed and the first broken rows.
     """
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import click
 import pytest
 import yaml
 
+import pipelines
 from model.errors import AnnotationError
 from pipelines.entry import CheckedPipeline
 from pipelines.startup import told_once
@@ -29,6 +31,11 @@ def file(tmp_path: Path) -> Callable[[str], Path]:
 
 def _training(options: dict[str, Any] | None = None) -> None:
     """A pipeline without steps."""
+
+
+@pytest.mark.parametrize("name", ["agentps_training", "agentps_retraining", "agentps_study", "agentps_scheduled"])
+def test_every_pipeline_takes_one_mapping_of_options(name: str) -> None:
+    assert list(inspect.signature(getattr(pipelines, name).entrypoint).parameters) == ["options"]
 
 
 def test_a_checked_pipeline_hands_zenml_its_own_form(agentps_home: Path, file: Callable[[str], Path]) -> None:

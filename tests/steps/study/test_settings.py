@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from model.errors import ConfigError
-from steps.settings import load_settings
-from steps.study.settings import load_study_settings
+from steps.settings import TrainingSettings, load_settings
+from steps.study.settings import StudyRunSettings, load_study_settings
 
 
 def test_a_study_is_laid_over_the_training_options() -> None:
@@ -33,3 +33,9 @@ def test_an_option_of_the_study_that_cannot_be_is_named(parameters: dict[str, An
     with pytest.raises(ConfigError) as error:
         load_study_settings(parameters)
     assert expected in str(error.value)
+
+
+def test_what_a_cell_or_no_step_of_the_study_sets_is_no_option_of_the_study() -> None:
+    """Each cell has its own variant and seed; nothing is registered, promoted or retrained."""
+    assert TrainingSettings.names() - StudyRunSettings.names() == {"variant", "seed", "register", "promote", "retrain"}
+    assert StudyRunSettings.names() - TrainingSettings.names() == {"study"}
