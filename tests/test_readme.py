@@ -78,7 +78,7 @@ def means_by_row(path: str) -> dict[tuple[str, str], str]:
 
 
 @pytest.mark.parametrize(
-    ("heading", "study"), [("Each image once", "each-image-once"), ("Fewer tokens a frame", "pooled-frames")]
+    ("heading", "study"), [("Each image once", "each-image-once"), ("Fewer tokens per frame", "pooled-frames")]
 )
 def test_what_an_option_costs_is_what_both_studies_say(heading: str, study: str) -> None:
     page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
