@@ -515,7 +515,7 @@ all heads in one forward on repeated frames of {tokens:.0f} tokens a post:
 {options}
 
 The network answers otherwise then, and must be trained so; what that costs in recall is in the study:
-[each image once](study.md#each-image-once), [fewer tokens a frame](study.md#fewer-tokens-a-frame).
+[each image once](study.md#each-image-once), [fewer tokens per frame](study.md#fewer-tokens-per-frame).
 A **cascade**, in which `siglip` ranks all posts and the language model reads the highest only, is in the
 [results](results.md#a-cascade).
 
