@@ -162,8 +162,8 @@ champion? `benchmarks/gate_power.py` measures it on drawn scores, whose true dif
 
 **How the scores are drawn.** {positive:.0%} of the posts are positive. Each model gets evidence from a post: a normal
 variable with variance 1, whose mean is higher for a positive. Half of the variance is common to both models, so both
-find the same posts hard. The score is the probability that follows from the evidence, so both models are calibrated. The
-champion reaches an average precision of {champion:.2f}. The candidate's strength is set so that the metric over
+find the same posts hard. The score is the probability that follows from the evidence, so both models are calibrated.
+The champion reaches an average precision of {champion:.2f}. The candidate's strength is set so that the metric over
 {population:,} posts differs by exactly the true gain.
 
 ## The default

@@ -401,8 +401,8 @@ this page.
 
 **The posts** are those of the [sample](benchmark.md): {per_day} per day, one manifest per day. In the history and the
 first {before} weeks {signed[0]:.0%} of people's own albums carry their watermark; from week {changed} on
-{signed[1]:.0%} do. The policy does not change: an own album is no violation, signed or not. But before the change a watermark nearly
-always meant a copy.
+{signed[1]:.0%} do. The policy does not change: an own album is no violation, signed or not. But before the change a
+watermark nearly always meant a copy.
 
 **Everything else is what a user runs.** The schedule, on a clock of its own, starts the literal command each Monday at
 6:00. The annotator is reached over HTTP. People label a post {delay} days after it. The champion of the day scores the
