@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from model.post import markdown_table
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIG = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text(encoding="utf-8"))
 #: The site's pages as links to the repository's; their places are the same, so a link is right in both or in none.
@@ -77,3 +79,8 @@ def test_every_link_and_anchor_resolves_in_the_repository_and_in_the_site(page: 
 
 def test_the_navigation_names_every_page_once() -> None:
     assert sorted(in_nav(CONFIG["nav"])) == sorted(map(str, PAGES))
+
+
+def test_the_table_of_a_manifest_is_that_of_its_rows() -> None:
+    page = (REPOSITORY / "docs" / "your-own-data.md").read_text(encoding="utf-8")
+    assert f"<!-- manifest -->\n{markdown_table()}\n<!-- /manifest -->" in page
