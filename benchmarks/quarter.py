@@ -48,7 +48,7 @@ from steps.annotate.simulated import SimulatedAnnotator
 from steps.ingest import sample
 from steps.paths import REPOSITORY
 from steps.register import history, registry
-from steps.retrain.fresh import read_state, state_path
+from steps.retrain.fresh import cursor_path, read_cursor
 from steps.retrain.live import Share
 from steps.settings import load_settings
 
@@ -346,7 +346,7 @@ def n_versions() -> int:
 
 
 def decided() -> dict[str, Any]:
-    state = read_state(state_path(HOME, MODEL))
+    state = read_cursor(cursor_path(HOME, MODEL))
     if state is None:
         raise SystemExit("the retraining left no watermark: see its log")
     return {"version": state.version, "decision": state.decision, "champion": champion()}
