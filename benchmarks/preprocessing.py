@@ -157,7 +157,7 @@ def preprocess(posts: pd.DataFrame, side: int) -> None:
 
 
 def step_rows(data: bytes) -> dict[str, float]:
-    """CPU milliseconds an image of the whole step: read, decode, resize, hand over, hash, write."""
+    """CPU milliseconds per image, of the whole step: read, decode, resize, hand over, hash, write."""
     spent: dict[str, list[float]] = {"plain": [], "ours": []}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "photo.jpg"

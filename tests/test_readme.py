@@ -28,7 +28,7 @@ def test_every_local_link_leads_to_a_file(page: str) -> None:
 
 @pytest.fixture(scope="module")
 def annotated() -> dict[str, list[dict[str, Any]]]:
-    """The study's runs on the annotator's labels (and those that read none), by variant, a run a seed."""
+    """The study's runs on the annotator's labels (and those that read none), by variant, one run per seed."""
     cells = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
     chosen: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
