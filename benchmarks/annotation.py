@@ -42,7 +42,6 @@ from steps.annotate.prices import load_prices
 from steps.annotate.tally import Progress
 from steps.settings import AnnotateSettings, load_settings
 
-SOURCE = "openai:gpt-4o"
 _TITLE = re.compile(rb"post-(\d+)-")
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _GOOD = "0,1,2,1,2"
@@ -220,7 +219,7 @@ def storm(n: int, folder: Path) -> dict[str, Any]:
             try:
                 with Ledger(url) as ledger:
                     result = annotate_posts(
-                        posts, task, settings, ledger, base_url=endpoint, api_key="k", source=SOURCE, price=price,
+                        posts, task, settings, ledger, base_url=endpoint, api_key="k", price=price,
                         on_progress=watch,
                     )  # fmt: skip
                 break
@@ -268,7 +267,7 @@ def throughput(n: int, folder: Path) -> dict[str, Any]:
             stats(endpoint)  # it accepts
             cpu = time.process_time()
             result = annotate_posts(
-                posts, load_task("ucc"), settings_of(), ledger, base_url=endpoint, api_key="k", source=SOURCE,
+                posts, load_task("ucc"), settings_of(), ledger, base_url=endpoint, api_key="k",
                 price=load_prices()["gpt-4o"],
             )  # fmt: skip
             cpu = time.process_time() - cpu
