@@ -173,18 +173,17 @@ def make_posts(folder: Path, n: int, side: int, images: int, albums: int) -> pd.
     rng = np.random.default_rng(0)
     made = []
     for album in range(albums):
-        paths, hashes = [], []
+        names, hashes = [], []
         for number in range(images):
             out = io.BytesIO()
             small = rng.integers(0, 255, (max(1, side // 16), max(1, side // 16), 3), dtype=np.uint8)
             Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG")
-            path = folder / f"{album}-{number}.jpg"
-            path.write_bytes(out.getvalue())
-            paths.append(str(path))
+            names.append(f"{album}-{number}.jpg")
+            (folder / names[-1]).write_bytes(out.getvalue())
             hashes.append(hashlib.sha256(out.getvalue()).hexdigest())
-        made.append((paths, hashes))
+        made.append((names, hashes))
     rows = [
-        {"post_id": f"p{i}", "title": f"post-{i}-", "text": "so happy", "split": "train"}
+        {"post_id": f"p{i}", "title": f"post-{i}-", "text": "so happy", "split": "train", "root": str(folder)}
         | dict(zip(("images", "image_sha256"), made[i % albums], strict=True))
         for i in range(n)
     ]

@@ -57,7 +57,7 @@ class Requests:
         self.ids: list[str] = table[POST_ID].tolist()
         self._titles: list[str] = table[TITLE].tolist()
         self._texts: list[str] = table[TEXT].tolist()
-        self._roots: list[str | None] = table[ROOT].tolist() if ROOT in table else [None] * len(table)
+        self._roots: list[str] = table[ROOT].tolist()
         self.images: list[Sequence[str]] = table[IMAGES].tolist()
         self.hashes: list[Sequence[str]] = table[IMAGE_SHA256].tolist()
         self._single = [task.model_copy(update={"questions": (question,)}) for question in task.questions]
@@ -151,7 +151,7 @@ class Requests:
 
     def file_bytes(self, index: int) -> float:
         """Bytes of a post's image files in all; one that is gone counts as empty, and `inf` where the root is a URL."""
-        root = self._roots[index] or ""
+        root = self._roots[index]
         if "://" in root:
             return math.inf
         paths = (Path(root, name) for name in self.images[index])

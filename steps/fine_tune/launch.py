@@ -27,11 +27,13 @@ from model import checkpoint
 from model.data import Batches, Shards
 from model.errors import AgentPSError
 from model.integrity import MANIFEST
+from model.schema import POST_ID, SPLIT, TRAIN
 from model.settings import TINY, BackboneSettings, TrainSettings
 from model.task import Task
 from model.train import FitResult, fit
 from steps.code import code_digest
 from steps.paths import REPOSITORY
+from steps.tables import rows_of
 
 _JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"
 #: Directories of finished trainings that are kept beside the current one.
@@ -135,7 +137,9 @@ def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> Non
     network, tokenizer, prompt = checkpoint.build(job.resolved_backbone, job.task, shards.sequence, job.train)
     if job.start is not None:
         checkpoint.start_from(network, job.start, job.task, job.resolved_backbone)
-    batches = Batches(shards, prompt, job.task, pd.read_parquet(directory / _LABELS))
+    labels, train = pd.read_parquet(directory / _LABELS), shards.posts[SPLIT] == TRAIN
+    rows_of(labels, shards.posts.loc[train, POST_ID].tolist(), "labels")  # a post without a row would train nothing
+    batches = Batches(shards, prompt, job.task, labels)
     result = fit(network, batches, job.train, directory / "trainer", callbacks=callbacks)
     if int(os.environ.get("RANK", "0")) == 0:
         checkpoint.save(

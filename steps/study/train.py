@@ -36,6 +36,7 @@ from steps.settings import EvaluateSettings
 from steps.study import methods
 from steps.study.cells import ANNOTATOR, NONE, PEOPLE, Cell
 from steps.study.labels import corrupted, draws, gold_subset
+from steps.tables import rows_of
 
 
 class Inputs(BaseModel):
@@ -153,7 +154,7 @@ def _labels(
     if cell.labels in (NONE, PEOPLE):
         return people, task
     if cell.labels == ANNOTATOR:
-        table = pd.read_parquet(inputs.labels).set_index(POST_ID).reindex(people[POST_ID]).reset_index()
+        table = rows_of(pd.read_parquet(inputs.labels), people[POST_ID].tolist(), "the annotator's labels")
         labels = table[[POST_ID, *task.question_ids]].astype(dict.fromkeys(task.question_ids, "Int8"))
     else:
         labels = corrupted(people, task, cell.labels)

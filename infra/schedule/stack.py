@@ -1,9 +1,8 @@
-"""A pipeline on the schedule of a ZenML stack whose orchestrator has one: Kubernetes, Kubeflow.
+"""The schedule of a clone on a ZenML stack whose orchestrator has schedules: Kubernetes, Kubeflow.
 
 ZenML fixes a scheduled pipeline's parameters when the schedule is made, but which posts are fresh is known only when a
-run begins. So what is scheduled is `agentps_scheduled`, whose one step starts the literal command. One schedule a clone
-and stack, named as on a machine (`infra.schedule.name_of`); a second call changes it in place, or takes the old one
-away first.
+run begins. So what is scheduled is `agentps_scheduled`, whose one step starts the literal command. A second call
+changes the schedule in place, or takes the old one away first: there are never two.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from infra.schedule import BIN, name_of
+from infra.schedule.command import name_of, program
+from infra.schedule.job import Job
 from model.errors import ScheduleError
 from steps.paths import REPOSITORY
 from steps.settings import read_config
@@ -28,14 +28,11 @@ if TYPE_CHECKING:
 _ZENML_KEYS = ("settings", "build")
 
 
-def install(cron: str, pipeline: str, config: Path | None, stack: str, home_dir: Path) -> str:
-    """Put the schedule on the stack in place of what this clone had scheduled on it before.
-
-    Args:
-        cron: checked; read in the time zone of the orchestrator.
+def install(job: Job, stack: str, home_dir: Path) -> str:
+    """Put the job in place of what this clone had scheduled on the stack before.
 
     Returns:
-        `created` or `updated`.
+        What was done and what is scheduled now, in one line.
 
     Raises:
         ConfigError: the config file cannot be read.
@@ -43,27 +40,28 @@ def install(cron: str, pipeline: str, config: Path | None, stack: str, home_dir:
     """
     from zenml.client import Client
 
-    wanted: dict[str, Any] = {"pipeline": pipeline, "config": read_config(config) if config else {}}
+    wanted = {"pipeline": job.pipeline, "config": read_config(Path(job.config)) if job.config else {}}
     orchestrator, found = _look_up(stack, home_dir)
     if not orchestrator.config.is_schedulable:
         raise ScheduleError(
             f"stack {stack}: its orchestrator, of flavor {orchestrator.flavor}, runs no schedules: name a stack with "
             "Kubernetes or Kubeflow, or leave --stack out to use the scheduler of this machine"
         )
-    if found is not None:
-        if not (orchestrator.supports_schedule_updates and orchestrator.supports_schedule_deletion):
-            raise ScheduleError(
-                f"stack {stack}: ZenML cannot change the schedule {found.name} in {orchestrator.flavor}, and a second "
-                "one would run beside it: delete it there, then run `agentps schedule --remove --stack "
-                f"{stack}`, then this command again"
-            )
-        if _parameters(found) == wanted:
-            if found.cron_expression != cron:
-                Client().update_schedule(found.id, cron_expression=cron)
-            return "updated"
+    if found is None:
+        _create(job.cron, wanted, stack, orchestrator.flavor, name_of(home_dir))
+        return f"created: {show(stack, home_dir)}"
+    if not (orchestrator.supports_schedule_updates and orchestrator.supports_schedule_deletion):
+        raise ScheduleError(
+            f"stack {stack}: ZenML cannot change the schedule {found.name} in {orchestrator.flavor}, and a second one "
+            f"would run beside it: delete it there, then run `agentps schedule --remove --stack {stack}`, then this "
+            "command again"
+        )
+    if _parameters(found) != wanted:
         Client().delete_schedule(found.id)
-    _create(cron, wanted, stack, orchestrator.flavor, name_of(home_dir))
-    return "created" if found is None else "updated"
+        _create(job.cron, wanted, stack, orchestrator.flavor, name_of(home_dir))
+    elif found.cron_expression != job.cron:
+        Client().update_schedule(found.id, cron_expression=job.cron)
+    return f"updated: {show(stack, home_dir)}"
 
 
 def remove(stack: str, home_dir: Path) -> bool:
@@ -80,17 +78,17 @@ def remove(stack: str, home_dir: Path) -> bool:
     return found is not None
 
 
-def show(stack: str, home_dir: Path) -> str | None:
-    """What is scheduled there, in one line; None: nothing.
+def show(stack: str, home_dir: Path) -> str:
+    """What is scheduled there, in one line.
 
     Raises:
         ScheduleError: there is no such stack.
     """
     _orchestrator, found = _look_up(stack, home_dir)
     if found is None:
-        return None
-    state = "" if found.active else ", switched off"
-    return f"{found.name} on stack {stack}: {_parameters(found).get('pipeline')}, cron {found.cron_expression}{state}"
+        return f"there is no schedule on stack {stack}"
+    off = "" if found.active else ", switched off"
+    return f"{found.name} on stack {stack}: {_parameters(found).get('pipeline')}, cron {found.cron_expression}{off}"
 
 
 def _look_up(stack: str, home_dir: Path) -> tuple[BaseOrchestrator, ScheduleResponse | None]:
@@ -126,9 +124,7 @@ def _create(cron: str, wanted: dict[str, Any], stack: str, flavor: str, name: st
         path = Path(folder) / "scheduled.yaml"
         path.write_text(yaml.safe_dump(run, allow_unicode=True), encoding="utf-8")
         command = ["pipeline", "run", "pipelines.agentps_scheduled", "-c", str(path), "--stack", stack]
-        done = subprocess.run(
-            [str(BIN / "zenml"), *command], cwd=REPOSITORY, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([program("zenml"), *command], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
         raise ScheduleError(f"stack {stack}: no schedule was made, and none stands now: " + " ".join(said[-3:]))

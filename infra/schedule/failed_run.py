@@ -1,4 +1,4 @@
-"""What ZenML knows of a failed run, as one line of JSON: `python -m infra.failed_run PIPELINE SINCE`."""
+"""What ZenML knows of a failed run, as one line of JSON: `python -m infra.schedule.failed_run PIPELINE SINCE`."""
 
 from __future__ import annotations
 
