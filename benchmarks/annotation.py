@@ -273,7 +273,7 @@ def throughput(n: int, folder: Path) -> dict[str, Any]:
         found[name] = {
             "requests": result.requests,
             "requests a second": round(result.requests / result.seconds, 1),
-            "share of 64 a second": round(result.requests / result.seconds / 64, 3),
+            "share of 64 per second": round(result.requests / result.seconds / 64, 3),
             "cpu ms a request": round(1000 * cpu / result.requests, 2),
         }
     return found | {"load": os.getloadavg(), "cores": os.cpu_count()}

@@ -88,7 +88,7 @@ class BatchRun:
         return waiting
 
     def _claim(self, queue: deque[Request], ready: deque[Request], waiting: list[Request]) -> None:
-        """Move requests from the queue to where they belong: settled, ready to be sent, or waiting for others."""
+        """Move requests from the queue: some are settled, some ready to be sent, some wait for other processes."""
         chunk = [queue.popleft() for _ in range(min(_CLAIMED, len(queue)))]
         claimed = self._ledger.claim([request.key for request in chunk])
         known = self._ledger.lookup(claimed)
@@ -116,7 +116,7 @@ class BatchRun:
         self._ledger.release(settled)
 
     def _append(self, request: Request, items: list[BatchItem], file: IO[bytes]) -> bool:
-        """Write one request to the file; False: it belongs into another file, or the cap has no room for it."""
+        """Write one request to the file; False: it goes into another file, or the cap has no room for it."""
         entry = {"custom_id": request.key, "method": "POST", "url": _CHAT, "body": self._requests.body(request)}
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         if len(line) > MAX_BYTES:
@@ -160,7 +160,7 @@ class BatchRun:
         self._next_look, self._interval = 0.0, _FIRST_POLL
 
     async def _create(self, id_: str, file_id: str) -> str:
-        """Create a batch, once: the client alone would create it again where only the reply was lost, to be paid twice.
+        """Create a batch once. Where only the reply is lost, the client alone would create a second one, to be paid too.
 
         Returns:
             Its name.
@@ -183,7 +183,7 @@ class BatchRun:
     # --- collecting
 
     async def collect(self) -> set[str]:
-        """Record the answers of shards that have ended, whoever sent them up. Returns the keys still under way."""
+        """Record the answers of batch files that have ended, of any process. Returns the keys still under way."""
         if time.monotonic() < self._next_look:
             return self._under_way
         self._under_way = set()
@@ -222,7 +222,7 @@ class BatchRun:
         return True
 
     async def _find(self, id_: str) -> str | None:
-        """The batch of a batch file whose sender was not told its name, or died before it could write it down."""
+        """The batch of a file whose sender got no reply with its name, or died before it could record it."""
         async for batch in self._client.batches.list(limit=100):
             if (batch.metadata or {}).get(_METADATA) == id_:
                 self._ledger.sent_batch_file(id_, batch_id=batch.id)

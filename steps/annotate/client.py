@@ -37,11 +37,11 @@ class AnnotationResult:
 
     #: post_id, one nullable Int8 column per question, label_source, missing_reason (None: answered).
     labels: pd.DataFrame
-    #: Distinct requests (a post, or a post's question where they are asked singly) asked in this run, and requests
-    #: of the posts answered from the ledger alone.
+    #: Distinct requests asked in this run; a request is a post, or one question of a post where they are asked singly.
+    #: And requests that the ledger alone answered.
     asked: int
     reused: int
-    #: Requests of the posts without an answer; of all of them.
+    #: Requests without an answer; all requests.
     missing: int
     total: int
     #: One row per reason: question (None: asked together), reason, requests.
@@ -52,7 +52,7 @@ class AnnotationResult:
     completion_tokens: int
     #: Dollars recorded in this run; None: the model has no price.
     cost: float | None
-    #: What was to be expected at the start.
+    #: What was expected at the start.
     plan: Plan
     seconds: float
 
@@ -159,7 +159,7 @@ async def _ask(
             batch, online = BatchRun(requests, ledger, tally, client), OnlineRun(requests, ledger, tally, client)
             waiting = list(todo)
             while True:
-                # whatever lies with the endpoint, from this run or an earlier one, in either mode
+                # batch files at the endpoint, of this run or an earlier one, are collected in either mode
                 under_way = await batch.collect()
                 free = [request for request in waiting if request.key not in under_way]
                 waiting = [request for request in waiting if request.key in under_way]
@@ -167,7 +167,7 @@ async def _ask(
                     waiting += await (batch if requests.settings.mode == "batch" else online).ask(free)
                 if not waiting:
                     return
-                await asyncio.sleep(_OTHERS_SECONDS)  # others ask them
+                await asyncio.sleep(_OTHERS_SECONDS)  # other processes ask these
         finally:
             alive.cancel()
             with contextlib.suppress(asyncio.CancelledError):

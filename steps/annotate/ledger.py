@@ -1,13 +1,13 @@
 """The ledger: every answer ever paid for, one row per attempt, kept over runs and crashes.
 
 A row is committed as soon as its answer is there, so a killed run loses at most what was in flight.
-What is stored is the answer as given (counts), never a class made of it: another rule reads the
-same answers anew, at no cost.
+The answer is stored as it was given (counts), never as a class: another rule reads the same
+answers again, at no cost.
 
-Who asks a key holds its lease, a row of its own, so that several processes on one ledger never ask
-the same key at once. A lease ends with its answer; that of a process that died is free at once on
-the same machine, and after `lease_seconds` without a sign of life anywhere else. The keys of a
-batch are held by its batch file until the batch file is collected, by whichever process comes to it.
+A process that asks a key holds its lease, a row of its own: so several processes on one ledger never
+ask the same key at once. A lease ends with its answer. The lease of a process that died is free at once
+on the same machine, and on another one after `lease_seconds` without a sign of life. The keys of a
+batch file are held by that file until any process collects it.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ class Ledger:
     # --- leases
 
     def claim(self, keys: Sequence[str]) -> set[str]:
-        """Take the leases of those `keys` that nobody holds; an answer may be there already: look afterwards.
+        """Take the leases of those `keys` that nobody holds; an answer may be there already: look it up afterwards.
 
         Returns:
             The keys that this process, and no other, may ask until it records, releases or dies.

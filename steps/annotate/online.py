@@ -27,14 +27,14 @@ _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 8.0  # seconds, before jitter
 #: The endpoint counts as down when no connection succeeded for so many seconds and attempts: soon at the
 #: start, where a wrong URL is likely; later only when it does not come back from a restart.
 _DOWN_AT_START_SECONDS, _DOWN_SECONDS, _DOWN_FAILURES = 2.0, 30.0, 3
-#: So many posts in a row, from the start, without a reply of the model: the settings or the endpoint are wrong, not
-#: the posts. After the first reply a disturbance may last longer.
+#: After so many requests in a row without a reply of the model, the settings or the endpoint are wrong, not the posts.
+#: Once a reply has come, a disturbance may last longer.
 _BARREN_AT_START, _BARREN = 8, 64
 _NO_REPLY = UNPAID | {Missing.TIMEOUT, Missing.NOT_JSON}
-#: When the run stops, requests in flight may still come in (they are paid) for so many seconds.
+#: When the run stops, it waits so many seconds for requests in flight: they are paid.
 _GRACE_SECONDS = 10.0
-#: An album of so many bytes in all is read at once, which costs less than handing it to a thread; decoding and
-#: resizing a larger one would hold up every other request.
+#: An album of at most so many bytes is read at once: handing it to a thread costs more. Decoding and resizing a larger
+#: one would hold up every other request.
 _INLINE_BYTES = 100_000
 #: Leases taken in one transaction.
 _CLAIMED = 32
@@ -58,7 +58,7 @@ class OnlineRun:
         self._limits = RateLimits()
         self._stopping, self._freed = asyncio.Event(), asyncio.Event()
         self._reached = self._answered = False
-        #: Nothing of ours is under way, and the cap has no room beside what batches owe.
+        #: No request of this process is under way, and what batch files may cost leaves no room under the cap.
         self._full = False
         self._failures = self._barren = self._under_way = 0
         self._down_since = 0.0
@@ -67,7 +67,8 @@ class OnlineRun:
         self._held: list[Request] = []
 
     async def ask(self, todo: Sequence[Request]) -> list[Request]:
-        """Settle the requests of `todo`. Returns those that another process holds, or that wait for a batch's money."""
+        """Settle the requests of `todo`. Returns those that another process holds, and those for which the cap has no
+        room until a batch file is collected."""
         self._todo, self._held, self._full = deque(todo), [], False
         workers = [asyncio.create_task(self._work()) for _ in range(min(self._settings.concurrency, len(todo)))]
         finished, pending = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
@@ -92,7 +93,7 @@ class OnlineRun:
             await self._settle(*job)
 
     def _next(self) -> tuple[Request, int] | None:
-        """A request that this process alone may ask, and how often it was asked before; None: there is no more."""
+        """A request that only this process may ask, and how often it was asked before; None: there is no more."""
         while not self._ready and self._todo:
             size = min(_CLAIMED, self._settings.concurrency, len(self._todo))
             chunk = [self._todo.popleft() for _ in range(size)]
@@ -171,7 +172,7 @@ class OnlineRun:
         """Wait until the cap and the endpoint's limits let one more request in.
 
         Returns:
-            False: the run is stopping, or the cap has no room until a batch is collected.
+            False: the run is stopping, or the cap has no room until a batch file is collected.
         """
         budget = self._tally.budget
         while not self._stopping.is_set():
@@ -193,7 +194,7 @@ class OnlineRun:
         return False
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, but no longer than the run goes on."""
+        """Wait, but not longer than the run lasts."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
@@ -260,7 +261,7 @@ class OnlineRun:
         return response.http_response.content
 
     def _judge(self, error: openai.APIStatusError) -> Missing:
-        """Why a reply with an error status is no answer; raises where no other post would fare better."""
+        """Why a reply with an error status is no answer; raises where every other post would get the same."""
         codes = {error.code, error.type}
         remedy = status_remedy(error.status_code, codes, self._settings.model)
         if remedy is not None:

@@ -207,7 +207,7 @@ known.</p>
 <tr><td>Dollars at most, each asked once</td><td>{{ plan.most_dollars | dollars }}</td>
 <td>{{ "no cap" if settings.max_cost is none else "cap " ~ (settings.max_cost | dollars) }}</td></tr>
 </tbody></table></div>
-<p class="note">Planned before the first request: text at four bytes a token, images by the price table's rule.
+<p class="note">Planned before the first request: text at four bytes per token, images by the price table's rule.
 {% if plan.answered %}{{ "{:,}".format(plan.answered) }} answers were in the ledger already.{% endif %}
 {% if plan.given_up %}{{ "{:,}".format(plan.given_up) }} have used up their retries.{% endif %}
 {% if plan.under_way %}{{ "{:,}".format(plan.under_way) }} were under way in a batch.{% endif %}</p>

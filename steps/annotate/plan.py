@@ -15,13 +15,13 @@ def is_settled(answer: LedgerAnswer | None, retries: int) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """Posts, requests, tokens and dollars of an annotation as far as the ledger does not have it yet."""
+    """Posts, requests, tokens and dollars of an annotation, without what the ledger has already."""
 
     posts: int
     #: Distinct image files of these posts.
     images: int
-    #: Distinct requests of these posts; of them answered, without an answer and not to be asked again, held by a
-    #: batch that is under way, and to be asked.
+    #: Distinct requests of these posts. Of them: answered; without an answer, and not to be asked again; in a batch
+    #: file that is under way; to be asked.
     requests: int
     answered: int
     given_up: int
@@ -40,7 +40,7 @@ def make_plan(requests: Requests, ledger: Ledger) -> tuple[Plan, dict[str, Ledge
     """The plan, and what the ledger knows of the requests; sends nothing.
 
     Raises:
-        AnnotationError: the ledger cannot be read, or an image's size is needed and cannot be.
+        AnnotationError: the ledger cannot be read, or an image whose size is needed cannot be.
     """
     distinct = requests.distinct()
     known = ledger.lookup(request.key for request in distinct)

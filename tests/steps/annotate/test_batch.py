@@ -251,7 +251,7 @@ def test_of_an_expired_batch_the_finished_part_is_kept_and_only_the_rest_is_sent
     assert result.cost == pytest.approx(20 * PRICE.dollars(100, 10) / 2)
 
 
-def test_a_failed_shard_is_sent_again_and_the_others_are_not(
+def test_a_failed_batch_file_is_sent_again_and_the_others_are_not(
     tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "MAX_REQUESTS", 10)
@@ -455,7 +455,7 @@ def test_a_batch_whose_name_never_arrived_is_found_by_its_metadata(tmp_path: Pat
         assert (result.missing, result.asked, len(server.batches)) == (0, 0, 1)
 
 
-def test_a_shard_that_was_never_sent_is_given_up_and_sent_anew(tmp_path: Path, ledger: Ledger) -> None:
+def test_a_batch_file_that_was_never_sent_is_given_up_and_sent_anew(tmp_path: Path, ledger: Ledger) -> None:
     posts = make_posts(tmp_path, 5)
     with BatchServer(all_answered) as server:
         server.files.clear()
@@ -463,8 +463,8 @@ def test_a_shard_that_was_never_sent_is_given_up_and_sent_anew(tmp_path: Path, l
             requests = Requests(posts, load_task("ucc"), settings_of())
             items = [[request.key, "p", 2, None, 0.01] for request in requests.distinct()]
             form = json.dumps({"task": load_task("ucc").model_dump(mode="json"), "format": "numbers"})
-            shard = ("s" * 32, SOURCE, form, json.dumps(items), None, None, 0.05, "2025-01-01 00:00:00.000000")
-            database.execute("INSERT INTO annotation_shards VALUES (?, ?, ?, ?, ?, ?, ?, ?)", shard)
+            row = ("s" * 32, SOURCE, form, json.dumps(items), None, None, 0.05, "2025-01-01 00:00:00.000000")
+            database.execute("INSERT INTO annotation_shards VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
             rows = [(item[0], f"shard:{'s' * 32}", None) for item in items]
             database.executemany("INSERT INTO annotation_leases VALUES (?, ?, ?)", rows)
         result = run(posts, ledger, server)

@@ -412,7 +412,7 @@ def test_a_cap_without_a_price_is_refused_before_anything_is_sent(posts: pd.Data
 
 
 def test_no_request_is_sent_beyond_the_limit_that_the_headers_tell(tmp_path: Path, ledger: Ledger) -> None:
-    """An endpoint that lets 5 requests in at once and 20 a second, and refuses what goes beyond."""
+    """An endpoint that lets 5 requests in at once and 20 per second, and refuses what goes beyond."""
     lock, level, at = threading.Lock(), 5.0, time.monotonic()
     refused = []
 

@@ -202,7 +202,7 @@ def test_of_many_that_claim_the_same_keys_at_once_each_key_goes_to_one(url: str)
     assert sorted(claimed) == sorted(keys)
 
 
-def test_a_shard_holds_its_keys_whatever_becomes_of_its_sender_and_is_collected_once(url: str) -> None:
+def test_a_batch_file_holds_its_keys_whatever_becomes_of_its_sender_and_is_collected_once(url: str) -> None:
     items = tuple(BatchItem(key, "p", 2, None, 0.1) for key in ("a", "b"))
     batch_file = BatchFile("s" * 32, "openai:m", {"format": "numbers"}, items, None, None, 0.2)
     with Ledger(url, lease_seconds=0.05) as one, Ledger(url) as other:
