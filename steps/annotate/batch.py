@@ -160,7 +160,7 @@ class BatchRun:
         self._next_look, self._interval = 0.0, _FIRST_POLL
 
     async def _create(self, id_: str, file_id: str) -> str:
-        """Create a batch once. Where only the reply is lost, the client alone would create a second one, to be paid too.
+        """Create a batch once. Where only the reply is lost, the client alone would create and pay for a second one.
 
         Returns:
             Its name.

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -193,6 +194,24 @@ def test_list_columns_may_be_arrays_as_after_a_parquet_round_trip(
     with Server(lambda number, body: reply(completion())) as server:
         run(posts, ledger, server.base_url)
         assert run(pd.read_parquet(tmp_path / "posts.parquet"), ledger, server.base_url).requests == 0
+
+
+@pytest.mark.parametrize("detail", ["low", "high"])
+def test_a_folder_of_posts_that_was_moved_asks_nothing_again_and_sends_the_same_from_anywhere(
+    tmp_path: Path, ledger: Ledger, detail: str
+) -> None:
+    posts = make_posts(tmp_path, 2)
+    files = fsspec.filesystem("memory")
+    for name in [name for names in posts["images"] for name in names]:
+        files.pipe_file(f"/moved-{detail}/{name}", (tmp_path / name).read_bytes())
+    moved = posts.assign(root=f"memory://moved-{detail}")
+    with Server(lambda number, body: reply(completion())) as server:
+        run(posts, ledger, server.base_url, detail=detail)
+        assert run(moved, ledger, server.base_url, detail=detail).requests == 0
+        with Ledger(f"sqlite:///{tmp_path / 'other.db'}") as other:
+            run(moved, other, server.base_url, detail=detail, price=load_prices()["gpt-4o"])
+    first, again = (sorted(map(json.dumps, server.requests[i : i + 2])) for i in (0, 2))
+    assert first == again
 
 
 def test_a_simulated_and_a_real_annotator_share_no_answer(posts: pd.DataFrame, ledger: Ledger) -> None:
