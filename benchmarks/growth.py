@@ -30,7 +30,7 @@ from model.metrics import Calibration
 from model.settings import SequenceSettings
 from model.task import load_task
 from model.tiny import build_tokenizer
-from steps.annotate.ledger import Attempt, Ledger, Shard
+from steps.annotate.ledger import Attempt, BatchFile, Ledger
 from steps.evaluate.report import build_report
 from steps.ingest.posts import manifest_fingerprint, read_manifest
 from steps.ingest.sample import sample_texts
@@ -110,7 +110,7 @@ def ledger_write(posts: pd.DataFrame, folder: Path) -> Callable[[], object]:
 def ledger_lookup(posts: pd.DataFrame, folder: Path) -> Callable[[], object]:
     with Ledger(f"sqlite:///{folder / 'ledger.db'}") as ledger:
         for start in range(0, len(posts), 10_000):
-            ledger.add_shard(Shard(str(start), "m", {}, (), None, None, 0.0))
+            ledger.add_batch_file(BatchFile(str(start), "m", {}, (), None, None, 0.0))
             ledger.collect_shard(str(start), [_attempt(name) for name in posts["post_id"][start : start + 10_000]])
 
     def run() -> None:
