@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.quarter
 
 Writes `benchmarks/quarter.json` (delete it to run the quarter again), and from it `docs/quarter.md` and
-`docs/images/quarter.png`. What runs is what a user runs: the schedule (`infra.schedule.run_due`, on a clock of its own)
+`docs/images/quarter.png`. What runs is what a user runs: the schedule (`infra.schedule.run`, on a clock of its own)
 starts the literal `zenml pipeline run pipelines.agentps_retraining -c FILE`, the annotator is the simulated one behind
 its HTTP port, asked by the client of paid endpoints, and a champion is rolled back by `agentps rollback`. Everything
 lies under `.agentps/quarter`, ZenML's database too.
@@ -37,8 +37,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from infra import schedule
 from infra.local_stack import tracking_uri
+from infra.schedule.command import program
+from infra.schedule.job import Files, Job
+from infra.schedule.run import run_due
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, TEST, TEXT, TITLE
 from model.scorer import Scorer
 from model.task import load_task
@@ -144,7 +146,7 @@ def score(rows: list[dict[str, Any]], folder: Path, version: str) -> pd.DataFram
 
 
 def agentps(*arguments: str) -> None:
-    subprocess.run([str(schedule.BIN / "agentps"), *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([program("agentps"), *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
 
 
 class Quarter:
@@ -213,21 +215,20 @@ class Quarter:
 
     def retrain(self, config: Path, now: datetime) -> dict[str, Any]:
         """What the schedule does at `now`."""
-        files = schedule.Files(self.home)
-        files.folder.mkdir(parents=True, exist_ok=True)
-        job = schedule.Job(
+        files = Files(self.home)
+        job = Job(
             cron="0 6 * * 1",
             pipeline="pipelines.agentps_retraining",
             config=str(config),
             notify=load_settings({}).notify,
         )
         files.write(files.job, job)
-        if files.read_state() is None:
-            files.update_state(covered=now - timedelta(days=7))
+        if files.read_progress() is None:
+            files.update_progress(covered=now - timedelta(days=7))
         self.label(now)
         noticed = self.told()
         began = time.monotonic()
-        outcome = schedule.run_due(self.home, now)
+        outcome = run_due(self.home, now)
         seconds = time.monotonic() - began
         if outcome.code or outcome.undelivered:
             raise SystemExit(f"{outcome.line} {outcome.undelivered}")
@@ -324,7 +325,7 @@ def live_through(quarter: Quarter, weeks: int) -> dict[str, Any]:
     # a week without a post
     versions = n_versions()
     idle = quarter.retrain(quarter.weekly, FIRST_MONDAY + timedelta(weeks=weeks + 1) + six)
-    logs = sorted(schedule.Files(quarter.home).logs.glob("*.log"))
+    logs = sorted(Files(quarter.home).logs.glob("*.log"))
     idle |= {"versions_made": n_versions() - versions, "said": logs[-1].read_text().splitlines()[-1]}
     return {
         "posts_a_day": quarter.per_day,
@@ -395,17 +396,19 @@ def plot(record: dict[str, Any]) -> None:
 
 _PAGE = """# A quarter of weekly retrainings
 
-What [retraining](retraining.md) does over {weeks} weeks whose posts change in the middle. `python -m
-benchmarks.quarter` lived through it in {minutes:.0f} minutes on two busy cores, wrote `benchmarks/quarter.json`, and
-this page from it.
+This page shows [retraining](retraining.md) over {weeks} weeks whose posts change in the middle. `python -m
+benchmarks.quarter` ran through it in {minutes:.0f} minutes on two busy cores. It wrote `benchmarks/quarter.json` and
+this page.
 
-**The posts** are the [sample](benchmark.md)'s, {per_day} a day, a manifest a day. In the history and the first
-{before} weeks {signed[0]:.0%} of people's own albums carry their watermark; from week {changed} on {signed[1]:.0%} do.
-The policy does not change: an own album is no violation, signed or not. But until then a watermark nearly always meant
-a copy. **Everything else is what a user runs**: the schedule on a clock of its own starts the literal command each
-Monday at 6:00; the annotator is asked over HTTP; people label a post {delay} days after it; the champion of the day
-scores the day's posts at its threshold for {precision} % precision. Week 0 trains the first champion from scratch on
-{history} days; later runs train {epochs} epochs from the champion's weights on the window of 28 days.
+**The posts** are those of the [sample](benchmark.md): {per_day} per day, one manifest per day. In the history and the
+first {before} weeks {signed[0]:.0%} of people's own albums carry their watermark; from week {changed} on
+{signed[1]:.0%} do. The policy does not change: an own album is no violation, signed or not. But before the change a
+watermark nearly always meant a copy.
+
+**Everything else is what a user runs.** The schedule, on a clock of its own, starts the literal command each Monday at
+6:00. The annotator is reached over HTTP. People label a post {delay} days after it. The champion of the day scores the
+day's posts at its threshold for {precision} % precision. Week 0 trains the first champion from scratch on {history}
+days; later runs train {epochs} epochs from the champion's weights on the window of 28 days.
 
 ![Live precision and recall by week](images/quarter.png)
 
@@ -420,8 +423,9 @@ Live precision and recall on all posts of a week, once they are labelled:
 ## Every run
 
 `drift`: lines of the drift page above their limits. `live`: the champion's precision on what it scored in the newest 14
-days, as the run saw it with the labels of that Monday, and its upper bound. Where that lies below the promise, the
-champion counts as stale: a candidate need not be surely better, but not worse by more than `promote.stale_tolerance`.
+days, as the run saw it with the labels of that Monday, and its upper bound. If the bound is below the promise, the
+champion counts as stale. A candidate then need not be surely better, but must not be worse by more than
+`promote.stale_tolerance`.
 
 | run after week | candidate | verdict and reason | champion then | drift | live |
 |---|---|---|---|---|---|
