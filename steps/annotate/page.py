@@ -30,7 +30,6 @@ def render_report(
     below: Sequence[Verdict],
     settings: AnnotateSettings,
     heading: str,
-    source: str,
 ) -> str:
     """The report of one annotation.
 
@@ -38,12 +37,11 @@ def render_report(
         questions: the agreement with people's labels.
         below: what the gate found.
         heading: names the task.
-        source: the annotator with its model.
     """
     answered = sum(question.answered for question in questions)
     return _page(
         "annotation.html.j2", result=result, plan=result.plan, questions=questions, below=below, settings=settings,
-        heading=heading, source=source, measured=answered > 0,
+        heading=heading, source=settings.source, measured=answered > 0,
         requests_a_second=result.requests / result.seconds if result.seconds else None,
     )  # fmt: skip
 

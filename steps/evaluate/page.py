@@ -12,7 +12,7 @@ from PIL import Image
 
 from model import metrics
 from model.errors import ImageError
-from model.images import ImageLimits, decode, read_source
+from model.images import INGESTED, decode, read_source
 from model.metrics import OperatingPoint
 from model.schema import IMAGE_SHA256, IMAGES, POST_ID, ROOT, TEST, TEXT, TITLE, VAL
 from model.settings import answers_questions
@@ -35,8 +35,6 @@ from steps.tables import rows_of
 #: Longer side of a thumbnail in pixels; how many a post shows, and the page in all (it stays below 2 MB).
 _THUMBNAIL, _THUMBNAILS_A_POST, _THUMBNAILS_IN_ALL = 96, 8, 160
 _MAX_TITLE, _MAX_TEXT = 160, 500
-#: Ingest has refused what is broken or too large already; this guards a page made from other posts.
-_LIMITS = ImageLimits(max_bytes=50_000_000, max_pixels=100_000_000)
 
 
 @dataclass(frozen=True)
@@ -247,7 +245,7 @@ def _answer(row: pd.Series, question: Question) -> _Answer:
 
 def _thumbnail(root: str, name: str, sha256: str) -> _Thumbnail:
     try:
-        image = decode(read_source(name, _LIMITS, root=root, sha256=sha256), _LIMITS, least_side=_THUMBNAIL)
+        image = decode(read_source(name, INGESTED, root=root, sha256=sha256), INGESTED, least_side=_THUMBNAIL)
     except ImageError as error:
         return _Thumbnail(source=None, reason=str(error))
     image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)
