@@ -41,7 +41,7 @@ def workplace(tmp_path: Path, agentps_home: Path, monkeypatch: pytest.MonkeyPatc
     rows = []
     for post in make_posts(tmp_path, 12).to_dict("records"):
         row = {key: post[key] for key in ("post_id", "title", "text", "split")} | {"ugc": 1}
-        rows.append({**row, "images": [Path(image).relative_to(tmp_path).as_posix() for image in post["images"]]})
+        rows.append({**row, "images": list(post["images"])})
     (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
 
