@@ -28,6 +28,7 @@ from steps.annotate.prompt import (
     image_payload,
     image_url,
 )
+from steps.ingest.rows import is_url
 from steps.settings import AnnotateSettings
 
 #: Data URLs that are kept for the next request with the same image: a distinct image is encoded once as long as
@@ -149,6 +150,8 @@ class Asks:
 
     def file_bytes(self, index: int) -> int:
         """Bytes of a post's image files in all; a file that is gone counts as empty, until it is read."""
+        if is_url(self._roots[index]):
+            return sys.maxsize  # to be fetched first: as slow as a large file
         paths = (Path(self._roots[index], name) for name in self.images[index])
         return sum(path.stat().st_size for path in paths if path.is_file())
 
