@@ -6,13 +6,15 @@ Nothing global is changed in Pillow, so that a process that embeds a scorer keep
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 import io
 import os
 import stat
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -50,6 +52,12 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+#: How an image may be given, see `read_source`.
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview
+
+#: How the base64 text of a JPEG, a PNG and a WebP begins.
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR")
+
 #: Where Pillow's `getexif` looks for an orientation.
 _METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 
@@ -64,39 +72,43 @@ class ImageLimits:
     max_aspect: float = 100.0
 
 
-def read_source(source: str | Path | bytes, limits: ImageLimits) -> bytes:
-    """The encoded bytes of an image given as bytes or as the absolute path of a local file.
+def read_source(source: Source, limits: ImageLimits, *, root: str | None = None, sha256: str | None = None) -> bytes:
+    """The encoded bytes of an image, however it is given.
+
+    Args:
+        source: with `root` the name of a file under it. Without: the absolute path of a local file, or the picture
+            itself: its bytes, a data URL, or base64 text, as JSON carries it.
+        root: an absolute local folder, or an fsspec URL such as `s3://bucket/posts`.
+        sha256: in hex, of the bytes that are expected.
 
     Raises:
-        ImageError: the path is not absolute, names no readable regular file, or the file is larger
-            than `limits.max_bytes` (nothing of it is read then).
+        ImageError: the source is none of these or names no readable file; the file is larger than `limits.max_bytes`
+            (nothing of it is read then); or its bytes are not those of `sha256`.
     """
-    if isinstance(source, bytes):
-        return source
-    try:
-        if not os.path.isabs(source):
-            raise ImageError(f"{str(source)!r:.200} is not an absolute path")
-        status = os.stat(source)
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a regular file")
-        _check_bytes(status.st_size, limits)
-        with open(source, "rb", buffering=0) as file:  # where files are small, pathlib takes as long as the reading
-            return file.read()
-    except FileNotFoundError:
-        raise ImageError("no such file") from None
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a NUL character in the path
-        raise ImageError(f"cannot be read: {error}") from error
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+    elif not isinstance(source, str | os.PathLike):
+        raise ImageError(f"{type(source).__name__} given; the path or the bytes of one image are expected")
+    elif root is not None:
+        data = _read_under(root, os.fspath(source), limits)
+    elif isinstance(source, str) and source.startswith("data:"):
+        data = _read_data_url(source, limits)
+    else:
+        data = _read_path_or_base64(os.fspath(source), limits)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise ImageError("was changed since it was ingested (its sha256 is another); ingest the posts again")
+    return data
 
 
-def read_frame(source: str | Path | bytes, size: int, limits: ImageLimits) -> np.ndarray:
+def read_frame(
+    source: Source, size: int, limits: ImageLimits, *, root: str | None = None, sha256: str | None = None
+) -> np.ndarray:
     """An image as one frame, (size, size, 3) uint8 RGB: the one way of training and of serving.
 
     Raises:
         ImageError: as `read_source` and `decode`.
     """
-    return to_frame(decode(read_source(source, limits), limits, least_side=size), size)
+    return to_frame(decode(read_source(source, limits, root=root, sha256=sha256), limits, least_side=size), size)
 
 
 def decode(data: bytes, limits: ImageLimits, *, least_side: int | None = None) -> Image.Image:
@@ -167,6 +179,87 @@ def frame_indices(n_images: int, frames: int, *, repeat: bool = True) -> list[in
         return [i % n_images for i in range(frames if repeat else n_images)]
     # Integers: a floating-point linspace can miss an index by one.
     return [i * (n_images - 1) // max(frames - 1, 1) for i in range(frames)]
+
+
+def _read_local(path: str, limits: ImageLimits) -> bytes:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("not a regular file")
+        _check_bytes(status.st_size, limits)
+        with open(path, "rb", buffering=0) as file:  # where files are small, pathlib takes as long as the reading
+            return file.read()
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL character in the path
+        raise ImageError(f"cannot be read: {error}") from error
+
+
+def _read_under(root: str, name: str, limits: ImageLimits) -> bytes:
+    if os.path.isabs(name) or ".." in name.split("/"):
+        raise ImageError(f"{name!r:.200} is not the name of a file under {root}")
+    if "://" in root:
+        return _read_url(root, name, limits)
+    if not os.path.isabs(root):
+        raise ImageError(f"the root {root!r:.200} is neither an absolute path nor a URL")
+    return _read_local(os.path.join(root, name), limits)
+
+
+def _read_url(root: str, name: str, limits: ImageLimits) -> bytes:
+    from fsspec.core import url_to_fs  # those whose posts lie on a disk do without it
+
+    try:
+        files, folder = url_to_fs(root)
+        path = f"{folder.rstrip('/')}/{name}"
+        status = files.info(path)
+        if status["type"] != "file":
+            raise ImageError("not a regular file")
+        if status.get("size") is not None:
+            _check_bytes(status["size"], limits)
+        data: bytes = files.cat_file(path)
+        return data
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except Exception as error:
+        raise ImageError(f"cannot be read: {error or type(error).__name__}") from error
+
+
+def _read_data_url(url: str, limits: ImageLimits) -> bytes:
+    header, comma, text = url.partition(",")
+    if not comma or not header.endswith(";base64"):
+        raise ImageError(f"{url!r:.60} is no data URL in base64 (data:image/jpeg;base64,...)")
+    try:
+        return _from_base64(text, limits)
+    except binascii.Error as error:
+        raise ImageError(f"a data URL whose base64 text is damaged: {error}") from error
+
+
+def _read_path_or_base64(text: str, limits: ImageLimits) -> bytes:
+    """The base64 text of a JPEG begins with `/9j/`, as an absolute path may: a file comes first."""
+    try:
+        if len(text) < 2:  # a string where a list of images is meant is read one character at a time
+            raise ImageError(f"{text!r} is no path of an image: are the images of the post a list?")
+        if not os.path.isabs(text):
+            raise ImageError(f"{text!r:.200} is not an absolute path")
+        return _read_local(text, limits)
+    except ImageError as error:
+        if not text.startswith(_BASE64_STARTS) or os.path.exists(text):
+            raise
+        try:
+            return _from_base64(text, limits)
+        except binascii.Error as damage:
+            raise ImageError(f"{error}; nor is it a picture in base64 ({damage})") from None
+
+
+def _from_base64(text: str, limits: ImageLimits) -> bytes:
+    """Line breaks, which some encoders write, are no part of it. Raises: binascii.Error."""
+    text = "".join(text.split())
+    _check_bytes(len(text) * 3 // 4 - 2, limits)  # two of padding
+    return base64.b64decode(text, validate=True)
 
 
 def _check_bytes(n_bytes: int, limits: ImageLimits) -> None:
