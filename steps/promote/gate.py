@@ -153,8 +153,8 @@ def slices_of(posts: pd.DataFrame) -> dict[str, _Mask]:
 
 
 def gain_of(metric: str, candidate: Judged, champion: Judged, labels_N: _Mask, *, n: int) -> tuple[float, float, float]:
-    """(value, low, high) of `metric(candidate) - metric(champion)`, see `model.bootstrap.paired_gain`; f1 of each at the
-    threshold that its own val chose.
+    """(value, low, high) of `metric(candidate) - metric(champion)`, see `model.bootstrap.paired_gain`; f1 of each at
+    the threshold that its own val chose.
     """
     fn, a_N, b_N = metrics.comparable(metric), candidate.scores_N, champion.scores_N
     if fn is None:

@@ -2,7 +2,7 @@
 
 A table of scored posts is JSON Lines or Parquet, one row a scored post: `post_id`, `score`, `decision` (true: flagged
 at the served threshold), `model_version`, `scored_at` (ISO 8601 with a zone). Of a post that one version scored twice
-the newest row counts.
+the newest row counts. A row whose `error` says why the post has no score counts as neither flagged nor passed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from model.errors import ManifestError
+from model.columns import DECISION, ERROR, MODEL_VERSION, SCORE, SCORED_AT
+from model.errors import ConfigError, ManifestError
 from model.schema import POST_ID
 from steps.ingest.posts import parse_time, read_rows
 from steps.notify import send
 from steps.retrain.fresh import read_labels
 from steps.settings import NotifySettings, RetrainSettings
 
-DECISION, MODEL_VERSION, SCORED_AT = "decision", "model_version", "scored_at"
-COLUMNS = (POST_ID, "score", DECISION, MODEL_VERSION, SCORED_AT)
+COLUMNS = (POST_ID, SCORE, DECISION, MODEL_VERSION, SCORED_AT)
 LEVEL = 0.95
 
 
@@ -84,13 +84,25 @@ def tell(model: str, found: Live, settings: NotifySettings) -> list[str]:
     return send(f"AgentPS on {socket.gethostname()}: {model} {found.line}", settings)
 
 
+def live_tables(scores: Path | None, labels: Path | None, settings: RetrainSettings) -> tuple[Path, Path]:
+    """The tables of scores and of people's labels: those that are given, else those of the settings.
+
+    Raises:
+        ConfigError: one of them is named nowhere.
+    """
+    scored, labelled = scores or settings.scores, labels or settings.labels
+    if scored is None or labelled is None:
+        raise ConfigError("live: scores and labels are needed: give --scores and --labels, or set them in `retrain`")
+    return Path(scored), Path(labelled)
+
+
 def read_scores(path: Path) -> pd.DataFrame:
     """The table of scored posts, `model_version` as text, one row a post and version.
 
     Raises:
         ManifestError: the file cannot be read, or a row breaks the rules above.
     """
-    rows = read_rows(path, COLUMNS, COLUMNS)[0]
+    rows = [row for row in read_rows(path, (*COLUMNS, ERROR), COLUMNS)[0] if row[1].get(ERROR) is None]
     for number, row in rows:
         try:
             time = parse_time(row.get(SCORED_AT))

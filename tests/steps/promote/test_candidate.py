@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from steps.promote.trial import Trial
 
 from model.backbone import load_tokenizer
 from model.errors import CheckpointError
@@ -17,7 +18,6 @@ from model.settings import BackboneSettings
 from model.task import Task
 from steps.evaluate.report import build_report
 from steps.preprocess.shards import write_shards
-from steps.promote.trial import Trial
 from steps.register import history, registry
 from steps.settings import PromoteSettings, load_settings
 from tests.support.tiny import SEQUENCE, TASK, train_settings, write_checkpoint, write_images
