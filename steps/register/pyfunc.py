@@ -51,6 +51,18 @@ def differences(directory: Path, expected: Mapping[str, str]) -> list[str]:
     ]
 
 
+def _manifest(checkpoint: Path) -> dict[str, str]:
+    """Raises: MlflowException where it is missing or damaged."""
+    path = checkpoint / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MlflowException(f"{path}: {error}: the checkpoint is damaged") from error
+    if not isinstance(manifest, dict):
+        raise MlflowException(f"{path}: a mapping of files to hashes was expected: the checkpoint is damaged")
+    return manifest
+
+
 class _Package(MetaPathFinder, ExecutionLoader):
     """Imports the modules of one version under `name` from memory: no file is read later, and no bytecode written."""
 
@@ -103,9 +115,7 @@ class AgentPSModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Raises: MlflowException where a file is not the one that was registered."""
         checkpoint = Path(context.artifacts["checkpoint"])
-        manifest = checkpoint / MANIFEST
-        expected = json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}
-        if found := differences(checkpoint, expected):
+        if found := differences(checkpoint, _manifest(checkpoint)):
             raise MlflowException(f"{checkpoint}: not the checkpoint that was registered: {'; '.join(found)}")
         self._scorer = import_module(f"{own_code(checkpoint)}.scorer").Scorer.from_directory(checkpoint)
 

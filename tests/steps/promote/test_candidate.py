@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from steps.promote.trial import Trial
 
 from model.backbone import load_tokenizer
 from model.errors import CheckpointError
@@ -18,6 +17,7 @@ from model.settings import BackboneSettings
 from model.task import Task
 from steps.evaluate.report import build_report
 from steps.preprocess.shards import write_shards
+from steps.promote.candidate import Candidate
 from steps.register import history, registry
 from steps.settings import PromoteSettings, load_settings
 from tests.support.tiny import SEQUENCE, TASK, train_settings, write_checkpoint, write_images
@@ -54,13 +54,13 @@ class Line:
         limits = ImageLimits(max_bytes=10**7, max_pixels=10**7)
         write_shards(folder / "shards", self.posts, TASK, SEQUENCE, load_tokenizer(backbone), limits)
 
-    def add(self, skill: float, task: Task = TASK, seed: int = 0, alarmed: str | None = None) -> Trial:
+    def add(self, skill: float, task: Task = TASK, seed: int = 0, alarmed: str | None = None) -> Candidate:
         """A version whose claimed scores on the test posts are the label plus noise, `skill` apart."""
         rng = np.random.default_rng(seed)
         scores = 1 / (1 + np.exp(-(skill * (self.posts["label"] == 1) + 0.1 * rng.normal(size=N))))
         table = self.posts[["post_id", "split", "label", *TASK.question_ids]].assign(score=scores, logit=0.0)
-        for question in TASK.question_ids:
-            table[f"answer_{question}"], table[f"class_{question}"] = 1.0, 0
+        for question in TASK.questions:
+            table[f"answer_{question.id}"], table[f"probability_{question.id}"] = question.classes[0], 1.0
         report = build_report(
             table, table, task, load_settings({"evaluate": {"bootstrap": 0}}).evaluate, variant="agentps", seed=0,
             backbone="tiny", annotator="human", annotated_missing_share={}, calibration=Calibration(),
@@ -70,7 +70,7 @@ class Line:
         )
         example = self.posts.iloc[:1][["title", "text", "images"]]
         self.version, _ = registry.register(checkpoint, report, table, task, example, name=NAME, tags={})
-        return Trial(self.version, report, table, self.folder / "shards", self.posts, task, policy(), alarmed)
+        return Candidate(self.version, report, table, self.folder / "shards", self.posts, task, policy(), alarmed)
 
 
 @pytest.fixture
