@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.quarter
 
 Writes `benchmarks/quarter.json` (delete it to run the quarter again), and from it `docs/quarter.md` and
-`docs/images/quarter.png`. What runs is what a user runs: the schedule (`infra.schedule.run_due`, on a clock of its own)
+`docs/images/quarter.png`. What runs is what a user runs: the schedule (`infra.schedule.run`, on a clock of its own)
 starts the literal `zenml pipeline run pipelines.agentps_retraining -c FILE`, the annotator is the simulated one behind
 its HTTP port, asked by the client of paid endpoints, and a champion is rolled back by `agentps rollback`. Everything
 lies under `.agentps/quarter`, ZenML's database too.
@@ -37,8 +37,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from infra import schedule
 from infra.local_stack import tracking_uri
+from infra.schedule.command import program
+from infra.schedule.job import Files, Job
+from infra.schedule.run import run_due
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, TEST, TEXT, TITLE
 from model.scorer import Scorer
 from model.task import load_task
@@ -46,7 +48,7 @@ from steps.annotate.simulated import SimulatedAnnotator
 from steps.ingest import sample
 from steps.paths import REPOSITORY
 from steps.register import history, registry
-from steps.retrain.fresh import read_state, state_path
+from steps.retrain.fresh import cursor_path, read_cursor
 from steps.retrain.live import Share
 from steps.settings import load_settings
 
@@ -144,7 +146,7 @@ def score(rows: list[dict[str, Any]], folder: Path, version: str) -> pd.DataFram
 
 
 def agentps(*arguments: str) -> None:
-    subprocess.run([str(schedule.BIN / "agentps"), *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([program("agentps"), *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
 
 
 class Quarter:
@@ -213,21 +215,20 @@ class Quarter:
 
     def retrain(self, config: Path, now: datetime) -> dict[str, Any]:
         """What the schedule does at `now`."""
-        files = schedule.Files(self.home)
-        files.folder.mkdir(parents=True, exist_ok=True)
-        job = schedule.Job(
+        files = Files(self.home)
+        job = Job(
             cron="0 6 * * 1",
             pipeline="pipelines.agentps_retraining",
             config=str(config),
             notify=load_settings({}).notify,
         )
         files.write(files.job, job)
-        if files.read_state() is None:
-            files.update_state(covered=now - timedelta(days=7))
+        if files.read_progress() is None:
+            files.update_progress(covered=now - timedelta(days=7))
         self.label(now)
         noticed = self.told()
         began = time.monotonic()
-        outcome = schedule.run_due(self.home, now)
+        outcome = run_due(self.home, now)
         seconds = time.monotonic() - began
         if outcome.code or outcome.undelivered:
             raise SystemExit(f"{outcome.line} {outcome.undelivered}")
@@ -324,7 +325,7 @@ def live_through(quarter: Quarter, weeks: int) -> dict[str, Any]:
     # a week without a post
     versions = n_versions()
     idle = quarter.retrain(quarter.weekly, FIRST_MONDAY + timedelta(weeks=weeks + 1) + six)
-    logs = sorted(schedule.Files(quarter.home).logs.glob("*.log"))
+    logs = sorted(Files(quarter.home).logs.glob("*.log"))
     idle |= {"versions_made": n_versions() - versions, "said": logs[-1].read_text().splitlines()[-1]}
     return {
         "posts_a_day": quarter.per_day,
@@ -345,7 +346,7 @@ def n_versions() -> int:
 
 
 def decided() -> dict[str, Any]:
-    state = read_state(state_path(HOME, MODEL))
+    state = read_cursor(cursor_path(HOME, MODEL))
     if state is None:
         raise SystemExit("the retraining left no watermark: see its log")
     return {"version": state.version, "decision": state.decision, "champion": champion()}

@@ -82,18 +82,9 @@ def _read(manifest: Path, task: Task, settings: TrainingSettings) -> pd.DataFram
 
 
 def _labels(path: Path) -> pd.DataFrame:
-    import pandas as pd
+    from steps.ingest.rows import read_table
 
-    from model.errors import AnnotationError
-    from model.schema import POST_ID
-
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise AnnotationError(f"{path}: cannot be read as Parquet: {error}") from error
-    if POST_ID not in table:
-        raise AnnotationError(f"{path}: no column {POST_ID!r}; a table of labels or predictions is expected")
-    return table
+    return read_table(path, "labels")
 
 
 @contextmanager
@@ -266,9 +257,11 @@ def agreement_(
     from model.task import load_task
     from steps.annotate.agreement import agreement, drift, table
     from steps.annotate.page import render_agreement
+    from steps.tables import tell_unmatched
 
     settings, policy = _settings(config, changes), load_task(task)
     posts, labels = _read(manifest, policy, settings), _labels(labels_file)
+    tell_unmatched(labels["post_id"], posts["post_id"], f"labels {labels_file}", f"the posts of {manifest}")
     questions = agreement(posts, labels, policy)
     drifts = drift(_labels(against), labels, policy, posts) if against is not None else []
     click.echo(table(questions).to_string(index=False, float_format="{:.3f}".format))
@@ -299,16 +292,22 @@ def queue(
     """The posts where annotators disagree, the worst first, to be answered by people."""
     from model.task import load_task
     from steps.annotate.disagreement import disagreements, doubtful, write_csv, write_label_studio
+    from steps.tables import tell_unmatched
 
     if (len(label_files) < 2) == (predictions is None) or out.suffix != ".csv":
         raise click.UsageError("give two or more --labels, or one and --predictions; --out ends in .csv")
     settings, policy = _settings(config, changes), load_task(task)
     posts = _read(manifest, policy, settings)
+    tables = {path.stem: _labels(path) for path in label_files}
+    if len(tables) < len(label_files):
+        raise click.UsageError("two --labels have the same file name, which names the annotator: rename one")
+    for name, table in tables.items():
+        tell_unmatched(table["post_id"], posts["post_id"], f"labels {name}", f"the posts of {manifest}")
     if predictions is not None:
-        name = label_files[0].stem
-        found = doubtful(_labels(predictions), _labels(label_files[0]), policy, name=predictions.stem, annotator=name)
+        name, given = next(iter(tables.items()))
+        found = doubtful(_labels(predictions), given, policy, name=predictions.stem, annotator=name)
     else:
-        found = disagreements({path.stem: _labels(path) for path in label_files}, policy)
+        found = disagreements(tables, policy)
     found = found[found["post_id"].isin(posts["post_id"])]
     write_csv(found, posts, policy, out)
     write_label_studio(found, posts, policy, out.with_suffix(".json"), manifest.resolve().parent)
@@ -323,7 +322,8 @@ def queue(
 def gold(manifest: Path, task: str, answers: Path, out: Path) -> None:
     """Put people's answers to a queue into the manifest, as its process labels."""
     from model.task import load_task
-    from steps.annotate.disagreement import add_gold, read_answers
+    from steps.annotate.gold import add_gold, read_answers
 
-    n = add_gold(manifest, read_answers(answers, load_task(task)), out)
+    policy = load_task(task)
+    n = add_gold(manifest, read_answers(answers, policy), policy, out)
     click.echo(f"{n:,} posts have people's answers: {out}")

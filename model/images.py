@@ -10,10 +10,14 @@ import base64
 import binascii
 import hashlib
 import io
+import math
 import os
 import stat
 import struct
+import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +76,10 @@ class ImageLimits:
     max_aspect: float = 100.0
 
 
+#: For an image that is held to the sha256 of one that ingest found within its limits: there is one set of limits.
+INGESTED = ImageLimits(max_bytes=sys.maxsize, max_pixels=sys.maxsize, max_side=sys.maxsize, max_aspect=math.inf)
+
+
 def read_source(source: Source, limits: ImageLimits, *, root: str | None = None, sha256: str | None = None) -> bytes:
     """The encoded bytes of an image, however it is given.
 
@@ -112,10 +120,10 @@ def read_frame(
 
 
 def decode(data: bytes, limits: ImageLimits, *, least_side: int | None = None) -> Image.Image:
-    """A JPEG, PNG or WebP image as RGB: upright by its EXIF orientation, transparency laid on white.
+    """A JPEG, PNG or WebP image as 8-bit RGB: upright by its metadata, transparency laid on white.
 
-    The header decides first: nothing is decoded of an image above the limits. Colour profiles are
-    not applied.
+    Frames, the annotator's payloads and thumbnails are all made from this picture, which holds pixels and no metadata.
+    The header decides first: nothing is decoded of an image above the limits. Colour profiles are not applied.
 
     Args:
         least_side: pixels. A large baseline colour JPEG may come back smaller, at 1/2, 1/4 or 1/8 of its
@@ -125,23 +133,29 @@ def decode(data: bytes, limits: ImageLimits, *, least_side: int | None = None) -
     Raises:
         ImageError: the message is the reason, ready for the rejects table.
     """
-    if not data:
-        raise ImageError("empty file")
-    _check_bytes(len(data), limits)
-    try:
-        image = _open(data)
-        _check_header(image, limits)
+    with _explained(limits):
+        image = _open(data, limits)
         scalable = image.mode == "RGB" and "progressive" not in image.info
         if least_side is not None and scalable and min(image.size) >= 2 * least_side:
             image.draft(None, (least_side, least_side))  # no other format than JPEG has it
         image.load()
-        rgb = _rgb(image)
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"too many pixels; at most {limits.max_pixels / 1e6:g} megapixels are read") from error
-    except _BROKEN as error:
-        raise ImageError(f"cut or corrupt: {error or type(error).__name__}") from error
-    turn = _UPRIGHT.get(_orientation(image))
+        rgb = _rgb(image, data)
+        turn = _UPRIGHT.get(_orientation(image))
+    rgb.info = {}  # comments and profiles of the file, which encoders write again
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def sides(data: bytes, limits: ImageLimits) -> tuple[int, int]:
+    """The longer and the shorter side of an image in pixels, by its header: no pixel of it is decoded.
+
+    Which of them is the width, a PNG may say behind its pixels.
+
+    Raises:
+        ImageError: as `decode`, for what the header tells.
+    """
+    with _explained(limits):
+        size = _open(data, limits).size
+    return max(size), min(size)
 
 
 def to_frame(image: Image.Image, size: int) -> np.ndarray:
@@ -267,19 +281,37 @@ def _check_bytes(n_bytes: int, limits: ImageLimits) -> None:
         raise ImageError(f"{n_bytes:,} bytes; at most {limits.max_bytes:,} are read")
 
 
-def _open(data: bytes) -> ImageFile:
-    """The reader of the format that the first bytes tell, with the header read.
+@contextmanager
+def _explained(limits: ImageLimits) -> Iterator[None]:
+    try:
+        yield
+    except Image.DecompressionBombError as error:  # of the WebP reader, before `_check_header` can look
+        most = min(limits.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or limits.max_pixels))
+        raise ImageError(f"too many pixels; at most {most / 1e6:g} megapixels are read") from error
+    except _BROKEN as error:
+        raise ImageError(f"cut or corrupt: {error or type(error).__name__}") from error
 
-    The format's own class instead of `Image.open`: that one warns or raises by a process-wide pixel
+
+def _open(data: bytes, limits: ImageLimits) -> ImageFile:
+    """An image within the limits, with its header read.
+
+    By the format's own class instead of `Image.open`: that one warns or raises by a process-wide pixel
     limit, and takes the preview that phones append to a JPEG for a second frame.
     """
+    if not data:
+        raise ImageError("empty file")
+    _check_bytes(len(data), limits)
+    image: ImageFile
     if data.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile(io.BytesIO(data))
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile(io.BytesIO(data))
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return WebPImageFile(io.BytesIO(data))
-    raise ImageError(f"not a JPEG, PNG or WebP image (begins with {data[:8]!r})")
+        image = JpegImageFile(io.BytesIO(data))
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        image = PngImageFile(io.BytesIO(data))
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        image = WebPImageFile(io.BytesIO(data))
+    else:
+        raise ImageError(f"not a JPEG, PNG or WebP image (begins with {data[:8]!r})")
+    _check_header(image, limits)
+    return image
 
 
 def _check_header(image: ImageFile, limits: ImageLimits) -> None:
@@ -295,15 +327,42 @@ def _check_header(image: ImageFile, limits: ImageLimits) -> None:
         raise ImageError(f"an animation of {n_frames} frames; one picture is read")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: ImageFile, data: bytes) -> Image.Image:
+    """The pixels of a loaded image as 8-bit RGB, transparency laid on white."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "I;16" or (image.format == "PNG" and image.mode in ("1", "L", "RGB")):
+        return _opaque_png(image, data)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def _opaque_png(image: ImageFile, data: bytes) -> Image.Image:
+    """The pixels of a PNG without palette and alpha channel, in which one colour may be transparent.
+
+    That colour is given in samples of the file's depth. Pillow compares it with its own 8-bit pixels, which is right
+    at 8 bits only; and its conversion of 16-bit grey clips at 255.
+    """
+    depth, key = data[24], image.info.pop("transparency", None)
+    samples = np.asarray(image.convert("L") if image.mode == "1" else image)  # (H, W) or (H, W, 3)
+    rgb = (image if image.mode != "I;16" else Image.fromarray((samples >> 8).astype(np.uint8))).convert("RGB")
+    if key is None:
+        return rgb
+    if image.mode == "RGB" and depth == 16:
+        samples = samples.astype(np.uint16) << 8 | _low_bytes(data)
+    # bits of the key that the file's depth has not mean nothing; Pillow stretches samples of fewer than 8 bits to 255
+    equal = samples == (np.array(key) & (1 << depth) - 1) * {1: 255, 2: 85, 4: 17}.get(depth, 1)
+    rgb.paste("white", mask=Image.fromarray(equal if equal.ndim == 2 else equal.all(axis=-1)))
+    return rgb
+
+
+def _low_bytes(data: bytes) -> np.ndarray:
+    """The lower byte of each sample of a 16-bit RGB PNG, (H, W, 3) uint8: Pillow itself reads the upper one only."""
+    image = PngImageFile(io.BytesIO(data))
+    image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # as if the first byte were the lower one
+    return np.asarray(image)
 
 
 def _orientation(image: Image.Image) -> int:

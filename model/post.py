@@ -1,7 +1,7 @@
 """One post as people give it: a row of a manifest, or the body of a request. Imports no torch.
 
-`Post` is the contract: what a cell may hold is checked here and nowhere else, for every table that names posts. Its JSON
-schema is a service's body, and `markdown_table` renders it for the docs.
+`Post` is the contract: what a cell may hold is checked here and nowhere else, for every table that names posts. Its
+JSON schema is a service's body, and `markdown_table` renders it for the docs.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Post(Row):
         list[Annotated[str, Field(pattern=r"\S")]],
         Field(
             min_length=1,
-            description="paths relative to the manifest, inside its folder (links followed). JPEG, PNG or WebP; no URLs",
+            description="paths relative to the manifest, inside its folder (links followed); JPEG, PNG or WebP",
         ),
         Expects("a list of one or more paths"),
     ]
@@ -155,6 +155,10 @@ def row_of(task: Task | None = None, columns: Collection[str] | None = None) -> 
     if columns is None:
         return create_model("Post", __base__=Post, **{n: f for n, f in fields.items() if n not in Post.model_fields})
     return create_model("Row", __base__=Row, **{name: fields[name] for name in fields if ids[name] in columns})
+
+
+def columns_of(row: type[Row]) -> list[str]:
+    return [field.alias or name for name, field in row.model_fields.items()]
 
 
 def _class_cell(question: Question) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pandas as pd
 from PIL import Image
 
 from model.errors import AnnotationError, ImageError
-from model.schema import IMAGE_SHA256, IMAGES, LABEL_SOURCE, MISSING_REASON, POST_ID, SPLIT, TEXT, TITLE
+from model.images import ImageLimits, read_source
+from model.schema import IMAGE_SHA256, IMAGES, LABEL_SOURCE, MISSING_REASON, POST_ID, ROOT, SPLIT, TEXT, TITLE
 from model.task import Task
 from steps.annotate.ledger import LedgerAnswer, ShardItem
 from steps.annotate.prices import FREE, Price, Tokens, image_tokens, request_tokens
@@ -31,6 +33,8 @@ from steps.settings import AnnotateSettings
 #: Data URLs that are kept for the next request with the same image: a distinct image is encoded once as long as
 #: the album's repetitions lie within so many bytes.
 _PAYLOAD_BYTES = 128_000_000
+#: None: ingest has held the images to its own, and their hashes say that they are the same.
+_LIMITS = ImageLimits(max_bytes=sys.maxsize, max_pixels=sys.maxsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class Asks:
         self._titles: list[str] = table[TITLE].tolist()
         self._texts: list[str] = table[TEXT].tolist()
         self.images: list[Sequence[str]] = table[IMAGES].tolist()
+        self._roots: list[str] = table[ROOT].tolist()
         self.hashes: list[Sequence[str]] = table[IMAGE_SHA256].tolist()
         self._single = [task.model_copy(update={"questions": (question,)}) for question in task.questions]
         self._payloads = Payloads(_PAYLOAD_BYTES)
@@ -138,18 +143,14 @@ class Asks:
 
     def _read(self, index: int, path: str, sha256: str) -> bytes:
         try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise AnnotationError(f"post {self.ids[index]}: image {path}: {error.strerror}; ingest again") from error
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise AnnotationError(
-                f"post {self.ids[index]}: image {path} was changed since it was ingested; ingest again"
-            )
-        return data
+            return read_source(path, _LIMITS, root=self._roots[index], sha256=sha256)
+        except ImageError as error:
+            raise AnnotationError(f"post {self.ids[index]}: image {path}: {error}; ingest again") from error
 
     def file_bytes(self, index: int) -> int:
         """Bytes of a post's image files in all; a file that is gone counts as empty, until it is read."""
-        return sum(path.stat().st_size for path in map(Path, self.images[index]) if path.is_file())
+        paths = (Path(self._roots[index], name) for name in self.images[index])
+        return sum(path.stat().st_size for path in paths if path.is_file())
 
     def tokens(self, ask: Ask) -> Tokens:
         """Tokens of a request, by the price's rule for images.
@@ -170,12 +171,10 @@ class Asks:
     def _size(self, index: int, path: str, sha256: str) -> tuple[int, int]:
         if sha256 not in self._sizes:
             try:
-                with Image.open(path) as image:  # the header; ingest has decoded the file
+                with Image.open(BytesIO(self._read(index, path, sha256))) as image:  # ingest has decoded the file
                     self._sizes[sha256] = image.size
             except OSError as error:
-                raise AnnotationError(
-                    f"post {self.ids[index]}: image {path}: {error.strerror or error}; ingest again"
-                ) from error
+                raise AnnotationError(f"post {self.ids[index]}: image {path}: {error}; ingest again") from error
         return self._sizes[sha256]
 
     def most(self, ask: Ask) -> float:

@@ -17,6 +17,7 @@ from steps.register import registry
 from steps.register.moves import RegistryState
 from steps.register.registry import RegisteredVersion
 from steps.settings import PromoteSettings
+from steps.tables import rows_of
 
 
 class Candidate:
@@ -45,7 +46,7 @@ class Candidate:
         self.scores = test[[POST_ID, LABEL, SCORE]].copy()
         self._version, self._task, self._settings = version, task, settings
         self._shards, self._table, self._alarmed = shards, posts, alarmed
-        members = posts.set_index(POST_ID, drop=False).loc[test[POST_ID]]
+        members = rows_of(posts, test[POST_ID].tolist(), "posts")
         self._posts = Posts(labels_N=(test[LABEL] == 1).to_numpy(bool), slices=slices_of(members))
         self._judged = Judged(scores_N=test[SCORE].to_numpy(np.float64), report=report)
 

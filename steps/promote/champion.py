@@ -17,10 +17,10 @@ from model.checkpoint import load, read_info, read_operating_points
 from model.columns import ERROR, SCORE
 from model.data import Batches, Shards
 from model.device import best_device
-from model.schema import POST_ID
 from model.scorer import predict_rows
 from model.settings import BackboneSettings
 from steps.register.own_code import runs_ours, scorer_of
+from steps.tables import rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +39,18 @@ def score_posts(
         posts: holds every post of `post_ids` (see `steps.ingest.posts`).
 
     Raises:
+        DataError: a post of `post_ids` is not there.
         CheckpointError: the checkpoint does not fit its backbone, or has no operating points.
     """
     data = Shards(shards)
     if runs_ours(checkpoint) and _reads(checkpoint, data, candidate):
         loaded, points = load(checkpoint, best_device()), read_operating_points(checkpoint)
-        places = pd.Index(data.posts[POST_ID]).get_indexer(pd.Index(post_ids))
+        data.posts = rows_of(data.posts, post_ids, "the candidate's shards")
         batches = Batches(data, loaded.prompt, loaded.info.task)
-        answers = predict_rows(loaded.model, batches, places, loaded.info.train.micro_batch)
+        answers = predict_rows(loaded.model, batches, np.arange(len(post_ids)), loaded.info.train.micro_batch)
         return points.calibration.apply(answers.final_N), []
     logger.info("the champion reads posts otherwise than the candidate: they are prepared again for it")
-    found = scorer_of(checkpoint).score(posts.set_index(POST_ID, drop=False).loc[list(post_ids)])
+    found = scorer_of(checkpoint).score(rows_of(posts, post_ids, "posts"))
     return found[SCORE].to_numpy(np.float64), found[ERROR].dropna().tolist()
 
 

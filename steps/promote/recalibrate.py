@@ -26,6 +26,7 @@ from steps.register.moves import RegistryState
 from steps.register.own_code import scorer_of
 from steps.register.registry import RegisteredVersion
 from steps.settings import SAMPLE, EvaluateSettings, PromoteSettings, TrainingSettings
+from steps.tables import rows_of
 
 #: Both versions rank the posts alike, so every rank metric is a tie: they differ in how far a score is the
 #: probability that it says.
@@ -148,7 +149,7 @@ def fit(
         Judged(scores_N=points.calibration.apply(judged[LOGIT].to_numpy()), report=held),
         Posts(
             labels_N=(judged[LABEL] == 1).to_numpy(bool),
-            slices=slices_of(posts.set_index(POST_ID).loc[judged[POST_ID]]),
+            slices=slices_of(rows_of(posts, judged[POST_ID].tolist(), "posts")),
         ),
         settings,
     )

@@ -222,7 +222,7 @@ def _who() -> str:
 # --- under the lock -----------------------------------------------------------------------------
 
 
-def _lock() -> AbstractContextManager[None]:
+def _lock() -> AbstractContextManager[object]:
     """One process of this machine at a time, for all models of the registry in use."""
     uri = mlflow.get_registry_uri()
     if uri.startswith("sqlite:"):

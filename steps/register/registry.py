@@ -87,9 +87,9 @@ def _signature(task: Task, report: EvalReport) -> ModelSignature:
 
 def example_of(posts: pd.DataFrame) -> pd.DataFrame:
     """One post of the test split, its images as paths: what the pyfunc takes."""
-    post = posts[posts[SPLIT] == TEST].iloc[0]
-    root = f"{post[ROOT]}/" if ROOT in post else ""
-    return pd.DataFrame([{TITLE: post[TITLE], TEXT: post[TEXT], IMAGES: [f"{root}{image}" for image in post[IMAGES]]}])
+    post = posts[posts[SPLIT] == TEST].to_dict("records")[0]
+    images = [f"{post[ROOT]}/{name}" for name in post[IMAGES]]
+    return pd.DataFrame([{TITLE: post[TITLE], TEXT: post[TEXT], IMAGES: images}])
 
 
 def find_by_content(name: str, content: str) -> RegisteredVersion | None:

@@ -1,6 +1,6 @@
 """How the champion does on what it served: people's labels that came after the score, joined by `post_id`.
 
-A table of scored posts is JSON Lines or Parquet, one row a scored post: `post_id`, `score`, `decision` (true: flagged
+A table of scored posts is JSON Lines or Parquet, one row per scored post: `post_id`, `score`, `decision` (true: flagged
 at the served threshold), `model_version`, `scored_at` (ISO 8601 with a zone). Of a post that one version scored twice
 the newest row counts. A row whose `error` says why the post has no score counts as neither flagged nor passed.
 """
@@ -11,16 +11,19 @@ import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 
-from model.columns import DECISION, ERROR, MODEL_VERSION, SCORE, SCORED_AT
+from model.columns import DECISION, MODEL_VERSION, SCORE, SCORED_AT
 from model.errors import ConfigError, ManifestError
+from model.post import Expects, PostId, Row, Time
 from model.schema import POST_ID
-from steps.ingest.posts import parse_time, read_rows
+from steps.ingest.rows import checked_rows
 from steps.notify import send
 from steps.retrain.fresh import read_labels
 from steps.settings import NotifySettings, RetrainSettings
+from steps.tables import tell_unmatched
 
 COLUMNS = (POST_ID, SCORE, DECISION, MODEL_VERSION, SCORED_AT)
 LEVEL = 0.95
@@ -96,25 +99,33 @@ def live_tables(scores: Path | None, labels: Path | None, settings: RetrainSetti
     return Path(scored), Path(labelled)
 
 
+class ScoredPost(Row):
+    """A row of the table of scored posts: a score and a decision, or the error that was instead."""
+
+    post_id: PostId
+    score: Annotated[float | None, Expects("a number")] = None
+    decision: Annotated[bool | None, Expects("true or false")] = None
+    error: Annotated[str | None, Expects("a reason or null")] = None
+    model_version: Annotated[PostId, Expects("a version")]
+    scored_at: Time
+
+
 def read_scores(path: Path) -> pd.DataFrame:
-    """The table of scored posts, `model_version` as text, one row a post and version.
+    """The table of scored posts, `model_version` as text, one row per post and version.
 
     Raises:
         ManifestError: the file cannot be read, or a row breaks the rules above.
     """
-    rows = [row for row in read_rows(path, (*COLUMNS, ERROR), COLUMNS)[0] if row[1].get(ERROR) is None]
-    for number, row in rows:
-        try:
-            time = parse_time(row.get(SCORED_AT))
-        except ValueError as error:
-            raise ManifestError(f"scores {path}:{number}: {SCORED_AT}: {error}") from None
-        if time is None or not isinstance(row.get(DECISION), bool) or row.get(MODEL_VERSION) is None:
-            raise ManifestError(
-                f"scores {path}:{number}: {row}: {DECISION} (true or false), {MODEL_VERSION} and "
-                f"{SCORED_AT} are expected"
-            )
-        row[SCORED_AT] = time
-    table = pd.DataFrame([row for _, row in rows], columns=list(COLUMNS)).astype({MODEL_VERSION: "str"})
+    scored = []
+    for number, row in checked_rows(path, ScoredPost, "scores", COLUMNS):
+        for column, cell, expected in ((SCORE, row.score, "a number"), (DECISION, row.decision, "true or false")):
+            if cell is None and row.error is None:
+                raise ManifestError(
+                    f"scores {path}:{number}: {column}: missing; {expected} is expected: correct or remove the row"
+                )
+        if row.error is None:
+            scored.append(dict(row))
+    table = pd.DataFrame(scored, columns=list(COLUMNS)).astype({MODEL_VERSION: "str", SCORED_AT: "datetime64[us, UTC]"})
     return table.sort_values(SCORED_AT, kind="stable").drop_duplicates([POST_ID, MODEL_VERSION], keep="last")
 
 
@@ -123,11 +134,13 @@ def live(scores: Path, labels: Path, version: str, settings: RetrainSettings) ->
 
     Raises:
         ManifestError: a file cannot be used.
+        NoMatchError: there are labels, and none is of a post that any version scored.
     """
-    table = read_scores(scores)
+    table, known_labels = read_scores(scores), read_labels(labels)
+    tell_unmatched(known_labels, set(table[POST_ID]), f"labels {labels}", f"the scored posts of {scores}")
     table = table[table[MODEL_VERSION] == version]
     table = table[table[SCORED_AT] > table[SCORED_AT].max() - timedelta(days=settings.live_days)]
-    label = table[POST_ID].map(read_labels(labels))
+    label = table[POST_ID].map(known_labels)
     known = label.notna()
     flagged, positive = table.loc[known, DECISION].astype(bool), label[known] == 1
     hits = int((flagged & positive).sum())

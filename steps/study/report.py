@@ -17,14 +17,15 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from model.files import write_whole
 from model.schema import LABEL, SPLIT, TEST
 from model.task import Task
 from steps.pages import STYLE
 from steps.settings import StudySettings, StudyTable
 from steps.study.baselines import Baseline
 from steps.study.cells import ANNOTATOR, NOISE_KINDS, PEOPLE, Cell, cell_of, only
+from steps.study.records import Record
 from steps.study.tables import AP, R80, Comparison, Estimate, Row, rows
-from steps.study.train import Record
 
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "agentps", "font.size": 10, "legend.frameon": False}
 
@@ -35,7 +36,7 @@ class Report:
 
     markdown: the page, its plots as links to `plots`.
     plots: file name -> SVG.
-    cells: one entry a table, setting and seed, for programs.
+    cells: one entry per table, setting and seed, for programs.
     """
 
     markdown: str
@@ -57,16 +58,15 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """`results.md`, `results.html`, `results.json` and `images/results-*.svg` in `folder`."""
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        (folder / "results.md").write_text(self.markdown, encoding="utf-8")
-        (folder / "results.html").write_text(self.html(), encoding="utf-8")
-        (folder / "results.json").write_text(json.dumps(self.cells, indent=1) + "\n", encoding="utf-8")
+        write_whole(folder / "results.md", self.markdown)
+        write_whole(folder / "results.html", self.html())
+        write_whole(folder / "results.json", json.dumps(self.cells, indent=1) + "\n")
         for name, svg in self.plots.items():
-            (folder / "images" / name).write_text(svg, encoding="utf-8")
+            write_whole(folder / "images" / name, svg)
 
 
 def build(
-    plan: dict[StudyTable, list[Cell]],
+    cells: dict[StudyTable, list[Cell]],
     record_of: Callable[[Cell], Record | None],
     posts: pd.DataFrame,
     task: Task,
@@ -77,14 +77,14 @@ def build(
     """The report of all finished settings; a table says how many it lacks.
 
     Args:
-        plan: the cells of each table.
+        cells: of each table.
         posts: the shards' posts: the labelled ones of test are those that the records' ranks stand for.
         data: names the posts.
     """
     test = posts[(posts[SPLIT] == TEST) & posts[LABEL].notna()]
     comparison = Comparison((test[LABEL] == 1).to_numpy(bool), settings.bootstrap)
-    tables = {table: rows(cells, record_of) for table, cells in plan.items()}
-    lacking = sum(record_of(cell) is None for cell in {cell for cells in plan.values() for cell in cells})
+    tables = {table: rows(of_table, record_of) for table, of_table in cells.items()}
+    lacking = sum(record_of(cell) is None for cell in {cell for of_table in cells.values() for cell in of_table})
     writer = _Writer(tables, comparison, task, settings)
     lines = [
         "# What process supervision is worth",
@@ -101,19 +101,19 @@ def build(
     if lacking:
         lines += [f"**Unfinished: {lacking} cells are not there yet.** The same command goes on with them.", ""]
     plots: dict[str, str] = {}
-    for table in plan:
+    for table in cells:
         text, drawn = getattr(writer, table)()
         lines += text
         plots |= drawn
     lines += _baseline_table(baselines)
-    return Report("\n".join(lines).rstrip() + "\n", plots, list(_entries(plan, record_of)))
+    return Report("\n".join(lines).rstrip() + "\n", plots, list(_entries(cells, record_of)))
 
 
 def _entries(
-    plan: dict[StudyTable, list[Cell]], record_of: Callable[[Cell], Record | None]
+    cells: dict[StudyTable, list[Cell]], record_of: Callable[[Cell], Record | None]
 ) -> Iterator[dict[str, Any]]:
-    for table, cells in plan.items():
-        for cell in cells:
+    for table, of_table in cells.items():
+        for cell in of_table:
             record = record_of(cell)
             if record is not None:
                 yield {
@@ -139,7 +139,7 @@ _COLUMNS = {
 
 
 class _Writer:
-    """One method a table: its Markdown lines and its plots."""
+    """One method per table: its Markdown lines and its plots, by file name."""
 
     def __init__(
         self, tables: dict[StudyTable, list[Row]], comparison: Comparison, task: Task, settings: StudySettings
@@ -160,6 +160,12 @@ class _Writer:
         if over is None or row.cell == over.cell:
             return ["", ""]
         return [_signed(self._comparison.gain(row, over, metric)) for metric in (AP, R80)]
+
+    def _retained(self, row: Row, whole: Row | None, none: Row | None) -> list[str]:
+        """What `row` keeps of the gain of `whole` over `none`, AP and R@P80; empty for these two themselves."""
+        if whole is None or none is None or row in (whole, none):
+            return ["", ""]
+        return [_share(self._comparison.retention(row, whole, none, metric)) for metric in (AP, R80)]
 
     def variants(self) -> tuple[list[str], dict[str, str]]:
         vanilla = self._vanilla("variants")
@@ -214,10 +220,7 @@ class _Writer:
             cell = row.cell
             vanilla = self._vanilla("sizes", cell.train_posts)
             whole = self._row("sizes", cell.model_copy(update={"labels": PEOPLE}))
-            retained = ["", ""]
-            if cell.labels == ANNOTATOR and vanilla and whole:
-                retained = [_share(self._comparison.retention(row, whole, vanilla, metric)) for metric in (AP, R80)]
-            gain = self._gains(row, vanilla)[1]
+            gain, retained = self._gains(row, vanilla)[1], self._retained(row, whole, vanilla)
             table.append([f"{cell.train_posts:,}", cell.variant, cell.labels, *_means(row), gain, *retained])
         text = [
             "## Sizes (the paper's Table 2)",
@@ -238,9 +241,8 @@ class _Writer:
             series.setdefault((row.cell.variant, row.cell.labels), []).append((row.cell.train_posts, row.mean(R80)))
         for (variant, labels), points in series.items():
             name = variant if labels == "none" else f"{variant}, labels by {labels}"
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
-        axes.set(xlabel="training posts", ylabel="recall at 80 % precision", ylim=(0, 1))
-        axes.legend(fontsize=8, loc="lower right")
+            _draw_line(axes, points, name)
+        _finish(axes, "training posts")
 
     def questions(self) -> tuple[list[str], dict[str, str]]:
         whole, vanilla = self._row("questions", self._cell(PEOPLE)), self._vanilla("questions")
@@ -266,11 +268,8 @@ class _Writer:
         whole, vanilla = self._row("noise", self._cell(PEOPLE)), self._vanilla("noise")
         table = [["process labels", "AP", "R@P80", "AP retained", "R@P80 retained"]]
         for row in self._tables["noise"]:
-            retained = ["", ""]
-            if whole and vanilla and row not in (whole, vanilla):
-                retained = [_share(self._comparison.retention(row, whole, vanilla, metric)) for metric in (AP, R80)]
-            name = "none (vanilla)" if row is vanilla else row.cell.labels
-            table.append([name, _mean(row, AP), _mean(row, R80), *retained])
+            labels = "none (vanilla)" if row is vanilla else row.cell.labels
+            table.append([labels, _mean(row, AP), _mean(row, R80), *self._retained(row, whole, vanilla)])
         text = [
             "## Label noise",
             "",
@@ -293,23 +292,20 @@ class _Writer:
                 if row := self._row("noise", self._cell(f"{kind}-{percent}")):
                     points.append((percent, row.mean(R80)))
             if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=kind)
+                _draw_line(axes, points, kind)
         for row, name in ((vanilla, "vanilla"), (self._row("noise", self._cell(ANNOTATOR)), "the annotator")):
             if row:
                 axes.axhline(row.mean(R80), color="#9aa5b1", linewidth=1)
                 axes.annotate(name, (100, row.mean(R80)), fontsize=8, ha="right", va="bottom")
-        axes.set(xlabel="right (or given) answers, percent", ylabel="recall at 80 % precision", ylim=(0, 1))
-        axes.legend(fontsize=8, loc="lower right")
+        _finish(axes, "right (or given) answers, percent")
 
     def methods(self) -> tuple[list[str], dict[str, str]]:
         whole, vanilla = self._row("methods", self._cell(PEOPLE)), self._vanilla("methods")
         table = [["labels", "method", *_COLUMNS, "AP retained", "R@P80 retained"]]
         for row in self._tables["methods"]:
-            retained = ["", ""]
-            if whole and vanilla and row.cell.labels == ANNOTATOR:
-                retained = [_share(self._comparison.retention(row, whole, vanilla, metric)) for metric in (AP, R80)]
             labels = "none (vanilla)" if row is vanilla else row.cell.labels
-            table.append([labels, row.cell.method if row.cell.labels == ANNOTATOR else "", *_means(row), *retained])
+            method = row.cell.method if row.cell.labels == ANNOTATOR else ""
+            table.append([labels, method, *_means(row), *self._retained(row, whole, vanilla)])
         text = [
             "## What can be done about the annotator's errors",
             "",
@@ -361,6 +357,15 @@ def _share(estimate: Estimate | None) -> str:
     if estimate is None:
         return "not defined"
     return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
+def _draw_line(axes: Axes, points: Sequence[tuple[float, float]], name: str) -> None:
+    axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+
+
+def _finish(axes: Axes, x: str) -> None:
+    axes.set(xlabel=x, ylabel="recall at 80 % precision", ylim=(0, 1))
+    axes.legend(fontsize=8, loc="lower right")
 
 
 def _figure(draw: Callable[[Axes], None]) -> str:

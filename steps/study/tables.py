@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from model import metrics
 from model.bootstrap import resample_counts
 from steps.study.cells import Cell
-from steps.study.train import Record
+from steps.study.records import Record
 
 #: The metrics of the ranking that intervals are made for, by their name in a record.
 AP, R80 = metrics.AVERAGE_PRECISION, metrics.recall_name("p80")

@@ -42,7 +42,10 @@ def posts(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
 def altered(folder: Path) -> Path:
     """A copy of `model/` that reads texts in another order and pixels at another level."""
     shutil.copytree(own_code.MODEL, folder / "model", ignore=shutil.ignore_patterns("__pycache__"))
-    for name, old, new in (("text.py", "{title}\\n{text}\\n", "{text}\\n{title}\\n"), ("agentps.py", "sub_(1.0)", "sub_(0.5)")):
+    for name, old, new in (
+        ("text.py", "{title}\\n{text}\\n", "{text}\\n{title}\\n"),
+        ("agentps.py", "sub_(1.0)", "sub_(0.5)"),
+    ):
         path = folder / "model" / name
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new))
@@ -191,7 +194,9 @@ def test_a_request_in_json_holds_pictures_digits_and_nulls_and_one_bad_post_cost
     assert 0 < only_images[0]["score"] < 1
 
 
-@pytest.mark.parametrize("columns", [{"title": [1, 2, 3]}, {"title": None}, {"text": np.nan}, {"text": [4.0, None, 5.0]}])
+@pytest.mark.parametrize(
+    "columns", [{"title": [1, 2, 3]}, {"title": None}, {"text": np.nan}, {"text": [4.0, None, 5.0]}]
+)
 def test_whatever_pandas_makes_of_a_column_the_signature_lets_it_in(
     register: Register, posts: pd.DataFrame, columns: dict[str, Any]
 ) -> None:
