@@ -157,19 +157,19 @@ def plot(records: list[dict[str, Any]]) -> None:
 _PAGE = """# The gate's power
 
 How often does the gate of [promote](steps/promote.md) promote a version that is better, equal or worse than the
-champion? Measured on drawn scores, whose true difference is known: `benchmarks/gate_power.py` draws them, writes
-`benchmarks/gate_power.json`, and this page from it.
+champion? `benchmarks/gate_power.py` measures it on drawn scores, whose true difference is known. It writes
+`benchmarks/gate_power.json` and this page.
 
-**How the scores are drawn.** {positive:.0%} of the posts are positive. A post gives each model evidence, normal with
-variance 1, whose mean is higher for a positive; half of the variance is common to both models, which find the same
-posts hard. The score is the probability that follows from the evidence, so both are calibrated. The champion reaches an
-average precision of {champion:.2f}. The candidate's strength is set so that the metric over {population:,} posts
-differs by exactly the true gain.
+**How the scores are drawn.** {positive:.0%} of the posts are positive. Each model gets evidence from a post: a normal
+variable with variance 1, whose mean is higher for a positive. Half of the variance is common to both models, so both
+find the same posts hard. The score is the probability that follows from the evidence, so both models are calibrated.
+The champion reaches an average precision of {champion:.2f}. The candidate's strength is set so that the metric over
+{population:,} posts differs by exactly the true gain.
 
 ## The default
 
 The whole gate as configured in `configs/default.yaml` ({metric}, {bootstrap:,} resamples), with six slices: four
-months, 12 % of the posts with one image, 10 % without text. {size:,} test posts, {draws} draws each.
+months, 12 % of the posts with one image, 10 % without text. {size:,} test posts, {draws} draws per line.
 
 | true gain | promoted | needs a person | kept |
 |---|---|---|---|
@@ -179,8 +179,8 @@ months, 12 % of the posts with one image, 10 % without text. {size:,} test posts
 
 _CURVE = """## Each metric on offer
 
-The comparison alone, without slices, on {bootstrap} resamples; share of {draws} draws that are promoted, so that a
-figure near one half is good to {error:.0f} points. Where a row has no figure it was not drawn.
+The comparison alone, without slices, on {bootstrap} resamples. Each figure is the share of {draws} draws that are
+promoted, with a standard error of {error:.0f} points near one half.
 
 ![Share promoted against true gain](images/gate_power.png)
 

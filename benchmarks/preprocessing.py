@@ -231,7 +231,7 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
     ]
     return {
         "preprocessing frames": table(
-            ["picture", "kB", "plain, images/s a core", "ours, images/s a core", "ratio", "ingest's check, ratio"],
+            ["picture", "kB", "plain, images/s per core", "ours, images/s per core", "ratio", "ingest's check, ratio"],
             frames,
         ),
         "preprocessing differences": table(

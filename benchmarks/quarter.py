@@ -396,17 +396,19 @@ def plot(record: dict[str, Any]) -> None:
 
 _PAGE = """# A quarter of weekly retrainings
 
-What [retraining](retraining.md) does over {weeks} weeks whose posts change in the middle. `python -m
-benchmarks.quarter` lived through it in {minutes:.0f} minutes on two busy cores, wrote `benchmarks/quarter.json`, and
-this page from it.
+This page shows [retraining](retraining.md) over {weeks} weeks whose posts change in the middle. `python -m
+benchmarks.quarter` ran through it in {minutes:.0f} minutes on two busy cores. It wrote `benchmarks/quarter.json` and
+this page.
 
-**The posts** are the [sample](benchmark.md)'s, {per_day} a day, a manifest a day. In the history and the first
-{before} weeks {signed[0]:.0%} of people's own albums carry their watermark; from week {changed} on {signed[1]:.0%} do.
-The policy does not change: an own album is no violation, signed or not. But until then a watermark nearly always meant
-a copy. **Everything else is what a user runs**: the schedule on a clock of its own starts the literal command each
-Monday at 6:00; the annotator is asked over HTTP; people label a post {delay} days after it; the champion of the day
-scores the day's posts at its threshold for {precision} % precision. Week 0 trains the first champion from scratch on
-{history} days; later runs train {epochs} epochs from the champion's weights on the window of 28 days.
+**The posts** are those of the [sample](benchmark.md): {per_day} per day, one manifest per day. In the history and the
+first {before} weeks {signed[0]:.0%} of people's own albums carry their watermark; from week {changed} on
+{signed[1]:.0%} do. The policy does not change: an own album is no violation, signed or not. But before the change a
+watermark nearly always meant a copy.
+
+**Everything else is what a user runs.** The schedule, on a clock of its own, starts the literal command each Monday at
+6:00. The annotator is reached over HTTP. People label a post {delay} days after it. The champion of the day scores the
+day's posts at its threshold for {precision} % precision. Week 0 trains the first champion from scratch on {history}
+days; later runs train {epochs} epochs from the champion's weights on the window of 28 days.
 
 ![Live precision and recall by week](images/quarter.png)
 
@@ -421,8 +423,9 @@ Live precision and recall on all posts of a week, once they are labelled:
 ## Every run
 
 `drift`: lines of the drift page above their limits. `live`: the champion's precision on what it scored in the newest 14
-days, as the run saw it with the labels of that Monday, and its upper bound. Where that lies below the promise, the
-champion counts as stale: a candidate need not be surely better, but not worse by more than `promote.stale_tolerance`.
+days, as the run saw it with the labels of that Monday, and its upper bound. If the bound is below the promise, the
+champion counts as stale. A candidate then need not be surely better, but must not be worse by more than
+`promote.stale_tolerance`.
 
 | run after week | candidate | verdict and reason | champion then | drift | live |
 |---|---|---|---|---|---|

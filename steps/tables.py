@@ -51,17 +51,16 @@ def tell_unmatched(post_ids: Collection[str], known: Collection[str], what: str,
     Raises:
         NoMatchError: there are ids, and not one of them is known.
     """
-    unmatched = sorted(set(post_ids) - set(known))
-    if not unmatched:
-        return
-    if len(unmatched) == len(set(post_ids)):
+    wanted = set(post_ids)
+    unmatched = sorted(wanted - set(known))
+    if wanted and len(unmatched) == len(wanted):
         raise NoMatchError(
             f"{what}: none of its {len(unmatched):,} posts is among {where}: found {_some(unmatched)}; "
             f"known are {_some(sorted(known)) or 'none'}. Give tables of the same posts"
         )
-    logger.warning(
-        "%s: %s posts are left out, they are not among %s: %s", what, len(unmatched), where, _some(unmatched)
-    )
+    if unmatched:
+        counts = f"{len(unmatched):,} of its {len(wanted):,} posts are left out"
+        logger.warning("%s: %s, not among %s: %s", what, counts, where, _some(unmatched))
 
 
 def _some(post_ids: Collection[str]) -> str:

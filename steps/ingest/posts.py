@@ -257,9 +257,7 @@ def _name_images(post: Post, name_of: Callable[[str], str], max_images: int) -> 
 
 def _refuse_url(name: str) -> None:
     if _URL.match(name):
-        raise ValueError(
-            f"images: {shown(name)} is a URL; only files below the manifest's folder are read: put it there"
-        )
+        raise ValueError(f"images: {shown(name)} is a URL; only files in the manifest's folder are read")
 
 
 def _outside(name: str) -> ValueError:

@@ -33,10 +33,10 @@ def make_posts(folder: Path, n: int, split: str = "train", **options: Any) -> pd
             Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(out, "JPEG", **options)
             path = folder / f"{split}-{n}-{number}-{position}.jpg"
             path.write_bytes(out.getvalue())
-            paths.append(str(path))
+            paths.append(path.name)
             hashes.append(hashlib.sha256(out.getvalue()).hexdigest())
         row = {"post_id": f"{split}{number}", "title": f"title {number}", "text": f"text {number}", "split": split}
-        rows.append(row | {"images": paths, "image_sha256": hashes})
+        rows.append(row | {"images": paths, "root": str(folder), "image_sha256": hashes})
     return pd.DataFrame(rows)
 
 

@@ -121,7 +121,7 @@ def test_place_in_a_photo_does_not_reach_the_endpoint(tmp_path: Path, ledger: Le
     exif = Image.Exif()
     exif.get_ifd(0x8825)[29] = "48.2082N"
     posts = make_posts(tmp_path, 1, exif=exif)
-    assert b"48.2082N" in Path(posts["images"][0][0]).read_bytes()
+    assert b"48.2082N" in (tmp_path / posts["images"][0][0]).read_bytes()
     with Server(lambda number, body: reply(completion())) as server:
         run(posts, ledger, server.base_url)
     for part in server.requests[0]["messages"][0]["content"][1:]:
@@ -648,13 +648,13 @@ def test_no_key_is_one_clear_error(posts: pd.DataFrame, ledger: Ledger, monkeypa
 
 
 def test_a_changed_or_lost_image_stops_the_run_before_it_is_sent(posts: pd.DataFrame, ledger: Ledger) -> None:
-    path = Path(posts["images"][0][1])
+    path = Path(posts["root"][0], posts["images"][0][1])
     with Server(lambda number, body: reply(completion())) as server:
         path.write_bytes(path.read_bytes() + b"x")
-        with pytest.raises(AnnotationError, match=rf"post train0: image {path} was changed"):
+        with pytest.raises(AnnotationError, match=rf"post train0: image {path.name}: was changed"):
             run(posts, ledger, server.base_url)
         path.unlink()
-        with pytest.raises(AnnotationError, match=rf"post train0: image {path}: No such file"):
+        with pytest.raises(AnnotationError, match=rf"post train0: image {path.name}: no such file"):
             run(posts, ledger, server.base_url)
     assert server.requests == []
 
