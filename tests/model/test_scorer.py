@@ -16,12 +16,12 @@ from PIL import ExifTags, Image
 
 from model.agentps import normalize
 from model.backbone import load_tokenizer
-from model.checkpoint import OperatingPoints, load, read_info, write_info, write_operating_points
+from model.checkpoint import Loaded, OperatingPoints, load, read_info, write_info, write_operating_points
 from model.data import Batches, Shards
 from model.errors import CheckpointError
 from model.images import ImageLimits, decode, to_frame
 from model.metrics import Calibration, OperatingPoint
-from model.reader import raw_post
+from model.reader import PostReader, raw_post
 from model.schema import TEST
 from model.scorer import RawAnswers, Scorer, answer_columns, predict_rows
 from model.settings import BackboneSettings, SequenceSettings, Variant
@@ -84,6 +84,7 @@ def test_raw_posts_score_as_the_shards_of_the_same_posts_do(
     assert write_shards(tmp_path / "s", in_shards, TASK, sequence, load_tokenizer(tiny_backbone), limits) == 7
     loaded = load(directory)
     batches = Batches(Shards(tmp_path / "s"), loaded.prompt, TASK)
+    _compare_batches(loaded, batches, posts)
     answers = predict_rows(loaded.model, batches, np.arange(6, -1, -1), 3)
     answers = RawAnswers(answers.final_N[::-1], {name: found[::-1] for name, found in answers.questions.items()})
     expected = CALIBRATION.apply(answers.final_N)
@@ -98,6 +99,21 @@ def test_raw_posts_score_as_the_shards_of_the_same_posts_do(
         places = answers.questions[question.id].argmax(1)
         assert table[f"answer_{question.id}"].tolist() == [question.classes[k] for k in places]
         assert columns[f"answer_{question.id}"].tolist() == [question.classes[k] for k in places]
+
+
+def _compare_batches(loaded: Loaded, batches: Batches, posts: pd.DataFrame) -> None:
+    """What the network is given, from shards and from raw posts, is the same to the bit."""
+    reader = PostReader(loaded, seen_bytes=0)
+    raw, read = [raw_post(cells) for cells in posts.to_dict("records")], {}
+    served = reader.batch(raw, [reader.album(post, read) for post in raw], read)
+    trained = batches(np.arange(len(posts)))
+    for name in ("input_ids_BT", "answer_positions_BA"):
+        assert torch.equal(served[name], trained[name])
+    states_UPW = loaded.model.tower_states(trained["pixel_values_UCHW"])
+    shown_BF = trained["frame_index_BF"] >= 0
+    assert torch.equal(served["frame_index_BF"] >= 0, shown_BF)
+    ours, theirs = served["frame_index_BF"][shown_BF], trained["frame_index_BF"][shown_BF]
+    torch.testing.assert_close(served["tower_states_UPW"][ours], states_UPW[theirs], rtol=0, atol=1e-6)
 
 
 def test_a_large_photo_is_the_same_frame_in_training_and_in_serving(
