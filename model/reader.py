@@ -162,7 +162,7 @@ class PostReader:
                     kept = self._seen.get(key)
                     read[key] = read_frame(data, info.sequence.image_size, info.limits) if kept is None else kept
             except ImageError as error:
-                name = f" {shown(source)}" if isinstance(source, str) else ""
+                name = f" {source!r:.200}" if isinstance(source, str) else ""
                 raise ImageError(f"image {number}{name}: {error}") from None
             keys.append(key)
         return keys
