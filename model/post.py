@@ -166,7 +166,7 @@ def _class_cell(question: Question) -> Any:
 
     def index_of(cell: Any) -> Any:
         if isinstance(cell, str):
-            return classes.index(cell) if cell in classes else cell
+            return classes.index(cell.strip()) if cell.strip() in classes else cell
         return _whole_number(cell)
 
     return Annotated[
@@ -182,10 +182,14 @@ _R = TypeVar("_R", bound=Row)
 _post_id: TypeAdapter[str] = TypeAdapter(PostId, config=Row.model_config)
 
 
-def parse(row: type[_R], cells: Mapping[str, Any]) -> tuple[_R | None, list[str]]:
-    """The checked row; or None, and for each faulty cell its column, what was found and what is expected."""
+def parse(row: type[_R], cells: Mapping[str, Any], *, text: bool = False) -> tuple[_R | None, list[str]]:
+    """The checked row; or None, and for each faulty cell its column, what was found and what is expected.
+
+    Args:
+        text: the cells are those of a CSV: `1` is a number, `true` a truth value.
+    """
     try:
-        return row.model_validate(cells), []
+        return row.model_validate(cells, strict=False if text else None), []
     except ValidationError as error:
         return None, [_fault(row, found) for found in error.errors(include_url=False, include_context=False)]
 

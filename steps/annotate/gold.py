@@ -16,7 +16,7 @@ from model.files import replacing
 from model.post import columns_of, parse, post_id_of, row_of
 from model.schema import POST_ID
 from model.task import Task
-from steps.ingest.rows import json_object, opened, read_rows
+from steps.ingest.rows import is_csv, json_object, opened, read_rows
 
 #: post_id -> question id -> class index
 Answers = dict[str, dict[str, int]]
@@ -31,10 +31,13 @@ def read_answers(path: Path, task: Task) -> Answers:
         ManifestError: the file cannot be read, holds no answer, or one that is no class of its question.
     """
     row = row_of(task, (POST_ID, *task.question_ids))
-    rows = _exported(path) if path.suffix == ".json" else _filled(path, columns_of(row), task)
+    if path.suffix == ".json":
+        rows = _exported(path)
+    else:
+        rows = iter(read_rows(path, columns_of(row), (POST_ID,), "answers", text=True)[0])
     found: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for number, cells in rows:
-        answers, faults = parse(row, cells)
+        answers, faults = parse(row, cells, text=is_csv(path))
         if answers is None:
             raise ManifestError(f"answers {path}:{number}: post {cells.get(POST_ID)}: {'; '.join(faults)}")
         given = answers.model_dump(by_alias=True)
@@ -46,17 +49,6 @@ def read_answers(path: Path, task: Task) -> Answers:
         raise ManifestError(f"answers {path}: no answer to any of {', '.join(task.question_ids)}: are these its names?")
     agreed = {post: {id_: min(said) for id_, said in given.items() if len(said) == 1} for post, given in found.items()}
     return {post: given for post, given in agreed.items() if given}
-
-
-def _filled(path: Path, columns: list[str], task: Task) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A CSV knows text only: digits that are no class's name are a class index."""
-    for number, cells in read_rows(path, columns, (POST_ID,), "answers", text=True)[0]:
-        for question in task.questions:
-            if isinstance(cell := cells.get(question.id), str):
-                cell = cell.strip()
-                is_index = cell.isdecimal() and cell not in question.classes
-                cells[question.id] = int(cell) if is_index else cell
-        yield number, cells
 
 
 def _exported(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

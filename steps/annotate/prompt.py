@@ -87,7 +87,7 @@ def build_questions(task: Task, title: str, text: str, n_images: int, answer_for
 
 
 def answer_schema(task: Task) -> dict[str, Any]:
-    """The `response_format` that holds an endpoint to one whole number a question.
+    """The `response_format` that holds an endpoint to one whole number per question.
 
     The range is not in it: endpoints differ in what they accept there, and `read_reply` checks it anyway.
     """

@@ -20,7 +20,7 @@ from PIL import Image
 from model import metrics
 from model.columns import SCORE, answer_column, probability_column
 from model.errors import ImageError
-from model.images import ImageLimits, decode, read_source
+from model.images import INGESTED, decode, read_source
 from model.metrics import OperatingPoint
 from model.schema import IMAGE_SHA256, IMAGES, POST_ID, ROOT, TEST, TEXT, TITLE, VAL
 from model.settings import answers_questions
@@ -33,8 +33,6 @@ from steps.tables import rows_of
 #: Longer side of a thumbnail in pixels; how many a post shows, and the page in all (it stays below 2 MB).
 _THUMBNAIL, _THUMBNAILS_A_POST, _THUMBNAILS_IN_ALL = 96, 8, 160
 _MAX_TITLE, _MAX_TEXT = 160, 500
-#: Ingest has refused what is broken or too large already; this guards a page made from other posts.
-_LIMITS = ImageLimits(max_bytes=50_000_000, max_pixels=100_000_000)
 _MAX_CURVE_POINTS = 800
 
 _INK, _FAINT, _POSITIVE, _NEGATIVE, _ACCENT = "#1f2933", "#9aa5b1", "#b4552d", "#3a6ea5", "#2f6f5e"
@@ -270,7 +268,7 @@ def _answer(row: pd.Series, question: Question) -> _Answer:
 
 def _thumbnail(root: str, name: str, sha256: str) -> _Thumbnail:
     try:
-        image = decode(read_source(name, _LIMITS, root=root, sha256=sha256), _LIMITS, least_side=_THUMBNAIL)
+        image = decode(read_source(name, INGESTED, root=root, sha256=sha256), INGESTED, least_side=_THUMBNAIL)
     except ImageError as error:
         return _Thumbnail(source=None, reason=str(error))
     image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)

@@ -33,6 +33,10 @@ def is_url(source: str | Path) -> bool:
     return "://" in str(source)
 
 
+def is_csv(source: str | Path) -> bool:
+    return str(source).lower().endswith(".csv")
+
+
 def absolute(source: str | Path) -> str:
     """A local path as it is from everywhere; a URL as it is."""
     return str(source) if is_url(source) else str(Path(source).resolve())
@@ -79,7 +83,7 @@ def read_rows(
 
     Args:
         what: the file is, for the messages.
-        text: CSV is read, too: every cell is text, an empty one is absent.
+        text: CSV is read, too; its cells are text (see `model.post.parse`), an empty one is absent.
 
     Raises:
         ManifestError: the file cannot be read, holds no row, two columns of one name, or lacks a required column.
@@ -112,7 +116,7 @@ def checked_rows(source: str | Path, row: type[_R], what: str, required: Collect
     """
     checked = []
     for number, cells in read_rows(source, post.columns_of(row), required, what, text=True)[0]:
-        parsed, faults = post.parse(row, cells)
+        parsed, faults = post.parse(row, cells, text=is_csv(source))
         if parsed is None:
             raise ManifestError(f"{what} {source}:{number}: {'; '.join(faults)}: correct or remove the row")
         checked.append((number, parsed))

@@ -52,7 +52,7 @@ class Row:
     records: tuple[Record, ...]
 
     def values(self, metric: str) -> list[float]:
-        """One a seed."""
+        """One per seed."""
         return [record.metrics[metric] for record in self.records]
 
     def mean(self, metric: str) -> float:

@@ -121,7 +121,7 @@ def test_answers_by_number_and_in_every_format_of_rows_are_the_same(tmp_path: Pa
         ("post_id,UGC\np0,yes\n", "no answer to any of ugc, kind"),
         ("post_id,ugc\np0,\n", "no answer to any of ugc, kind"),
         ("post_id,ugc\np0,yes,no\n", r"answers.*a\.csv:2: 3 cells for 2 columns"),
-        ("post_id,kind\np0,3\n", r"post p0: kind: 3; a class index 0 to 2"),
+        ("post_id,kind\np0,3\n", r"post p0: kind: '3'; a class index 0 to 2"),
         ("post_id,ugc\n,yes\n", r"a\.csv:2: post None: post_id: missing"),
         ('post_id,ugc\n"p0,yes\n', "cannot be read as CSV"),
     ],

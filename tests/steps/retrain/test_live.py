@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from model.errors import ManifestError
+from steps.retrain.fresh import read_labels
 from steps.retrain.live import Live, Share, live, read_scores, tell
 from steps.settings import NotifySettings, load_settings
 from steps.tables import NoMatchError
@@ -93,8 +94,17 @@ def test_late_labels_by_number_reach_the_posts_that_were_scored_and_none_at_all_
         live(scores, labels, "2", settings)
 
 
-def test_scores_by_number_and_from_parquet_are_read_as_text(tmp_path: Path) -> None:
+def test_scores_and_labels_are_the_same_in_every_format_of_rows(tmp_path: Path) -> None:
     rows = [scored("1000", decision=True) | {"post_id": 1000, "model_version": 2}]
-    pd.DataFrame(rows).to_parquet(tmp_path / "s.parquet")
-    for path in (write(tmp_path / "s.jsonl", rows), tmp_path / "s.parquet"):
-        assert read_scores(path)[["post_id", "model_version"]].to_numpy().tolist() == [["1000", "2"]]
+    scores, labels = pd.DataFrame(rows), pd.DataFrame({"post_id": [1000, 1001], "label": [1, None]})
+    scores.to_parquet(tmp_path / "s.parquet")
+    scores.to_csv(tmp_path / "s.csv", index=False)
+    labels.to_parquet(tmp_path / "l.parquet")
+    labels.to_csv(tmp_path / "l.csv", index=False)
+    write(tmp_path / "s.jsonl", rows)
+    write(tmp_path / "l.jsonl", [{"post_id": 1000, "label": 1}, {"post_id": 1001, "label": None}])
+    expected = read_scores(tmp_path / "s.jsonl")
+    assert expected[["post_id", "decision", "model_version"]].to_numpy().tolist() == [["1000", True, "2"]]
+    for suffix in ("parquet", "csv"):
+        pd.testing.assert_frame_equal(read_scores(tmp_path / f"s.{suffix}"), expected)
+    assert [read_labels(tmp_path / f"l.{suffix}") for suffix in ("jsonl", "parquet", "csv")] == [{"1000": 1}] * 3
