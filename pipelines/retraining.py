@@ -74,7 +74,9 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     report, page, predictions = evaluate(
         checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotator_name, settings.evaluate
     )
-    version = register(checkpoint, report, predictions, table, policy, fingerprint, settings.register_, profile)
+    version = register(
+        checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest, profile
+    )
     decision, _scores = promote(version, report, page, predictions, shards, table, policy, settings.promote, alarmed)
     advance(version, decision, run.newest)
 

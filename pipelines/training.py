@@ -62,7 +62,7 @@ def _training(options: dict[str, Any] | None = None) -> None:
     report, page, predictions = evaluate(
         checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotator_name, settings.evaluate
     )
-    version = register(checkpoint, report, predictions, table, policy, fingerprint, settings.register_)
+    version = register(checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest)
     promote(version, report, page, predictions, shards, table, policy, settings.promote)
 
 

@@ -65,7 +65,7 @@ def draw_curve(axes: Axes, report: EvalReport, scores: np.ndarray, labels: np.nd
     kept = np.unique(np.linspace(0, len(curve.thresholds) - 1, _MAX_CURVE_POINTS).astype(int))
     axes.plot(curve.recall[kept], curve.precision[kept], color=_NEGATIVE, linewidth=1.6)
     points = report.operating_points
-    attained = [(report.metrics[f"recall_at_{key}"].value or 0.0, p.min_precision) for key, p in points.items()]
+    attained = [(report.metrics[metrics.recall_name(key)].value or 0.0, p.min_precision) for key, p in points.items()]
     served = [(p.recall, p.precision) for p in points.values() if p.precision is not None]
     for _, target in attained:
         axes.axhline(target, color=_FAINT, linewidth=0.7, linestyle=(0, (4, 3)))

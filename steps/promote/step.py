@@ -16,7 +16,7 @@ from model.task import Task
 from steps.evaluate.report import EvalReport
 from steps.publish import lay
 from steps.register import history
-from steps.register.mirror import mirror
+from steps.register.mirror import spread
 from steps.register.registry import CHALLENGER, CHAMPION, RegisteredVersion
 from steps.settings import PromoteSettings
 
@@ -42,15 +42,13 @@ def promote(
 
     This step is never cached, so it is the one that lays the run's own report page where the summary says.
     """
-    from steps.promote.trial import Trial
+    from steps.promote.candidate import Candidate
 
     page = lay(report_page, "evaluation")
-    trial = Trial(version, report, predictions, shards.path, posts, task, settings, alarmed)
-    decision = history.settle(version, trial.decide)
+    candidate = Candidate(version, report, predictions, shards.path, posts, task, settings, alarmed)
+    decision = history.settle(version, candidate.decide)
     state = history.sync(version.name)
-    if settings.target is not None:
-        history.publish(version.name, settings.target)
-    mirror(state)
+    spread(state, settings.target)
     said = f"{decision.verdict}: {decision.reason}"
     mlflow.log_dict(json.loads(decision.model_dump_json()), "promotion/decision.json")
     log_metadata({"decision": said})
@@ -65,4 +63,4 @@ def promote(
         page,
         mlflow.get_tracking_uri(),
     )
-    return said, trial.scores
+    return said, candidate.scores
