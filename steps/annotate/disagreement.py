@@ -135,7 +135,7 @@ def _ranked(
 
 
 def write_csv(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, path: Path) -> None:
-    """The queue with the posts' own columns, and an empty column a question for people's answers."""
+    """The queue with the posts' own columns, and an empty column per question for people's answers."""
     own = rows_of(posts, queue[POST_ID].tolist(), "posts")
     table = queue.reset_index(drop=True).join(own[[TITLE, TEXT, IMAGES]])
     for column in (TITLE, TEXT):  # people's own words: a spreadsheet would run one that begins as a formula
