@@ -23,7 +23,7 @@ train: setup ## set up, then run the training pipeline on the embedded default (
 	$(BIN)/zenml pipeline run agentps_training $(if $(CONFIG),-c "$$CONFIG")
 
 .PHONY: study study-quick
-study: setup ## the paper's tables on the embedded sample: hours, and only what is not in docs/results/ yet
+study: setup ## the paper's tables on the embedded sample: hours, and only what is not in docs/records.jsonl yet
 	$(BIN)/zenml pipeline run pipelines.agentps_study
 study-quick: setup ## the same code on few and small cells, in minutes; results in .agentps/study-quick/
 	$(BIN)/zenml pipeline run pipelines.agentps_study -c configs/study-quick.yaml

@@ -1,6 +1,6 @@
 """The gate's power: how often it promotes a version whose true gain over the champion is known.
 
-    .venv/bin/python benchmarks/gate_power.py
+    .venv/bin/python -m benchmarks.gate_power
 
 Writes `benchmarks/gate_power.json` as it goes (a row that is there is not drawn again), and from it
 `docs/gate.md` and `docs/images/gate_power.png`. Scores are drawn: a post's evidence is normal with
@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from benchmarks.record import write
 from model import metrics
+from model.files import write_whole
 from model.metrics import Calibration
 from steps.evaluate.report import EvalReport, Metric
 from steps.paths import REPOSITORY
@@ -242,14 +244,14 @@ def main() -> None:
         if any(row.items() <= known.items() for known in record[kind]):
             continue
         record[kind].append(row | verdicts(metric, gain, size, draws, whole_gate=kind == "gate"))
-        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write(RECORD, record)
     render(record)
 
 
 def render(record: dict[str, list[dict[str, Any]]]) -> None:
     if record["curve"]:
         plot(record["curve"])
-    PAGE.write_text(page(record), encoding="utf-8")
+    write_whole(PAGE, page(record))
 
 
 if __name__ == "__main__":

@@ -37,10 +37,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from benchmarks.record import write
 from infra.local_stack import tracking_uri
 from infra.schedule.command import program
 from infra.schedule.job import Files, Job
 from infra.schedule.run import run_due
+from model.files import write_whole
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, TEST, TEXT, TITLE
 from model.scorer import Scorer
 from model.task import load_task
@@ -58,7 +60,7 @@ PLOT = REPOSITORY / "docs" / "images" / "quarter.png"
 HOME = REPOSITORY / ".agentps" / "quarter"
 MODEL = "agentps-ucc"
 
-#: Days before the quarter that the first champion is trained on; then so many weeks. Posts a day.
+#: Days before the quarter that the first champion is trained on; then so many weeks. Posts per day.
 HISTORY_DAYS, WEEKS, PER_DAY = 28, 12, 150
 FIRST_MONDAY = datetime(2026, 6, 29, tzinfo=UTC)
 #: The share of people's own albums that carry their watermark; from the first day of week CHANGED on the second.
@@ -162,7 +164,7 @@ class Quarter:
         common: dict[str, Any] = {
             "posts": str(self.posts),
             "annotator": "openai",
-            # an attempt a post, so that requests, attempts and posts can be counted against each other
+            # one attempt per post, so that requests, attempts and posts can be counted against each other
             "annotate": {"retries": 0},
             "ingest": {"val_share": 0.15},
             "evaluate": {"bootstrap": 100, "examples": 1},
@@ -531,10 +533,10 @@ def _row(run: dict[str, Any]) -> str:
 
 def main() -> None:
     if not RECORD.exists():
-        RECORD.write_text(json.dumps(run(), indent=1) + "\n", encoding="utf-8")
+        write(RECORD, run())
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     plot(record)
-    PAGE.write_text(page(record), encoding="utf-8")
+    write_whole(PAGE, page(record))
 
 
 if __name__ == "__main__":

@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
-import platform
-import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import date
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -33,6 +29,7 @@ import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from benchmarks.record import machine, write
 from benchmarks.workload import (
     MID,
     OV_05B,
@@ -53,13 +50,14 @@ from benchmarks.workload import (
 from model import agentps, language
 from model.agentps import AgentPS
 from model.data import FRAMES, TEXT_IDS, Batches, PostDataset
+from model.files import write_whole
 from model.schema import TRAIN, VAL
 from model.scorer import in_chunks, predict, predict_rows
 from model.train import fit
+from steps.paths import REPOSITORY
 
-ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "benchmarks" / "speed.json"
-PAGE = ROOT / "docs" / "speed-network.md"
+RECORD = REPOSITORY / "benchmarks" / "speed.json"
+PAGE = REPOSITORY / "docs" / "speed-network.md"
 QUESTIONS = 5
 #: Of these questions and the final one, by the tokenizer of `workload.network`.
 QUESTION_TOKENS = 51
@@ -126,7 +124,7 @@ def with_mask() -> Any:
 
 @torch.no_grad()
 def prompt_an_answer(model: AgentPS, batch: dict[str, Tensor]) -> Tensor:
-    """(B, A, D): a forward for each answer, of the sequence that ends there."""
+    """(B, A, D): one forward per answer, of the sequence that ends there."""
     positions = batch["answer_positions_BA"]
     states = [
         model.answer_states(
@@ -182,7 +180,7 @@ class Bench:
         return float(loss.detach())
 
     def last_token_step(self, batch: dict[str, Tensor]) -> float:
-        """As `plain_step`, a prompt and a forward for each answer."""
+        """As `plain_step`, a prompt and one forward per answer."""
         self.plain.train().zero_grad()
         total = 0.0
         for which in range(len(self.plain.heads) + 1):
@@ -344,7 +342,7 @@ def ablation(bench: Bench, rows: Sequence[int]) -> dict[str, dict[str, Callable[
 
 
 def growth(shape: Shape, rounds: int, quick: bool) -> list[dict[str, Any]]:
-    """Milliseconds a post as one thing grows; the others are 5 images, 5 questions, 100 tokens of title and text.
+    """Milliseconds per post as one thing grows; the others are 5 images, 5 questions, 100 tokens of title and text.
 
     Args:
         quick: the first and the last value only, in batches of two.
@@ -690,6 +688,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT asks transformers by an old name
     torch.set_num_threads(options.threads)
+    here = machine("torch")
     with TemporaryDirectory() as folder:
         albums, texts = album_sizes(options.posts, MID.frames), text_lengths(options.posts)
         bench = Bench(Path(folder) / "repeated", MID, albums, texts)
@@ -699,10 +698,10 @@ def main() -> None:
         }
         rows = range(2 if options.quick else 8)
         record: dict[str, Any] = {
-            "machine": machine(),
-            "date": date.today().isoformat(),
+            "machine": "{processor}, torch {torch}".format_map(here),
+            "date": here["date"],
             "threads": options.threads,
-            "cores": os.cpu_count(),
+            "cores": here["cores"],
             "rounds": options.rounds,
             "posts": options.posts,
             "batch": len(rows),
@@ -717,14 +716,8 @@ def main() -> None:
             "growth": growth(MID, max(1, options.rounds // 2), options.quick),
             "load": os.getloadavg()[2],
         }
-    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(record), encoding="utf-8")
-
-
-def machine() -> str:
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return f"{names[0] if names else platform.processor()}, torch {torch.__version__}"
+    write(RECORD, record)
+    write_whole(PAGE, page(record))
 
 
 if __name__ == "__main__":

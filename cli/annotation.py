@@ -71,10 +71,6 @@ def _settings(config: Path | None, changes: tuple[str, ...]) -> TrainingSettings
     return load_settings(parameters, source=str(config or "--set"))
 
 
-def _source(settings: TrainingSettings) -> str:
-    return f"openai:{settings.annotate.model}"
-
-
 def _read(manifest: Path, task: Task, settings: TrainingSettings) -> pd.DataFrame:
     from steps.ingest.posts import read_manifest
 
@@ -134,18 +130,18 @@ def _plan_lines(plan: Plan) -> list[str]:
 def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...]) -> None:
     """Posts, images, tokens and dollars of an annotation, and what the ledger has already. Sends nothing."""
     from model.task import load_task
-    from steps.annotate.asks import Asks
     from steps.annotate.ledger import Ledger
     from steps.annotate.plan import make_plan
     from steps.annotate.prices import load_prices
+    from steps.annotate.requests import Requests
     from steps.paths import ledger_url
 
     settings, policy = _settings(config, changes), load_task(task)
     annotate_ = settings.annotate
     posts = _read(manifest, policy, settings)
     with Ledger(ledger_url(annotate_.ledger)) as ledger:
-        asks = Asks(posts, policy, annotate_, _source(settings), load_prices().get(annotate_.model))
-        found, _ = make_plan(asks, ledger)
+        requests = Requests(posts, policy, annotate_, load_prices().get(annotate_.model))
+        found, _ = make_plan(requests, ledger)
     click.echo("\n".join(_plan_lines(found)))
 
 
@@ -168,25 +164,16 @@ def annotate(
     from steps.paths import ledger_url
 
     settings, policy = _settings(config, changes), load_task(task)
-    annotate_, source = settings.annotate, _source(settings)
+    annotate_ = settings.annotate
     posts = _read(manifest, policy, settings)
     with Ledger(ledger_url(annotate_.ledger)) as ledger, _progress("annotate") as show:
-        result = annotate_posts(
-            posts,
-            policy,
-            annotate_,
-            ledger,
-            base_url=None,
-            api_key=None,
-            source=source,
-            price=load_prices().get(annotate_.model),
-            on_progress=show,
-        )
+        price = load_prices().get(annotate_.model)
+        result = annotate_posts(posts, policy, annotate_, ledger, price=price, on_progress=show)
     questions = agreement(posts, result.labels, policy)
     action = annotate_.on_low_agreement
     labels, below = gate(result.labels, questions, annotate_.min_agreement, "warn" if action == "fail" else action)
     if page is not None:
-        page.write_text(render_report(result, questions, below, annotate_, f"Task {policy.name}", source), "utf-8")
+        page.write_text(render_report(result, questions, below, annotate_, f"Task {policy.name}"), "utf-8")
     click.echo(
         f"asked {result.asked:,}, from the ledger {result.reused:,}, without an answer {result.missing:,}; "
         f"spent {dollars(result.cost)}, planned {dollars(result.plan.dollars)}"
@@ -214,22 +201,12 @@ def trial(manifest: Path, tasks: tuple[str, ...], out: Path, config: Path | None
     from steps.paths import ledger_url
 
     settings = _settings(config, changes)
-    source = _source(settings)
     wordings = {name: load_task(name) for name in tasks}
     posts = _read(manifest, union_of(wordings), settings)
     with Ledger(ledger_url(settings.annotate.ledger)) as ledger, _progress("trial") as show:
-        rows = run_trial(
-            posts,
-            wordings,
-            settings.annotate,
-            ledger,
-            base_url=None,
-            api_key=None,
-            source=source,
-            price=load_prices().get(settings.annotate.model),
-            on_progress=show,
-        )
-    out.write_text(render_trial(rows, f"{len(rows)} wordings", source), "utf-8")
+        price = load_prices().get(settings.annotate.model)
+        rows = run_trial(posts, wordings, settings.annotate, ledger, price=price, on_progress=show)
+    out.write_text(render_trial(rows, f"{len(rows)} wordings", settings.annotate.source), "utf-8")
     for row in rows:
         click.echo(f"{row.name}: spent {dollars(row.result.cost)}, all posts {dollars(row.plan.dollars)}")
         click.echo(table(row.questions).to_string(index=False, float_format="{:.3f}".format))

@@ -1,11 +1,11 @@
 """Register and activate the stack of `infra/stacks/local.yaml`, or remove it: `python -m infra.local_stack [--remove]`.
 
-All clones of one user share one ZenML database, so the stack and its components are named after the
-clone's home (`agentps-local-1a2b3c`); which stack is active is kept in the clone's own `.zen/`. A
-moved clone therefore gets a stack of its own: run `make clean` before moving it.
+All clones of one user share one ZenML database, so the stack and its components are named after the clone's home
+(`agentps-local-1a2b3c`); which stack is active is kept in the clone's own `.zen/`. A moved clone therefore gets a stack
+of its own: run `make clean` before you move one.
 
-A second call does nothing, and does not import ZenML, while a stamp in the home still holds: 0.1 s instead of the 4 s
-that registering costs, most of which are imports.
+Registering takes 4 s of CPU, most of it the import of ZenML and MLflow. So a second call does nothing, in 0.1 s, while
+a stamp in the home still holds.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ExperimentTracker(_Strict):
 
 
 class Experiments(_Strict):
-    """The MLflow experiments: one a pipeline, of its name."""
+    """The MLflow experiments: one per pipeline, with its name."""
 
     names: list[str]
     #: Absolute directory.

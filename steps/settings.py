@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.errors import ConfigError
+from model.metrics import comparable_names, is_accuracy
 from model.schema import SPLITS
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant, answers_questions
 from model.task import Task, explain_validation
@@ -101,6 +102,11 @@ class AnnotateSettings(_Section):
     on_low_agreement: Literal["warn", "drop", "fail"]
     #: The run stops when a larger share of the posts comes back without an answer.
     max_missing_share: float = Field(ge=0, le=1)
+
+    @property
+    def source(self) -> str:
+        """Names the annotator with its model, "openai:gpt-4o": the labels' `label_source`, and a part of every key."""
+        return self.annotator if self.annotator == "human" else f"{self.annotator}:{self.model}"
 
     @field_validator("splits")
     @classmethod
@@ -272,22 +278,16 @@ class TrainingSettings(_Section):
 
     @property
     def annotator_name(self) -> str:
-        return self.annotator if self.annotator == "human" else f"{self.annotator}:{self.annotate.model}"
+        return self.annotate.source
 
     @model_validator(mode="after")
     def _known_metric(self) -> TrainingSettings:
         # found now, not in the last step; only metrics of which more is better
-        known = [
-            "average_precision",
-            "brier_skill",
-            "f1",
-            "roc_auc",
-            *(f"recall_at_p{p}" for p in self.evaluate.precisions),
-        ]
+        known = comparable_names(self.evaluate.precisions)
         if self.promote.metric not in known:
             raise ValueError(f"promote.metric {self.promote.metric!r} is not one of {', '.join(known)}")
         for name in self.promote.floors:  # questions are the task's: the gate looks for them in the report
-            if name not in known and not name.startswith("accuracy_"):
+            if name not in known and not is_accuracy(name):
                 raise ValueError(f"promote.floors: {name!r} is not one of {', '.join(known)}, accuracy_<question>")
         return self
 

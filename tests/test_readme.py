@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def annotated() -> dict[str, list[dict[str, Any]]]:
-    """The study's runs on the annotator's labels (and those that read none), by variant, a run a seed."""
+    """The study's runs on the annotator's labels (and those that read none), by variant, one run per seed."""
     cells = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
     chosen: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:

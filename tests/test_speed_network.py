@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks import gpu, speed
 from benchmarks.workload import OV_05B, OV_7B, TINY, Shape, album_sizes, flops, text_lengths
+from steps.paths import REPOSITORY
 
 ROWS = range(8)
 
@@ -96,7 +97,7 @@ def test_the_gpu_benchmark_runs_at_tiny_shapes_without_zenml_or_mlflow() -> None
         "runpy.run_module('benchmarks.gpu', run_name='__main__')\n"
         "assert not {'zenml', 'mlflow'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=speed.ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["tiny"]
     for name in ("training", "training, the tower's states kept", "scoring", "scoring, images seen before"):

@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from infra.local_stack import home_suffix
+from steps.notify import one_line
 
 
 def program(name: str) -> str:
@@ -25,14 +27,15 @@ def name_of(home_dir: Path) -> str:
     return f"agentps-{home_suffix(home_dir)}"
 
 
-def call(*command: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    """Ask the machine's scheduler; in English, because some of its messages are read."""
-    return subprocess.run(
-        command,
-        input=text,
-        capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",  # a user's crontab may hold any bytes
-        check=False,
-        env=os.environ | {"LC_ALL": "C"},
-    )
+class Answer(NamedTuple):
+    code: int
+    said: str
+    #: In one line.
+    error: str
+
+
+def call(*command: str, text: str = "") -> Answer:
+    """Ask the machine's scheduler: in English, because some messages are read; bytes that are no text are kept."""
+    environment = os.environ | {"LC_ALL": "C"}
+    done = subprocess.run(command, input=os.fsencode(text), capture_output=True, env=environment, check=False)
+    return Answer(done.returncode, os.fsdecode(done.stdout), one_line(os.fsdecode(done.stderr)))

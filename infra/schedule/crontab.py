@@ -14,7 +14,6 @@ from pathlib import Path
 from infra.schedule.command import call, name_of, words
 from infra.schedule.job import Job
 from model.errors import ScheduleError
-from steps.notify import one_line
 
 #: What systemd does by itself (`Persistent=`) a look each hour does for cron, which forgets what it missed. It also
 #: sees what an `@reboot` line would not: a machine that slept.
@@ -64,13 +63,13 @@ def _markers(home_dir: Path) -> list[str]:
 
 def _split(home_dir: Path) -> tuple[str, bool]:
     """The table without our lines and their markers, and whether there were any."""
-    done = call("crontab", "-l")
-    if done.returncode != 0 and "no crontab" not in done.stderr:
-        raise ScheduleError(f"crontab -l: {one_line(done.stderr)}")
+    code, table, error = call("crontab", "-l")
+    if code != 0 and "no crontab" not in error:
+        raise ScheduleError(f"crontab -l: {error}")
     begin, end = _markers(home_dir)
     block = f"^{re.escape(begin)}.*?^{re.escape(end)}"
-    others, found = re.subn(block, "", done.stdout, flags=re.MULTILINE | re.DOTALL)
-    if found > 1 or not found == done.stdout.count(begin) == done.stdout.count(end):
+    others, found = re.subn(block, "", table, flags=re.MULTILINE | re.DOTALL)
+    if found > 1 or not found == table.count(begin) == table.count(end):
         raise ScheduleError(
             f"crontab: the markers `{begin.strip()}` and `{end.strip()}` should stand there once each, in this order: "
             "repair it with `crontab -e`"
@@ -79,6 +78,6 @@ def _split(home_dir: Path) -> tuple[str, bool]:
 
 
 def _write(table: str) -> None:
-    done = call("crontab", "-", text=table)
-    if done.returncode != 0:
-        raise ScheduleError(f"crontab refused the schedule: {one_line(done.stderr)}")
+    code, _, error = call("crontab", "-", text=table)
+    if code != 0:
+        raise ScheduleError(f"crontab refused the schedule: {error}")

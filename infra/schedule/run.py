@@ -21,7 +21,7 @@ from model.errors import ScheduleError
 from steps.locks import Timeout, locked
 from steps.paths import REPOSITORY
 
-#: Logs of so many runs are kept.
+#: The logs of the newest runs are kept: this many.
 KEPT_LOGS = 30
 
 

@@ -11,7 +11,6 @@ from infra.schedule.command import call, name_of, words
 from infra.schedule.job import Job
 from model.errors import ScheduleError
 from model.files import write_whole
-from steps.notify import one_line
 from steps.paths import REPOSITORY
 
 _WEEKDAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
@@ -37,7 +36,7 @@ ExecStart={command}
 
 
 def is_reachable() -> bool:
-    return shutil.which("systemctl") is not None and call("systemctl", "--user", "show-environment").returncode == 0
+    return shutil.which("systemctl") is not None and call("systemctl", "--user", "show-environment").code == 0
 
 
 def is_installed(home_dir: Path) -> bool:
@@ -108,6 +107,6 @@ def _escape(word: str) -> str:
 
 
 def _systemctl(*arguments: str) -> None:
-    done = call("systemctl", "--user", *arguments)
-    if done.returncode != 0:
-        raise ScheduleError(f"systemctl --user {' '.join(arguments)}: {one_line(done.stderr)}")
+    code, _, error = call("systemctl", "--user", *arguments)
+    if code != 0:
+        raise ScheduleError(f"systemctl --user {' '.join(arguments)}: {error}")

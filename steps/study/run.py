@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -31,6 +32,26 @@ from steps.study.train import Inputs, train_cell
 logger = logging.getLogger(__name__)
 
 
+def cell_key(cell: Cell, inputs: Inputs, shards: dict[str, Any], labels: str) -> str:
+    """Names the cell's record.
+
+    Args:
+        shards: by `recipe.shards_digest`.
+        labels: the digest of the annotator's labels, which count only where the cell is trained on them.
+    """
+    return recipe.key(
+        recipe.TRAINING,
+        cell=recipe.options(cell),
+        task=recipe.options(inputs.task),
+        train=recipe.options(inputs.train, without={"variant", "seed"}),
+        backbone=inputs.backbone_id,
+        precisions=inputs.evaluate.precisions,
+        shards=shards,
+        labels=labels if cell.labels == ANNOTATOR else None,
+        gold_share=None if cell.method == "plain" else inputs.gold_share,
+    )
+
+
 class Study:
     """The cells' common ground: which record belongs to which cell."""
 
@@ -43,23 +64,11 @@ class Study:
         self._records = read_records(records)
         shards = Shards(inputs.shards)
         self._available = int((shards.posts[SPLIT] == TRAIN).sum())
-        self._common = {
-            "shards": recipe.shards_digest(shards, inputs.task),
-            "task": recipe.options(inputs.task),
-            "train": recipe.options(inputs.train, without={"variant", "seed"}),
-            "backbone": inputs.backbone_id,
-            "precisions": inputs.evaluate.precisions,
-        }
+        self._shards = recipe.shards_digest(shards, inputs.task)
         self._labels = recipe.table_digest(pd.read_parquet(inputs.labels)[[POST_ID, *inputs.task.question_ids]])
 
     def key(self, cell: Cell) -> str:
-        return recipe.key(
-            recipe.TRAINING,
-            cell=recipe.options(cell),
-            labels=self._labels if cell.labels == ANNOTATOR else None,
-            gold_share=None if cell.method == "plain" else self._inputs.gold_share,
-            **self._common,
-        )
+        return cell_key(cell, self._inputs, self._shards, self._labels)
 
     def record(self, cell: Cell) -> Record | None:
         """The finished cell's record; None where there is none yet."""

@@ -85,16 +85,8 @@ def clone(_zenml: None, mlflow_db: Path, tmp_path: Path) -> Clone:
 
 def test_the_shipped_stack_keeps_everything_in_the_home(tmp_path: Path) -> None:
     stack = load_stack(LOCAL_STACK, tmp_path)
-    assert stack.components == {
-        "orchestrator": ("local", {}),
-        "artifact_store": ("local", {"path": f"{tmp_path}/artifacts"}),
-        "experiment_tracker": ("mlflow", {"tracking_uri": f"sqlite:///{tmp_path}/mlflow.db"}),
-    }
-    assert stack.mlflow_db == tmp_path / "mlflow.db"
-    assert stack.experiments.model_dump() == {
-        "names": ["agentps_training", "agentps_retraining", "agentps_study"],
-        "artifact_location": f"{tmp_path}/mlartifacts",
-    }
+    for place in (stack.artifact_store.path, stack.mlflow_db, stack.experiments.artifact_location):
+        assert Path(place).is_relative_to(tmp_path)
 
 
 def test_the_name_is_the_homes_own() -> None:

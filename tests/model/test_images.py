@@ -21,7 +21,7 @@ import pytest
 from PIL import ExifTags, Image, ImageFile
 
 from model.errors import ImageError
-from model.images import ImageLimits, decode, frame_indices, read_frame, read_source, to_frame
+from model.images import INGESTED, ImageLimits, decode, frame_indices, read_frame, read_source, sides, to_frame
 
 LIMITS = ImageLimits(max_bytes=100_000, max_pixels=50_000_000)
 LARGE = ImageLimits(max_bytes=10_000_000, max_pixels=50_000_000)
@@ -171,6 +171,15 @@ def test_our_limits_alone_decide_what_is_too_large() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert decode(data, ImageLimits(max_bytes=10**6, max_pixels=10**8)).size == (10_000, 9_000)
+
+
+def test_the_sides_of_an_image_are_read_by_the_header_alone_and_within_the_limits() -> None:
+    data = png_header(10_000, 20_000)  # one byte of picture
+    assert sides(data, INGESTED) == (20_000, 10_000)
+    with pytest.raises(ImageError, match=r"^200 megapixels; at most 50 are read$"):
+        sides(data, LIMITS)
+    with pytest.raises(ImageError, match="not a JPEG, PNG or WebP image"):
+        sides(SVG, LIMITS)
 
 
 def test_pillows_process_wide_settings_stay_as_they_are() -> None:

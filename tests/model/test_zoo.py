@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_the_annotator_is_sent_what_the_model_sees(name: str) -> None:
 def test_a_thumbnail_shows_what_the_model_sees(name: str, tmp_path: Path) -> None:
     data = ZOO[name].data
     (tmp_path / "a").write_bytes(data)
-    source = _thumbnail(str(tmp_path / "a")).source
+    source = _thumbnail(str(tmp_path), "a", hashlib.sha256(data).hexdigest()).source
     assert source is not None
     drawn = base64.b64decode(source.partition(",")[2])
     assert b"secret" not in drawn

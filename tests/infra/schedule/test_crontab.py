@@ -38,6 +38,7 @@ def test_the_lines_stand_between_markers_and_others_are_left_alone(machine: Mach
 @pytest.mark.parametrize(
     "others",
     [
+        b"# windows\r\n5 4 * * * x\r\n",
         b'# caf\xe9 \x0c page\x85\n\n  5  4 * * *\t/usr/bin/true\nMAILTO = "me"\n0 0 * * 7 x # y\nnonsense\n',
         "# Grüße\n#5 4 * * * off\n".encode(),
         b"5 4 * * * /usr/bin/true # no end of line",

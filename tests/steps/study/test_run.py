@@ -9,16 +9,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from model.data import Shards
 from model.errors import DataError
 from model.schema import POST_ID, SPLIT, TRAIN
 from model.settings import BackboneSettings
+from model.task import load_task
 from steps import recipe
-from steps.settings import load_settings
-from steps.study.cells import ANNOTATOR, NONE, PEOPLE, Cell, cell_of, only
+from steps.fine_tune.backbone import fingerprint
+from steps.paths import REPOSITORY
+from steps.settings import load_settings, load_study_settings
+from steps.study.cells import ANNOTATOR, NONE, PEOPLE, Cell, cell_of, cells_of_tables, only
 from steps.study.records import add_record, read_records
-from steps.study.run import Study
+from steps.study.run import Study, cell_key
 from steps.study.train import Inputs, _chosen, train_cell
 from tests.support.tiny import TASK, train_settings, write_posts
 
@@ -120,6 +124,41 @@ def test_the_key_changes_with_what_the_cell_depends_on_and_with_nothing_else(
         assert study(inputs, **changes).key(people) != of_people, changes
     monkeypatch.setattr(recipe, "TRAINING", recipe.TRAINING + 1)
     assert study(inputs).key(people) != of_people
+
+
+#: What the pipeline makes of the embedded sample: its posts in shards, by `configs/*.yaml`; their images; the labels of
+#: the simulated annotator.
+POSTS = {
+    "study": "66ca8d6066dcf84b746445ce5c31bdba5a52f25f869d42812a7db9cd9034727a",
+    "study-once": "97bdb06893d69092ef660e7b50865e8b09428e398d91aab5545e491a49d82bfd",
+    "study-pooled": "66ca8d6066dcf84b746445ce5c31bdba5a52f25f869d42812a7db9cd9034727a",
+}
+IMAGES = "6007ffa0897ddbc8b95debd0de9339d8eb758c7dbc54e8302d650c6f33acd080"
+LABELS = "b011d28e771072a4184601462f6f61901e5605d82e1b71c6af8f961f6bc700d8"
+
+
+@pytest.mark.parametrize("config", POSTS)
+def test_every_cell_of_a_committed_study_has_its_record(config: str, tmp_path: Path) -> None:
+    """So `make study` has nothing to train, as long as posts and labels are these."""
+    settings = load_study_settings(yaml.safe_load((REPOSITORY / "configs" / f"{config}.yaml").read_text("utf-8")))
+    task = load_task(settings.task)
+    inputs = Inputs(
+        shards=tmp_path,
+        labels=tmp_path,
+        task=task,
+        train=settings.fine_tune,
+        backbone=settings.backbone,
+        backbone_id=fingerprint(settings.backbone),
+        evaluate=settings.evaluate,
+        gold_share=settings.study.gold_share,
+        work=tmp_path,
+    )
+    shards = {"posts": POSTS[config], "images": IMAGES, "sequence": recipe.options(settings.preprocess)}
+    records = read_records(REPOSITORY / settings.study.output / "records.jsonl")
+    cells = {cell for of_table in cells_of_tables(settings.study, task).values() for cell in of_table}
+    assert {cell_key(cell, inputs, shards, LABELS): cell for cell in cells} == {
+        key: record.cell for key, record in records.items()
+    }
 
 
 def test_a_smaller_part_of_the_training_posts_lies_within_a_larger_one(tiny_shards: Shards) -> None:
