@@ -111,7 +111,7 @@ def ledger_lookup(posts: pd.DataFrame, folder: Path) -> Callable[[], object]:
     with Ledger(f"sqlite:///{folder / 'ledger.db'}") as ledger:
         for start in range(0, len(posts), 10_000):
             ledger.add_batch_file(BatchFile(str(start), "m", {}, (), None, None, 0.0))
-            ledger.collect_shard(str(start), [_attempt(name) for name in posts["post_id"][start : start + 10_000]])
+            ledger.collect_batch_file(str(start), [_attempt(name) for name in posts["post_id"][start : start + 10_000]])
 
     def run() -> None:
         with Ledger(f"sqlite:///{folder / 'ledger.db'}") as ledger:
