@@ -348,10 +348,10 @@ def n_versions() -> int:
 
 
 def decided() -> dict[str, Any]:
-    state = read_cursor(cursor_path(HOME, MODEL))
-    if state is None:
-        raise SystemExit("the retraining left no retraining cursor: see its log")
-    return {"version": state.version, "decision": state.decision, "champion": champion()}
+    cursor = read_cursor(cursor_path(HOME, MODEL))
+    if cursor is None:
+        raise SystemExit("the retraining left no cursor: see its log")
+    return {"version": cursor.version, "decision": cursor.decision, "champion": champion()}
 
 
 def weekly_figures(served: list[dict[str, Any]]) -> list[dict[str, Any]]:

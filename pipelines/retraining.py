@@ -97,7 +97,9 @@ def _retraining(
     report, page, predictions = evaluate_step(
         checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotator_name, settings.evaluate
     )
-    version = register_step(checkpoint, report, predictions, table, policy, fingerprint, settings.register_, profile)
+    version = register_step(
+        checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest, profile
+    )
     decision, _scores = promote_step(
         version, report, page, predictions, shards, table, policy, settings.promote, alarmed
     )

@@ -82,7 +82,9 @@ def _training(
     report, page, predictions = evaluate_step(
         checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotator_name, settings.evaluate
     )
-    version = register_step(checkpoint, report, predictions, table, policy, fingerprint, settings.register_)
+    version = register_step(
+        checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest
+    )
     promote_step(version, report, page, predictions, shards, table, policy, settings.promote)
 
 

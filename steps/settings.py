@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.errors import ConfigError
+from model.metrics import comparable_names, is_accuracy
 from model.schema import SPLITS
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant, answers_questions
 from model.task import Task, explain_validation
@@ -282,17 +283,11 @@ class TrainingSettings(_Section):
     @model_validator(mode="after")
     def _known_metric(self) -> TrainingSettings:
         # found now, not in the last step; only metrics of which more is better
-        known = [
-            "average_precision",
-            "brier_skill",
-            "f1",
-            "roc_auc",
-            *(f"recall_at_p{p}" for p in self.evaluate.precisions),
-        ]
+        known = comparable_names(self.evaluate.precisions)
         if self.promote.metric not in known:
             raise ValueError(f"promote.metric {self.promote.metric!r} is not one of {', '.join(known)}")
         for name in self.promote.floors:  # questions are the task's: the gate looks for them in the report
-            if name not in known and not name.startswith("accuracy_"):
+            if name not in known and not is_accuracy(name):
                 raise ValueError(f"promote.floors: {name!r} is not one of {', '.join(known)}, accuracy_<question>")
         return self
 

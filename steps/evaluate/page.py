@@ -18,21 +18,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from model import metrics
+from model.columns import SCORE, answer_column, probability_column
 from model.errors import ImageError
 from model.images import INGESTED, decode, read_source
 from model.metrics import OperatingPoint
 from model.schema import IMAGE_SHA256, IMAGES, POST_ID, ROOT, TEST, TEXT, TITLE, VAL
 from model.settings import answers_questions
 from model.task import Question, Task
-from steps.evaluate.report import (
-    ANSWER,
-    CLASS,
-    SCORE,
-    EvalReport,
-    Metric,
-    labelled,
-    score_arrays,
-)
+from steps.evaluate.report import EvalReport, Metric, labelled, score_arrays
 from steps.pages import environment, number, share
 from steps.settings import EvaluateSettings
 from steps.tables import rows_of
@@ -159,30 +152,29 @@ def render(
 
 
 def _headline(report: EvalReport, settings: EvaluateSettings) -> list[tuple[str, Metric, str]]:
-    middle = settings.precisions[len(settings.precisions) // 2]
+    middle = metrics.recall_name(metrics.point_name(settings.precisions[len(settings.precisions) // 2]))
+    numbers = (metrics.AVERAGE_PRECISION, metrics.ROC_AUC, metrics.F1)
     return [
-        (f"recall at {middle} % precision", report.metrics[f"recall_at_p{middle}"], "percent"),
-        ("average precision", report.metrics["average_precision"], "number"),
-        ("ROC AUC", report.metrics["roc_auc"], "number"),
-        ("F1", report.metrics["f1"], "number"),
+        (metrics.label_of(middle), report.metrics[middle], "percent"),
+        *((metrics.label_of(name), report.metrics[name], "number") for name in numbers),
     ]
 
 
 def _metric_rows(report: EvalReport) -> list[tuple[str, Metric, str]]:
     rows = [
-        (f"Recall at {share(point.min_precision, 0)} precision", report.metrics[f"recall_at_{key}"], "percent")
+        (f"Recall at {share(point.min_precision, 0)} precision", report.metrics[metrics.recall_name(key)], "percent")
         for key, point in report.operating_points.items()
     ]
     rows += [
         (name, report.metrics[key], "number")
         for name, key in (
-            ("F1 at the threshold from val", "f1"),
-            ("Average precision", "average_precision"),
-            ("ROC AUC", "roc_auc"),
-            ("Calibration error", "calibration_error"),
+            ("F1 at the threshold from val", metrics.F1),
+            ("Average precision", metrics.AVERAGE_PRECISION),
+            ("ROC AUC", metrics.ROC_AUC),
+            ("Calibration error", metrics.CALIBRATION_ERROR),
         )
     ]
-    return [*rows, ("Positive posts", report.metrics["positive_rate"], "percent")]
+    return [*rows, ("Positive posts", report.metrics[metrics.POSITIVE_RATE], "percent")]
 
 
 def _question_rows(report: EvalReport, test: pd.DataFrame, task: Task) -> list[_QuestionRow]:
@@ -194,7 +186,7 @@ def _question_rows(report: EvalReport, test: pd.DataFrame, task: Task) -> list[_
         rows.append(
             _QuestionRow(
                 ask=question.ask,
-                accuracy=report.metrics[f"accuracy_{question.id}"],
+                accuracy=report.metrics[metrics.accuracy_name(question.id)],
                 majority=float(shares.max()) if len(shares) else None,
                 missing_share=report.missing_share[question.id],
                 annotated_missing_share=report.annotated_missing_share.get(question.id),
@@ -206,7 +198,7 @@ def _question_rows(report: EvalReport, test: pd.DataFrame, task: Task) -> list[_
 def _decision(report: EvalReport, settings: EvaluateSettings) -> tuple[str, float]:
     """The rule by which the examples are called right or wrong, in words, and its threshold."""
     middle = settings.precisions[len(settings.precisions) // 2]
-    threshold = report.operating_points[f"p{middle}"].threshold
+    threshold = report.operating_points[metrics.point_name(middle)].threshold
     if math.isfinite(threshold):
         return f"the threshold fitted on val for {middle} % precision", threshold
     return f"the threshold of the best F1 on val (none reaches {middle} % precision there)", report.f1_threshold
@@ -265,14 +257,11 @@ def _example(row: pd.Series, post: pd.Series, task: Task, report: EvalReport, ro
 
 
 def _answer(row: pd.Series, question: Question) -> _Answer:
-    predicted, probability = int(row[CLASS + question.id]), float(row[ANSWER + question.id])
-    if len(question.classes) == 2 and predicted != question.positive_index:
-        probability = 1 - probability  # the table holds the positive class's
     gold = row[question.id]
     return _Answer(
         ask=question.ask,
-        predicted=question.classes[predicted],
-        probability=probability,
+        predicted=row[answer_column(question.id)],
+        probability=float(row[probability_column(question.id)]),
         gold=None if pd.isna(gold) else question.classes[int(gold)],
     )
 
@@ -310,7 +299,7 @@ def _draw_curve(axes: Axes, report: EvalReport, scores: np.ndarray, labels: np.n
     kept = np.unique(np.linspace(0, len(curve.thresholds) - 1, _MAX_CURVE_POINTS).astype(int))
     axes.plot(curve.recall[kept], curve.precision[kept], color=_NEGATIVE, linewidth=1.6)
     points = report.operating_points
-    attained = [(report.metrics[f"recall_at_{key}"].value or 0.0, p.min_precision) for key, p in points.items()]
+    attained = [(report.metrics[metrics.recall_name(key)].value or 0.0, p.min_precision) for key, p in points.items()]
     served = [(p.recall, p.precision) for p in points.values() if p.precision is not None]
     for _, target in attained:
         axes.axhline(target, color=_FAINT, linewidth=0.7, linestyle=(0, (4, 3)))

@@ -11,6 +11,7 @@ import torch
 from model.agentps import normalize
 from model.backbone import load_backbone, load_tokenizer
 from model.data import FRAMES, Shards
+from model.device import best_device
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, TEXT, TITLE, TRAIN
 from model.settings import BackboneSettings
 from model.task import Task
@@ -46,7 +47,7 @@ def profile(
 @torch.no_grad()
 def _features(frames: list[np.ndarray], shards: Shards, backbone: BackboneSettings) -> np.ndarray:
     """float32 (len(frames), D)."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     tower = load_backbone(backbone, load_tokenizer(backbone), torch.float32).vision_tower.to(device).eval()
     numbers = np.unique(np.concatenate(frames))
     pooled = [

@@ -233,3 +233,21 @@ def test_a_floor_that_is_fatal_ends_the_command_without_labels_but_with_the_page
     assert "not good enough to train on: question watermark" in stopped.output
     assert not out.exists()
     assert "Below the floor" in page.read_text()
+
+
+def test_labels_of_other_posts_are_refused_and_those_of_a_part_said(
+    run: Run, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two, queue = tmp_path / "one.parquet", tmp_path / "two.parquet", tmp_path / "queue.csv"
+    run("annotate", "--out", one)
+    labels = pd.read_parquet(one)
+    labels.assign(post_id=[f"x{k}" for k in range(12)]).to_parquet(two)
+    for command in (("queue", "--labels", one, "--labels", two, "--out", queue), ("agreement", "--labels", two)):
+        assert "none of its 12 posts is among the posts of" in run(*command, exit_code=1).output
+    assert not queue.exists()
+    labels.assign(post_id=[*labels["post_id"][:11], "x"], ugc=1 - labels["ugc"]).to_parquet(two)
+    run("queue", "--labels", one, "--labels", two, "--out", queue)
+    assert "labels two: 1 of its 12 posts are left out" in caplog.text
+    assert len(pd.read_csv(queue)) == 11
+    labels.drop(columns="post_id").to_parquet(two)
+    assert "no column 'post_id' (found watermark, " in run("agreement", "--labels", two, exit_code=1).output
