@@ -33,8 +33,8 @@ from steps.ingest.posts import read_manifest
 from steps.ingest.sample import render_sample
 from steps.paths import REPOSITORY, home
 from steps.preprocess.shards import write_shards
-from steps.settings import StudyRunSettings, load_study_settings
 from steps.study.cells import PEOPLE, Cell
+from steps.study.settings import StudyRunSettings, load_study_settings
 from steps.study.train import Inputs, train_cell
 
 RECORD = REPOSITORY / "benchmarks" / "quantization.json"

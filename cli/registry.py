@@ -22,17 +22,14 @@ _config = click.option(
 def _open(config: Path | None) -> tuple[TrainingSettings, str]:
     """The settings and the registered model's name; MLflow is where the local stack has it, or its variables say."""
     import mlflow
-    import yaml
 
     from infra.local_stack import tracking_uri
     from model.task import load_task
-    from pipelines.entry import check_run_config
-    from steps.paths import DEFAULT_CONFIG, home
+    from pipelines.config import read_options
+    from steps.paths import home
     from steps.settings import load_settings
 
-    options = set(yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8")))
-    given = check_run_config(config, options)["parameters"] if config else {}
-    settings = load_settings(given, f"config {config}" if config else "parameters")
+    settings = load_settings(read_options(config), f"config {config}")
     mlflow.set_tracking_uri(tracking_uri(home()))
     return settings, settings.register_.model_name(load_task(settings.task))
 

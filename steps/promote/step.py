@@ -14,7 +14,7 @@ from zenml.types import HTMLString
 from materializers.directory import ShardDirectory
 from model.task import Task
 from steps.evaluate.report import EvalReport
-from steps.paths import home
+from steps.publish import lay
 from steps.register import history
 from steps.register.mirror import spread
 from steps.register.registry import CHALLENGER, CHAMPION, RegisteredVersion
@@ -44,10 +44,7 @@ def promote(
     """
     from steps.promote.candidate import Candidate
 
-    page = home() / "reports" / "evaluation.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(report_page, encoding="utf-8")
-
+    page = lay(report_page, "evaluation")
     candidate = Candidate(version, report, predictions, shards.path, posts, task, settings, alarmed)
     decision = history.settle(version, candidate.decide)
     state = history.sync(version.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from model.errors import CheckpointError
-from steps.code import code_digest
+from steps.caching import code_digest
 from steps.paths import REPOSITORY
 from steps.register.pyfunc import CODE, own_code
 

@@ -21,10 +21,7 @@ from steps.settings import IngestSettings, RegisterSettings
 logger = get_logger(__name__)
 
 
-@step(
-    experiment_tracker=True,
-    cache_policy=depends_on("steps/register", "model"),
-)
+@step(experiment_tracker=True, cache_policy=depends_on(__name__))
 def register(
     checkpoint: CheckpointDirectory,
     report: EvalReport,

@@ -198,12 +198,13 @@ def test_a_wrong_option_is_one_message(run: Run, arguments: tuple[str, ...], mes
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- 1\n", "cannot be read"), ("annotate: [1]\n", "cannot be read"), ("{", "cannot be read")]
+    ("text", "message"),
+    [("- 1\n", "a mapping of options was expected"), ("annotate: [1]\n", "annotate: "), ("{", "cannot be read")],
 )
 def test_a_config_of_another_form_is_one_message(run: Run, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     output = run("plan", "--config", tmp_path / "config.yaml", exit_code=1).output
-    assert output.startswith(f"Error: {tmp_path / 'config.yaml'}: {message}")
+    assert output.startswith(f"Error: config {tmp_path / 'config.yaml'}: {message}")
 
 
 def test_where_the_labels_cannot_be_written_nothing_is_asked(run: Run, server: Server, tmp_path: Path) -> None:
