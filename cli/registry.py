@@ -120,10 +120,10 @@ def compare(a: str, b: str, config: Path | None) -> None:
 
 
 @click.command()
-@click.option("--posts", type=click.Path(path_type=Path), required=True, help="A manifest of posts, labelled or not.")
+@click.option("--posts", required=True, help="A manifest of posts, labelled or not: its path or URL.")
 @click.option("--scores", type=click.Path(path_type=Path), help="The table to add to. Default: retrain.scores.")
 @_config
-def score(posts: Path, scores: Path | None, config: Path | None) -> None:
+def score(posts: str, scores: Path | None, config: Path | None) -> None:
     """Score posts with the champion, and keep score, decision and answers. What it has scored before is left out."""
     settings, name = _open(config)
     from scoring.table import score_manifest

@@ -40,7 +40,7 @@ class Scored:
     before: int
 
 
-def score_manifest(name: str, posts: Path, settings: TrainingSettings, table: Path | None) -> str:
+def score_manifest(name: str, posts: str, settings: TrainingSettings, table: Path | None) -> str:
     """Score the posts of a manifest that the model's champion has not scored yet; returns what was done, as one line.
 
     Args:

@@ -64,7 +64,7 @@ def recalibrate(name: str, settings: TrainingSettings, experiment: str) -> Recal
     champion = history.champion_of(name)
     checkpoint = registry.fetch(champion)
     task = read_info(checkpoint).task
-    manifest = render_sample(settings.sample, home()) if settings.posts == SAMPLE else Path(settings.posts)
+    manifest = render_sample(settings.sample, home()) if settings.posts == SAMPLE else settings.posts
     posts = read_manifest(manifest, task, settings.ingest).posts
     made = fit(checkpoint, registry.report_of(champion), posts, settings.evaluate, settings.promote)
     mlflow.set_experiment(experiment)

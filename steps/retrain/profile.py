@@ -27,7 +27,7 @@ def profile(
     posts: pd.DataFrame, labels: pd.DataFrame, task: Task, shards: Shards, backbone: BackboneSettings
 ) -> pd.DataFrame:
     """One row a training post, `PROFILED` at most: post_id, created_at, characters (of title and text), n_images,
-    label and one Int8 column a question (the annotator's), and features: the frozen tower's states, float32 (D,),
+    label and one Int8 column per question (the annotator's), and features: the frozen tower's states, float32 (D,),
     mean over patches and over the distinct frames.
     """
     train = posts[posts[SPLIT] == TRAIN]
