@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from zenml.client import Client
 
-from steps.register.moves import RegistryState
 from steps.register.mirror import mirror
+from steps.register.moves import RegistryState
 
 NAME = "agentps-small"
 
