@@ -4,7 +4,6 @@ Dimensions: N posts. Scores are probabilities in [0, 1], labels bool (or 0/1), T
 metric takes `weights` (N,), how often each post counts (default: once): a bootstrap resample (see
 `model.bootstrap`) is the same posts with other weights. Where a metric is undefined (no positives, a
 single class, no posts) it is NaN; a threshold that cannot be fitted is a ValueError.
-
 The names of the metrics, as reports, records, MLflow and options have them, are at the end of this file.
 """
 

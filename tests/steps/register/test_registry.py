@@ -217,7 +217,8 @@ tables = {}
 for name in names.split(","):
     model = mlflow.pyfunc.load_model(f"models:/{name}@challenger")
     tables[name] = [model.predict(frame) for frame in frames]
-code = {name: module.__file__ for name, module in sys.modules.items() if name.endswith("scorer")}
+own = [name for name in sys.modules if name.startswith("agentps_model_") and name.endswith(".scorer")]
+code = {name: sys.modules[name].__file__ for name in own}
 with open(target, "wb") as file:
     pickle.dump((code, "model" in sys.modules, tables), file)
 """
