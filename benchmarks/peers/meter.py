@@ -61,7 +61,7 @@ class Meter:
 
 
 class LastEpoch:
-    """Mixed into a `TrainerCallback`: the last epoch, up to the end of its last optimizer step, the others a warm-up.
+    """Mixed into a `TrainerCallback`: the last epoch, up to the end of its last optimizer step; others warm up.
 
     Making the batches is in it; evaluation and saving are not.
     """
