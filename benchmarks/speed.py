@@ -484,12 +484,12 @@ an image, the last layer at the answers, in scoring no adapter. What passes it r
 formula does not count, as the masked attention's other half of the square. A whole training also measures what the
 tower costs, in two passes over at most 128 images, and saves checkpoints: the fewer posts, the more that weighs.
 
-The aim is 3x in training and 5x in scoring, held against the strongest form of a real peer:
-[public peers](#public-peers) says where it is met and where not. Of the plain paths, a head on the last token is passed
-by far. Against all heads in one forward **new images cannot give 5x in scoring**, nor a training 3x, at these
-proportions of tower and language model, by leaving out work alone. Of images that the scorer has seen (it keeps the
-tower's states of the last ones, 500 MB in memory), the tower's part falls away, as it does in training from the second
-epoch on, where a measurement at the start says that keeping them on disk pays.
+**The aims**, 3x in training and 5x in scoring, are held against the strongest form of a public peer. There
+[neither is met](#public-peers); against the peer's form with one answer per prompt both are. The plain paths say why:
+a head on the last token is passed by far, but against all heads in one forward **new images cannot give 5x in
+scoring**, nor a training 3x, at these proportions of tower and language model, by leaving out work alone. Of images
+that the scorer has seen (it keeps the tower's states of the last ones, 500 MB in memory), the tower's part falls away,
+as it does in training from the second epoch on, where a measurement at the start says that keeping them on disk pays.
 
 Each switched off alone, the others on; times of a batch of {batch} posts over `all on`, where the tower's states are
 there already:
