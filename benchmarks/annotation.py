@@ -42,7 +42,6 @@ from steps.annotate.prices import load_prices
 from steps.annotate.tally import Progress
 from steps.settings import AnnotateSettings, load_settings
 
-SOURCE = "openai:gpt-4o"
 _TITLE = re.compile(rb"post-(\d+)-")
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _GOOD = "0,1,2,1,2"
@@ -175,18 +174,17 @@ def make_posts(folder: Path, n: int, side: int, images: int, albums: int) -> pd.
     rng = np.random.default_rng(0)
     made = []
     for album in range(albums):
-        paths, hashes = [], []
+        names, hashes = [], []
         for number in range(images):
             out = io.BytesIO()
             small = rng.integers(0, 255, (max(1, side // 16), max(1, side // 16), 3), dtype=np.uint8)
             Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG")
-            path = folder / f"{album}-{number}.jpg"
-            path.write_bytes(out.getvalue())
-            paths.append(str(path))
+            names.append(f"{album}-{number}.jpg")
+            (folder / names[-1]).write_bytes(out.getvalue())
             hashes.append(hashlib.sha256(out.getvalue()).hexdigest())
-        made.append((paths, hashes))
+        made.append((names, hashes))
     rows = [
-        {"post_id": f"p{i}", "title": f"post-{i}-", "text": "so happy", "split": "train"}
+        {"post_id": f"p{i}", "title": f"post-{i}-", "text": "so happy", "split": "train", "root": str(folder)}
         | dict(zip(("images", "image_sha256"), made[i % albums], strict=True))
         for i in range(n)
     ]
@@ -221,7 +219,7 @@ def storm(n: int, folder: Path) -> dict[str, Any]:
             try:
                 with Ledger(url) as ledger:
                     result = annotate_posts(
-                        posts, task, settings, ledger, base_url=endpoint, api_key="k", source=SOURCE, price=price,
+                        posts, task, settings, ledger, base_url=endpoint, api_key="k", price=price,
                         on_progress=watch,
                     )  # fmt: skip
                 break
@@ -269,14 +267,14 @@ def throughput(n: int, folder: Path) -> dict[str, Any]:
             stats(endpoint)  # it accepts
             cpu = time.process_time()
             result = annotate_posts(
-                posts, load_task("ucc"), settings_of(), ledger, base_url=endpoint, api_key="k", source=SOURCE,
+                posts, load_task("ucc"), settings_of(), ledger, base_url=endpoint, api_key="k",
                 price=load_prices()["gpt-4o"],
             )  # fmt: skip
             cpu = time.process_time() - cpu
         found[name] = {
             "requests": result.requests,
             "requests a second": round(result.requests / result.seconds, 1),
-            "share of 64 a second": round(result.requests / result.seconds / 64, 3),
+            "share of 64 per second": round(result.requests / result.seconds / 64, 3),
             "cpu ms a request": round(1000 * cpu / result.requests, 2),
         }
     return found | {"load": os.getloadavg(), "cores": os.cpu_count()}

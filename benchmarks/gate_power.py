@@ -1,6 +1,6 @@
 """The gate's power: how often it promotes a version whose true gain over the champion is known.
 
-    .venv/bin/python benchmarks/gate_power.py
+    .venv/bin/python -m benchmarks.gate_power
 
 Writes `benchmarks/gate_power.json` as it goes (a row that is there is not drawn again), and from it
 `docs/gate.md` and `docs/images/gate_power.png`. Scores are drawn: a post's evidence is normal with
@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from benchmarks.record import write
 from model import metrics
+from model.files import write_whole
 from model.metrics import Calibration
 from steps.evaluate.report import EvalReport, Metric
 from steps.paths import REPOSITORY
@@ -157,19 +159,19 @@ def plot(records: list[dict[str, Any]]) -> None:
 _PAGE = """# The gate's power
 
 How often does the gate of [promote](steps/promote.md) promote a version that is better, equal or worse than the
-champion? Measured on drawn scores, whose true difference is known: `benchmarks/gate_power.py` draws them, writes
-`benchmarks/gate_power.json`, and this page from it.
+champion? `benchmarks/gate_power.py` measures it on drawn scores, whose true difference is known. It writes
+`benchmarks/gate_power.json` and this page.
 
-**How the scores are drawn.** {positive:.0%} of the posts are positive. A post gives each model evidence, normal with
-variance 1, whose mean is higher for a positive; half of the variance is common to both models, which find the same
-posts hard. The score is the probability that follows from the evidence, so both are calibrated. The champion reaches an
-average precision of {champion:.2f}. The candidate's strength is set so that the metric over {population:,} posts
-differs by exactly the true gain.
+**How the scores are drawn.** {positive:.0%} of the posts are positive. Each model gets evidence from a post: a normal
+variable with variance 1, whose mean is higher for a positive. Half of the variance is common to both models, so both
+find the same posts hard. The score is the probability that follows from the evidence, so both models are calibrated.
+The champion reaches an average precision of {champion:.2f}. The candidate's strength is set so that the metric over
+{population:,} posts differs by exactly the true gain.
 
 ## The default
 
 The whole gate as configured in `configs/default.yaml` ({metric}, {bootstrap:,} resamples), with six slices: four
-months, 12 % of the posts with one image, 10 % without text. {size:,} test posts, {draws} draws each.
+months, 12 % of the posts with one image, 10 % without text. {size:,} test posts, {draws} draws per line.
 
 | true gain | promoted | needs a person | kept |
 |---|---|---|---|
@@ -179,8 +181,8 @@ months, 12 % of the posts with one image, 10 % without text. {size:,} test posts
 
 _CURVE = """## Each metric on offer
 
-The comparison alone, without slices, on {bootstrap} resamples; share of {draws} draws that are promoted, so that a
-figure near one half is good to {error:.0f} points. Where a row has no figure it was not drawn.
+The comparison alone, without slices, on {bootstrap} resamples. Each figure is the share of {draws} draws that are
+promoted, with a standard error of {error:.0f} points near one half.
 
 ![Share promoted against true gain](images/gate_power.png)
 
@@ -242,14 +244,14 @@ def main() -> None:
         if any(row.items() <= known.items() for known in record[kind]):
             continue
         record[kind].append(row | verdicts(metric, gain, size, draws, whole_gate=kind == "gate"))
-        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write(RECORD, record)
     render(record)
 
 
 def render(record: dict[str, list[dict[str, Any]]]) -> None:
     if record["curve"]:
         plot(record["curve"])
-    PAGE.write_text(page(record), encoding="utf-8")
+    write_whole(PAGE, page(record))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ BATCH = 8
 POSTS = 2 * BATCH  # the two optimizer steps that warm up read them all
 #: Dense bfloat16 FLOP/s, by a part of the device's name; the first that fits.
 PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
-#: Trained posts a second and A100 in the paper (150k albums, 5 epochs, 16 A100s: 10 h and 18 h).
+#: Trained posts per second and A100 in the paper (150k albums, 5 epochs, 16 A100s: 10 h and 18 h).
 PAPER = {OV_05B.name: 1.30, OV_7B.name: 0.72}
 #: As in the profiles.
 LOADER_WORKERS = 2

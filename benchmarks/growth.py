@@ -25,11 +25,12 @@ from PIL import Image
 
 from benchmarks.record import cpu_seconds, forget_peak, machine, memory, put, table, write
 from model.images import ImageLimits
+from model.integrity import sha256_of
 from model.metrics import Calibration
 from model.settings import SequenceSettings
 from model.task import load_task
 from model.tiny import build_tokenizer
-from steps.annotate.ledger import Attempt, Ledger, Shard
+from steps.annotate.ledger import Attempt, BatchFile, Ledger
 from steps.evaluate.report import build_report
 from steps.ingest.posts import manifest_fingerprint, read_manifest
 from steps.ingest.sample import sample_texts
@@ -48,9 +49,10 @@ TAGS = ("#fyp", "#album", "#daily", "#sea", "#travel", "#art")
 def posts_of(count: int, folder: Path) -> pd.DataFrame:
     """The posts table as ingest makes it."""
     rng = np.random.default_rng(0)
-    paths = [folder / f"{k}.jpg" for k in range(FILES)]
-    for k, path in enumerate(paths):
-        Image.fromarray(np.full((48, 48, 3), 3 * k, np.uint8)).save(path)
+    files = [f"{k}.jpg" for k in range(FILES)]
+    for k, file in enumerate(files):
+        Image.fromarray(np.full((48, 48, 3), 3 * k, np.uint8)).save(folder / file)
+    hashes = [sha256_of(folder / file) for file in files]
     names = [f"{k:09d}" for k in range(count)]
     return pd.DataFrame(
         {
@@ -58,8 +60,9 @@ def posts_of(count: int, folder: Path) -> pd.DataFrame:
             "created_at": pd.date_range("2026-01-01", periods=count, freq="s", tz="UTC").astype("datetime64[us, UTC]"),
             "title": [f"what we saw on walk {name}" for name in names],
             "text": [f"along the sea with friends, day {name} " + " ".join(rng.choice(TAGS, 3)) for name in names],
-            "images": [[str(paths[k % FILES])] for k in range(count)],
-            "image_sha256": [[hashlib.sha256(str(k % FILES).encode()).hexdigest()] for k in range(count)],
+            "root": str(folder),
+            "images": [[files[k % FILES]] for k in range(count)],
+            "image_sha256": [[hashes[k % FILES]] for k in range(count)],
             "label": pd.array(rng.integers(0, 2, count), "Int8"),
             **{question: pd.array(rng.integers(0, 2, count), "Int8") for question in TASK.question_ids},
             "split": rng.choice(["train", "val", "test"], count, p=[0.7, 0.1, 0.2]),
@@ -69,7 +72,7 @@ def posts_of(count: int, folder: Path) -> pd.DataFrame:
 
 def ingest(posts: pd.DataFrame, folder: Path) -> Callable[[], object]:
     manifest = folder / "posts.jsonl"
-    posts.drop(columns="image_sha256").to_json(manifest, orient="records", lines=True, date_format="iso")
+    posts.drop(columns=["root", "image_sha256"]).to_json(manifest, orient="records", lines=True, date_format="iso")
     return lambda: read_manifest(manifest, TASK, SETTINGS.ingest)
 
 
@@ -107,7 +110,7 @@ def ledger_write(posts: pd.DataFrame, folder: Path) -> Callable[[], object]:
 def ledger_lookup(posts: pd.DataFrame, folder: Path) -> Callable[[], object]:
     with Ledger(f"sqlite:///{folder / 'ledger.db'}") as ledger:
         for start in range(0, len(posts), 10_000):
-            ledger.add_shard(Shard(str(start), "m", {}, (), None, None, 0.0))
+            ledger.add_batch_file(BatchFile(str(start), "m", {}, (), None, None, 0.0))
             ledger.collect_shard(str(start), [_attempt(name) for name in posts["post_id"][start : start + 10_000]])
 
     def run() -> None:

@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.quarter
 
 Writes `benchmarks/quarter.json` (delete it to run the quarter again), and from it `docs/quarter.md` and
-`docs/images/quarter.png`. What runs is what a user runs: the schedule (`infra.schedule.run_due`, on a clock of its own)
+`docs/images/quarter.png`. What runs is what a user runs: the schedule (`infra.schedule.run`, on a clock of its own)
 starts the literal `zenml pipeline run pipelines.agentps_retraining -c FILE`, the annotator is the simulated one behind
 its HTTP port, asked by the client of paid endpoints, and a champion is rolled back by `agentps rollback`. Everything
 lies under `.agentps/quarter`, ZenML's database too.
@@ -37,8 +37,12 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from infra import schedule
+from benchmarks.record import write
 from infra.local_stack import tracking_uri
+from infra.schedule.command import program
+from infra.schedule.job import Files, Job
+from infra.schedule.run import run_due
+from model.files import write_whole
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, TEST, TEXT, TITLE
 from model.scorer import Scorer
 from model.task import load_task
@@ -46,7 +50,7 @@ from steps.annotate.simulated import SimulatedAnnotator
 from steps.ingest import sample
 from steps.paths import REPOSITORY
 from steps.register import history, registry
-from steps.retrain.fresh import read_state, state_path
+from steps.retrain.fresh import cursor_path, read_cursor
 from steps.retrain.live import Share
 from steps.settings import load_settings
 
@@ -56,7 +60,7 @@ PLOT = REPOSITORY / "docs" / "images" / "quarter.png"
 HOME = REPOSITORY / ".agentps" / "quarter"
 MODEL = "agentps-ucc"
 
-#: Days before the quarter that the first champion is trained on; then so many weeks. Posts a day.
+#: Days before the quarter that the first champion is trained on; then so many weeks. Posts per day.
 HISTORY_DAYS, WEEKS, PER_DAY = 28, 12, 150
 FIRST_MONDAY = datetime(2026, 6, 29, tzinfo=UTC)
 #: The share of people's own albums that carry their watermark; from the first day of week CHANGED on the second.
@@ -144,7 +148,7 @@ def score(rows: list[dict[str, Any]], folder: Path, version: str) -> pd.DataFram
 
 
 def agentps(*arguments: str) -> None:
-    subprocess.run([str(schedule.BIN / "agentps"), *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([program("agentps"), *arguments], cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
 
 
 class Quarter:
@@ -160,7 +164,7 @@ class Quarter:
         common: dict[str, Any] = {
             "posts": str(self.posts),
             "annotator": "openai",
-            # an attempt a post, so that requests, attempts and posts can be counted against each other
+            # one attempt per post, so that requests, attempts and posts can be counted against each other
             "annotate": {"retries": 0},
             "ingest": {"val_share": 0.15},
             "evaluate": {"bootstrap": 100, "examples": 1},
@@ -213,21 +217,20 @@ class Quarter:
 
     def retrain(self, config: Path, now: datetime) -> dict[str, Any]:
         """What the schedule does at `now`."""
-        files = schedule.Files(self.home)
-        files.folder.mkdir(parents=True, exist_ok=True)
-        job = schedule.Job(
+        files = Files(self.home)
+        job = Job(
             cron="0 6 * * 1",
             pipeline="pipelines.agentps_retraining",
             config=str(config),
             notify=load_settings({}).notify,
         )
         files.write(files.job, job)
-        if files.read_state() is None:
-            files.update_state(covered=now - timedelta(days=7))
+        if files.read_progress() is None:
+            files.update_progress(covered=now - timedelta(days=7))
         self.label(now)
         noticed = self.told()
         began = time.monotonic()
-        outcome = schedule.run_due(self.home, now)
+        outcome = run_due(self.home, now)
         seconds = time.monotonic() - began
         if outcome.code or outcome.undelivered:
             raise SystemExit(f"{outcome.line} {outcome.undelivered}")
@@ -324,7 +327,7 @@ def live_through(quarter: Quarter, weeks: int) -> dict[str, Any]:
     # a week without a post
     versions = n_versions()
     idle = quarter.retrain(quarter.weekly, FIRST_MONDAY + timedelta(weeks=weeks + 1) + six)
-    logs = sorted(schedule.Files(quarter.home).logs.glob("*.log"))
+    logs = sorted(Files(quarter.home).logs.glob("*.log"))
     idle |= {"versions_made": n_versions() - versions, "said": logs[-1].read_text().splitlines()[-1]}
     return {
         "posts_a_day": quarter.per_day,
@@ -345,9 +348,9 @@ def n_versions() -> int:
 
 
 def decided() -> dict[str, Any]:
-    state = read_state(state_path(HOME, MODEL))
+    state = read_cursor(cursor_path(HOME, MODEL))
     if state is None:
-        raise SystemExit("the retraining left no watermark: see its log")
+        raise SystemExit("the retraining left no retraining cursor: see its log")
     return {"version": state.version, "decision": state.decision, "champion": champion()}
 
 
@@ -395,17 +398,19 @@ def plot(record: dict[str, Any]) -> None:
 
 _PAGE = """# A quarter of weekly retrainings
 
-What [retraining](retraining.md) does over {weeks} weeks whose posts change in the middle. `python -m
-benchmarks.quarter` lived through it in {minutes:.0f} minutes on two busy cores, wrote `benchmarks/quarter.json`, and
-this page from it.
+This page shows [retraining](retraining.md) over {weeks} weeks whose posts change in the middle. `python -m
+benchmarks.quarter` ran through it in {minutes:.0f} minutes on two busy cores. It wrote `benchmarks/quarter.json` and
+this page.
 
-**The posts** are the [sample](benchmark.md)'s, {per_day} a day, a manifest a day. In the history and the first
-{before} weeks {signed[0]:.0%} of people's own albums carry their watermark; from week {changed} on {signed[1]:.0%} do.
-The policy does not change: an own album is no violation, signed or not. But until then a watermark nearly always meant
-a copy. **Everything else is what a user runs**: the schedule on a clock of its own starts the literal command each
-Monday at 6:00; the annotator is asked over HTTP; people label a post {delay} days after it; the champion of the day
-scores the day's posts at its threshold for {precision} % precision. Week 0 trains the first champion from scratch on
-{history} days; later runs train {epochs} epochs from the champion's weights on the window of 28 days.
+**The posts** are those of the [sample](benchmark.md): {per_day} per day, one manifest per day. In the history and the
+first {before} weeks {signed[0]:.0%} of people's own albums carry their watermark; from week {changed} on
+{signed[1]:.0%} do. The policy does not change: an own album is no violation, signed or not. But before the change a
+watermark nearly always meant a copy.
+
+**Everything else is what a user runs.** The schedule, on a clock of its own, starts the literal command each Monday at
+6:00. The annotator is reached over HTTP. People label a post {delay} days after it. The champion of the day scores the
+day's posts at its threshold for {precision} % precision. Week 0 trains the first champion from scratch on {history}
+days; later runs train {epochs} epochs from the champion's weights on the window of 28 days.
 
 ![Live precision and recall by week](images/quarter.png)
 
@@ -420,8 +425,9 @@ Live precision and recall on all posts of a week, once they are labelled:
 ## Every run
 
 `drift`: lines of the drift page above their limits. `live`: the champion's precision on what it scored in the newest 14
-days, as the run saw it with the labels of that Monday, and its upper bound. Where that lies below the promise, the
-champion counts as stale: a candidate need not be surely better, but not worse by more than `promote.stale_tolerance`.
+days, as the run saw it with the labels of that Monday, and its upper bound. If the bound is below the promise, the
+champion counts as stale. A candidate then need not be surely better, but must not be worse by more than
+`promote.stale_tolerance`.
 
 | run after week | candidate | verdict and reason | champion then | drift | live |
 |---|---|---|---|---|---|
@@ -527,10 +533,10 @@ def _row(run: dict[str, Any]) -> str:
 
 def main() -> None:
     if not RECORD.exists():
-        RECORD.write_text(json.dumps(run(), indent=1) + "\n", encoding="utf-8")
+        write(RECORD, run())
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     plot(record)
-    PAGE.write_text(page(record), encoding="utf-8")
+    write_whole(PAGE, page(record))
 
 
 if __name__ == "__main__":

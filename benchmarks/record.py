@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from model.files import write_whole
 from steps.paths import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "speed.md"
@@ -49,7 +50,7 @@ def forget_peak() -> None:
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(record, indent=1) + "\n")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -69,4 +70,4 @@ def put(tables: dict[str, str], page: Path = PAGE) -> None:
         if found is None:
             raise ValueError(f"{page}: no marks <!-- {name} --> and <!-- /{name} --> for its table; add them")
         text = text[: found.start(1)] + rendered + "\n" + text[found.end(1) :]
-    page.write_text(text, encoding="utf-8")
+    write_whole(page, text)

@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
-import platform
-import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import date
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -34,6 +30,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from benchmarks.peers import network as peers
+from benchmarks.record import machine, write
 from benchmarks.workload import (
     MID,
     OV_05B,
@@ -54,13 +51,14 @@ from benchmarks.workload import (
 from model import agentps, language
 from model.agentps import AgentPS
 from model.data import FRAMES, TEXT_IDS, Batches, PostDataset
+from model.files import write_whole
 from model.schema import TRAIN, VAL
 from model.scorer import in_chunks, predict, predict_rows
 from model.train import fit
+from steps.paths import REPOSITORY
 
-ROOT = Path(__file__).resolve().parent.parent
-RECORD = ROOT / "benchmarks" / "speed.json"
-PAGE = ROOT / "docs" / "speed-network.md"
+RECORD = REPOSITORY / "benchmarks" / "speed.json"
+PAGE = REPOSITORY / "docs" / "speed-network.md"
 QUESTIONS = 5
 #: Of these questions and the final one, by the tokenizer of `workload.network`.
 QUESTION_TOKENS = 51
@@ -127,7 +125,7 @@ def with_mask() -> Any:
 
 @torch.no_grad()
 def prompt_an_answer(model: AgentPS, batch: dict[str, Tensor]) -> Tensor:
-    """(B, A, D): a forward for each answer, of the sequence that ends there."""
+    """(B, A, D): one forward per answer, of the sequence that ends there."""
     positions = batch["answer_positions_BA"]
     states = [
         model.answer_states(
@@ -183,7 +181,7 @@ class Bench:
         return float(loss.detach())
 
     def last_token_step(self, batch: dict[str, Tensor]) -> float:
-        """As `plain_step`, a prompt and a forward for each answer."""
+        """As `plain_step`, a prompt and one forward per answer."""
         self.plain.train().zero_grad()
         total = 0.0
         for which in range(len(self.plain.heads) + 1):
@@ -345,7 +343,7 @@ def ablation(bench: Bench, rows: Sequence[int]) -> dict[str, dict[str, Callable[
 
 
 def growth(shape: Shape, rounds: int, quick: bool) -> list[dict[str, Any]]:
-    """Milliseconds a post as one thing grows; the others are 5 images, 5 questions, 100 tokens of title and text.
+    """Milliseconds per post as one thing grows; the others are 5 images, 5 questions, 100 tokens of title and text.
 
     Args:
         quick: the first and the last value only, in batches of two.
@@ -450,26 +448,27 @@ _PAGE = """\
 
 ## Training and scoring
 
-`benchmarks/speed.py` writes `benchmarks/speed.json`, and from it this page. {machine},
-{date}, {threads} of {cores} cores; processes that wanted a core meanwhile, this one included: {load:.1f} on average. So
-ratios count here, not seconds. What is compared ran in turn in one process; ratios are of medians, by wall time and by
-the process's CPU time, which other work disturbs less. Rounds that counted: {rounds}; of whole trainings: {fit_rounds}.
+`benchmarks/speed.py` writes `benchmarks/speed.json` and this page. {machine},
+{date}, {threads} of {cores} cores. {load:.1f} processes wanted a core on average, this one included, so ratios count
+here, not seconds. What is compared ran in turn in one process. Ratios are of medians, by wall time and by the process's
+CPU time, which other work disturbs less. Rounds that counted: {rounds}; of whole trainings: {fit_rounds}.
 
 The plain paths are what a user of `transformers` writes: `LlavaOnevisionForConditionalGeneration` with its logits, all
 16 frames through the tower, text padded on the left with an attention mask, `Trainer`. Both have the same weights (the
 adapter beside them, as PEFT loads it) and get their pixels ready-made.
 
-- **A head on the last token**, as sequence classifiers have it, reads one answer a forward: {questions} questions and
-  the final one are {prompts} prompts a post.
-- **All heads in one forward** on `output_hidden_states` is what one writes who knows the paper. Where the rest of this
-  page says `plain` alone, it means this one.
+- **A head on the last token**, as sequence classifiers have it, reads one answer per forward pass: {questions}
+  questions and the final one are {prompts} prompts per post.
+- **All heads in one forward** on `output_hidden_states` is what somebody writes who knows the paper. `plain` alone
+  means this one on the rest of the page.
 
 The backbone has random weights and {parameters:.1f}M parameters, LoRA and heads included. In a training with 16 images,
 its tower takes {tower_share:.2f} times the FLOPs of its language model (LLaVA-OneVision 0.5B: {real_share:.2f}).
 Posts have {images:.1f} images and {tokens:.0f} tokens on average; none shares an image with another.
 
-Same numbers: between the three, of a logit the largest difference is {logit:.1e}, of the loss {loss:.1e}, of a gradient
-{gradient:.1e} of its tensor's largest. A test holds the same for each line of the tables below at tiny shapes.
+The three give the same numbers: the largest difference is {logit:.1e} in a logit, {loss:.1e} in the loss, and in a
+gradient {gradient:.1e} of its tensor's largest value. A test checks this at tiny shapes for each line of the tables
+below.
 
 | times as fast as | a head on the last token: wall | CPU | all heads in one forward: wall | CPU | at equal FLOP/s |
 |---|---|---|---|---|---|
@@ -480,9 +479,9 @@ Same numbers: between the three, of a logit the largest difference is {logit:.1e
 | scoring, images seen before | {scoring_seen_last} | {scoring_seen} | {bound_seen:.2f}x |
 
 The last column is the FLOPs of all heads in one forward over those that must be done (formula below): the tower once
-an image, the last layer at the answers, in scoring no adapter. What passes it runs at more FLOP/s, or gains on what the
-formula does not count, as the masked attention's other half of the square. A whole training also measures what the
-tower costs, in two passes over at most 128 images, and saves checkpoints: the fewer posts, the more that weighs.
+per image, the last layer at the answers, in scoring no adapter. What exceeds it runs at more FLOP/s, or gains on what
+the formula does not count, such as the masked half of the attention. A whole training also measures what the tower
+costs, in two passes over at most 128 images, and saves checkpoints. The fewer the posts, the more that weighs.
 
 **The aims**, 3x in training and 5x in scoring, are held against the strongest form of a public peer. There
 [neither is met](#public-peers); against the peer's form with one answer per prompt both are. The plain paths say why:
@@ -491,8 +490,8 @@ scoring**, nor a training 3x, at these proportions of tower and language model, 
 that the scorer has seen (it keeps the tower's states of the last ones, 500 MB in memory), the tower's part falls away,
 as it does in training from the second epoch on, where a measurement at the start says that keeping them on disk pays.
 
-Each switched off alone, the others on; times of a batch of {batch} posts over `all on`, where the tower's states are
-there already:
+Each saving is switched off alone, with the others on. Times are for a batch of {batch} posts, relative to `all on`,
+where the tower's states are there already:
 
 | training step | wall | CPU |
 |---|---|---|
@@ -510,14 +509,14 @@ lose the adapter's part.
 `preprocess.repeat_frames: false` reads each image of a short album once, where the paper repeats the album to 16
 frames. Within an optimizer step posts are then sorted by the size of their album, so that micro-batches (of 2 here)
 have little padding. `preprocess.frame_pooling: 4` pools a frame's tokens 2x2 once more, to a quarter of them. Against
-all heads in one forward on repeated frames of {tokens:.0f} tokens a post:
+all heads in one forward on repeated frames of {tokens:.0f} tokens per post:
 
-| times as fast | tokens a post | training, {epochs} epochs: wall | CPU | scoring, new images: wall | CPU |
+| times as fast | tokens per post | training, {epochs} epochs: wall | CPU | scoring, new images: wall | CPU |
 |---|---|---|---|---|---|
 {options}
 
-The network answers otherwise then, and must be trained so; what that costs in recall is in the study:
-[each image once](study.md#each-image-once), [fewer tokens a frame](study.md#fewer-tokens-a-frame).
+The network then gives other answers and must be trained with the option. What that costs in recall is in the study:
+[each image once](study.md#each-image-once), [fewer tokens per frame](study.md#fewer-tokens-per-frame).
 A **cascade**, in which `siglip` ranks all posts and the language model reads the highest only, is in the
 [results](results.md#a-cascade).
 
@@ -554,7 +553,7 @@ CUDA builds of torch 2.8 and torchvision under DeepSpeed.
 
 ### How cost grows
 
-Milliseconds of wall time a post, all images new, in batches of at most four; what does not grow is 5 images, 5
+Milliseconds of wall time per post, all images new, in batches of at most four. What does not grow stays at 5 images, 5
 questions, 100 tokens of title and text:
 
 | | training | plain | scoring | plain |
@@ -563,33 +562,33 @@ questions, 100 tokens of title and text:
 
 ### Tried, and left out
 
-Where the table's script does not measure it, the figure is of one measurement on a machine that had other work.
+Figures that the script does not measure are of one measurement on a machine that had other work.
 
-- **Micro-batches by length.** Frames are fixed, so only text varies. Sorted within an optimizer step of 64 posts, a
-  row of the 0.5B backbone has {real_sorted:.0f} tokens in place of {real_plain:.0f}, {real_saved:.1f} % less (in
-  micro-batches of 4). Of the mid model's rows, whose frames are shorter, {mid_saved:.1f} % (of 8); measured on it, in
-  micro-batches of 4, a step is {length}x as fast. On the real backbones it stays below 3 %, so it is not built.
-- **Packing**, posts in one row one after another without padding, can save what is padding: of the 0.5B backbone's
-  tokens, in micro-batches of 4, {padding_repeated:.1f} % with repeated frames and {padding_once:.1f} % with each image
-  once, posts sorted by album. On a CPU its block-diagonal attention would be a mask, which costs more than that
-  (above), or a loop over posts. Not built.
-- **Sharded weights (FSDP).** With LoRA a training fits one card, by arithmetic: of 7B 15 GB frozen in bfloat16 and 5 GB
-  of adapter, its gradient and AdamW's moments; with `backbone.quantization: nf4` 10 GB less
-  ([its cost](study.md#weights-in-four-bits)). So several GPUs each hold the model and share the posts (torchrun, DDP).
-  Only a 7B trained in full, which the paper does not do, would need shards. Not built.
-- **The tower in 8 bits.** Its states are computed once and kept, so that a training hardly notices; what scoring new
-  images would gain depends on a GPU's 8-bit units and could not be measured. Not built.
-- **A shared prefix for several tasks.** Branches of one sequence need one trunk. Each task trains its own adapter, or
-  its own language model, so the post's states differ between tasks from the first layer on: it does not apply.
+- **Micro-batches by length.** Frames are fixed, so only text varies. Sorted within an optimizer step of 64 posts, in
+  micro-batches of 4, a row of the 0.5B backbone has {real_sorted:.0f} tokens in place of {real_plain:.0f}:
+  {real_saved:.1f} % less. The mid model's frames are shorter: {mid_saved:.1f} % less in micro-batches of 8; a step in
+  micro-batches of 4 is {length}x as fast. On the real backbones the gain stays below 3 %, so it is not built.
+- **Packing** puts posts in one row one after another without padding, and can save what is padding. That is, of the
+  0.5B backbone's tokens in micro-batches of 4, {padding_repeated:.1f} % with repeated frames and {padding_once:.1f} %
+  with each image once and posts sorted by album. On a CPU its block-diagonal attention would need a mask, which costs
+  more (above), or a loop over posts. Not built.
+- **Sharded weights (FSDP).** With LoRA a training fits one card, by arithmetic: 7B takes 15 GB frozen in bfloat16 and 5
+  GB of adapter, its gradient and AdamW's moments; `backbone.quantization: nf4` takes 10 GB less ([its
+  cost](study.md#weights-in-four-bits)). So several GPUs each hold the model and share the posts (torchrun, DDP). Only a
+  7B trained in full, which the paper does not do, would need shards. Not built.
+- **The tower in 8 bits.** Its states are computed once and kept, so a training hardly notices. What scoring new images
+  would gain depends on a GPU's 8-bit units and could not be measured. Not built.
+- **A shared prefix for several tasks.** Branches of one sequence need one trunk. But each task trains its own adapter,
+  or its own language model, so the states of a post differ between tasks from the first layer on: it does not apply.
 - **Three bfloat16 products for a float32 one** (AMX, for the frozen tower; relative error 5e-6): 2 to 5 times slower
-  than float32, as splitting and joining the operands costs more than the product.
-- **LoRA as one product with a backward of its own**, float32: 17 % less CPU time of a training step. Not built: it is
-  inexact in bfloat16, in which the profiles with LoRA train.
+  than float32, because splitting and joining the operands costs more than the product.
+- **LoRA as one product with a backward of its own**, float32: 17 % less CPU time per training step. Not built, because
+  it is inexact in bfloat16, in which the profiles with LoRA train.
 - **`F.rms_norm` in place of the layers' own; the tower in chunks; smaller micro-batches**: no gain on this CPU.
 
 ### On the real backbones
 
-What leaving out work can give at most, at equal FLOP/s, for posts of 5 images and {real_tokens:.0f} tokens:
+The most that leaving out work can give, at equal FLOP/s, for posts of 5 images and {real_tokens:.0f} tokens:
 
 | | {bound_names} |
 |---|---|---|---|---|---|
@@ -600,25 +599,24 @@ The language model of the 7B backbone is most of its work, and all of that must 
 ## On a GPU
 
 `make bench-gpu` (`benchmarks/gpu.py`, neither ZenML nor MLflow) measures random weights at the shapes of the 0.5B and
-7B backbones: posts and tokens a second, share of peak, memory, waiting for data, against the plain path and the
-paper's rate scaled by peak. **It has not run on a GPU yet**: on a CPU it runs to its end at tiny shapes (`--tiny`). It
-is laid out for less than 8 minutes. Activation checkpointing is switched on where the memory does not suffice without;
-`--compile` is `torch.compile` of tower and layers. Two processes prepare batches ahead
-(`fine_tune.loader_workers`); what is still waited for is measured as the time that a step takes less when its batches
-lie on the device.
+7B backbones: posts and tokens per second, share of peak, memory, waiting for data, against the plain path and the
+paper's rate scaled by peak. **It has not run on a GPU yet**; on a CPU it runs to its end at tiny shapes (`--tiny`). It
+is planned for less than 8 minutes. Activation checkpointing is switched on if the memory does not suffice without it;
+`--compile` is `torch.compile` of tower and layers. Two processes prepare batches ahead (`fine_tune.loader_workers`).
+The remaining wait is measured as the time that a step saves when its batches are already on the device.
 
-FLOPs of one post, two a multiply-add. W, M, N: the tower's width, MLP and layers, S its patch's side, P its patches;
+FLOPs of one post, two per multiply-add. W, M, N: the tower's width, MLP and layers, S its patch's side, P its patches;
 D, F, L: the language model's, K the width of its keys; T tokens, r the adapter's rank.
 
-- tower, forward only, an image: P · (N · (2 · (4 W² + 2 W M) + 4 P W) + 6 S² W), and P · 2 · (W D + D²) for the
+- tower, forward only, per image: P · (N · (2 · (4 W² + 2 W M) + 4 P W) + 6 S² W), and P · 2 · (W D + D²) for the
   projector;
-- a layer's weights, w = 2 D² + 2 D K + 3 D F: 2 w a token, in training 4 w (frozen weights have no gradient);
+- a layer's weights, w = 2 D² + 2 D K + 3 D F: 2 w per token, in training 4 w (frozen weights have no gradient);
 - its adapter, a = r · (4 D + 2 (D + K) + 3 (D + F)): 2 a, in training 6 a;
-- its attention, causal: 2 T D a token, in training 6 T D.
+- its attention, causal: 2 T D per token, in training 6 T D.
 
-At 16 images and 3,393 tokens that is 18.1 TFLOP a trained post for 0.5B and 112.7 for 7B. The share of peak counts what
-must be done: the tower of each distinct image, the last layer at the answers. Peaks are dense bfloat16: A100 312, H100
-989 (PCIe 756), H200 989 TFLOP/s; for another card none is given.
+At 16 images and 3,393 tokens that is 18.1 TFLOP per trained post for 0.5B and 112.7 for 7B. The share of peak counts
+what must be done: the tower of each distinct image, the last layer at the answers. Peaks are dense bfloat16: A100 312,
+H100 989 (PCIe 756), H200 989 TFLOP/s; other cards have no peak here.
 """
 
 
@@ -687,7 +685,7 @@ def page(record: dict[str, Any]) -> str:
             f"| {row['to']} {row['grows']} | " + " | ".join(f"{ms:.0f}" for ms in row["ms"].values()) + " |"
             for row in record["growth"]
         ),
-        peers=peers.table(json.loads(peers.RECORD.read_text(encoding="utf-8"))),
+        peers=peers.table(),
         real_tokens=real_tokens,
         bound_names=" | ".join(bound),
         real_bounds="\n".join(
@@ -712,6 +710,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT asks transformers by an old name
     torch.set_num_threads(options.threads)
+    here = machine("torch")
     with TemporaryDirectory() as folder:
         albums, texts = album_sizes(options.posts, MID.frames), text_lengths(options.posts)
         bench = Bench(Path(folder) / "repeated", MID, albums, texts)
@@ -721,10 +720,10 @@ def main() -> None:
         }
         rows = range(2 if options.quick else 8)
         record: dict[str, Any] = {
-            "machine": machine(),
-            "date": date.today().isoformat(),
+            "machine": "{processor}, torch {torch}".format_map(here),
+            "date": here["date"],
             "threads": options.threads,
-            "cores": os.cpu_count(),
+            "cores": here["cores"],
             "rounds": options.rounds,
             "posts": options.posts,
             "batch": len(rows),
@@ -739,14 +738,8 @@ def main() -> None:
             "growth": growth(MID, max(1, options.rounds // 2), options.quick),
             "load": os.getloadavg()[2],
         }
-    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(page(record), encoding="utf-8")
-
-
-def machine() -> str:
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return f"{names[0] if names else platform.processor()}, torch {torch.__version__}"
+    write(RECORD, record)
+    write_whole(PAGE, page(record))
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def sequence_of(shape: Shape, max_tokens: int = 256) -> SequenceSettings:
 
 
 def album_sizes(n: int, most: int, seed: int = 0) -> np.ndarray:
-    """int64 (n,): images a post, 1 to `most`, few more often than many; the mean is 5 where `most` is 16."""
+    """int64 (n,): images per post, 1 to `most`, few more often than many; the mean is 5 where `most` is 16."""
     weights = 0.83 ** np.arange(most)
     return np.random.default_rng(seed).choice(np.arange(1, most + 1), n, p=weights / weights.sum())
 

@@ -71,10 +71,6 @@ def _settings(config: Path | None, changes: tuple[str, ...]) -> TrainingSettings
     return load_settings(parameters, source=str(config or "--set"))
 
 
-def _source(settings: TrainingSettings) -> str:
-    return f"openai:{settings.annotate.model}"
-
-
 def _read(manifest: Path, task: Task, settings: TrainingSettings) -> pd.DataFrame:
     from steps.ingest.posts import read_manifest
 
@@ -82,18 +78,9 @@ def _read(manifest: Path, task: Task, settings: TrainingSettings) -> pd.DataFram
 
 
 def _labels(path: Path) -> pd.DataFrame:
-    import pandas as pd
+    from steps.ingest.rows import read_table
 
-    from model.errors import AnnotationError
-    from model.schema import POST_ID
-
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise AnnotationError(f"{path}: cannot be read as Parquet: {error}") from error
-    if POST_ID not in table:
-        raise AnnotationError(f"{path}: no column {POST_ID!r}; a table of labels or predictions is expected")
-    return table
+    return read_table(path, "labels")
 
 
 @contextmanager
@@ -143,18 +130,18 @@ def _plan_lines(plan: Plan) -> list[str]:
 def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...]) -> None:
     """Posts, images, tokens and dollars of an annotation, and what the ledger has already. Sends nothing."""
     from model.task import load_task
-    from steps.annotate.asks import Asks
     from steps.annotate.ledger import Ledger
     from steps.annotate.plan import make_plan
     from steps.annotate.prices import load_prices
+    from steps.annotate.requests import Requests
     from steps.paths import ledger_url
 
     settings, policy = _settings(config, changes), load_task(task)
     annotate_ = settings.annotate
     posts = _read(manifest, policy, settings)
     with Ledger(ledger_url(annotate_.ledger)) as ledger:
-        asks = Asks(posts, policy, annotate_, _source(settings), load_prices().get(annotate_.model))
-        found, _ = make_plan(asks, ledger)
+        requests = Requests(posts, policy, annotate_, load_prices().get(annotate_.model))
+        found, _ = make_plan(requests, ledger)
     click.echo("\n".join(_plan_lines(found)))
 
 
@@ -177,25 +164,16 @@ def annotate(
     from steps.paths import ledger_url
 
     settings, policy = _settings(config, changes), load_task(task)
-    annotate_, source = settings.annotate, _source(settings)
+    annotate_ = settings.annotate
     posts = _read(manifest, policy, settings)
     with Ledger(ledger_url(annotate_.ledger)) as ledger, _progress("annotate") as show:
-        result = annotate_posts(
-            posts,
-            policy,
-            annotate_,
-            ledger,
-            base_url=None,
-            api_key=None,
-            source=source,
-            price=load_prices().get(annotate_.model),
-            on_progress=show,
-        )
+        price = load_prices().get(annotate_.model)
+        result = annotate_posts(posts, policy, annotate_, ledger, price=price, on_progress=show)
     questions = agreement(posts, result.labels, policy)
     action = annotate_.on_low_agreement
     labels, below = gate(result.labels, questions, annotate_.min_agreement, "warn" if action == "fail" else action)
     if page is not None:
-        page.write_text(render_report(result, questions, below, annotate_, f"Task {policy.name}", source), "utf-8")
+        page.write_text(render_report(result, questions, below, annotate_, f"Task {policy.name}"), "utf-8")
     click.echo(
         f"asked {result.asked:,}, from the ledger {result.reused:,}, without an answer {result.missing:,}; "
         f"spent {dollars(result.cost)}, planned {dollars(result.plan.dollars)}"
@@ -223,22 +201,12 @@ def trial(manifest: Path, tasks: tuple[str, ...], out: Path, config: Path | None
     from steps.paths import ledger_url
 
     settings = _settings(config, changes)
-    source = _source(settings)
     wordings = {name: load_task(name) for name in tasks}
     posts = _read(manifest, union_of(wordings), settings)
     with Ledger(ledger_url(settings.annotate.ledger)) as ledger, _progress("trial") as show:
-        rows = run_trial(
-            posts,
-            wordings,
-            settings.annotate,
-            ledger,
-            base_url=None,
-            api_key=None,
-            source=source,
-            price=load_prices().get(settings.annotate.model),
-            on_progress=show,
-        )
-    out.write_text(render_trial(rows, f"{len(rows)} wordings", source), "utf-8")
+        price = load_prices().get(settings.annotate.model)
+        rows = run_trial(posts, wordings, settings.annotate, ledger, price=price, on_progress=show)
+    out.write_text(render_trial(rows, f"{len(rows)} wordings", settings.annotate.source), "utf-8")
     for row in rows:
         click.echo(f"{row.name}: spent {dollars(row.result.cost)}, all posts {dollars(row.plan.dollars)}")
         click.echo(table(row.questions).to_string(index=False, float_format="{:.3f}".format))
@@ -266,9 +234,11 @@ def agreement_(
     from model.task import load_task
     from steps.annotate.agreement import agreement, drift, table
     from steps.annotate.page import render_agreement
+    from steps.tables import tell_unmatched
 
     settings, policy = _settings(config, changes), load_task(task)
     posts, labels = _read(manifest, policy, settings), _labels(labels_file)
+    tell_unmatched(labels["post_id"], posts["post_id"], f"labels {labels_file}", f"the posts of {manifest}")
     questions = agreement(posts, labels, policy)
     drifts = drift(_labels(against), labels, policy, posts) if against is not None else []
     click.echo(table(questions).to_string(index=False, float_format="{:.3f}".format))
@@ -299,16 +269,22 @@ def queue(
     """The posts where annotators disagree, the worst first, to be answered by people."""
     from model.task import load_task
     from steps.annotate.disagreement import disagreements, doubtful, write_csv, write_label_studio
+    from steps.tables import tell_unmatched
 
     if (len(label_files) < 2) == (predictions is None) or out.suffix != ".csv":
         raise click.UsageError("give two or more --labels, or one and --predictions; --out ends in .csv")
     settings, policy = _settings(config, changes), load_task(task)
     posts = _read(manifest, policy, settings)
+    tables = {path.stem: _labels(path) for path in label_files}
+    if len(tables) < len(label_files):
+        raise click.UsageError("two --labels have the same file name, which names the annotator: rename one")
+    for name, table in tables.items():
+        tell_unmatched(table["post_id"], posts["post_id"], f"labels {name}", f"the posts of {manifest}")
     if predictions is not None:
-        name = label_files[0].stem
-        found = doubtful(_labels(predictions), _labels(label_files[0]), policy, name=predictions.stem, annotator=name)
+        name, given = next(iter(tables.items()))
+        found = doubtful(_labels(predictions), given, policy, name=predictions.stem, annotator=name)
     else:
-        found = disagreements({path.stem: _labels(path) for path in label_files}, policy)
+        found = disagreements(tables, policy)
     found = found[found["post_id"].isin(posts["post_id"])]
     write_csv(found, posts, policy, out)
     write_label_studio(found, posts, policy, out.with_suffix(".json"), manifest.resolve().parent)
@@ -323,7 +299,8 @@ def queue(
 def gold(manifest: Path, task: str, answers: Path, out: Path) -> None:
     """Put people's answers to a queue into the manifest, as its process labels."""
     from model.task import load_task
-    from steps.annotate.disagreement import add_gold, read_answers
+    from steps.annotate.gold import add_gold, read_answers
 
-    n = add_gold(manifest, read_answers(answers, load_task(task)), out)
+    policy = load_task(task)
+    n = add_gold(manifest, read_answers(answers, policy), policy, out)
     click.echo(f"{n:,} posts have people's answers: {out}")

@@ -1,10 +1,11 @@
 """Register and activate the stack of `infra/stacks/local.yaml`, or remove it: `python -m infra.local_stack [--remove]`.
 
-All clones of one user share one ZenML database, so the stack and its components are named after the
-clone's home (`agentps-local-1a2b3c`); which stack is active is kept in the clone's own `.zen/`. A
-moved clone therefore gets a stack of its own: run `make clean` before moving it.
+All clones of one user share one ZenML database, so the stack and its components are named after the clone's home
+(`agentps-local-1a2b3c`); which stack is active is kept in the clone's own `.zen/`. A moved clone therefore gets a stack
+of its own: run `make clean` before you move one.
 
-A second call does nothing, and does not import ZenML, while a stamp in the home still holds.
+Registering takes 4 s of CPU, most of it the import of ZenML and MLflow. So a second call does nothing, in 0.1 s, while
+a stamp in the home still holds.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
 
+import click
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.errors import AgentPSError, ConfigError
+from model.files import write_whole
 from model.task import explain_validation
 from steps.paths import REPOSITORY, home
 
@@ -56,7 +60,7 @@ class ExperimentTracker(_Strict):
 
 
 class Experiments(_Strict):
-    """The MLflow experiments: one a pipeline, of its name."""
+    """The MLflow experiments: one per pipeline, with its name."""
 
     names: list[str]
     #: Absolute directory.
@@ -221,76 +225,38 @@ def _create_experiment(stack: LocalStack, name: str) -> None:
         )
 
 
-class _Stamp(_Strict):
-    """What was true after the last registration. While it still is, there is nothing to do."""
-
-    #: Hash of the stack, the versions and ZenML's environment variables.
-    key: str
-    #: Path -> hash of the clone's and the user's ZenML settings: the active stack, the store.
-    files: dict[str, str]
-    #: ZenML's own database, and the id of the stack in it.
-    database: str
-    stack_id: str
-
-
-def _stamp_path(home_dir: Path) -> Path:
-    return home_dir / "local-stack.json"
-
-
-def _key(stack: LocalStack) -> str:
-    environment = sorted((name, value) for name, value in os.environ.items() if name.startswith("ZENML_"))
-    value = [stack.model_dump(), version("zenml"), version("mlflow"), environment]
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _digest(path: str) -> str | None:
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return None
-
-
-def is_current(stack: LocalStack, home_dir: Path) -> bool:
+def is_current(stack: LocalStack, repository: Path, home_dir: Path) -> bool:
     """Whether `register` has nothing to do, told in milliseconds without ZenML; False in any doubt."""
-    try:
-        stamp = _Stamp.model_validate_json(_stamp_path(home_dir).read_bytes())
-    except (FileNotFoundError, ValidationError):
-        return False
-    return (
-        stamp.key == _key(stack)
-        and all(_digest(path) == digest for path, digest in stamp.files.items())
-        and Path(stack.artifact_store.path).is_dir()
-        and stack.mlflow_db.is_file()
-        and _is_in_database(stamp)
-    )
-
-
-def _is_in_database(stamp: _Stamp) -> bool:
-    # The one look behind ZenML's back: a stack deleted from another directory leaves no other trace here.
-    try:
-        with closing(sqlite3.connect(f"{Path(stamp.database).as_uri()}?mode=ro", uri=True)) as database:
-            return database.execute("SELECT 1 FROM stack WHERE id = ?", (stamp.stack_id,)).fetchone() is not None
-    except sqlite3.Error:
-        return False
+    traces, stamp = _traces(stack, repository), _stamp_path(home_dir)
+    return traces is not None and stamp.exists() and stamp.read_text(encoding="utf-8") == traces
 
 
 def write_stamp(stack: LocalStack, repository: Path, home_dir: Path) -> None:
     """Let `is_current` say yes next time; where ZenML's store is a server, it is asked every time instead."""
-    from zenml.config.global_config import GlobalConfiguration
+    write_whole(_stamp_path(home_dir), _traces(stack, repository) or "")
 
-    config = GlobalConfiguration()
-    url = config.store_configuration.url
-    if not url.startswith(SQLITE):
-        _stamp_path(home_dir).unlink(missing_ok=True)
-        return
-    files = [str(repository / ".zen" / "config.yaml"), str(Path(config.config_directory) / "config.yaml")]
-    stamp = _Stamp(
-        key=_key(stack),
-        files={path: digest for path in files if (digest := _digest(path)) is not None},
-        database=url.removeprefix(SQLITE),
-        stack_id=_client(repository).active_stack_model.id.hex,
-    )
-    _stamp_path(home_dir).write_text(stamp.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+def _stamp_path(home_dir: Path) -> Path:
+    return home_dir / "local-stack.stamp"
+
+
+def _traces(stack: LocalStack, repository: Path) -> str | None:
+    """Hash of all that a registration depends on, and of what it leaves; None where something of that is missing."""
+    settings = [repository / ".zen", Path(os.environ.get("ZENML_CONFIG_PATH") or click.get_app_dir("zenml"))]
+    try:
+        own, users = ((folder / "config.yaml").read_text(encoding="utf-8") for folder in settings)
+        database = Path(yaml.safe_load(users)["store"]["database"])
+        # The one look behind ZenML's back: a stack deleted from another directory leaves no other trace here.
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as connection:
+            active = UUID(yaml.safe_load(own)["active_stack_id"]).hex
+            found = connection.execute("SELECT name FROM stack WHERE id = ?", (active,)).fetchone()
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError, sqlite3.Error):
+        return None
+    if found != (stack.name,) or not Path(stack.artifact_store.path).is_dir() or not stack.mlflow_db.is_file():
+        return None
+    environment = sorted(item for item in os.environ.items() if item[0].startswith("ZENML_"))
+    depends = [stack.model_dump(), version("zenml"), version("mlflow"), environment, own, users]
+    return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -305,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
             removed = unregister(stack, REPOSITORY)
             _stamp_path(home_dir).unlink(missing_ok=True)
             _say(f"stack {stack.name}: {'removed' if removed else 'was not registered'}")
-        elif is_current(stack, home_dir):
+        elif is_current(stack, REPOSITORY, home_dir):
             _say(f"stack {stack.name}: active")
         else:
             register(stack, REPOSITORY)

@@ -128,6 +128,7 @@ class Shards:
         self.sequence = SequenceSettings.model_validate(meta["sequence"])
         self.tokenizer_name: str = meta["tokenizer"]
         self.n_images: int = meta["images"]
+        self.images_sha256: str = meta["images_sha256"]
         self._per_file: int = meta["images_per_file"]
         self._files = [np.load(path, mmap_mode="r") for path in sorted(root.glob("images-*.npy"))]
         self.posts = pd.read_parquet(root / _POSTS)

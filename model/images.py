@@ -6,13 +6,19 @@ Nothing global is changed in Pillow, so that a process that embeds a scorer keep
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 import io
+import math
 import os
 import stat
 import struct
+import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -50,6 +56,12 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+#: How an image may be given, see `read_source`.
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview
+
+#: How the base64 text of a JPEG, a PNG and a WebP begins.
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR")
+
 #: Where Pillow's `getexif` looks for an orientation.
 _METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 
@@ -64,46 +76,54 @@ class ImageLimits:
     max_aspect: float = 100.0
 
 
-def read_source(source: str | Path | bytes, limits: ImageLimits) -> bytes:
-    """The encoded bytes of an image given as bytes or as the absolute path of a local file.
+#: For an image that is held to the sha256 of one that ingest found within its limits: there is one set of limits.
+INGESTED = ImageLimits(max_bytes=sys.maxsize, max_pixels=sys.maxsize, max_side=sys.maxsize, max_aspect=math.inf)
+
+
+def read_source(source: Source, limits: ImageLimits, *, root: str | None = None, sha256: str | None = None) -> bytes:
+    """The encoded bytes of an image, however it is given.
+
+    Args:
+        source: with `root` the name of a file under it. Without: the absolute path of a local file, or the picture
+            itself: its bytes, a data URL, or base64 text, as JSON carries it.
+        root: an absolute local folder, or an fsspec URL such as `s3://bucket/posts`.
+        sha256: in hex, of the bytes that are expected.
 
     Raises:
-        ImageError: the path is not absolute, names no readable regular file, or the file is larger
-            than `limits.max_bytes` (nothing of it is read then).
+        ImageError: the source is none of these or names no readable file; the file is larger than `limits.max_bytes`
+            (nothing of it is read then); or its bytes are not those of `sha256`.
     """
-    if isinstance(source, bytes):
-        return source
-    try:
-        if not os.path.isabs(source):
-            raise ImageError(f"{str(source)!r:.200} is not an absolute path")
-        status = os.stat(source)
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("not a regular file")
-        _check_bytes(status.st_size, limits)
-        with open(source, "rb", buffering=0) as file:  # where files are small, pathlib takes as long as the reading
-            return file.read()
-    except FileNotFoundError:
-        raise ImageError("no such file") from None
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a NUL character in the path
-        raise ImageError(f"cannot be read: {error}") from error
+    if isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+    elif not isinstance(source, str | os.PathLike):
+        raise ImageError(f"{type(source).__name__} given; the path or the bytes of one image are expected")
+    elif root is not None:
+        data = _read_under(root, os.fspath(source), limits)
+    elif isinstance(source, str) and source.startswith("data:"):
+        data = _read_data_url(source, limits)
+    else:
+        data = _read_path_or_base64(os.fspath(source), limits)
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise ImageError("was changed since it was ingested (its sha256 is another); ingest the posts again")
+    return data
 
 
-def read_frame(source: str | Path | bytes, size: int, limits: ImageLimits) -> np.ndarray:
+def read_frame(
+    source: Source, size: int, limits: ImageLimits, *, root: str | None = None, sha256: str | None = None
+) -> np.ndarray:
     """An image as one frame, (size, size, 3) uint8 RGB: the one way of training and of serving.
 
     Raises:
         ImageError: as `read_source` and `decode`.
     """
-    return to_frame(decode(read_source(source, limits), limits, least_side=size), size)
+    return to_frame(decode(read_source(source, limits, root=root, sha256=sha256), limits, least_side=size), size)
 
 
 def decode(data: bytes, limits: ImageLimits, *, least_side: int | None = None) -> Image.Image:
-    """A JPEG, PNG or WebP image as RGB: upright by its EXIF orientation, transparency laid on white.
+    """A JPEG, PNG or WebP image as 8-bit RGB: upright by its metadata, transparency laid on white.
 
-    The header decides first: nothing is decoded of an image above the limits. Colour profiles are
-    not applied.
+    Frames, the annotator's payloads and thumbnails are all made from this picture, which holds pixels and no metadata.
+    The header decides first: nothing is decoded of an image above the limits. Colour profiles are not applied.
 
     Args:
         least_side: pixels. A large baseline colour JPEG may come back smaller, at 1/2, 1/4 or 1/8 of its
@@ -113,23 +133,29 @@ def decode(data: bytes, limits: ImageLimits, *, least_side: int | None = None) -
     Raises:
         ImageError: the message is the reason, ready for the rejects table.
     """
-    if not data:
-        raise ImageError("empty file")
-    _check_bytes(len(data), limits)
-    try:
-        image = _open(data)
-        _check_header(image, limits)
+    with _explained(limits):
+        image = _open(data, limits)
         scalable = image.mode == "RGB" and "progressive" not in image.info
         if least_side is not None and scalable and min(image.size) >= 2 * least_side:
             image.draft(None, (least_side, least_side))  # no other format than JPEG has it
         image.load()
-        rgb = _rgb(image)
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"too many pixels; at most {limits.max_pixels / 1e6:g} megapixels are read") from error
-    except _BROKEN as error:
-        raise ImageError(f"cut or corrupt: {error or type(error).__name__}") from error
-    turn = _UPRIGHT.get(_orientation(image))
+        rgb = _rgb(image, data)
+        turn = _UPRIGHT.get(_orientation(image))
+    rgb.info = {}  # comments and profiles of the file, which encoders write again
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def sides(data: bytes, limits: ImageLimits) -> tuple[int, int]:
+    """The longer and the shorter side of an image in pixels, by its header: no pixel of it is decoded.
+
+    Which of them is the width, a PNG may say behind its pixels.
+
+    Raises:
+        ImageError: as `decode`, for what the header tells.
+    """
+    with _explained(limits):
+        size = _open(data, limits).size
+    return max(size), min(size)
 
 
 def to_frame(image: Image.Image, size: int) -> np.ndarray:
@@ -169,24 +195,123 @@ def frame_indices(n_images: int, frames: int, *, repeat: bool = True) -> list[in
     return [i * (n_images - 1) // max(frames - 1, 1) for i in range(frames)]
 
 
+def _read_local(path: str, limits: ImageLimits) -> bytes:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("not a regular file")
+        _check_bytes(status.st_size, limits)
+        with open(path, "rb", buffering=0) as file:  # where files are small, pathlib takes as long as the reading
+            return file.read()
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except OSError as error:
+        raise ImageError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL character in the path
+        raise ImageError(f"cannot be read: {error}") from error
+
+
+def _read_under(root: str, name: str, limits: ImageLimits) -> bytes:
+    if os.path.isabs(name) or ".." in name.split("/"):
+        raise ImageError(f"{name!r:.200} is not the name of a file under {root}")
+    if "://" in root:
+        return _read_url(root, name, limits)
+    if not os.path.isabs(root):
+        raise ImageError(f"the root {root!r:.200} is neither an absolute path nor a URL")
+    return _read_local(os.path.join(root, name), limits)
+
+
+def _read_url(root: str, name: str, limits: ImageLimits) -> bytes:
+    from fsspec.core import url_to_fs  # those whose posts lie on a disk do without it
+
+    try:
+        files, folder = url_to_fs(root)
+        path = f"{folder.rstrip('/')}/{name}"
+        status = files.info(path)
+        if status["type"] != "file":
+            raise ImageError("not a regular file")
+        if status.get("size") is not None:
+            _check_bytes(status["size"], limits)
+        data: bytes = files.cat_file(path)
+        return data
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError("no such file") from None
+    except Exception as error:
+        raise ImageError(f"cannot be read: {error or type(error).__name__}") from error
+
+
+def _read_data_url(url: str, limits: ImageLimits) -> bytes:
+    header, comma, text = url.partition(",")
+    if not comma or not header.endswith(";base64"):
+        raise ImageError(f"{url!r:.60} is no data URL in base64 (data:image/jpeg;base64,...)")
+    try:
+        return _from_base64(text, limits)
+    except binascii.Error as error:
+        raise ImageError(f"a data URL whose base64 text is damaged: {error}") from error
+
+
+def _read_path_or_base64(text: str, limits: ImageLimits) -> bytes:
+    """The base64 text of a JPEG begins with `/9j/`, as an absolute path may: a file comes first."""
+    try:
+        if len(text) < 2:  # a string where a list of images is meant is read one character at a time
+            raise ImageError(f"{text!r} is no path of an image: are the images of the post a list?")
+        if not os.path.isabs(text):
+            raise ImageError(f"{text!r:.200} is not an absolute path")
+        return _read_local(text, limits)
+    except ImageError as error:
+        if not text.startswith(_BASE64_STARTS) or os.path.exists(text):
+            raise
+        try:
+            return _from_base64(text, limits)
+        except binascii.Error as damage:
+            raise ImageError(f"{error}; nor is it a picture in base64 ({damage})") from None
+
+
+def _from_base64(text: str, limits: ImageLimits) -> bytes:
+    """Line breaks, which some encoders write, are no part of it. Raises: binascii.Error."""
+    text = "".join(text.split())
+    _check_bytes(len(text) * 3 // 4 - 2, limits)  # two of padding
+    return base64.b64decode(text, validate=True)
+
+
 def _check_bytes(n_bytes: int, limits: ImageLimits) -> None:
     if n_bytes > limits.max_bytes:
         raise ImageError(f"{n_bytes:,} bytes; at most {limits.max_bytes:,} are read")
 
 
-def _open(data: bytes) -> ImageFile:
-    """The reader of the format that the first bytes tell, with the header read.
+@contextmanager
+def _explained(limits: ImageLimits) -> Iterator[None]:
+    try:
+        yield
+    except Image.DecompressionBombError as error:  # of the WebP reader, before `_check_header` can look
+        most = min(limits.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or limits.max_pixels))
+        raise ImageError(f"too many pixels; at most {most / 1e6:g} megapixels are read") from error
+    except _BROKEN as error:
+        raise ImageError(f"cut or corrupt: {error or type(error).__name__}") from error
 
-    The format's own class instead of `Image.open`: that one warns or raises by a process-wide pixel
+
+def _open(data: bytes, limits: ImageLimits) -> ImageFile:
+    """An image within the limits, with its header read.
+
+    By the format's own class instead of `Image.open`: that one warns or raises by a process-wide pixel
     limit, and takes the preview that phones append to a JPEG for a second frame.
     """
+    if not data:
+        raise ImageError("empty file")
+    _check_bytes(len(data), limits)
+    image: ImageFile
     if data.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile(io.BytesIO(data))
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return PngImageFile(io.BytesIO(data))
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return WebPImageFile(io.BytesIO(data))
-    raise ImageError(f"not a JPEG, PNG or WebP image (begins with {data[:8]!r})")
+        image = JpegImageFile(io.BytesIO(data))
+    elif data.startswith(b"\x89PNG\r\n\x1a\n"):
+        image = PngImageFile(io.BytesIO(data))
+    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        image = WebPImageFile(io.BytesIO(data))
+    else:
+        raise ImageError(f"not a JPEG, PNG or WebP image (begins with {data[:8]!r})")
+    _check_header(image, limits)
+    return image
 
 
 def _check_header(image: ImageFile, limits: ImageLimits) -> None:
@@ -202,15 +327,42 @@ def _check_header(image: ImageFile, limits: ImageLimits) -> None:
         raise ImageError(f"an animation of {n_frames} frames; one picture is read")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: ImageFile, data: bytes) -> Image.Image:
+    """The pixels of a loaded image as 8-bit RGB, transparency laid on white."""
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "I;16" or (image.format == "PNG" and image.mode in ("1", "L", "RGB")):
+        return _opaque_png(image, data)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")
+
+
+def _opaque_png(image: ImageFile, data: bytes) -> Image.Image:
+    """The pixels of a PNG without palette and alpha channel, in which one colour may be transparent.
+
+    That colour is given in samples of the file's depth. Pillow compares it with its own 8-bit pixels, which is right
+    at 8 bits only; and its conversion of 16-bit grey clips at 255.
+    """
+    depth, key = data[24], image.info.pop("transparency", None)
+    samples = np.asarray(image.convert("L") if image.mode == "1" else image)  # (H, W) or (H, W, 3)
+    rgb = (image if image.mode != "I;16" else Image.fromarray((samples >> 8).astype(np.uint8))).convert("RGB")
+    if key is None:
+        return rgb
+    if image.mode == "RGB" and depth == 16:
+        samples = samples.astype(np.uint16) << 8 | _low_bytes(data)
+    # bits of the key that the file's depth has not mean nothing; Pillow stretches samples of fewer than 8 bits to 255
+    equal = samples == (np.array(key) & (1 << depth) - 1) * {1: 255, 2: 85, 4: 17}.get(depth, 1)
+    rgb.paste("white", mask=Image.fromarray(equal if equal.ndim == 2 else equal.all(axis=-1)))
+    return rgb
+
+
+def _low_bytes(data: bytes) -> np.ndarray:
+    """The lower byte of each sample of a 16-bit RGB PNG, (H, W, 3) uint8: Pillow itself reads the upper one only."""
+    image = PngImageFile(io.BytesIO(data))
+    image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # as if the first byte were the lower one
+    return np.asarray(image)
 
 
 def _orientation(image: Image.Image) -> int:

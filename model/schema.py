@@ -10,22 +10,24 @@ IMAGES = "images"
 LABEL = "label"
 SPLIT = "split"
 LANGUAGE = "language"
-# Added by ingest: one content hash an image, in the order of IMAGES.
+# Added by ingest. ROOT: where the names in IMAGES begin, an absolute local folder or an fsspec URL.
+# IMAGE_SHA256: one content hash per image, in the order of IMAGES.
+ROOT = "root"
 IMAGE_SHA256 = "image_sha256"
 
-#: What a manifest may hold beside one column a question. A question id may be none of these.
+#: What a manifest may hold beside one column per question. A question id may be none of these.
 MANIFEST_COLUMNS = (POST_ID, CREATED_AT, TITLE, TEXT, IMAGES, LABEL, SPLIT, LANGUAGE)
 REQUIRED_COLUMNS = (POST_ID, IMAGES)
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL, TEST)
 
-# Added by annotate, beside one column a question.
+# Added by annotate, beside one column per question.
 LABEL_SOURCE = "label_source"
 MISSING_REASON = "missing_reason"
 
 #: Names that a question id may not take: the columns above.
-RESERVED = frozenset((*MANIFEST_COLUMNS, IMAGE_SHA256, LABEL_SOURCE, MISSING_REASON, "score", "final"))
+RESERVED = frozenset((*MANIFEST_COLUMNS, ROOT, IMAGE_SHA256, LABEL_SOURCE, MISSING_REASON, "score", "final"))
 
 #: A class index that means "no label": torch's `ignore_index` for cross-entropy.
 NO_LABEL = -100

@@ -23,7 +23,7 @@ from .checkpoint import Loaded, OperatingPoints, load, read_operating_points
 from .data import Batches, padded_frames
 from .errors import ImageError
 from .images import ImageLimits, frame_indices, read_frame, read_source
-from .schema import IMAGES, TEXT, TITLE
+from .schema import IMAGE_SHA256, IMAGES, ROOT, TEXT, TITLE
 from .task import Task
 from .text import encode_post_text
 
@@ -154,12 +154,13 @@ class Scorer:
         states: dict[bytes, Tensor] = {}
         images: dict[bytes, np.ndarray] = {}
         rows: list[list[int]] = []
-        for sources in posts[IMAGES]:
+        for post in posts.to_dict("records"):
+            sources, root = post[IMAGES], post.get(ROOT)
             if len(sources) == 0:
                 raise ImageError("no image in the post; at least one is needed")
             order: list[bytes] = []
-            for source in sources:
-                data = read_source(source, SERVING_LIMITS)
+            for source, sha256 in zip(sources, post.get(IMAGE_SHA256, [None] * len(sources)), strict=True):
+                data = read_source(source, SERVING_LIMITS, root=root, sha256=sha256)
                 key = hashlib.sha256(data).digest()
                 if key not in number:
                     number[key] = len(number)

@@ -11,6 +11,7 @@ from typing import Any
 from model.errors import ConfigError
 from model.task import load_task
 from pipelines.entry import CheckedPipeline
+from steps.ingest.rows import absolute
 from steps.paths import home
 from steps.retrain import fresh
 from steps.settings import SAMPLE, TrainingSettings, load_settings
@@ -18,16 +19,16 @@ from steps.settings import SAMPLE, TrainingSettings, load_settings
 Section = dict[str, Any]
 
 
-def _source(settings: TrainingSettings) -> Path:
+def _source(settings: TrainingSettings) -> str:
     if settings.posts == SAMPLE:
         raise ConfigError(f"posts: {SAMPLE}: nothing in it is ever new: name a manifest, or a folder of manifests")
-    return Path(settings.posts).resolve()
+    return absolute(settings.posts)
 
 
 def _idle(parameters: dict[str, Any]) -> str | None:
     settings = load_settings(parameters)
-    state = fresh.read_state(fresh.state_path(home(), settings.register_.model_name(load_task(settings.task))))
-    return fresh.too_little(_source(settings), state, settings.retrain)
+    cursor = fresh.read_cursor(fresh.cursor_path(home(), settings.register_.model_name(load_task(settings.task))))
+    return fresh.too_little(_source(settings), cursor, settings.retrain, settings.ingest.max_reject_share)
 
 
 def _retraining(
@@ -69,11 +70,11 @@ def _retraining(
     name, root = settings.register_.model_name(policy), fresh.folder_of(source)
     mlflow.set_tracking_uri(tracking_uri(home()))
     champion = history.sync(name).champion
-    state = fresh.read_state(fresh.state_path(home(), name))
-    plan = fresh.plan(
+    cursor = fresh.read_cursor(fresh.cursor_path(home(), name))
+    run = fresh.begin(
         fresh.select(
-            fresh.read_posts(source, fresh.columns_of(policy)),
-            state.watermark if state else None,
+            fresh.read_posts(source, fresh.columns_of(policy), policy, settings.ingest.max_reject_share),
+            cursor.newest if cursor else None,
             fresh.read_labels(Path(settings.retrain.labels)) if settings.retrain.labels else {},
             settings.retrain,
             settings.ingest,
@@ -82,13 +83,13 @@ def _retraining(
         champion.version if champion else None,
         home() / "work" / "retrain",
     )
-    start = plan.champion if settings.retrain.start == "champion" else None
+    start = run.champion if settings.retrain.start == "champion" else None
 
-    _live, alarmed = live_step(name, plan.champion, settings.retrain, settings.notify)
-    chosen = settings.model_copy(update={"posts": str(plan.manifest)})
-    fingerprint, table, labels, shards = prepare(chosen, policy, root)
+    _live, alarmed = live_step(name, run.champion, settings.retrain, settings.notify)
+    chosen = settings.model_copy(update={"posts": str(run.manifest)})
+    fingerprint, table, labels, shards = prepare(chosen, policy, root, run.fingerprint)
     profile, _page = drift_step(
-        table, labels, shards, policy, settings.backbone, name, plan.champion, plan.since, settings.retrain
+        table, labels, shards, policy, settings.backbone, name, run.champion, run.since, settings.retrain
     )
     checkpoint = fine_tune_step(
         shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune, name, start, after=["drift"]
@@ -100,7 +101,7 @@ def _retraining(
     decision, _scores = promote_step(
         version, report, page, predictions, shards, table, policy, settings.promote, alarmed
     )
-    advance_step(version, decision, plan.watermark)
+    advance_step(version, decision, run.newest)
 
 
 agentps_retraining = CheckedPipeline(name="agentps_retraining", entrypoint=_retraining, check=load_settings, idle=_idle)

@@ -13,8 +13,10 @@ import yaml
 from zenml import step
 from zenml.logger import get_logger
 
-from infra.schedule import Launch, run_now
+from infra.schedule.job import Launch
+from infra.schedule.run import run_now
 from model.errors import ScheduleError
+from model.files import write_whole
 from pipelines.entry import CheckedPipeline
 from steps.paths import home
 from steps.settings import load_notify
@@ -30,8 +32,7 @@ def start(pipeline: str, config: dict[str, Any]) -> None:
     """
     now = datetime.now(UTC)
     path = home() / "schedule" / "config.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(config, allow_unicode=True))
     outcome = run_now(Launch(pipeline=pipeline, config=str(path), notify=load_notify(path)), home(), now)
     for undelivered in outcome.undelivered:
         logger.warning("%s", undelivered)

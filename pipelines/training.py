@@ -7,13 +7,13 @@ drawn meanwhile.
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from model.task import Task, load_task
 from pipelines.entry import CheckedPipeline
 from steps.ingest import ahead
 from steps.ingest.posts import manifest_fingerprint
+from steps.ingest.rows import absolute
 from steps.ingest.sample import render_sample, sample_fingerprint
 from steps.paths import home
 from steps.settings import SAMPLE, TrainingSettings, load_settings
@@ -21,11 +21,13 @@ from steps.settings import SAMPLE, TrainingSettings, load_settings
 Section = dict[str, Any]
 
 
-def prepare(settings: TrainingSettings, policy: Task, root: Path | None = None) -> tuple[str, Any, Any, Any]:
+def prepare(
+    settings: TrainingSettings, policy: Task, root: str | None = None, fingerprint: str = ""
+) -> tuple[str, Any, Any, Any]:
     """The part of the path that every training shares, from the manifest to shards and labels.
 
     Args:
-        root: the folder of the images, where it is not the manifest's own.
+        root, fingerprint: of a manifest that retraining wrote: the folder that its images are named from, and its own.
 
     Returns:
         The data's fingerprint, and the artifacts `posts`, `labels` and `shards`.
@@ -34,15 +36,14 @@ def prepare(settings: TrainingSettings, policy: Task, root: Path | None = None) 
         ahead.begin(partial(render_sample, settings.sample, home()))
         source, fingerprint = SAMPLE, sample_fingerprint(settings.sample)
     else:
-        source = str(Path(settings.posts).resolve())
-        fingerprint = manifest_fingerprint(source, root)
-    images = str(root) if root else None
+        source = absolute(settings.posts)
+        fingerprint = fingerprint or manifest_fingerprint(source)
     from steps.annotate.step import annotate as annotate_step
     from steps.ingest.step import ingest as ingest_step
     from steps.preprocess.step import preprocess as preprocess_step
     from steps.validate.step import validate as validate_step
 
-    table, _rejects = ingest_step(source, fingerprint, policy, settings.sample, settings.ingest, images)
+    table, _rejects = ingest_step(source, fingerprint, policy, settings.sample, settings.ingest, root)
     labels, _page = annotate_step(table, policy, settings.annotate, settings.sample)
     validate_step(table, labels, policy, settings.validate_, settings.ingest)
     shards = preprocess_step(table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"])

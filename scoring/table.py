@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from model.errors import ConfigError
-from model.schema import IMAGES, POST_ID, TEXT, TITLE
+from model.schema import IMAGE_SHA256, IMAGES, POST_ID, ROOT, TEXT, TITLE
 from model.scorer import Scorer
 from steps.retrain.live import DECISION, MODEL_VERSION, SCORED_AT, read_scores
 
@@ -31,7 +31,7 @@ def score_new(scorer: Scorer, version: str, posts: pd.DataFrame, table: Path, pr
     answers that led there, `model_version`, `scored_at`. Killed, it goes on with the posts that are left.
 
     Args:
-        posts: as ingest makes them, with absolute paths.
+        posts: as ingest makes them.
         table: JSON Lines; made where it does not exist.
         precision: in percent, one that the version has a threshold for.
 
@@ -50,7 +50,7 @@ def score_new(scorer: Scorer, version: str, posts: pd.DataFrame, table: Path, pr
     decision, flagged = f"decision_p{precision}", 0
     for start in range(0, len(todo), _CHUNK):
         part = todo.iloc[start : start + _CHUNK]
-        found = scorer.score(part[[TITLE, TEXT, IMAGES]])
+        found = scorer.score(part[[TITLE, TEXT, IMAGES, ROOT, IMAGE_SHA256]])
         columns = [str(name) for name in found]
         if decision not in columns:
             known_points = ", ".join(name for name in columns if name.startswith("decision_"))

@@ -6,22 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout, lock_descriptor
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
     """Hold the lock file `path` while the block runs.
 
     Args:
         wait: False: do not wait for the process that holds it.
 
+    Yields:
+        The lock's descriptor. A child process that gets it (`pass_fds`) holds the lock too, and keeps it where this
+        process is killed.
+
     Raises:
         filelock.Timeout: another process holds it, and `wait` is False.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path, timeout=-1 if wait else 0):
-        yield
+    with path.open("a") as file:
+        if not lock_descriptor(file.fileno(), blocking=wait):
+            raise Timeout(str(path))
+        yield file.fileno()
 
 
 __all__ = ["Timeout", "locked"]

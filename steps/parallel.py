@@ -26,7 +26,7 @@ def ordered_map(
         function: picklable, as are its results; what it raises is raised here.
         chunk: items handed over at a time. No more items than that are computed without other processes,
             whose start would cost more than it saves.
-        workers: processes; default: one a core. At most two chunks a process are computed ahead of the
+        workers: processes; default: one per core. At most two chunks per process are computed ahead of the
             reader: `Executor.map` would compute all, and keep them for a reader that is slower.
         initializer: what each process calls first.
     """

@@ -102,6 +102,11 @@ class AnnotateSettings(_Section):
     #: The run stops when a larger share of the posts comes back without an answer.
     max_missing_share: float = Field(ge=0, le=1)
 
+    @property
+    def source(self) -> str:
+        """Names the annotator with its model, "openai:gpt-4o": the labels' `label_source`, and a part of every key."""
+        return self.annotator if self.annotator == "human" else f"{self.annotator}:{self.model}"
+
     @field_validator("splits")
     @classmethod
     def _known_splits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -272,7 +277,7 @@ class TrainingSettings(_Section):
 
     @property
     def annotator_name(self) -> str:
-        return self.annotator if self.annotator == "human" else f"{self.annotator}:{self.annotate.model}"
+        return self.annotate.source
 
     @model_validator(mode="after")
     def _known_metric(self) -> TrainingSettings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
 from pathlib import Path
 from typing import Any, get_args
@@ -16,19 +15,9 @@ from steps.settings import load_settings
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize(
-    "page", sorted({"README.md", "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))})
-)
-def test_every_local_link_leads_to_a_file(page: str) -> None:
-    path = ROOT / page
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text(encoding="utf-8"))
-    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
-    assert missing == []
-
-
 @pytest.fixture(scope="module")
 def annotated() -> dict[str, list[dict[str, Any]]]:
-    """The study's runs on the annotator's labels (and those that read none), by variant, a run a seed."""
+    """The study's runs on the annotator's labels (and those that read none), by variant, one run per seed."""
     cells = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
     chosen: dict[str, list[dict[str, Any]]] = {}
     for cell in cells:
@@ -54,24 +43,6 @@ def test_the_default_variant_is_the_best_on_val(annotated: dict[str, list[dict[s
     assert load_settings({}).fine_tune.variant == best
 
 
-def test_the_default_variant_gains_ten_points_of_recall_over_vanilla_on_the_mean_of_the_seeds(
-    annotated: dict[str, list[dict[str, Any]]],
-) -> None:
-    means = {
-        name: statistics.fmean(run["metrics"]["recall_at_p80"] for run in runs) for name, runs in annotated.items()
-    }
-    assert means[load_settings({}).fine_tune.variant] >= means["vanilla"] + 0.1
-    assert all(run["train_posts"] == load_settings({}).sample.train >= 8000 for run in annotated["vanilla"])
-
-
-def test_every_cell_of_the_results_is_a_committed_record() -> None:
-    cells = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
-    for cell in cells:
-        record = json.loads((ROOT / "docs" / "results" / f"{cell['record']}.json").read_text(encoding="utf-8"))
-        assert record["metrics"] == cell["metrics"]
-        assert all(cell[name] == value for name, value in record["cell"].items())
-
-
 def means_by_row(path: str) -> dict[tuple[str, str], str]:
     """(variant, labels) -> `AP / R@P80` of the table `sizes` at its largest size, means over the seeds."""
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
@@ -89,7 +60,7 @@ def means_by_row(path: str) -> dict[tuple[str, str], str]:
 
 
 @pytest.mark.parametrize(
-    ("heading", "study"), [("Each image once", "each-image-once"), ("Fewer tokens a frame", "pooled-frames")]
+    ("heading", "study"), [("Each image once", "each-image-once"), ("Fewer tokens per frame", "pooled-frames")]
 )
 def test_what_an_option_costs_is_what_both_studies_say(heading: str, study: str) -> None:
     page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")

@@ -8,7 +8,6 @@ Writes `network.json` and `annotation.json` in this folder, and of each a table 
 from __future__ import annotations
 
 import argparse
-import json
 
 from benchmarks import record
 from benchmarks.peers import annotation, network
@@ -25,7 +24,7 @@ def main() -> None:
     for part in [PARTS[name] for name in options.parts or PARTS]:
         if not options.page:
             part.measure(options.rounds)
-        record.put({"peers": part.table(json.loads(part.RECORD.read_text(encoding="utf-8")))}, part.PAGE)
+        record.put({"peers": part.table()}, part.PAGE)
 
 
 if __name__ == "__main__":

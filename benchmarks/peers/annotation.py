@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import record
-from benchmarks.annotation import _TITLE, SOURCE, STORM, _Server, make_posts, settings_of, stats
+from benchmarks.annotation import _TITLE, STORM, _Server, make_posts, settings_of, stats
 from benchmarks.peers.meter import REPOSITORY, Meter, run, versions
 from model.task import load_task
 from steps.annotate.client import annotate_posts
@@ -98,9 +98,8 @@ def ours(url: str, posts: str, folder: str, retries: str) -> None:
     settings = settings_of(retries=int(retries), max_missing_share=1)
     with Ledger(f"sqlite:///{folder}/ledger.db") as ledger:
         found = annotate_posts(
-            table, load_task("ucc"), settings, ledger, base_url=url, api_key="k", source=SOURCE,
-            price=load_prices()["gpt-4o"],
-        )  # fmt: skip
+            table, load_task("ucc"), settings, ledger, base_url=url, api_key="k", price=load_prices()["gpt-4o"]
+        )
     answered = int(found.labels["missing_reason"].isna().sum())
     sys.stdout.write("\n" + json.dumps({"answered": answered} | meter.per(1)) + "\n")
 
@@ -116,7 +115,7 @@ class Sides:
             {
                 "post_id": post["post_id"],
                 "prompt": build_questions(task, post["title"], post["text"], len(post["images"])),
-                "images": [str(Path(post.get("root", "")) / name) for name in post["images"]],
+                "images": [str(Path(post["root"]) / name) for name in post["images"]],
             }
             for post in self._table.to_dict("records")
         ]
@@ -166,8 +165,9 @@ def measure(rounds: int, n: int = 2000) -> None:
     record.write(RECORD, machine | {"rounds": rounds, "posts": n, "load": os.getloadavg()[2], "runs": found})
 
 
-def table(found: dict[str, Any]) -> str:
-    """Markdown, a column per side."""
+def table() -> str:
+    """Markdown of the record, a column per side."""
+    found = json.loads(RECORD.read_text(encoding="utf-8"))
     sides = [found["runs"][side] for side in (OURS, CURATOR)]
 
     def good(what: str, per_request: bool) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -37,8 +38,9 @@ def cpu(found: dict[str, Any], arm: str, what: str) -> float:
     return median(seconds["cpu"] for seconds in found["seconds_per_post"][arm][what])
 
 
-def table(found: dict[str, Any]) -> str:
-    """Markdown: each form's CPU seconds per post, how many times those of ours, and whether the aim is met."""
+def table() -> str:
+    """Markdown of the record: each form's CPU seconds per post, how many times ours, and whether the aim is met."""
+    found = json.loads(RECORD.read_text(encoding="utf-8"))
 
     def against(arm: str, what: str, ours: str) -> str:
         times = cpu(found, arm, what) / cpu(found, OURS, ours)

@@ -1,6 +1,6 @@
 """How far an annotator can be trusted: its labels against people's, question by question (paper 3.3.1).
 
-Everything here is a pure function of label tables: one row a post with `post_id` and one column a
+Everything here is a pure function of label tables: one row per post with `post_id` and one column per
 question, class indices or NA. Posts are matched by `post_id`; those of one table only are left out.
 
 A missing answer is no wrong answer: accuracy, precision, recall, F1, kappa and the confusion matrix
@@ -89,7 +89,7 @@ def checked_labels(table: pd.DataFrame, task: Task, name: str) -> pd.DataFrame:
     """
     if table[POST_ID].duplicated().any():
         twice = table.loc[table[POST_ID].duplicated(), POST_ID].iloc[0]
-        raise AnnotationError(f"{name}: post {twice!r} stands there twice; one row a post is expected")
+        raise AnnotationError(f"{name}: post {twice!r} stands there twice; one row per post is expected")
     columns: dict[str, Any] = {}
     for question in task.questions:
         cells: Any = table[question.id] if question.id in table else pd.Series(pd.NA, index=table.index)
@@ -189,7 +189,7 @@ def _percentiles(values: NDArray[Any]) -> Interval:
 
 
 def table(questions: Sequence[QuestionAgreement]) -> pd.DataFrame:
-    """The agreement in the form of the paper's 3.3.1: one row a question, accuracy first, shares of 1."""
+    """The agreement in the form of the paper's 3.3.1: one row per question, accuracy first, shares of 1."""
     columns = ["question", "accuracy", "precision", "recall", "f1", "kappa", "missing_rate", "gold", "answered"]
     return pd.DataFrame([[getattr(question, column) for column in columns] for question in questions], columns=columns)
 

@@ -1,6 +1,6 @@
 """The endpoint's batch interface: half the price, within a day; the same requests, parser and ledger.
 
-Requests go up as files (shards) and their answers come back as files. A shard is in the ledger's
+Requests go up as files (batch files) and their answers come back as files. A batch file is in the ledger's
 database before anything of it is sent, and leaves it in one transaction with its answers, so a
 restart at any moment finds it again: uploaded or not, finished or not, in either mode.
 """
@@ -23,16 +23,16 @@ from openai.types import Batch
 
 from model.errors import AnnotationError
 from model.task import Task
-from steps.annotate.asks import Ask, Asks
-from steps.annotate.ledger import UNPAID, Attempt, Ledger, Missing, Shard, ShardItem
+from steps.annotate.ledger import UNPAID, Attempt, BatchFile, BatchItem, Ledger, Missing
 from steps.annotate.plan import is_settled
 from steps.annotate.reply import Reply, read_completion, status_reason
+from steps.annotate.requests import Request, Requests
 from steps.annotate.tally import Tally
 
 #: Of one file, as documented: https://platform.openai.com/docs/guides/batch
 MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000
 _CHAT: Final = "/v1/chat/completions"
-#: By which a batch that was created just before a crash is found again.
+#: By which a batch that was created just before a crash is found again; its name is older than "batch file".
 _METADATA = "agentps_shard"
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 #: Seconds between two looks, from the first to the longest.
@@ -46,14 +46,14 @@ _T = TypeVar("_T")
 
 
 class BatchRun:
-    """The shards of one annotator on one endpoint, those of earlier and of other processes included."""
+    """The batch files of one annotator on one endpoint, those of earlier and of other processes included."""
 
-    def __init__(self, asks: Asks, ledger: Ledger, tally: Tally, client: openai.AsyncOpenAI) -> None:
-        self._asks, self._ledger, self._tally = asks, ledger, tally
-        self._endpoint = str(client.base_url)
+    def __init__(self, requests: Requests, ledger: Ledger, tally: Tally, client: openai.AsyncOpenAI) -> None:
+        self._requests, self._ledger, self._tally = requests, ledger, tally
+        self._who = f"annotator {requests.source} at {client.base_url}"
         self._client = client.with_options(max_retries=_HTTP_RETRIES)
         self._under_way: set[str] = set()
-        #: Shards whose lease is ours -> dollars reserved.
+        #: Batch files whose lease is ours -> dollars reserved.
         self._mine: dict[str, float] = {}
         #: How often a key was sent up since it was last served.
         self._tries: Counter[str] = Counter()
@@ -62,13 +62,13 @@ class BatchRun:
 
     # --- sending
 
-    async def ask(self, todo: Sequence[Ask]) -> list[Ask]:
+    async def ask(self, todo: Sequence[Request]) -> list[Request]:
         """Settle what can be settled and send up the rest. Returns what is not settled yet."""
-        queue, waiting = deque(todo), list[Ask]()
-        ready: deque[Ask] = deque()
+        queue, waiting = deque(todo), list[Request]()
+        ready: deque[Request] = deque()
         while queue or ready:
             with tempfile.TemporaryFile() as file:
-                items: list[ShardItem] = []
+                items: list[BatchItem] = []
                 full = False
                 while not full and (ready or queue):
                     if not ready:
@@ -81,70 +81,69 @@ class BatchRun:
                 if items:
                     await self._send(items, file)
                 elif full:  # not one more request fits under the cap
-                    self._ledger.release([ask.key for ask in ready])
+                    self._ledger.release([request.key for request in ready])
                     if not self._tally.budget.under_way:
-                        raise self._tally.cap_reached(self._asks.source)
+                        raise self._tally.cap_reached(self._requests.source)
                     return [*waiting, *ready, *queue]
         return waiting
 
-    def _claim(self, queue: deque[Ask], ready: deque[Ask], waiting: list[Ask]) -> None:
-        """Move requests from the queue to where they belong: settled, ready to be sent, or waiting for others."""
+    def _claim(self, queue: deque[Request], ready: deque[Request], waiting: list[Request]) -> None:
+        """Move requests from the queue: some are settled, some ready to be sent, some wait for other processes."""
         chunk = [queue.popleft() for _ in range(min(_CLAIMED, len(queue)))]
-        claimed = self._ledger.claim([ask.key for ask in chunk])
+        claimed = self._ledger.claim([request.key for request in chunk])
         known = self._ledger.lookup(claimed)
         settled = []
-        for ask in chunk:
-            if ask.key not in claimed:
-                waiting.append(ask)
+        for request in chunk:
+            if request.key not in claimed:
+                waiting.append(request)
                 continue
-            answer, tries = known.get(ask.key), self._tries[ask.key]
+            answer, tries = known.get(request.key), self._tries[request.key]
             hopeless = answer is not None and answer.missing in UNPAID and tries > 0
             if answer is not None and (
-                is_settled(answer, self._asks.settings.retries)
+                is_settled(answer, self._requests.settings.retries)
                 or (hopeless and (answer.missing is Missing.REJECTED or tries >= _TRIES))
             ):
-                settled.append(ask.key)
-                self._tally.settle(ask.key, answer)
+                settled.append(request.key)
+                self._tally.settle(request.key, answer)
             elif tries >= _TRIES:
                 raise AnnotationError(
-                    f"annotator {self._asks.source} at {self._endpoint}: a request was sent up {tries} times and never "
+                    f"{self._who}: a request was sent up {tries} times and never "
                     f"served ({self._trouble or 'the batches ended without it'}); what was answered is kept. Look at "
                     "the batches there, or set `annotate.mode: online`, and start the same command again"
                 )
             else:
-                ready.append(ask)
+                ready.append(request)
         self._ledger.release(settled)
 
-    def _append(self, ask: Ask, items: list[ShardItem], file: IO[bytes]) -> bool:
-        """Write one request to the file; False: it belongs into another file, or the cap has no room for it."""
-        body = self._asks.body(ask)
-        request = {"custom_id": ask.key, "method": "POST", "url": _CHAT, "body": body}
-        line = json.dumps(request, separators=(",", ":")).encode() + b"\n"
+    def _append(self, request: Request, items: list[BatchItem], file: IO[bytes]) -> bool:
+        """Write one request to the file; False: it goes into another file, or the cap has no room for it."""
+        entry = {"custom_id": request.key, "method": "POST", "url": _CHAT, "body": self._requests.body(request)}
+        line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         if len(line) > MAX_BYTES:
             raise AnnotationError(
-                f"post {self._asks.ids[ask.index]}: its request has {len(line):,} bytes, a file of the batch interface "
-                f"{MAX_BYTES:,} at most; set `annotate.detail: low`, or `annotate.mode: online`"
+                f"post {self._requests.ids[request.index]}: its request has {len(line):,} bytes, a batch file at most "
+                f"{MAX_BYTES:,}; set `annotate.detail: low`, or `annotate.mode: online`"
             )
         if len(items) >= MAX_REQUESTS or file.tell() + len(line) > MAX_BYTES:
             return False
-        item = self._asks.item(ask)
+        item = self._requests.item(request)
         if not self._tally.budget.reserve(item.reserved):
             return False
         file.write(line)
         items.append(item)
         return True
 
-    async def _send(self, items: list[ShardItem], file: IO[bytes]) -> None:
-        asks = self._asks
+    async def _send(self, items: list[BatchItem], file: IO[bytes]) -> None:
+        requests = self._requests
         reserved = sum(item.reserved for item in items)
-        form = {"task": asks.task.model_dump(mode="json"), "format": asks.settings.format}
-        shard = Shard(uuid.uuid4().hex, asks.source, form, tuple(items), None, None, reserved)
-        self._ledger.claim([shard.id])
-        self._ledger.add_shard(shard)
+        form = {"task": requests.task.model_dump(mode="json"), "format": requests.settings.format}
+        batch_file = BatchFile(uuid.uuid4().hex, requests.source, form, tuple(items), None, None, reserved)
+        self._ledger.claim([batch_file.id])
+        self._ledger.add_batch_file(batch_file)
         # one reservation from here on
         self._tally.budget.settle(reserved, 0.0, len(items))
         self._tally.budget.take_over(reserved)
-        self._mine[shard.id] = reserved
+        self._mine[batch_file.id] = reserved
         keys = [item.key for item in items]
         self._tally.asked += sum(key not in self._tries for key in keys)
         self._tally.requests += len(keys)
@@ -152,14 +151,16 @@ class BatchRun:
         self._under_way.update(keys)
         file.seek(0)
         with self._explained():
-            uploaded = self._object(await self._client.files.create(file=(f"{shard.id}.jsonl", file), purpose="batch"))
-            self._ledger.sent_shard(shard.id, file_id=uploaded.id)
-            batch_id = await self._create(shard.id, uploaded.id)
-        self._ledger.sent_shard(shard.id, batch_id=batch_id)
+            uploaded = self._object(
+                await self._client.files.create(file=(f"{batch_file.id}.jsonl", file), purpose="batch")
+            )
+            self._ledger.sent_batch_file(batch_file.id, file_id=uploaded.id)
+            batch_id = await self._create(batch_file.id, uploaded.id)
+        self._ledger.sent_batch_file(batch_file.id, batch_id=batch_id)
         self._next_look, self._interval = 0.0, _FIRST_POLL
 
-    async def _create(self, shard_id: str, file_id: str) -> str:
-        """Create a batch, once: the client alone would create it again where only the reply was lost, to be paid twice.
+    async def _create(self, id_: str, file_id: str) -> str:
+        """Create a batch once. Where only the reply is lost, the client alone would create and pay for a second one.
 
         Returns:
             Its name.
@@ -168,43 +169,43 @@ class BatchRun:
         for retry in count():
             try:
                 batch = await batches.create(
-                    input_file_id=file_id, endpoint=_CHAT, completion_window="24h", metadata={_METADATA: shard_id}
+                    input_file_id=file_id, endpoint=_CHAT, completion_window="24h", metadata={_METADATA: id_}
                 )
                 return self._object(batch).id
             except (openai.APIConnectionError, openai.InternalServerError, openai.RateLimitError):
                 if retry == _HTTP_RETRIES:
                     raise
                 await asyncio.sleep(min(_FIRST_POLL * 2**retry, _LONGEST_POLL))
-                if (found := await self._find(shard_id)) is not None:
+                if (found := await self._find(id_)) is not None:
                     return found
         raise AssertionError("unreachable: count() does not end")
 
     # --- collecting
 
     async def collect(self) -> set[str]:
-        """Record the answers of shards that have ended, whoever sent them up. Returns the keys still under way."""
+        """Record the answers of batch files that have ended, of any process. Returns the keys still under way."""
         if time.monotonic() < self._next_look:
             return self._under_way
         self._under_way = set()
-        for shard in self._ledger.shards(self._asks.source):
-            if not await self._collected(shard):
-                self._under_way.update(item.key for item in shard.items)
+        for batch_file in self._ledger.batch_files(self._requests.source):
+            if not await self._collected(batch_file):
+                self._under_way.update(item.key for item in batch_file.items)
         self._next_look = time.monotonic() + self._interval
         self._interval = min(2 * self._interval, _LONGEST_POLL)
         return self._under_way
 
-    async def _collected(self, shard: Shard) -> bool:
-        if shard.id not in self._mine:
-            if not self._ledger.claim([shard.id]):
+    async def _collected(self, batch_file: BatchFile) -> bool:
+        if batch_file.id not in self._mine:
+            if not self._ledger.claim([batch_file.id]):
                 return False  # a living process looks after it
-            self._mine[shard.id] = shard.reserved
-            self._tally.budget.take_over(shard.reserved)
+            self._mine[batch_file.id] = batch_file.reserved
+            self._tally.budget.take_over(batch_file.reserved)
         with self._explained():
-            batch_id = shard.batch_id
-            if batch_id is None and shard.file_id is not None:  # without a file there is no batch to look for
-                batch_id = await self._find(shard.id)
+            batch_id = batch_file.batch_id
+            if batch_id is None and batch_file.file_id is not None:  # without a file there is no batch to look for
+                batch_id = await self._find(batch_file.id)
             if batch_id is None:  # it was never created: nothing was asked
-                self._end(shard, [], 0.0)
+                self._end(batch_file, [], 0.0)
                 return True
             batch = await self._retrieve(batch_id)
             if batch.status not in _ENDED:
@@ -216,15 +217,15 @@ class BatchRun:
             files = [name for name in (batch.output_file_id, batch.error_file_id) if name]
             lines = [line for name in files for line in (await self._client.files.content(name)).content.splitlines()]
         ended = batch.completed_at or batch.expired_at or batch.cancelled_at or batch.failed_at or time.time()
-        attempts, spent = self._read(shard, lines, float(max(0.0, ended - batch.created_at)))
-        self._end(shard, attempts, spent)
+        attempts, spent = self._read(batch_file, lines, float(max(0.0, ended - batch.created_at)))
+        self._end(batch_file, attempts, spent)
         return True
 
-    async def _find(self, shard_id: str) -> str | None:
-        """The batch of a shard whose sender was not told its name, or died before it could write it down."""
+    async def _find(self, id_: str) -> str | None:
+        """The batch of a file whose sender got no reply with its name, or died before it could record it."""
         async for batch in self._client.batches.list(limit=100):
-            if (batch.metadata or {}).get(_METADATA) == shard_id:
-                self._ledger.sent_shard(shard_id, batch_id=batch.id)
+            if (batch.metadata or {}).get(_METADATA) == id_:
+                self._ledger.sent_batch_file(id_, batch_id=batch.id)
                 return batch.id
         return None
 
@@ -233,19 +234,19 @@ class BatchRun:
             return self._object(await self._client.batches.retrieve(batch_id))
         except openai.NotFoundError as error:
             raise AnnotationError(
-                f"annotator {self._asks.source} at {self._endpoint}: batch {batch_id}, which holds requests of an "
+                f"{self._who}: batch {batch_id}, which holds requests of an "
                 f"earlier run, is not known there ({error.message}); set OPENAI_BASE_URL and OPENAI_API_KEY to those "
                 "that it was sent with. To give up what was paid for it, set file_id and batch_id of its row in "
                 "annotation_shards to NULL"
             ) from error
 
-    def _read(self, shard: Shard, lines: Sequence[bytes], latency: float) -> tuple[list[Attempt], float]:
-        task = Task.model_validate(shard.form["task"])
-        items = {item.key: item for item in shard.items}
+    def _read(self, batch_file: BatchFile, lines: Sequence[bytes], latency: float) -> tuple[list[Attempt], float]:
+        task = Task.model_validate(batch_file.form["task"])
+        items = {item.key: item for item in batch_file.items}
         known = self._ledger.lookup(items)
         attempts, spent = [], 0.0
         for line in lines:
-            item, reply = _read_line(line, items, task, shard.form["format"])
+            item, reply = _read_line(line, items, task, batch_file.form["format"])
             if item is None or reply is None:
                 continue
             del items[item.key]  # a second line of the same request would be counted twice
@@ -260,7 +261,7 @@ class BatchRun:
                     key=item.key,
                     attempt=(earlier.attempts if earlier else 0) + 1,
                     post_id=item.post_id,
-                    model=shard.source,
+                    model=batch_file.source,
                     raw=reply.raw,
                     counts=reply.counts,
                     missing=reply.missing,
@@ -272,17 +273,16 @@ class BatchRun:
             )
         return attempts, spent
 
-    def _end(self, shard: Shard, attempts: Sequence[Attempt], spent: float) -> None:
-        kept = self._ledger.collect_shard(shard.id, attempts)
-        self._tally.budget.settle(self._mine.pop(shard.id), spent if kept else 0.0)
+    def _end(self, batch_file: BatchFile, attempts: Sequence[Attempt], spent: float) -> None:
+        kept = self._ledger.collect_batch_file(batch_file.id, attempts)
+        self._tally.budget.settle(self._mine.pop(batch_file.id), spent if kept else 0.0)
         self._interval = _FIRST_POLL
 
     def _object(self, reply: _T) -> _T:
         """`reply`; the client hands on a page of HTML with status 200 as a string."""
         if isinstance(reply, str):
             raise AnnotationError(
-                f"annotator {self._asks.source} at {self._endpoint}: the batch interface replied with {reply[:200]!r} "
-                "and no JSON; check OPENAI_BASE_URL"
+                f"{self._who}: the batch interface replied with {reply[:200]!r} and no JSON; check OPENAI_BASE_URL"
             )
         return reply
 
@@ -292,15 +292,15 @@ class BatchRun:
             yield
         except openai.APIError as error:
             raise AnnotationError(
-                f"annotator {self._asks.source} at {self._endpoint}: the batch interface: {error.message}; what was "
+                f"{self._who}: the batch interface: {error.message}; what was "
                 "sent up and what was answered is kept, and the same command goes on from there. An endpoint without "
                 "/files and /batches takes `annotate.mode: online` only"
             ) from error
 
 
 def _read_line(
-    line: bytes, items: dict[str, ShardItem], task: Task, answer_format: str
-) -> tuple[ShardItem | None, Reply | None]:
+    line: bytes, items: dict[str, BatchItem], task: Task, answer_format: str
+) -> tuple[BatchItem | None, Reply | None]:
     """The request that a line of a result file belongs to, and its reply; None where it has none of ours."""
     try:
         result: Any = json.loads(line)

@@ -1,4 +1,4 @@
-"""Asks an OpenAI-compatible endpoint for the process labels of posts: once a post, and never a guess.
+"""Asks an OpenAI-compatible endpoint for the process labels of posts: once per post, and never a guess.
 
 Everything that comes back is recorded in the ledger before anything else is done with it. A reply
 that is no answer (a refusal, prose, too many numbers) is a missing value with its reason.
@@ -8,72 +8,43 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
-import random
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
-from typing import Any, NoReturn
 
-import httpx2
-import openai
 import pandas as pd
 
 from model.errors import AnnotationError
 from model.task import Task
-from steps.annotate.asks import Ask, Asks
 from steps.annotate.batch import BatchRun
 from steps.annotate.endpoint import connect
-from steps.annotate.ledger import UNPAID, Attempt, Ledger, LedgerAnswer, Missing
-from steps.annotate.plan import Plan, is_settled, make_plan, todo_of
+from steps.annotate.ledger import Ledger, LedgerAnswer
+from steps.annotate.online import OnlineRun
+from steps.annotate.plan import Plan, make_plan, todo_of
 from steps.annotate.prices import Price
-from steps.annotate.rates import RateLimits
-from steps.annotate.reply import Reply, read_reply, status_reason, status_remedy
+from steps.annotate.requests import Request, Requests
 from steps.annotate.tally import Progress, Tally
 from steps.settings import AnnotateSettings
 
-_FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 8.0  # seconds, before jitter
-#: The endpoint counts as down when no connection succeeded for so many seconds and attempts: soon at the
-#: start, where a wrong URL is likely; later only when it does not come back from a restart.
-_DOWN_AT_START_SECONDS, _DOWN_SECONDS, _DOWN_FAILURES = 2.0, 30.0, 3
-#: So many posts in a row, from the start, without a reply of the model: the settings or the endpoint are wrong, not
-#: the posts. After the first reply a disturbance may last longer.
-_BARREN_AT_START, _BARREN = 8, 64
-_NO_REPLY = UNPAID | {Missing.TIMEOUT, Missing.NOT_JSON}
-#: When the run stops, requests in flight may still come in (they are paid) for so many seconds.
-_GRACE_SECONDS = 10.0
-#: An album of so many bytes in all is read at once, which costs less than handing it to a thread; decoding and
-#: resizing a larger one would hold up every other request.
-_INLINE_BYTES = 100_000
-#: Leases taken in one transaction, and the seconds between two looks at those that others hold.
-_CLAIMED, _OTHERS_SECONDS = 32, 1.0
-#: The connection failed before the request was out: nothing can have been charged.
-_NOT_SENT = (
-    httpx2.ConnectError,
-    httpx2.ConnectTimeout,
-    httpx2.PoolTimeout,
-    httpx2.LocalProtocolError,
-    httpx2.UnsupportedProtocol,
-    httpx2.ProxyError,
-)
+#: Seconds between two looks at requests that other processes hold, and at batches.
+_OTHERS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class AnnotationResult:
     """The labels, and what they took."""
 
-    #: post_id, one nullable Int8 column a question, label_source, missing_reason (None: answered).
+    #: post_id, one nullable Int8 column per question, label_source, missing_reason (None: answered).
     labels: pd.DataFrame
-    #: Distinct requests (a post, or a post's question where they are asked singly) asked in this run, and requests
-    #: of the posts answered from the ledger alone.
+    #: Distinct requests asked in this run; a request is a post, or one question of a post where they are asked singly.
+    #: And requests that the ledger alone answered.
     asked: int
     reused: int
-    #: Requests of the posts without an answer; of all of them.
+    #: Requests without an answer; all requests.
     missing: int
     total: int
-    #: One row a reason: question (None: asked together), reason, requests.
+    #: One row per reason: question (None: asked together), reason, requests.
     reasons: pd.DataFrame
     #: HTTP requests sent, retries included.
     requests: int
@@ -81,7 +52,7 @@ class AnnotationResult:
     completion_tokens: int
     #: Dollars recorded in this run; None: the model has no price.
     cost: float | None
-    #: What was to be expected at the start.
+    #: What was expected at the start.
     plan: Plan
     seconds: float
 
@@ -92,9 +63,8 @@ def annotate_posts(
     settings: AnnotateSettings,
     ledger: Ledger,
     *,
-    base_url: str | None,
-    api_key: str | None,
-    source: str,
+    base_url: str | None = None,
+    api_key: str | None = None,
     price: Price | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> AnnotationResult:
@@ -102,11 +72,7 @@ def annotate_posts(
 
     Args:
         posts: the table of ingest.
-        base_url: of the endpoint, with its `/v1`; None: `OPENAI_BASE_URL`, else OpenAI's own.
-        api_key: None: `OPENAI_API_KEY`.
-        source: names the annotator with its model, for example "openai:gpt-4o". It is the labels'
-            label_source and a part of every key, so a simulated and a real annotator of the same
-            model never share an answer.
+        base_url, api_key: see `steps.annotate.endpoint.connect`.
         price: of the model; None: it has none, and costs are not recorded.
         on_progress: called after each request that is settled.
 
@@ -119,80 +85,89 @@ def annotate_posts(
         RuntimeError: called from within a running event loop.
     """
     started = time.perf_counter()
-    if settings.model not in source:
-        raise ValueError(f"source {source!r} must name the model {settings.model!r}: answers are kept under it")
     if settings.max_cost is not None and price is None:
         raise AnnotationError(
-            f"annotator {source}: annotate.max_cost is set, but {settings.model!r} has no price; add it to "
+            f"annotator {settings.source}: annotate.max_cost is set, but {settings.model!r} has no price; add it to "
             "configs/prices.yaml, or set annotate.max_cost to null"
         )
-    asks = Asks(posts, task, settings, source, price)
-    plan, known = make_plan(asks, ledger)
-    todo = todo_of(asks, known)
+    requests = Requests(posts, task, settings, price)
+    plan, known = make_plan(requests, ledger)
+    todo = todo_of(requests, known)
     tally = Tally(len(todo), price, settings.max_cost, on_progress)
     if todo:
         try:
-            asyncio.run(_ask(asks, todo, ledger, tally, base_url, api_key))
+            asyncio.run(_ask(requests, todo, ledger, tally, base_url, api_key))
         finally:
             ledger.release()
-    every = [ask for of_post in asks.of_posts for ask in of_post]
-    answers = known | tally.answers
+    result = _result(requests, plan, known, tally, time.perf_counter() - started)
+    if result.missing > settings.max_missing_share * result.total:
+        raise AnnotationError(_too_many_missing(result, settings))
+    return result
+
+
+def _result(
+    requests: Requests, plan: Plan, known: dict[str, LedgerAnswer], tally: Tally, seconds: float
+) -> AnnotationResult:
+    """
+    Args:
+        known: what the ledger knew at the start.
+    """
+    every = [request for of_post in requests.of_posts for request in of_post]
+    answers, questions = known | tally.answers, requests.task.questions
     missing = Counter(
-        (None if ask.question is None else task.questions[ask.question].id, answers[ask.key].missing) for ask in every
+        (None if request.question is None else questions[request.question].id, answers[request.key].missing)
+        for request in every
     )
     reasons = pd.DataFrame(
         [(question, reason.value, n) for (question, reason), n in missing.most_common() if reason is not None],
         columns=["question", "reason", "requests"],
     )
-    result = AnnotationResult(
-        labels=asks.labels(answers),
+    return AnnotationResult(
+        labels=requests.labels(answers),
         asked=tally.asked,
-        reused=sum(ask.key in known and known[ask.key].counts is not None for ask in every),
+        reused=sum(request.key in known and known[request.key].counts is not None for request in every),
         missing=int(reasons["requests"].sum()),
         total=len(every),
         reasons=reasons,
         requests=tally.requests,
         prompt_tokens=tally.prompt_tokens,
         completion_tokens=tally.completion_tokens,
-        cost=None if price is None else tally.budget.spent,
+        cost=None if tally.price is None else tally.budget.spent,
         plan=plan,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
     )
-    if result.missing > settings.max_missing_share * result.total:
-        raise AnnotationError(_too_many_missing(result, source, settings))
-    return result
 
 
-def _too_many_missing(result: AnnotationResult, source: str, settings: AnnotateSettings) -> str:
+def _too_many_missing(result: AnnotationResult, settings: AnnotateSettings) -> str:
     by_reason = result.reasons.groupby("reason", sort=False)["requests"].sum()
     what = "posts" if settings.ask == "together" else "questions"
     return (
-        f"annotator {source}: {result.missing} of {result.total} {what} have no answer "
+        f"annotator {settings.source}: {result.missing} of {result.total} {what} have no answer "
         f"({', '.join(f'{reason}: {n}' for reason, n in by_reason.items())}); at most {settings.max_missing_share:.0%} "
-        "may. What was answered is kept. Look at the raw answers in the ledger, then raise annotate.retries to ask "
-        "again, change the questions' wording, or raise annotate.max_missing_share"
+        "may have none. What was answered is kept. Look at the raw answers in the ledger, then raise annotate.retries "
+        "to ask again, change the questions' wording, or raise annotate.max_missing_share"
     )
 
 
 async def _ask(
-    asks: Asks, todo: Sequence[Ask], ledger: Ledger, tally: Tally, base_url: str | None, api_key: str | None
+    requests: Requests, todo: Sequence[Request], ledger: Ledger, tally: Tally, base_url: str | None, api_key: str | None
 ) -> None:
     """Settle every request of `todo`, here or by waiting for the process that asks it."""
-    async with connect(asks.settings, asks.source, base_url, api_key) as client:
+    async with connect(requests.settings, base_url, api_key) as client:
         alive = asyncio.create_task(_stay_alive(ledger))
         try:
-            batch, online = BatchRun(asks, ledger, tally, client), _Run(asks, ledger, tally, client)
+            batch, online = BatchRun(requests, ledger, tally, client), OnlineRun(requests, ledger, tally, client)
             waiting = list(todo)
             while True:
-                # whatever lies with the endpoint, from this run or an earlier one, in either mode
+                # batch files at the endpoint, of this run or an earlier one, are collected in either mode
                 under_way = await batch.collect()
-                free = [ask for ask in waiting if ask.key not in under_way]
-                waiting = [ask for ask in waiting if ask.key in under_way]
+                free = [request for request in waiting if request.key not in under_way]
+                waiting = [request for request in waiting if request.key in under_way]
                 if free:
-                    waiting += await (batch if asks.settings.mode == "batch" else online).ask(free)
+                    waiting += await (batch if requests.settings.mode == "batch" else online).ask(free)
                 if not waiting:
                     return
-                await asyncio.sleep(_OTHERS_SECONDS)  # others ask them
+                await asyncio.sleep(_OTHERS_SECONDS)  # other processes ask these
         finally:
             alive.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -203,259 +178,3 @@ async def _stay_alive(ledger: Ledger) -> None:
     while True:
         await asyncio.sleep(ledger.lease_seconds / 4)
         ledger.renew()
-
-
-class _Run:
-    """One run against one endpoint: a fixed number of workers take requests from one queue."""
-
-    def __init__(self, asks: Asks, ledger: Ledger, tally: Tally, client: openai.AsyncOpenAI) -> None:
-        self._asks, self._ledger, self._tally, self._client = asks, ledger, tally, client
-        self._settings, self._source, self._endpoint = asks.settings, asks.source, str(client.base_url)
-        self._limits = RateLimits()
-        self._stopping, self._freed = asyncio.Event(), asyncio.Event()
-        self._reached = self._answered = False
-        #: Nothing of ours is under way, and the cap has no room beside what batches owe.
-        self._full = False
-        self._failures = self._barren = self._under_way = 0
-        self._down_since = 0.0
-        self._todo: deque[Ask] = deque()
-        self._ready: deque[tuple[Ask, int]] = deque()
-        self._held: list[Ask] = []
-
-    async def ask(self, todo: Sequence[Ask]) -> list[Ask]:
-        """Settle the requests of `todo`. Returns those that another process holds, or that wait for a batch's money."""
-        self._todo, self._held, self._full = deque(todo), [], False
-        workers = [asyncio.create_task(self._work()) for _ in range(min(self._settings.concurrency, len(todo)))]
-        finished, pending = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-        if pending:  # one of them failed
-            self._stopping.set()
-            self._freed.set()
-            late, pending = await asyncio.wait(pending, timeout=_GRACE_SECONDS)
-            finished |= late
-            for worker in pending:
-                worker.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
-        failures = [error for worker in finished if (error := worker.exception()) is not None]
-        if failures:
-            raise failures[0]
-        left = [ask for ask, _ in self._ready]
-        self._ready.clear()
-        self._ledger.release([ask.key for ask in left])
-        return [*self._held, *left, *self._todo]
-
-    async def _work(self) -> None:
-        while not self._stopping.is_set() and not self._full and (job := self._next()) is not None:
-            await self._settle(*job)
-
-    def _next(self) -> tuple[Ask, int] | None:
-        """A request that this process alone may ask, and how often it was asked before; None: there is no more."""
-        while not self._ready and self._todo:
-            size = min(_CLAIMED, self._settings.concurrency, len(self._todo))
-            chunk = [self._todo.popleft() for _ in range(size)]
-            claimed = self._ledger.claim([ask.key for ask in chunk])
-            known = self._ledger.lookup(claimed)  # another process may have been faster since our first look
-            settled = []
-            for ask in chunk:
-                answer = known.get(ask.key)
-                if ask.key not in claimed:
-                    self._held.append(ask)
-                elif answer is not None and is_settled(answer, self._settings.retries):
-                    settled.append(ask.key)
-                    self._tally.settle(ask.key, answer)
-                else:
-                    self._ready.append((ask, answer.attempts if answer else 0))
-            if settled:
-                self._ledger.release(settled)
-        return self._ready.popleft() if self._ready else None
-
-    async def _settle(self, ask: Ask, attempts: int) -> None:
-        """Ask until there is an answer or the retries are used up; record every attempt."""
-        asks, tally = self._asks, self._tally
-        if asks.file_bytes(ask.index) <= _INLINE_BYTES:
-            body = asks.body(ask)
-        else:
-            body = await asyncio.to_thread(asks.body, ask)
-        tokens = asks.tokens(ask)
-        expected = tokens.prompt + tokens.completion
-        tally.asked += 1
-        while True:
-            most = asks.most(ask)
-            if not await self._admitted(most, expected):
-                if self._full:
-                    tally.asked -= 1
-                    self._ledger.release([ask.key])
-                    self._held.append(ask)
-                return
-            started = time.perf_counter()
-            reply, lost = await self._ask_once(ask, body, most, expected)
-            self._under_way -= 1
-            if reply is None:
-                tally.budget.settle(most * (1 + lost), most * lost, 1 + lost)
-                return
-            cost = tally.cost(reply, most)
-            asks.learn(ask, most, cost)
-            spent = None if cost is None else cost + most * lost
-            attempt = attempts + 1
-            attempts += reply.missing not in UNPAID
-            settled = reply.counts is not None or reply.missing in UNPAID or attempts > self._settings.retries
-            self._ledger.record(
-                Attempt(
-                    key=ask.key,
-                    attempt=attempt,
-                    post_id=asks.ids[ask.index],
-                    model=self._source,
-                    raw=reply.raw,
-                    counts=reply.counts,
-                    missing=reply.missing,
-                    prompt_tokens=reply.prompt_tokens,
-                    completion_tokens=reply.completion_tokens,
-                    latency=time.perf_counter() - started,
-                    cost=spent,
-                ),
-                settled=settled,
-            )
-            tally.budget.settle(most * (1 + lost), spent or 0.0, 1 + lost)
-            self._freed.set()
-            tally.count(reply)
-            if settled:
-                tally.settle(ask.key, LedgerAnswer(reply.counts, reply.missing, attempts))
-            self._watch_replies(reply)
-            if settled or self._stopping.is_set():
-                return
-
-    async def _admitted(self, most: float, tokens: float) -> bool:
-        """Wait until the cap and the endpoint's limits let one more request in.
-
-        Returns:
-            False: the run is stopping, or the cap has no room until a batch is collected.
-        """
-        budget = self._tally.budget
-        while not self._stopping.is_set():
-            if budget.reserve(most):
-                self._under_way += 1
-                break
-            if not budget.under_way:
-                raise self._tally.cap_reached(self._source)
-            if not self._under_way:
-                self._full = True
-                return False
-            self._freed.clear()
-            await self._freed.wait()
-        while not self._stopping.is_set():
-            wait = self._limits.wait(tokens)
-            if wait <= 0:
-                return True
-            await self._pause(wait)
-        return False
-
-    async def _pause(self, seconds: float) -> None:
-        """Wait, but no longer than the run goes on."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-
-    async def _ask_once(self, ask: Ask, body: dict[str, Any], most: float, tokens: float) -> tuple[Reply | None, int]:
-        """One answer, within `settings.timeout` seconds, whatever the endpoint does meanwhile.
-
-        Returns:
-            The reply (None: the run is stopping, and nothing came back), and how many requests beside the last were
-            lost on the way and may have been charged; `most` dollars are reserved for each.
-        """
-        lost, reason = 0, Missing.TIMEOUT
-        try:
-            async with asyncio.timeout(self._settings.timeout):
-                for retry in count():
-                    delay = min(_FIRST_BACKOFF * 2**retry, _LONGEST_BACKOFF) * random.uniform(0.5, 1)
-                    reason = Missing.TIMEOUT  # of what follows, if it does not come back
-                    try:
-                        data = await self._post(body, tokens)
-                    except openai.APIStatusError as error:
-                        self._reached, self._failures = True, 0
-                        reason = self._judge(error)
-                        if reason in (Missing.REJECTED, Missing.CONTENT_FILTER):
-                            return Reply(missing=reason, raw=str(error), billed=False), lost
-                        delay = max(delay, _retry_after(error))
-                    except openai.APIConnectionError as error:
-                        reason = Missing.CONNECTION
-                        self._watch_connection(error)
-                        if not isinstance(error.__cause__, _NOT_SENT):
-                            if not self._tally.budget.reserve(most):
-                                return Reply(missing=reason, billed=True), lost
-                            lost += 1
-                    else:
-                        self._reached, self._failures = True, 0
-                        reply = read_reply(
-                            data, self._asks.task_of(ask), len(self._asks.images[ask.index]), self._settings.format
-                        )
-                        return reply, lost
-                    await self._pause(max(delay, self._limits.wait(tokens)))
-                    if self._stopping.is_set():
-                        return None, lost
-        except TimeoutError:
-            return Reply(missing=reason, billed=reason is Missing.TIMEOUT), lost
-        raise AssertionError("unreachable: count() does not end")
-
-    async def _post(self, body: dict[str, Any], tokens: float) -> bytes:
-        self._tally.requests += 1
-        marks = self._limits.send(tokens)
-        # Through `extra_body` and the raw response: the client's typed walks over the request and the reply
-        # would cost more CPU than all the rest, and would raise on the replies that `read_reply` explains.
-        try:
-            response = await self._client.chat.completions.with_raw_response.create(
-                model=self._settings.model, messages=[], extra_body=body
-            )
-        except openai.APIStatusError as error:
-            self._limits.learn(error.response.headers, marks)
-            raise
-        self._limits.learn(response.headers, marks)
-        return response.http_response.content
-
-    def _judge(self, error: openai.APIStatusError) -> Missing:
-        """Why a reply with an error status is no answer; raises where no other post would fare better."""
-        codes = {error.code, error.type}
-        remedy = status_remedy(error.status_code, codes, self._settings.model)
-        if remedy is not None:
-            self._give_up(error, remedy)
-        return status_reason(error.status_code, codes)
-
-    def _watch_replies(self, reply: Reply) -> None:
-        if reply.missing not in _NO_REPLY:
-            self._answered, self._barren = True, 0
-            return
-        self._barren += 1
-        if self._barren >= (max(_BARREN, 2 * self._settings.concurrency) if self._answered else _BARREN_AT_START):
-            raise AnnotationError(
-                f"annotator {self._source} at {self._endpoint}: the last {self._barren} requests brought no reply of "
-                f"the model ({reply.missing}: {(reply.raw or '')[:300]!r}); check OPENAI_BASE_URL, annotate.model, "
-                "max_tokens and detail against what it accepts, and timeout and concurrency against its speed. "
-                f"Done before: {self._tally.done} of {self._tally.total} requests; their answers are kept"
-            )
-
-    def _watch_connection(self, error: openai.APIConnectionError) -> None:
-        now = time.monotonic()
-        if self._failures == 0:
-            self._down_since = now
-        self._failures += 1
-        patience = _DOWN_SECONDS if self._reached else _DOWN_AT_START_SECONDS
-        if self._failures >= _DOWN_FAILURES and now - self._down_since >= patience:
-            self._give_up(error, "check that the endpoint runs, and OPENAI_BASE_URL")
-
-    def _give_up(self, error: openai.APIError, remedy: str) -> NoReturn:
-        found = f"{error.message} ({error.__cause__!r})" if error.__cause__ is not None else error.message
-        raise AnnotationError(
-            f"annotator {self._source} at {self._endpoint}: {found}; {remedy}. "
-            f"Done before: {self._tally.done} of {self._tally.total} requests; their answers are kept"
-        ) from error
-
-
-def _retry_after(error: openai.APIStatusError) -> float:
-    """Seconds that the endpoint asks to wait, 0 where it does not say; the caller's deadline bounds them."""
-    value = error.response.headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:  # absent, or neither a number nor a date
-        return 0.0

@@ -7,10 +7,8 @@ the model gives to the label under suspicion. Source: Northcutt et al., "Confide
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,11 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import pandas as pd
 
-from model.errors import AnnotationError, ManifestError
-from model.schema import IMAGES, POST_ID, TEXT, TITLE
+from model.errors import AnnotationError
+from model.schema import IMAGES, POST_ID, ROOT, TEXT, TITLE
 from model.task import Question, Task
 from steps.annotate.agreement import checked_labels
+from steps.tables import rows_of, tell_unmatched
 
 #: Of a queue beside its posts' columns.
 SCORE, DISPUTED = "score", "disputed"
@@ -81,6 +80,7 @@ def doubtful(
 
     Raises:
         AnnotationError: as `disagreements`, or the predictions lack a question's columns.
+        NoMatchError: no post is in both tables.
     """
     absent = [c for id_ in task.question_ids for c in (f"class_{id_}", f"answer_{id_}") if c not in predictions]
     if absent:
@@ -91,6 +91,7 @@ def doubtful(
     classes = {id_: predictions[f"class_{id_}"] for id_ in task.question_ids}
     own = checked_labels(predictions[[POST_ID]].assign(**classes), task, name)
     model, given = predictions.set_index(POST_ID), checked_labels(labels, task, annotator)
+    tell_unmatched(given.index, own.index, f"labels {annotator}", f"the predictions {name}")
     joined = [post for post in own.index if post in given.index]
     columns: dict[str, Any] = {}
     confidence_QN = []
@@ -134,11 +135,14 @@ def _ranked(
 
 
 def write_csv(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, path: Path) -> None:
-    """The queue with the posts' own columns, and an empty column a question for people's answers."""
-    table = queue.merge(posts[[POST_ID, TITLE, TEXT, IMAGES]], on=POST_ID, how="left")
+    """The queue with the posts' own columns, and an empty column per question for people's answers."""
+    own = rows_of(posts, queue[POST_ID].tolist(), "posts")
+    table = queue.reset_index(drop=True).join(own[[TITLE, TEXT, IMAGES]])
     for column in (TITLE, TEXT):  # people's own words: a spreadsheet would run one that begins as a formula
         table[column] = ["'" + text if text[:1] in ("=", "+", "-", "@", "\t") else text for text in table[column]]
-    table[IMAGES] = [" ".join(paths) for paths in table[IMAGES]]
+    table[IMAGES] = [
+        " ".join(os.path.join(root, name) for name in names) for root, names in zip(own[ROOT], own[IMAGES], strict=True)
+    ]
     for question in task.questions:
         table[question.id] = ""
     table.to_csv(path, index=False, quoting=csv.QUOTE_MINIMAL)
@@ -149,14 +153,14 @@ def write_label_studio(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, pat
 
     Images are named as Label Studio serves local files: `root` is to be its LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT.
     """
-    by_id = posts.set_index(POST_ID)
+    own = rows_of(posts, queue[POST_ID].tolist(), "posts").to_dict("records")
     opinions = [column for column in queue.columns if column not in (POST_ID, SCORE, DISPUTED)]
     tasks = []
-    for row in queue.to_dict("records"):
-        post = by_id.loc[row[POST_ID]]
+    for row, post in zip(queue.to_dict("records"), own, strict=True):
         disputed = set(row[DISPUTED].split())
         said = [f"{name}: {row[name]}" for name in opinions if name.partition(":")[0] in disputed]
-        images = [f"/data/local-files/?d={quote(os.path.relpath(image, root))}" for image in post[IMAGES]]
+        paths = [os.path.relpath(os.path.join(post[ROOT], name), root) for name in post[IMAGES]]
+        images = [f"/data/local-files/?d={quote(path)}" for path in paths]
         data = {POST_ID: row[POST_ID], TITLE: post[TITLE], TEXT: post[TEXT], IMAGES: images, "said": "\n".join(said)}
         tasks.append({"data": data})
     path.write_text(json.dumps(tasks, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -168,96 +172,3 @@ def write_label_studio(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, pat
         lines += [f"    <Choice value={quoteattr(name)}/>" for name in question.classes]
         lines.append("  </Choices>")
     path.with_suffix(".xml").write_text("\n".join([*lines, "</View>", ""]), encoding="utf-8")
-
-
-# --- back as gold
-
-
-def read_answers(path: Path, task: Task) -> dict[str, dict[str, int]]:
-    """People's answers: post_id -> question id -> class index, of a filled CSV or of Label Studio's JSON export.
-
-    Where several people answered a question of a post differently it is left out, as is one that nobody answered.
-
-    Raises:
-        ManifestError: the file cannot be read, or holds an answer that is no class of its question.
-    """
-    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
-    try:
-        if path.suffix == ".json":
-            for item in json.loads(path.read_text(encoding="utf-8")):
-                for annotation in item.get("annotations", []):
-                    for choice in [] if annotation.get("was_cancelled") else annotation["result"]:
-                        if choice.get("type") == "choices":
-                            found[item["data"][POST_ID]][choice["from_name"]].update(choice["value"]["choices"])
-        else:
-            for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")):
-                for id_ in task.question_ids:
-                    if (row.get(id_) or "").strip():
-                        found[row[POST_ID]][id_].add(row[id_].strip())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ManifestError(
-            f"answers {path}: {error!r}; a filled queue (CSV) or Label Studio's JSON export is expected"
-        ) from error
-    answers: dict[str, dict[str, int]] = {}
-    for post, by_question in found.items():
-        for question in task.questions:
-            given = by_question.get(question.id, set())
-            indices = {_index(path, post, question, answer) for answer in given}
-            if len(indices) == 1:
-                answers.setdefault(post, {})[question.id] = indices.pop()
-    return answers
-
-
-def _index(path: Path, post: str, question: Question, answer: str) -> int:
-    if answer in question.classes:
-        return question.classes.index(answer)
-    if answer.isdecimal() and int(answer) < len(question.classes):
-        return int(answer)
-    raise ManifestError(
-        f"answers {path}: post {post}, question {question.id}: {answer!r} is none of {', '.join(question.classes)}"
-    )
-
-
-def add_gold(manifest: Path, answers: Mapping[str, Mapping[str, int]], out: Path) -> int:
-    """Write `manifest` with people's answers as its process labels; all else stays as it is.
-
-    Returns:
-        The number of posts that got an answer.
-
-    Raises:
-        ManifestError: `out` lies in another folder (images are named relative to it) or has another suffix, a file
-            cannot be read or written, or an answer's post is not in the manifest.
-    """
-    if out.resolve().parent != manifest.resolve().parent or out.suffix != manifest.suffix:
-        raise ManifestError(
-            f"{out}: the new manifest must lie in the folder of {manifest}, with the suffix {manifest.suffix}: "
-            "its images are named from there"
-        )
-    left = set(answers)
-    try:
-        if manifest.suffix == ".parquet":
-            table = pd.read_parquet(manifest)
-            left -= set(table[POST_ID])
-            for id_ in dict.fromkeys(id_ for given in answers.values() for id_ in given):
-                old = table[id_] if id_ in table else pd.Series(None, index=table.index, dtype=object)
-                new = [answers.get(post, {}).get(id_, cell) for post, cell in zip(table[POST_ID], old, strict=True)]
-                table[id_] = pd.array([None if pd.isna(cell) else cell for cell in new], dtype="Int64")
-        else:
-            lines = []
-            for line in manifest.read_text(encoding="utf-8-sig").split("\n"):  # a title may hold other line ends
-                row: dict[str, Any] = json.loads(line) if line.strip() else {}
-                post = str(row.get(POST_ID))
-                left.discard(post)
-                lines.append(json.dumps(row | dict(answers[post]), ensure_ascii=False) if post in answers else line)
-        if left:
-            raise ManifestError(
-                f"manifest {manifest}: {len(left)} answered posts are not in it, for example {sorted(left)[0]!r}; "
-                "give the manifest that the queue was made from"
-            )
-        if manifest.suffix == ".parquet":
-            table.to_parquet(out)
-        else:
-            out.write_text("\n".join(lines), encoding="utf-8")
-    except (OSError, ValueError, KeyError, AttributeError) as error:  # no JSON or Parquet, or rows of another form
-        raise ManifestError(f"manifest {manifest}: {error!r}; a manifest that ingest reads is expected") from error
-    return len(answers)

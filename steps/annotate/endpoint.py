@@ -14,7 +14,7 @@ from steps.settings import AnnotateSettings
 _CONNECT_SECONDS = 10.0
 
 
-def connect(settings: AnnotateSettings, source: str, base_url: str | None, api_key: str | None) -> openai.AsyncOpenAI:
+def connect(settings: AnnotateSettings, base_url: str | None, api_key: str | None) -> openai.AsyncOpenAI:
     """A client that repeats nothing by itself: it would wait any Retry-After, and repeat an exhausted quota.
 
     Args:
@@ -30,7 +30,9 @@ def connect(settings: AnnotateSettings, source: str, base_url: str | None, api_k
     try:
         url = httpx2.URL(base_url or "")
     except httpx2.InvalidURL as error:
-        raise AnnotationError(f"annotator {source}: {base_url!r} is no URL ({error}); check OPENAI_BASE_URL") from error
+        raise AnnotationError(
+            f"annotator {settings.source}: {base_url!r} is no URL ({error}); check OPENAI_BASE_URL"
+        ) from error
     common: dict[str, Any] = {
         "api_key": api_key or os.environ.get("OPENAI_API_KEY"),
         "max_retries": 0,
@@ -48,11 +50,11 @@ def connect(settings: AnnotateSettings, source: str, base_url: str | None, api_k
             client = openai.AsyncOpenAI(base_url=base_url, **common)
     except openai.OpenAIError as error:
         raise AnnotationError(
-            f"annotator {source}: no API key; set OPENAI_API_KEY (to any value where none is needed), "
+            f"annotator {settings.source}: no API key; set OPENAI_API_KEY (to any value where none is needed), "
             "or choose `annotator: human`"
         ) from error
     if not (client.api_key.isascii() and client.api_key.isprintable()):
         raise AnnotationError(
-            f"annotator {source}: the API key holds characters that an HTTP header cannot; set OPENAI_API_KEY"
+            f"annotator {settings.source}: the API key holds characters that an HTTP header cannot; set OPENAI_API_KEY"
         )
     return client

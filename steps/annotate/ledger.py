@@ -1,20 +1,18 @@
-"""The ledger: every answer ever paid for, one row an attempt, kept over runs and crashes.
+"""The ledger: every answer ever paid for, one row per attempt, kept over runs and crashes.
 
 A row is committed as soon as its answer is there, so a killed run loses at most what was in flight.
-What is stored is the answer as given (counts), never a class made of it: another rule reads the
-same answers anew, at no cost.
+The answer is stored as it was given (counts), never as a class: another rule reads the same
+answers again, at no cost.
 
-Who asks a key holds its lease, a row of its own, so that several processes on one ledger never ask
-the same key at once. A lease ends with its answer; that of a process that died is free at once on
-the same machine, and after `lease_seconds` without a sign of life anywhere else. The keys of a
-batch are held by its shard until the shard is collected, by whichever process comes to it.
+A process that asks a key holds its lease, a row of its own: so several processes on one ledger never
+ask the same key at once. A lease ends with its answer. The lease of a process that died is free at once
+on the same machine, and on another one after `lease_seconds` without a sign of life. The keys of a
+batch file are held by that file until any process collects it.
 """
 
 from __future__ import annotations
 
-import os
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,32 +22,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    Column,
-    DateTime,
-    Engine,
-    Float,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    create_engine,
-    delete,
-    event,
-    func,
-    insert,
-    inspect,
-    make_url,
-    or_,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import Engine, create_engine, delete, event, func, insert, inspect, make_url, or_, select, text, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from model.errors import AnnotationError
+from steps.annotate.ledger_tables import ANSWERS, BATCH_FILES, LEASES, METADATA
+from steps.annotate.owner import died, new_owner
 
 
 class Missing(StrEnum):
@@ -79,46 +57,6 @@ _RAW_CHARACTERS = 4000
 _BUSY_SECONDS = 30
 #: A process that gives no sign of life for so long has lost its leases; it gives one four times as often.
 LEASE_SECONDS = 60.0
-
-_metadata = MetaData()
-_answers = Table(
-    "annotation_answers",
-    _metadata,
-    Column("id", Integer, primary_key=True),
-    Column("key", String(64), nullable=False, index=True),
-    # 1 for the first time that the key was asked; an unpaid attempt leaves the number to the next
-    Column("attempt", Integer, nullable=False),
-    Column("post_id", Text, nullable=False),  # for tracing: the key alone decides
-    Column("model", Text, nullable=False),
-    Column("raw", Text),
-    Column("counts", JSON(none_as_null=True)),
-    Column("missing", String(32)),
-    Column("prompt_tokens", Integer),
-    Column("completion_tokens", Integer),
-    Column("latency", Float, nullable=False),  # seconds
-    Column("created", DateTime(timezone=True), nullable=False),
-    Column("cost", Float),  # dollars; NULL where the model had no price
-)
-_leases = Table(
-    "annotation_leases",
-    _metadata,
-    Column("key", String(64), primary_key=True),
-    Column("owner", String(128), nullable=False, index=True),
-    Column("expires", Float),  # seconds since the epoch; NULL: held by a shard until that is collected
-)
-_shards = Table(
-    "annotation_shards",
-    _metadata,
-    Column("id", String(32), primary_key=True),
-    Column("source", Text, nullable=False),
-    # what reading the answers takes, so that any process can collect the shard
-    Column("form", JSON, nullable=False),
-    Column("items", JSON, nullable=False),
-    Column("file_id", Text),
-    Column("batch_id", Text),
-    Column("reserved", Float, nullable=False),  # dollars, the most that it may cost
-    Column("created", DateTime(timezone=True), nullable=False),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +90,8 @@ class LedgerAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardItem:
-    """One request of a shard; `question` is the position of the question asked, None: all of them."""
+class BatchItem:
+    """One request in a batch file; `question` is the position of the question asked, None: all of them."""
 
     key: str
     post_id: str
@@ -164,13 +102,13 @@ class ShardItem:
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class BatchFile:
     """One file of requests on its way through the endpoint's batch interface."""
 
     id: str
     source: str
     form: dict[str, Any]
-    items: tuple[ShardItem, ...]
+    items: tuple[BatchItem, ...]
     #: None: not known to be uploaded, or created.
     file_id: str | None
     batch_id: str | None
@@ -190,7 +128,7 @@ class Ledger:
 
     def __init__(self, url: str, lease_seconds: float = LEASE_SECONDS) -> None:
         self.lease_seconds = lease_seconds
-        self._owner = f"{_here()}/{os.getpid()}/{_started(os.getpid())}/{uuid.uuid4().hex[:8]}"
+        self._owner = new_owner()
         try:
             parsed = make_url(url)
         except SQLAlchemyError as error:
@@ -225,42 +163,42 @@ class Ledger:
 
     def _create_tables(self) -> None:
         try:
-            _metadata.create_all(self._engine)
+            METADATA.create_all(self._engine)
         except SQLAlchemyError:  # another process created them between our look and our statement
-            _metadata.create_all(self._engine)
-        if "cost" not in {column["name"] for column in inspect(self._engine).get_columns(_answers.name)}:
+            METADATA.create_all(self._engine)
+        if "cost" not in {column["name"] for column in inspect(self._engine).get_columns(ANSWERS.name)}:
             # a ledger from before costs were kept: what was paid then stays NULL
             with self._engine.begin() as connection:
-                connection.execute(text(f"ALTER TABLE {_answers.name} ADD COLUMN cost FLOAT"))
+                connection.execute(text(f"ALTER TABLE {ANSWERS.name} ADD COLUMN cost FLOAT"))
 
     def record(self, attempt: Attempt, *, settled: bool = False) -> None:
         """Append one attempt; it is committed when this returns. `settled`: the key's lease ends with it."""
         with self._explained(), self._engine.begin() as connection:
-            connection.execute(insert(_answers), _row(attempt))
+            connection.execute(insert(ANSWERS), _row(attempt))
             if settled:
-                connection.execute(delete(_leases).where(_leases.c.key == attempt.key))
+                connection.execute(delete(LEASES).where(LEASES.c.key == attempt.key))
 
     def lookup(self, keys: Iterable[str]) -> dict[str, LedgerAnswer]:
         """What is known of each key that was ever asked; the others are absent."""
         found: dict[str, LedgerAnswer] = {}
         distinct = list(dict.fromkeys(keys))
-        columns = select(_answers.c.key, _answers.c.counts, _answers.c.missing).order_by(_answers.c.id)
+        columns = select(ANSWERS.c.key, ANSWERS.c.counts, ANSWERS.c.missing).order_by(ANSWERS.c.id)
         with self._explained(), self._engine.connect() as connection:
             for start in range(0, len(distinct), _LOOKUP_CHUNK):
                 chunk = distinct[start : start + _LOOKUP_CHUNK]
-                for key, counts, missing in connection.execute(columns.where(_answers.c.key.in_(chunk))):
+                for key, counts, missing in connection.execute(columns.where(ANSWERS.c.key.in_(chunk))):
                     found[key] = _later(found.get(key), counts, missing)
         return found
 
     def spent(self) -> float:
         """Dollars recorded in all, over all runs."""
         with self._explained(), self._engine.connect() as connection:
-            return float(connection.execute(select(func.sum(_answers.c.cost))).scalar() or 0.0)
+            return float(connection.execute(select(func.sum(ANSWERS.c.cost))).scalar() or 0.0)
 
     # --- leases
 
     def claim(self, keys: Sequence[str]) -> set[str]:
-        """Take the leases of those `keys` that nobody holds; an answer may be there already: look afterwards.
+        """Take the leases of those `keys` that nobody holds; an answer may be there already: look it up afterwards.
 
         Returns:
             The keys that this process, and no other, may ask until it records, releases or dies.
@@ -272,28 +210,28 @@ class Ledger:
         with self._explained():
             try:
                 with self._engine.begin() as connection:
-                    connection.execute(insert(_leases), rows)
+                    connection.execute(insert(LEASES), rows)
                 return set(keys)
             except IntegrityError:  # somebody holds one of them: one by one
                 return {row["key"] for row in rows if self._claim_one(row)}
 
     def _claim_one(self, row: dict[str, Any]) -> bool:
         with self._engine.connect() as connection:
-            holder = connection.execute(select(_leases).where(_leases.c.key == row["key"])).first()
+            holder = connection.execute(select(LEASES).where(LEASES.c.key == row["key"])).first()
         try:
             with self._engine.begin() as connection:
                 if holder is None:
-                    connection.execute(insert(_leases), row)
+                    connection.execute(insert(LEASES), row)
                     return True
-                if holder.expires is None or (holder.expires > time.time() and not _died(holder.owner)):
+                if holder.expires is None or (holder.expires > time.time() and not died(holder.owner)):
                     return False
                 # by whom it was seen to be held: of two that see the same dead owner one takes it
                 taken = connection.execute(
-                    update(_leases)
+                    update(LEASES)
                     .where(
-                        _leases.c.key == row["key"],
-                        _leases.c.owner == holder.owner,
-                        _leases.c.expires == holder.expires,
+                        LEASES.c.key == row["key"],
+                        LEASES.c.owner == holder.owner,
+                        LEASES.c.expires == holder.expires,
                     )
                     .values(owner=row["owner"], expires=row["expires"])
                 )
@@ -305,59 +243,61 @@ class Ledger:
         """A sign of life: our leases hold for `lease_seconds` from now."""
         with self._explained(), self._engine.begin() as connection:
             connection.execute(
-                update(_leases)
-                .where(_leases.c.owner == self._owner, _leases.c.expires.is_not(None))
+                update(LEASES)
+                .where(LEASES.c.owner == self._owner, LEASES.c.expires.is_not(None))
                 .values(expires=time.time() + self.lease_seconds)
             )
 
     def release(self, keys: Sequence[str] | None = None) -> None:
         """Give back our leases of `keys`; None: all of ours."""
-        ours = delete(_leases).where(_leases.c.owner == self._owner)
+        ours = delete(LEASES).where(LEASES.c.owner == self._owner)
         with self._explained(), self._engine.begin() as connection:
             if keys is None:
                 connection.execute(ours)
                 return
             for start in range(0, len(keys), _LOOKUP_CHUNK):
-                connection.execute(ours.where(_leases.c.key.in_(keys[start : start + _LOOKUP_CHUNK])))
+                connection.execute(ours.where(LEASES.c.key.in_(keys[start : start + _LOOKUP_CHUNK])))
 
-    # --- shards of the batch mode
+    # --- batch files of the batch mode
 
-    def add_shard(self, shard: Shard) -> None:
-        """Keep a shard before anything of it is sent; the leases of its keys, which we hold, become its own."""
+    def add_batch_file(self, batch_file: BatchFile) -> None:
+        """Keep a batch file before anything of it is sent; the leases of its keys, which we hold, become its own."""
         row = {
-            "id": shard.id,
-            "source": shard.source,
-            "form": shard.form,
-            "items": [[i.key, i.post_id, i.n_images, i.question, i.reserved] for i in shard.items],
-            "reserved": shard.reserved,
+            "id": batch_file.id,
+            "source": batch_file.source,
+            "form": batch_file.form,
+            "items": [[i.key, i.post_id, i.n_images, i.question, i.reserved] for i in batch_file.items],
+            "reserved": batch_file.reserved,
             "created": datetime.now(UTC),
         }
-        keys = [item.key for item in shard.items]
+        keys = [item.key for item in batch_file.items]
         with self._explained(), self._engine.begin() as connection:
-            connection.execute(insert(_shards), row)
+            connection.execute(insert(BATCH_FILES), row)
             for start in range(0, len(keys), _LOOKUP_CHUNK):
                 connection.execute(
-                    update(_leases)
-                    .where(_leases.c.owner == self._owner, _leases.c.key.in_(keys[start : start + _LOOKUP_CHUNK]))
-                    .values(owner=_shard_owner(shard.id), expires=None)
+                    update(LEASES)
+                    .where(LEASES.c.owner == self._owner, LEASES.c.key.in_(keys[start : start + _LOOKUP_CHUNK]))
+                    .values(owner=_owner_of(batch_file.id), expires=None)
                 )
 
-    def sent_shard(self, shard_id: str, *, file_id: str | None = None, batch_id: str | None = None) -> None:
-        """Keep the endpoint's names for a shard; None: as it was."""
+    def sent_batch_file(self, id_: str, *, file_id: str | None = None, batch_id: str | None = None) -> None:
+        """Keep the endpoint's names for a batch file; None: as it was."""
         names = {name: value for name, value in (("file_id", file_id), ("batch_id", batch_id)) if value is not None}
         with self._explained(), self._engine.begin() as connection:
-            connection.execute(update(_shards).where(_shards.c.id == shard_id).values(**names))
+            connection.execute(update(BATCH_FILES).where(BATCH_FILES.c.id == id_).values(**names))
 
-    def shards(self, source: str) -> list[Shard]:
-        """The shards of an annotator that are not collected yet, oldest first."""
-        query = select(_shards).where(_shards.c.source == source).order_by(_shards.c.created, _shards.c.id)
+    def batch_files(self, source: str) -> list[BatchFile]:
+        """The batch files of an annotator that are not collected yet, oldest first."""
+        query = (
+            select(BATCH_FILES).where(BATCH_FILES.c.source == source).order_by(BATCH_FILES.c.created, BATCH_FILES.c.id)
+        )
         with self._explained(), self._engine.connect() as connection:
             return [
-                Shard(
+                BatchFile(
                     row.id,
                     row.source,
                     row.form,
-                    tuple(ShardItem(*item) for item in row.items),
+                    tuple(BatchItem(*item) for item in row.items),
                     row.file_id,
                     row.batch_id,
                     row.reserved,
@@ -365,20 +305,18 @@ class Ledger:
                 for row in connection.execute(query)
             ]
 
-    def collect_shard(self, shard_id: str, attempts: Sequence[Attempt]) -> bool:
-        """Record what came back of a shard, free its keys and forget it: all of it, or nothing.
+    def collect_batch_file(self, id_: str, attempts: Sequence[Attempt]) -> bool:
+        """Record what came back of a batch file, free its keys and forget it: all of it, or nothing.
 
         Returns:
             False: another process was first; nothing was recorded.
         """
         with self._explained(), self._engine.begin() as connection:
-            if connection.execute(delete(_shards).where(_shards.c.id == shard_id)).rowcount != 1:
+            if connection.execute(delete(BATCH_FILES).where(BATCH_FILES.c.id == id_)).rowcount != 1:
                 return False
             if attempts:
-                connection.execute(insert(_answers), [_row(attempt) for attempt in attempts])
-            connection.execute(
-                delete(_leases).where(or_(_leases.c.owner == _shard_owner(shard_id), _leases.c.key == shard_id))
-            )
+                connection.execute(insert(ANSWERS), [_row(attempt) for attempt in attempts])
+            connection.execute(delete(LEASES).where(or_(LEASES.c.owner == _owner_of(id_), LEASES.c.key == id_)))
         return True
 
     @contextmanager
@@ -420,34 +358,8 @@ def _row(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _shard_owner(shard_id: str) -> str:
-    return f"shard:{shard_id}"
-
-
-def _here() -> str:
-    """Names this machine and its set of process ids (a container has its own); "" where that cannot be known."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str:
-    """When a process was started, which tells it from a later one of the same id; "" where there is none."""
-    try:
-        # the fields after the name, which stands in parentheses and may hold anything
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return "" if fields[0] in "ZX" else fields[19]
-    except OSError:
-        return ""
-
-
-def _died(owner: str) -> bool:
-    """Whether the owner of a lease is known to be dead; of another machine's that is never known."""
-    place, _, process = owner.rpartition("/")[0].partition("/")
-    pid, _, started = process.partition("/")
-    return bool(place) and place == _here() and pid.isdigit() and _started(int(pid)) != started
+def _owner_of(id_: str) -> str:
+    return f"shard:{id_}"
 
 
 def _use_wal(connection: Any, record: Any) -> None:

@@ -30,7 +30,6 @@ def render_report(
     below: Sequence[Verdict],
     settings: AnnotateSettings,
     heading: str,
-    source: str,
 ) -> str:
     """The report of one annotation.
 
@@ -38,12 +37,11 @@ def render_report(
         questions: the agreement with people's labels.
         below: what the gate found.
         heading: names the task.
-        source: the annotator with its model.
     """
     answered = sum(question.answered for question in questions)
     return _REPORT.render(
         result=result, plan=result.plan, questions=questions, below=below, settings=settings, heading=heading,
-        source=source, measured=answered > 0,
+        source=settings.source, measured=answered > 0,
         requests_a_second=result.requests / result.seconds if result.seconds else None,
     )  # fmt: skip
 
@@ -209,7 +207,7 @@ known.</p>
 <tr><td>Dollars at most, each asked once</td><td>{{ plan.most_dollars | dollars }}</td>
 <td>{{ "no cap" if settings.max_cost is none else "cap " ~ (settings.max_cost | dollars) }}</td></tr>
 </tbody></table></div>
-<p class="note">Planned before the first request: text at four bytes a token, images by the price table's rule.
+<p class="note">Planned before the first request: text at four bytes per token, images by the price table's rule.
 {% if plan.answered %}{{ "{:,}".format(plan.answered) }} answers were in the ledger already.{% endif %}
 {% if plan.given_up %}{{ "{:,}".format(plan.given_up) }} have used up their retries.{% endif %}
 {% if plan.under_way %}{{ "{:,}".format(plan.under_way) }} were under way in a batch.{% endif %}</p>

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from steps.annotate.asks import Ask, Asks
 from steps.annotate.ledger import Ledger, LedgerAnswer
+from steps.annotate.requests import Request, Requests
 
 
 def is_settled(answer: LedgerAnswer | None, retries: int) -> bool:
@@ -15,13 +15,13 @@ def is_settled(answer: LedgerAnswer | None, retries: int) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """Posts, requests, tokens and dollars of an annotation as far as the ledger does not have it yet."""
+    """Posts, requests, tokens and dollars of an annotation, without what the ledger has already."""
 
     posts: int
     #: Distinct image files of these posts.
     images: int
-    #: Distinct requests of these posts; of them answered, without an answer and not to be asked again, held by a
-    #: batch that is under way, and to be asked.
+    #: Distinct requests of these posts. Of them: answered; without an answer, and not to be asked again; in a batch
+    #: file that is under way; to be asked.
     requests: int
     answered: int
     given_up: int
@@ -36,30 +36,30 @@ class Plan:
     most_dollars: float | None
 
 
-def make_plan(asks: Asks, ledger: Ledger) -> tuple[Plan, dict[str, LedgerAnswer]]:
+def make_plan(requests: Requests, ledger: Ledger) -> tuple[Plan, dict[str, LedgerAnswer]]:
     """The plan, and what the ledger knows of the requests; sends nothing.
 
     Raises:
-        AnnotationError: the ledger cannot be read, or an image's size is needed and cannot be.
+        AnnotationError: the ledger cannot be read, or an image whose size is needed cannot be.
     """
-    distinct = asks.distinct()
-    known = ledger.lookup(ask.key for ask in distinct)
-    retries, price, batch = asks.settings.retries, asks.price, asks.settings.mode == "batch"
-    held = {item.key for shard in ledger.shards(asks.source) for item in shard.items}
-    todo = [ask for ask in distinct if not is_settled(known.get(ask.key), retries)]
-    to_ask = [ask for ask in todo if ask.key not in held]
+    distinct = requests.distinct()
+    known = ledger.lookup(request.key for request in distinct)
+    retries, price, batch = requests.settings.retries, requests.price, requests.settings.mode == "batch"
+    held = {item.key for batch_file in ledger.batch_files(requests.source) for item in batch_file.items}
+    todo = [request for request in distinct if not is_settled(known.get(request.key), retries)]
+    to_ask = [request for request in todo if request.key not in held]
     prompt = completion = dollars = most = 0.0
-    for ask in to_ask:
-        tokens = asks.tokens(ask)
+    for request in to_ask:
+        tokens = requests.tokens(request)
         prompt += tokens.prompt
         completion += tokens.completion
         if price is not None:
             dollars += tokens.dollars(price, batch=batch)
             most += tokens.most_dollars(price, batch=batch)
-    answered = sum(ask.key in known and known[ask.key].counts is not None for ask in distinct)
+    answered = sum(request.key in known and known[request.key].counts is not None for request in distinct)
     plan = Plan(
-        posts=len(asks.ids),
-        images=len({sha256 for hashes in asks.hashes for sha256 in hashes}),
+        posts=len(requests.ids),
+        images=len({sha256 for hashes in requests.hashes for sha256 in hashes}),
         requests=len(distinct),
         answered=answered,
         given_up=len(distinct) - len(todo) - answered,
@@ -73,6 +73,8 @@ def make_plan(asks: Asks, ledger: Ledger) -> tuple[Plan, dict[str, LedgerAnswer]
     return plan, known
 
 
-def todo_of(asks: Asks, known: dict[str, LedgerAnswer]) -> list[Ask]:
+def todo_of(requests: Requests, known: dict[str, LedgerAnswer]) -> list[Request]:
     """The requests that are not settled, in the order of the posts."""
-    return [ask for ask in asks.distinct() if not is_settled(known.get(ask.key), asks.settings.retries)]
+    return [
+        request for request in requests.distinct() if not is_settled(known.get(request.key), requests.settings.retries)
+    ]

@@ -17,11 +17,11 @@ from steps.paths import REPOSITORY
 PRICES = REPOSITORY / "configs" / "prices.yaml"
 
 _TILE = 512  # pixels
-#: Tokens of a chat request beside its text and images: roles and separators.
+#: Tokens of a chat request besides its text and images: roles and separators.
 _FRAME_TOKENS = 16
-#: Letters of English text a token stands for on average, and the digits and commas of an answer.
-_BYTES_A_TOKEN = 4
-_TOKENS_A_NUMBER = 2
+#: Bytes of English text per token, on average; and tokens per number of an answer, with its comma.
+_BYTES_PER_TOKEN = 4
+_TOKENS_PER_NUMBER = 2
 
 
 class _Strict(BaseModel):
@@ -109,8 +109,8 @@ def request_tokens(text: str, images: float, n_questions: int, max_tokens: int) 
     of them is what is to be expected.
     """
     size = len(text.encode())
-    expected = min(max_tokens, _TOKENS_A_NUMBER * n_questions)
-    return Tokens(size / _BYTES_A_TOKEN + images + _FRAME_TOKENS, expected, size + images + _FRAME_TOKENS, max_tokens)
+    expected = min(max_tokens, _TOKENS_PER_NUMBER * n_questions)
+    return Tokens(size / _BYTES_PER_TOKEN + images + _FRAME_TOKENS, expected, size + images + _FRAME_TOKENS, max_tokens)
 
 
 class Budget:

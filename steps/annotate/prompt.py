@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -13,9 +14,9 @@ from concurrent.futures import Future
 from io import BytesIO
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from model.errors import ImageError
+from model.images import INGESTED, decode, sides
 from model.task import Question, Task
 
 #: Part of the annotation key: raise with any change of what is sent, and every post is asked anew.
@@ -25,7 +26,6 @@ PROMPT_VERSION = 1
 #: the shorter one. Source: https://platform.openai.com/docs/guides/images-vision#calculating-costs
 _LOW_SIDE, _WIDEST, _SHORTEST = 512, 2048, 768
 _JPEG_QUALITY = 90
-_FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 def annotation_key(
@@ -87,7 +87,7 @@ def build_questions(task: Task, title: str, text: str, n_images: int, answer_for
 
 
 def answer_schema(task: Task) -> dict[str, Any]:
-    """The `response_format` that holds an endpoint to one whole number a question.
+    """The `response_format` that holds an endpoint to one whole number per question.
 
     The range is not in it: endpoints differ in what they accept there, and `read_reply` checks it anyway.
     """
@@ -175,40 +175,32 @@ def model_size(width: int, height: int, detail: str) -> tuple[int, int]:
 def image_payload(data: bytes, detail: str) -> bytes:
     """What is sent of an image file: the pixels that the model reads, no metadata (EXIF holds places and names).
 
-    A file that is shown by its structure to hold pixels only, and is small enough, is returned
-    unchanged; any other is decoded, turned upright, laid on white where it is transparent, resized
-    and encoded as JPEG.
+    A file that is small enough, and shown by its structure to hold nothing but pixels that every decoder shows alike,
+    is returned unchanged. Of any other the picture that training and serving see is resized and encoded as JPEG.
+
+    Args:
+        data: a file that ingest has accepted.
 
     Raises:
-        ImageError: the bytes are no complete JPEG, PNG or WEBP image.
+        ImageError: as `model.images.decode`.
     """
     size = _size_if_bare(data)
-    if size is not None and model_size(*size, detail) == size:
+    if size is not None and min(size) > 0 and model_size(*size, detail) == size:
         return data
-    try:
-        with Image.open(BytesIO(data), formats=_FORMATS) as opened:
-            wanted = model_size(*opened.size, detail)
-            opened.draft("RGB", wanted)  # a large JPEG is decoded at the scale that is needed
-            image = ImageOps.exif_transpose(opened)
-            image.thumbnail((max(wanted), max(wanted)), Image.Resampling.LANCZOS)
-            if image.has_transparency_data:
-                rgba = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-            pixels = image.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"cannot be decoded: {error}") from error
-    # convert() copies `info`, from which the encoder would write EXIF, ICC profile and comment again
-    pixels.info.clear()
+    wanted = model_size(*sides(data, INGESTED), detail)
+    image = decode(data, INGESTED, least_side=min(wanted))
+    image.thumbnail((max(wanted), max(wanted)), Image.Resampling.LANCZOS)
     out = BytesIO()
-    pixels.save(out, format="JPEG", quality=_JPEG_QUALITY)
+    image.save(out, format="JPEG", quality=_JPEG_QUALITY)
     return out.getvalue()
 
 
 def _size_if_bare(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a file that holds an image and nothing else; None where that is not certain.
 
-    Read from the structure of the file, without decoding. Only what is known to be harmless passes,
-    so that a form of metadata which nobody thought of leads to a re-encoding and not to a leak.
+    Read from the structure of the file, without decoding. Only what is known to be harmless, and to look the same
+    in every decoder, passes: a form of metadata or of pixels which nobody thought of leads to a re-encoding, and not
+    to a leak or to another picture.
     """
     try:
         if data.startswith(b"\xff\xd8"):
@@ -230,32 +222,53 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
 
 def _bare_jpeg(data: bytes) -> tuple[int, int] | None:
-    size, at = None, 2
+    frame, transform, at = b"", b"", 2
     while data[at] == 0xFF:
         marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
         if marker == 0xDA:  # the coded pixels follow; the end marker must be the next one, and the last two bytes
             found = _JPEG_MARKER.search(data, at + 2 + length)
-            return size if found and found[0] == b"\xff\xd9" and found.end() == len(data) else None
+            ended = found is not None and found[0] == b"\xff\xd9" and found.end() == len(data)
+            return (frame[3] << 8 | frame[4], frame[1] << 8 | frame[2]) if ended and _common(frame, transform) else None
         if marker not in _JPEG_BARE or (marker == 0xE0 and (length != 16 or data[at + 4 : at + 9] != b"JFIF\0")):
             return None  # a JFIF segment of more than 16 bytes holds a thumbnail
-        if marker == 0xEE and length != 14:
-            return None
+        if marker == 0xEE:
+            if length != 14:
+                return None
+            transform = data[at + 15 : at + 16]
         if marker in _JPEG_FRAMES:
-            size = (data[at + 7] << 8 | data[at + 8], data[at + 5] << 8 | data[at + 6])
+            frame = data[at + 4 : at + 2 + length]
         at += 2 + length
     return None
 
 
-_PNG_BARE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"pHYs"})
+def _common(frame: bytes, transform: bytes) -> bool:
+    """Whether a JPEG is of 8 bits, and grey or of the one form of colour (YCbCr) that no decoder has to guess.
+
+    Args:
+        frame: bits, height (2 bytes), width (2 bytes), number of components, three bytes each with their ids first.
+        transform: Adobe's, of one byte, or empty.
+    """
+    return frame[0] == 8 and (
+        frame[5] == 1 or (frame[5] == 3 and frame[6::3] == b"\1\2\3" and transform in (b"", b"\1"))
+    )
+
+
+#: Chunks without which, or with which, a PNG looks the same; those that say what sRGB says are judged by their bytes.
+_PNG_BARE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"sRGB", b"sBIT", b"pHYs"})
+_PNG_SRGB = {
+    b"gAMA": struct.pack(">I", 45455),
+    b"cHRM": struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000),
+}
 
 
 def _bare_png(data: bytes) -> tuple[int, int] | None:
-    if data[25] in (4, 6):  # an alpha channel: hidden colours would be sent
+    depth, colour = data[24], data[25]  # 16 bits are shown differently; under an alpha channel hidden colours are sent
+    if depth > 8 or colour not in (0, 2, 3) or (colour == 2 and depth < 8) or (colour == 3 and b"PLTE" not in data):
         return None
     at, kind = 8, b""
     while at < len(data):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        if kind not in _PNG_BARE:
+        if kind not in _PNG_BARE and data[at + 8 : at + 8 + length] != _PNG_SRGB.get(kind):
             return None
         at += 12 + length
         if kind == b"IEND":

@@ -39,11 +39,11 @@ class Bucket:
         if self._limit is None or self._rate <= 0:
             return 0.0
         level = min(self._limit, self._level + (now - self._at) * self._rate)
-        # more than the limit never fits: the endpoint is to say so
+        # more than the limit never fits: then the endpoint has to say so
         return max(0.0, (min(amount, self._limit) - level) / self._rate)
 
     def send(self, amount: float, now: float) -> float:
-        """Take `amount` out. Returns the mark of this request, which its reply is to be told with."""
+        """Take `amount` out. Returns the mark of this request: pass it to `learn` with its reply."""
         if self._limit is not None:
             self._level = min(self._limit, self._level + (now - self._at) * self._rate) - amount
             self._at = now
@@ -79,7 +79,7 @@ class RateLimits:
         return max(self._buckets["requests"].wait(1, now), self._buckets["tokens"].wait(tokens, now))
 
     def send(self, tokens: float) -> tuple[float, float]:
-        """A request is sent now; its marks for `learn`."""
+        """A request is sent now. Returns its marks for `learn`."""
         now = time.monotonic()
         return self._buckets["requests"].send(1, now), self._buckets["tokens"].send(tokens, now)
 

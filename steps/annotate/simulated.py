@@ -270,7 +270,7 @@ class _App:
             "created": 0,
             "model": model,
             "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
-            # 85 tokens an image of low detail, as OpenAI counts GPT-4o's; about four characters a token
+            # 85 tokens per image of low detail, as OpenAI counts for GPT-4o; about four characters per token
             "usage": {
                 "prompt_tokens": prompt,
                 "completion_tokens": completion,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import mlflow
 import pandas as pd
@@ -39,18 +40,14 @@ def _every_tenth(progress: Progress) -> None:
 def _ask(posts: pd.DataFrame, task: Task, settings: AnnotateSettings, sample: SampleSettings) -> AnnotationResult:
     from steps.annotate.client import annotate_posts
 
-    source = f"{settings.annotator}:{settings.model}"
-    ask: Callable[..., AnnotationResult] = annotate_posts
     with Ledger(ledger_url(settings.ledger)) as ledger:
-        common: dict[str, Any] = {"source": source, "on_progress": _every_tenth}
+        ask = partial(annotate_posts, posts, task, settings, ledger, on_progress=_every_tenth)
         if settings.annotator == "openai":
-            price = load_prices().get(settings.model)
-            return ask(posts, task, settings, ledger, base_url=None, api_key=None, price=price, **common)
-        common["price"] = FREE
+            return ask(price=load_prices().get(settings.model))
         ahead.wait()  # the step that draws the sample may be cached
         truth = pd.read_parquet(render_sample(sample, home()).with_name("truth.parquet"))
         with SimulatedAnnotator(truth, task) as server:
-            return ask(posts, task, settings, ledger, base_url=server.base_url, api_key=server.api_key, **common)
+            return ask(base_url=server.base_url, api_key=server.api_key, price=FREE)
 
 
 @step(
@@ -80,8 +77,7 @@ def annotate(
     # the page is made before a gate that fails: it is what explains the failure
     gate_action = "warn" if settings.on_low_agreement == "fail" else settings.on_low_agreement
     labels, below = gate(result.labels, questions, settings.min_agreement, gate_action)
-    source = f"{settings.annotator}:{settings.model}"
-    page = render_report(result, questions, below, settings, f"Task {task.name}", source)
+    page = render_report(result, questions, below, settings, f"Task {task.name}")
     path = home() / "reports" / "annotation.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")

@@ -27,7 +27,7 @@ class Progress:
     missing: int
     #: Dollars; None: the model has no price.
     spent: float | None
-    #: Requests settled a second, since the start.
+    #: Requests settled per second, since the start.
     rate: float
     #: None until the first is settled.
     seconds_left: float | None
@@ -78,7 +78,7 @@ class Tally:
         self.completion_tokens += reply.completion_tokens or 0
 
     def settle(self, key: str, answer: LedgerAnswer) -> None:
-        """A key is answered, or will not be asked again in this run."""
+        """A key has its answer, or is not asked again in this run."""
         self.answers[key] = answer
         self.done += 1
         self._missing += answer.counts is None

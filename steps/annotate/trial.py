@@ -10,12 +10,12 @@ from model.errors import AnnotationError, TaskError
 from model.schema import SPLIT, TRAIN, VAL
 from model.task import Question, Task
 from steps.annotate.agreement import agreement
-from steps.annotate.asks import Asks
 from steps.annotate.client import annotate_posts
 from steps.annotate.ledger import Ledger
 from steps.annotate.page import TrialRow
 from steps.annotate.plan import make_plan
 from steps.annotate.prices import Price
+from steps.annotate.requests import Requests
 from steps.annotate.tally import Progress
 from steps.settings import AnnotateSettings
 
@@ -60,10 +60,9 @@ def run_trial(
     settings: AnnotateSettings,
     ledger: Ledger,
     *,
-    base_url: str | None,
-    api_key: str | None,
-    source: str,
-    price: Price | None,
+    base_url: str | None = None,
+    api_key: str | None = None,
+    price: Price | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> list[TrialRow]:
     """Annotate the gold posts with each task's wordings and measure the agreement; missing answers are a result.
@@ -83,10 +82,9 @@ def run_trial(
         left = None if settings.max_cost is None else settings.max_cost - spent
         trial = settings.model_copy(update={"splits": (TRAIN, VAL), "max_missing_share": 1.0, "max_cost": left})
         result = annotate_posts(
-            gold, task, trial, ledger, base_url=base_url, api_key=api_key, source=source, price=price,
-            on_progress=on_progress,
-        )  # fmt: skip
+            gold, task, trial, ledger, base_url=base_url, api_key=api_key, price=price, on_progress=on_progress
+        )
         spent += result.cost or 0.0
-        plan, _ = make_plan(Asks(posts, task, settings, source, price), ledger)
+        plan, _ = make_plan(Requests(posts, task, settings, price), ledger)
         rows.append(TrialRow(name, plan, result, agreement(gold, result.labels, task)))
     return rows

@@ -19,9 +19,9 @@ from PIL import Image
 
 from model import metrics
 from model.errors import ImageError
-from model.images import ImageLimits, decode, read_source
+from model.images import INGESTED, decode, read_source
 from model.metrics import OperatingPoint
-from model.schema import IMAGES, POST_ID, TEST, TEXT, TITLE, VAL
+from model.schema import IMAGE_SHA256, IMAGES, POST_ID, ROOT, TEST, TEXT, TITLE, VAL
 from model.settings import answers_questions
 from model.task import Question, Task
 from steps.evaluate.report import (
@@ -35,12 +35,11 @@ from steps.evaluate.report import (
 )
 from steps.pages import environment, number, share
 from steps.settings import EvaluateSettings
+from steps.tables import rows_of
 
 #: Longer side of a thumbnail in pixels; how many a post shows, and the page in all (it stays below 2 MB).
 _THUMBNAIL, _THUMBNAILS_A_POST, _THUMBNAILS_IN_ALL = 96, 8, 160
 _MAX_TITLE, _MAX_TEXT = 160, 500
-#: Ingest has refused what is broken or too large already; this guards a page made from other posts.
-_LIMITS = ImageLimits(max_bytes=50_000_000, max_pixels=100_000_000)
 _MAX_CURVE_POINTS = 800
 
 _INK, _FAINT, _POSITIVE, _NEGATIVE, _ACCENT = "#1f2933", "#9aa5b1", "#b4552d", "#3a6ea5", "#2f6f5e"
@@ -235,27 +234,31 @@ def _groups(
     ]
     shown = sum(len(rows) for rows in chosen)
     room = min(_THUMBNAILS_A_POST, max(1, _THUMBNAILS_IN_ALL // max(shown, 1)))
-    by_id = posts.set_index(POST_ID)
     return [
         _Group(
             name=name,
             meaning=meaning,
             count=int(members.sum()),
-            examples=[_example(row, by_id.loc[row[POST_ID]], task, report, room) for _, row in rows.iterrows()],
+            examples=[
+                _example(row, post, task, report, room)
+                for (_, row), (_, post) in zip(
+                    rows.iterrows(), rows_of(posts, rows[POST_ID].tolist(), "posts").iterrows(), strict=True
+                )
+            ],
         )
         for (name, meaning, members, _), rows in zip(kinds, chosen, strict=True)
     ]
 
 
 def _example(row: pd.Series, post: pd.Series, task: Task, report: EvalReport, room: int) -> _Example:
-    images = list(post[IMAGES])
+    images = list(zip(post[IMAGES], post[IMAGE_SHA256], strict=True))
     asked = task.questions if answers_questions(report.variant) else ()
     return _Example(
         post_id=str(row[POST_ID]),
         score=float(row[SCORE]),
         title=_shortened(post[TITLE], _MAX_TITLE),
         text=_shortened(post[TEXT], _MAX_TEXT),
-        thumbnails=[_thumbnail(path) for path in images[:room]],
+        thumbnails=[_thumbnail(post[ROOT], name, sha256) for name, sha256 in images[:room]],
         hidden_images=max(0, len(images) - room),
         answers=[_answer(row, question) for question in asked],
     )
@@ -274,9 +277,9 @@ def _answer(row: pd.Series, question: Question) -> _Answer:
     )
 
 
-def _thumbnail(path: str) -> _Thumbnail:
+def _thumbnail(root: str, name: str, sha256: str) -> _Thumbnail:
     try:
-        image = decode(read_source(path, _LIMITS), _LIMITS, least_side=_THUMBNAIL)
+        image = decode(read_source(name, INGESTED, root=root, sha256=sha256), INGESTED, least_side=_THUMBNAIL)
     except ImageError as error:
         return _Thumbnail(source=None, reason=str(error))
     image.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.LANCZOS)

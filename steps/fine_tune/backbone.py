@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import model.tiny
+from model.integrity import hashes
 from model.settings import TINY, BackboneSettings
 from model.task import TASKS_DIR
 from model.tiny import build_tiny
-from steps.code import code_digest
+from steps import recipe
 from steps.ingest import sample
 
 #: Single images that the tiny tower is pretrained on, and texts for its tokenizer.
@@ -17,20 +16,32 @@ TOWER_IMAGES = 6_000
 TOKENIZER_POSTS = 3_000
 
 
-def resolve(backbone: BackboneSettings, home: Path, *, tower_images: int = TOWER_IMAGES) -> BackboneSettings:
-    """The settings with a name that `transformers` can load.
+def _policy() -> str:
+    """The sample's policy, as it is written: the tiny tokenizer knows its words."""
+    return (TASKS_DIR / "ucc.yaml").read_text(encoding="utf-8")
 
-    The tiny backbone is kept under `home`, by a hash of the code that makes it.
+
+def fingerprint(backbone: BackboneSettings, *, tower_images: int = TOWER_IMAGES) -> str:
+    """Names a backbone's content, the same on every machine: the tiny one is known by its recipe, a local folder by the
+    bytes of its files, a hub's by its commit.
     """
+    if backbone.name == TINY:
+        name = f"tiny-{recipe.key(recipe.TINY_BACKBONE, policy=_policy(), tower_images=tower_images)}"
+    elif Path(backbone.name).is_dir():
+        name = f"{Path(backbone.name).name}-{recipe.key(0, files=hashes(Path(backbone.name)))}"
+    else:
+        name = backbone.name
+    return "-".join(filter(None, (name, backbone.revision, backbone.quantization)))
+
+
+def resolve(backbone: BackboneSettings, home: Path, *, tower_images: int = TOWER_IMAGES) -> BackboneSettings:
+    """The settings with a name that `transformers` can load; the tiny backbone is kept under `home`."""
     if backbone.name != TINY:
         return backbone
-    code = code_digest([Path(model.tiny.__file__), Path(sample.__file__)])
-    wordings = [path.read_text(encoding="utf-8") for path in sorted(TASKS_DIR.glob("*.yaml"))]
-    digest = hashlib.sha256("\0".join([code, *wordings, str(tower_images)]).encode()).hexdigest()[:16]
-    directory = home / "backbones" / f"tiny-{digest}"
+    directory = home / "backbones" / fingerprint(BackboneSettings(name=TINY), tower_images=tower_images)
     if not directory.exists():
         directory.parent.mkdir(parents=True, exist_ok=True)
         texts = sample.sample_texts(TOKENIZER_POSTS, seed=0)
         images, attributes = sample.single_images(tower_images, seed=0)
-        build_tiny(directory, [*texts, *wordings], images, attributes)
+        build_tiny(directory, [*texts, _policy()], images, attributes)
     return backbone.model_copy(update={"name": str(directory)})

@@ -5,8 +5,8 @@ Everything about it is in one job file, so that both ways run the same function.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -26,14 +26,23 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from model import checkpoint
 from model.data import Batches, Shards
 from model.errors import AgentPSError
-from model.integrity import MANIFEST
+from model.files import write_whole
+from model.integrity import MANIFEST, sha256_of
+from model.schema import POST_ID, SPLIT, TRAIN
 from model.settings import TINY, BackboneSettings, TrainSettings
 from model.task import Task
 from model.train import FitResult, fit
+from steps import recipe
 from steps.code import code_digest
+from steps.fine_tune.backbone import fingerprint
 from steps.paths import REPOSITORY
+from steps.tables import rows_of
+
+logger = logging.getLogger(__name__)
 
 _JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"
+#: The digest of the code that began the training.
+_CODE = "code.txt"
 #: Directories of finished trainings that are kept beside the current one.
 _KEPT = 3
 #: Whose versions a checkpoint records.
@@ -84,15 +93,17 @@ def _commit() -> str | None:
 
 
 def job_directory(job: TrainingJob, labels: pd.DataFrame, root: Path) -> Path:
-    """The directory of this training: its name follows from everything that its outcome depends on."""
-    digest = hashlib.sha256(code_digest(sorted((REPOSITORY / "model").glob("*.py"))).encode())
-    digest.update(job.model_dump_json(exclude={"shards", "provenance", "start"}).encode())
-    if job.start is not None:
-        digest.update((job.start / MANIFEST).read_bytes())  # the hashes of its files, wherever they lie
-    for part in sorted(job.shards.rglob("*.parquet")) + sorted(job.shards.rglob("*.json")):
-        digest.update(part.read_bytes())
-    digest.update(pd.util.hash_pandas_object(labels.astype("string"), index=False).to_numpy().tobytes())
-    return root / digest.hexdigest()[:16]
+    """The directory of this training: its name follows from the recipe and from all that the outcome depends on."""
+    return root / recipe.key(
+        recipe.TRAINING,
+        task=recipe.options(job.task),
+        train=recipe.options(job.train),
+        backbone=fingerprint(job.backbone),
+        # the hashes of its files, wherever they lie
+        start=None if job.start is None else sha256_of(job.start / MANIFEST),
+        shards=recipe.shards_digest(Shards(job.shards), job.task),
+        labels=recipe.table_digest(labels),
+    )
 
 
 def run(job: TrainingJob, labels: pd.DataFrame, root: Path) -> tuple[Path, FitResult]:
@@ -107,6 +118,7 @@ def run(job: TrainingJob, labels: pd.DataFrame, root: Path) -> tuple[Path, FitRe
     directory = job_directory(job, labels, root)
     directory.mkdir(parents=True, exist_ok=True)
     _forget_old(root, directory)
+    _tell_of_other_code(directory)
     labels.to_parquet(directory / _LABELS, index=False)
     (directory / _JOB).write_text(job.model_dump_json(indent=1), encoding="utf-8")
     if job.train.processes == 1:
@@ -119,6 +131,21 @@ def run(job: TrainingJob, labels: pd.DataFrame, root: Path) -> tuple[Path, FitRe
         if subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode:
             raise AgentPSError(f"A training process failed; its output is above. Run again to resume from {directory}")
     return directory / _CHECKPOINT, FitResult(**json.loads((directory / _RESULT).read_text(encoding="utf-8")))
+
+
+def _tell_of_other_code(directory: Path) -> None:
+    """Warn where a training goes on, or is taken as finished, whose code has changed since: whoever tries another loss
+    must not take the old one's weights for its own.
+    """
+    path, code = directory / _CODE, code_digest(sorted((REPOSITORY / "model").rglob("*.py")))
+    if path.exists() and path.read_text(encoding="utf-8") != code:
+        logger.warning(
+            "Goes on from %s, which was begun before model/ changed. If results are meant to differ, raise TRAINING in "
+            "steps/recipe.py, or remove that folder, and run again",
+            directory,
+        )
+    else:
+        write_whole(path, code)
 
 
 def _forget_old(root: Path, current: Path) -> None:
@@ -135,7 +162,9 @@ def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> Non
     network, tokenizer, prompt = checkpoint.build(job.resolved_backbone, job.task, shards.sequence, job.train)
     if job.start is not None:
         checkpoint.start_from(network, job.start, job.task, job.resolved_backbone)
-    batches = Batches(shards, prompt, job.task, pd.read_parquet(directory / _LABELS))
+    labels, train = pd.read_parquet(directory / _LABELS), shards.posts[SPLIT] == TRAIN
+    rows_of(labels, shards.posts.loc[train, POST_ID].tolist(), "labels")  # a post without a row would train nothing
+    batches = Batches(shards, prompt, job.task, labels)
     result = fit(network, batches, job.train, directory / "trainer", callbacks=callbacks)
     if int(os.environ.get("RANK", "0")) == 0:
         checkpoint.save(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
 from zenml import log_metadata, step
 from zenml.logger import get_logger
 
+from model.files import write_whole
 from model.task import Task
 from steps.caching import depends_on
 from steps.ingest import ahead
@@ -21,7 +21,9 @@ logger = get_logger(__name__)
 
 
 @step(
-    cache_policy=depends_on("steps/ingest", "steps/parallel.py", "model/images.py", "model/schema.py", "model/task.py")
+    cache_policy=depends_on(
+        "steps/ingest", "steps/parallel.py", "model/images.py", "model/post.py", "model/schema.py", "model/task.py"
+    )
 )
 def ingest(
     posts: str,
@@ -31,18 +33,17 @@ def ingest(
     settings: IngestSettings,
     root: str | None = None,
 ) -> tuple[Annotated[pd.DataFrame, "posts"], Annotated[pd.DataFrame, "rejects"]]:
-    """Read `posts`, the path of a manifest or `sample`; rejected rows come back with their reasons.
+    """Read `posts`, the path or URL of a manifest, or `sample`; rejected rows come back with their reasons.
 
-    `root`: the folder of the images, where it is not the manifest's own.
+    `root`: of a manifest that retraining wrote: the folder that its images are named from.
     """
     ahead.wait()
-    manifest = render_sample(sample, home()) if posts == SAMPLE else Path(posts)
+    manifest = render_sample(sample, home()) if posts == SAMPLE else posts
     try:
-        result = read_manifest(manifest, task, settings, root=Path(root) if root else None)
+        result = read_manifest(manifest, task, settings, root=root)
     except RejectsError as error:  # a failed step keeps no outputs: the table is kept on disk
         path = home() / "reports" / "rejects.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        error.rejects.to_csv(path, index=False)
+        write_whole(path, error.rejects.to_csv(index=False))
         raise RejectsError(f"{error}\nAll rejected rows: {path}", error.rejects) from error
     log_metadata({**result.counts, "manifest": str(manifest), "fingerprint": fingerprint})
     logger.info("Ingested %s posts, rejected %s (%s)", len(result.posts), len(result.rejects), manifest)

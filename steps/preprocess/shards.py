@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from model.data import FRAMES, TEXT_IDS, ShardWriter
 from model.errors import ImageError
 from model.images import ImageLimits, frame_indices, read_frame
-from model.schema import IMAGE_SHA256, IMAGES, LABEL, POST_ID, SPLIT, TEXT, TITLE
+from model.schema import IMAGE_SHA256, IMAGES, LABEL, POST_ID, ROOT, SPLIT, TEXT, TITLE
 from model.settings import SequenceSettings
 from model.task import Task
 from model.text import encode_post_text
@@ -30,23 +30,28 @@ _FILE, _FILE_BYTES = 4096, 2**27
 _PART = 4096
 
 
-def _frame(path: str, size: int, limits: ImageLimits) -> np.ndarray:
+#: A file that holds an image: its root and its name there, and the image's sha256.
+_File = tuple[str, str, str]
+
+
+def _frame(file: _File, size: int, limits: ImageLimits) -> np.ndarray:
+    root, name, sha256 = file
     try:
-        return read_frame(path, size, limits)
+        return read_frame(name, size, limits, root=root, sha256=sha256)
     except ImageError as error:  # it could be read when it was ingested
-        raise ImageError(f"{path}: {error}; the file has changed since ingest: run the pipeline again") from error
+        raise ImageError(f"{root}/{name}: {error}; it has changed since ingest: run the pipeline again") from error
 
 
-def _distinct_images(posts: pd.DataFrame) -> tuple[dict[str, int], list[str]]:
-    """Of each content hash its number, in the order of their first appearance; and one path for each number."""
+def _distinct_images(posts: pd.DataFrame) -> tuple[dict[str, int], list[_File]]:
+    """Of each content hash its number, in the order of their first appearance; and one file for each number."""
     numbers: dict[str, int] = {}
-    paths: list[str] = []
-    for hashes, images in zip(posts[IMAGE_SHA256], posts[IMAGES], strict=True):
-        for digest, path in zip(hashes, images, strict=True):
+    files: list[_File] = []
+    for root, hashes, images in zip(posts[ROOT], posts[IMAGE_SHA256], posts[IMAGES], strict=True):
+        for digest, name in zip(hashes, images, strict=True):
             if digest not in numbers:
-                numbers[digest] = len(paths)
-                paths.append(path)
-    return numbers, paths
+                numbers[digest] = len(files)
+                files.append((root, name, digest))
+    return numbers, files
 
 
 def _one_thread() -> None:
@@ -97,12 +102,12 @@ def write_shards(
     Raises:
         ImageError: an image has changed since ingest.
     """
-    numbers, paths = _distinct_images(posts)
+    numbers, files = _distinct_images(posts)
     size = sequence.image_size
     with ShardWriter(root, sequence, tokenizer.name_or_path, _fitting(_FILE, _FILE_BYTES, size)) as writer:
         for frame in ordered_map(
             partial(_frame, size=size, limits=limits),
-            paths,
+            files,
             chunk=_fitting(_CHUNK, _CHUNK_BYTES, size),
             initializer=_one_thread,
         ):

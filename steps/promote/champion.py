@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from model.backbone import load_tokenizer
 from model.checkpoint import Loaded, load, read_operating_points
 from model.data import Batches, Shards
-from model.schema import POST_ID
 from model.scorer import Scorer, predict_rows
 from model.settings import BackboneSettings
+from steps.tables import rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +33,10 @@ def score_posts(
 
     Args:
         candidate: the checkpoint that was trained on the shards.
-        posts: holds every post of `post_ids`, with absolute paths of its images (see `steps.ingest.posts`).
+        posts: holds every post of `post_ids` (see `steps.ingest.posts`).
 
     Raises:
+        DataError: a post of `post_ids` is not there.
         CheckpointError: the checkpoint does not fit its backbone, or has no operating points.
         ImageError: an image cannot be read any more.
     """
@@ -43,12 +44,12 @@ def score_posts(
     points = read_operating_points(checkpoint)
     data = Shards(shards)
     if _reads(loaded, data, candidate):
-        places = pd.Index(data.posts[POST_ID]).get_indexer(pd.Index(post_ids))
+        data.posts = rows_of(data.posts, post_ids, "the candidate's shards")
         batches = Batches(data, loaded.prompt, loaded.info.task)
-        answers = predict_rows(loaded.model, batches, places, loaded.info.train.micro_batch)
+        answers = predict_rows(loaded.model, batches, np.arange(len(post_ids)), loaded.info.train.micro_batch)
         return points.calibration.apply(answers.final_N)
     logger.info("the champion reads other frames or tokens than the candidate: the posts are prepared again for it")
-    table = posts.set_index(POST_ID).loc[list(post_ids)]
+    table = rows_of(posts, post_ids, "posts")
     return Scorer(loaded, points, loaded.info.train.micro_batch).score(table)["score"].to_numpy(np.float64)
 
 

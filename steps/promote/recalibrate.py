@@ -17,6 +17,7 @@ from steps.evaluate.predictions import calibrated
 from steps.evaluate.report import LOGIT, SCORE, EvalReport, build_report
 from steps.promote.gate import Decision, Judged, Posts, decide, slices_of
 from steps.settings import EvaluateSettings, PromoteSettings
+from steps.tables import rows_of
 
 #: Both versions rank the posts alike, so every rank metric is a tie: they differ in how far a score is the
 #: probability that it says.
@@ -79,7 +80,7 @@ def recalibrate(
         Judged(scores_N=points.calibration.apply(judged[LOGIT].to_numpy()), report=held),
         Posts(
             labels_N=(judged[LABEL] == 1).to_numpy(bool),
-            slices=slices_of(posts.set_index(POST_ID).loc[judged[POST_ID]]),
+            slices=slices_of(rows_of(posts, judged[POST_ID].tolist(), "posts")),
         ),
         policy,
     )

@@ -16,6 +16,7 @@ from steps.register import registry
 from steps.register.history import State
 from steps.register.registry import RegisteredVersion
 from steps.settings import PromoteSettings
+from steps.tables import rows_of
 
 
 class Trial:
@@ -44,7 +45,7 @@ class Trial:
         self.scores = test[[POST_ID, LABEL, SCORE]].copy()
         self._version, self._task, self._policy = version, task, policy
         self._shards, self._table, self._alarmed = shards, posts, alarmed
-        members = posts.set_index(POST_ID, drop=False).loc[test[POST_ID]]
+        members = rows_of(posts, test[POST_ID].tolist(), "posts")
         self._posts = Posts(labels_N=(test[LABEL] == 1).to_numpy(bool), slices=slices_of(members))
         self._candidate = Judged(scores_N=test[SCORE].to_numpy(np.float64), report=report)
 

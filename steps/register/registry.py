@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from model.errors import CheckpointError, RegistryError
 from model.integrity import MANIFEST, seal, sha256_of, verify
-from model.schema import IMAGES, SPLIT, TEST, TEXT, TITLE
+from model.schema import IMAGES, ROOT, SPLIT, TEST, TEXT, TITLE
 from model.settings import answers_questions
 from model.task import Task
 from steps.evaluate.report import EvalReport
@@ -85,9 +85,9 @@ def _signature(task: Task, report: EvalReport) -> ModelSignature:
 
 def example_of(posts: pd.DataFrame) -> pd.DataFrame:
     """One post of the test split, its images as paths: what the pyfunc takes."""
-    row = posts[posts[SPLIT] == TEST].iloc[[0]][[TITLE, TEXT, IMAGES]].reset_index(drop=True)
-    row[IMAGES] = row[IMAGES].map(lambda images: list(map(str, images)))
-    return row
+    post = posts[posts[SPLIT] == TEST].to_dict("records")[0]
+    images = [f"{post[ROOT]}/{name}" for name in post[IMAGES]]
+    return pd.DataFrame([{TITLE: post[TITLE], TEXT: post[TEXT], IMAGES: images}])
 
 
 def find_by_content(name: str, content: str) -> RegisteredVersion | None:

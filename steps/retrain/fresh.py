@@ -1,138 +1,183 @@
 """Which posts a retraining is made of: the fresh ones, older ones beside them, and the test posts of both.
 
-The watermark is the newest `created_at` that the last successful retraining read. A post is fresh when it is newer.
+The retraining cursor is the newest `created_at` that the last successful retraining read. A post is fresh when it is
+newer.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from model.errors import ManifestError
-from model.schema import CREATED_AT, LABEL, MANIFEST_COLUMNS, POST_ID, SPLIT, TEST
+from model.files import write_whole
+from model.post import row_of
+from model.schema import CREATED_AT, IMAGES, LABEL, MANIFEST_COLUMNS, POST_ID, SPLIT, TEST
 from model.task import Task
-from steps.ingest.posts import parse_time, read_rows, split_of
+from steps.ingest.posts import Post, Reject, fingerprint_of, parse_posts, refuse_too_many, split_of
+from steps.ingest.rows import absolute, checked_rows, is_url, json_object, opened, parent_of
 from steps.settings import IngestSettings, RetrainSettings
+from steps.tables import tell_unmatched
+
+logger = logging.getLogger(__name__)
 
 _SUFFIXES = (".jsonl", ".json", ".parquet")
-#: Plans of other runs that are kept beside the current one.
+#: Runs of the past that are kept beside the current one.
 _KEPT = 3
 
-#: A manifest's row, `created_at` as a datetime in UTC.
-Row = dict[str, Any]
 
-
-class State(BaseModel):
-    """What the last successful retraining of a model read, and what came of it."""
+class Cursor(BaseModel):
+    """How far the last successful retraining of a model read, and what came of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    watermark: datetime
+    #: The newest post that was read. `watermark` is its name in files of earlier versions.
+    newest: datetime = Field(validation_alias=AliasChoices("newest", "watermark"))
     version: str
     decision: str
 
 
-def state_path(home: Path, model: str) -> Path:
+def cursor_path(home: Path, model: str) -> Path:
     return home / "retrain" / f"{model}.json"
 
 
-def read_state(path: Path) -> State | None:
+def read_cursor(path: Path) -> Cursor | None:
     """None before the first retraining: then every post is fresh.
 
     Raises:
         ManifestError: the file is damaged.
     """
     try:
-        return State.model_validate_json(path.read_bytes())
+        return Cursor.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValidationError as error:
         raise ManifestError(
-            f"watermark {path}: {error.error_count()} faults: correct it, or delete it to have every post fresh"
+            f"retraining cursor {path}: {error.error_count()} faults: correct it, or delete it to have every post fresh"
         ) from error
 
 
-def advance(path: Path, state: State) -> None:
-    """Move the watermark forward, in one step; never back."""
-    held = read_state(path)
-    if held is not None and held.watermark > state.watermark:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, state.model_dump_json(indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A killed process leaves the old content or the new."""
-    part = path.with_name(f"{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+def advance(path: Path, cursor: Cursor) -> None:
+    """Move the cursor forward, in one step; never back."""
+    held = read_cursor(path)
+    if held is None or held.newest <= cursor.newest:
+        write_whole(path, cursor.model_dump_json(indent=1) + "\n")
 
 
 # --- what is there ----------------------------------------------------------------------------------------
 
 
-def folder_of(source: Path) -> Path:
+def folder_of(source: str | Path) -> str:
     """The folder that images are named from."""
-    return source if source.is_dir() else source.parent
+    return absolute(source) if _is_folder(source) else parent_of(source)
 
 
-def read_posts(source: Path, columns: Sequence[str] = (POST_ID, CREATED_AT)) -> list[Row]:
-    """The posts of a manifest, or of a folder's manifests by their names; a post of several is that of the last.
+def _is_folder(source: str | Path) -> bool:
+    return not str(source).lower().endswith(_SUFFIXES) if is_url(source) else Path(source).is_dir()
+
+
+def read_posts(
+    source: str | Path,
+    columns: Collection[str] = (POST_ID, CREATED_AT),
+    task: Task | None = None,
+    max_reject_share: float = 0.0,
+) -> list[Post]:
+    """The good posts of a manifest, or of a folder's manifests by their names; a post of several is that of the last.
+
+    Args:
+        columns: of a post and of `task`'s questions, that are read.
+        max_reject_share: as `ingest.max_reject_share`, of all rows that were read.
 
     Raises:
-        ManifestError: there is no manifest, or a post has no time, or one that is still to come.
+        ManifestError: there is no manifest, or one that cannot be read.
+        RejectsError: too many posts are none: a cell is not what its column holds, a post has no time, or one that is
+            still to come.
     """
-    paths = [source]
-    if source.is_dir():
-        paths = sorted(path for path in source.iterdir() if path.suffix.lower() in _SUFFIXES)
-        if not paths:
-            raise ManifestError(f"posts {source}: the folder holds no {', '.join(_SUFFIXES)}: put manifests there")
     now = datetime.now(UTC)
-    posts: dict[Any, Row] = {}
-    for path in paths:
-        for number, row in read_rows(path, tuple(columns), (POST_ID, CREATED_AT))[0]:
-            try:
-                time = parse_time(row.get(CREATED_AT))
-                if time is None:
-                    raise ValueError("missing; what is fresh is told by it")
-                if time > now:
-                    raise ValueError(f"{time.isoformat()} is still to come: every later post would count as old")
-            except ValueError as error:
-                raise ManifestError(f"manifest {path}:{number}: {CREATED_AT}: {error}") from None
-            posts[row.get(POST_ID)] = row | {CREATED_AT: time}
+
+    def check(post: Post) -> None:
+        time = post[CREATED_AT]
+        if time is None:
+            raise ValueError(f"{CREATED_AT}: missing; what is fresh is told by it")
+        if time > now:
+            raise ValueError(f"{CREATED_AT}: {time.isoformat()} is still to come: every later post would count as old")
+
+    row = row_of(task, columns)
+    posts: dict[str, Post] = {}
+    rejects: list[Reject] = []
+    n_rows = 0
+    for path in _manifests(source):
+        found, broken = parse_posts(path, row, check, required=(POST_ID, CREATED_AT))
+        n_rows += len(found) + len(broken)
+        rejects += broken
+        posts |= {post[POST_ID]: post for post in found}
+    refuse_too_many(source, rejects, n_rows, max_reject_share, none_left=not posts)
+    for reject in rejects:
+        logger.warning("manifest %s: row %s (%s) is left out: %s", *reject)
     return list(posts.values())
 
 
-def read_labels(path: Path) -> dict[str, int]:
-    """People's labels by post; the last of a post counts.
+def _manifests(source: str | Path) -> list[str]:
+    """The manifests of a folder: its `.jsonl` and `.parquet` files, and each `.json` file of posts; no hidden file."""
+    if not _is_folder(source):
+        return [str(source)]
+    if is_url(source):
+        from fsspec.core import url_to_fs
 
-    Raises:
-        ManifestError: the file cannot be read, or a label is not 0 or 1.
-    """
-    found = {}
-    for number, row in read_rows(path, (POST_ID, LABEL), (POST_ID, LABEL))[0]:
-        if row.get(LABEL) not in (0, 1):
-            raise ManifestError(f"labels {path}:{number}: {LABEL}: {row.get(LABEL)!r}; 0 or 1 is expected")
-        found[row[POST_ID]] = int(row[LABEL])
+        files, folder = url_to_fs(str(source))
+        inside = [files.unstrip_protocol(str(path)) for path in files.ls(folder, detail=False)]
+    else:
+        inside = [str(path) for path in Path(source).iterdir()]
+    named = [path for path in sorted(inside) if not Path(path).name.startswith(".")]
+    found = [path for path in named if path.lower().endswith(_SUFFIXES) and _holds_posts(path)]
+    if not found:
+        raise ManifestError(f"posts {source}: the folder holds no {', '.join(_SUFFIXES)}: put manifests there")
     return found
 
 
-def too_little(source: Path, state: State | None, settings: RetrainSettings) -> str | None:
+def _holds_posts(path: str) -> bool:
+    """A stray `info.json` in a folder is none; any other suffix says what the file is."""
+    if not path.lower().endswith(".json"):
+        return True
+    with opened(path, "manifest") as file:
+        first = next((line for line in file if line.strip()), b"")
+    try:
+        holds = POST_ID in json_object(first.removeprefix(b"\xef\xbb\xbf"))
+    except ValueError:
+        holds = False
+    if not holds:
+        logger.warning("%s: ignored, its first line is no post", path)
+    return holds
+
+
+def read_labels(path: Path) -> dict[str, int]:
+    """People's labels by post; the last of a post counts, and null is no label yet.
+
+    Raises:
+        ManifestError: the file cannot be read, or a label is not 0, 1 or null.
+    """
+    rows = checked_rows(path, row_of(columns=(POST_ID, LABEL)), "labels", (POST_ID, LABEL))
+    cells = (row.model_dump() for _, row in rows)
+    return {row[POST_ID]: row[LABEL] for row in cells if row[LABEL] is not None}
+
+
+def too_little(
+    source: str | Path, cursor: Cursor | None, settings: RetrainSettings, max_reject_share: float = 0.0
+) -> str | None:
     """Why there is nothing to do, in one line; None where there are enough fresh posts. Opens no image."""
-    posts = read_posts(source)
-    fresh = sum(state is None or post[CREATED_AT] > state.watermark for post in posts)
+    posts = read_posts(source, max_reject_share=max_reject_share)
+    fresh = sum(cursor is None or post[CREATED_AT] > cursor.newest for post in posts)
     if fresh >= settings.min_fresh:
         return None
-    since = f" newer than {state.watermark.isoformat()}" if state else ""
+    since = f" newer than {cursor.newest.isoformat()}" if cursor else ""
     return (
         f"nothing to retrain on: {fresh} of {len(posts):,} posts are fresh{since}, retrain.min_fresh is "
         f"{settings.min_fresh}"
@@ -144,18 +189,18 @@ def too_little(source: Path, state: State | None, settings: RetrainSettings) -> 
 
 @dataclass(frozen=True)
 class Selection:
-    """rows: of the run's manifest, each with its split. since: fresh posts are newer; None: all are."""
+    """rows: of the run's manifest, each with its split. since: fresh posts are newer; None: all are. newest: of all."""
 
-    rows: list[Row]
+    rows: list[Post]
     since: datetime | None
-    watermark: datetime
+    newest: datetime
     n_fresh: int
 
 
 def select(
-    posts: list[Row],
+    posts: list[Post],
     since: datetime | None,
-    labels: dict[str, int],
+    labels: Mapping[str, int],
     settings: RetrainSettings,
     ingest: IngestSettings,
 ) -> Selection:
@@ -166,18 +211,22 @@ def select(
     newest `test_days`; older ones of the test side are left out, never trained on.
 
     Args:
-        since: the watermark, None before the first.
+        since: the retraining cursor, None before the first retraining.
         labels: people's later labels by post id; they replace the manifest's.
+
+    Raises:
+        NoMatchError: there are labels, and none is of a post.
     """
+    tell_unmatched(labels, {post[POST_ID] for post in posts}, "labels", "the posts")
     newest = max(post[CREATED_AT] for post in posts)
     window, tested = (newest - timedelta(days=days) for days in (settings.window_days, settings.test_days))
-    kept: list[Row] = []
-    older: list[Row] = []
+    kept: list[Post] = []
+    older: list[Post] = []
     n_fresh = 0
     for post in posts:
         fresh = since is None or post[CREATED_AT] > since
         n_fresh += fresh
-        split = post.get(SPLIT) or split_of(str(post[POST_ID]), ingest.val_share, ingest.test_share)
+        split = post.get(SPLIT) or split_of(post[POST_ID], ingest.val_share, ingest.test_share)
         label = labels.get(post[POST_ID], post.get(LABEL))
         row = post | {SPLIT: split, LABEL: label}
         if split == TEST:
@@ -190,8 +239,8 @@ def select(
     if older:
         n_taken = round(settings.replay * sum(row[SPLIT] != TEST for row in kept))
         kept += sorted(older, key=lambda row: _place(row[POST_ID]))[:n_taken]
-    kept.sort(key=lambda row: (row[CREATED_AT], str(row[POST_ID])))
-    return Selection(rows=kept, since=since, watermark=newest, n_fresh=n_fresh)
+    kept.sort(key=lambda row: (row[CREATED_AT], row[POST_ID]))
+    return Selection(rows=kept, since=since, newest=newest, n_fresh=n_fresh)
 
 
 def _place(post_id: str) -> bytes:
@@ -203,19 +252,22 @@ def columns_of(task: Task) -> tuple[str, ...]:
     return (*MANIFEST_COLUMNS, *task.question_ids)
 
 
-class Plan(BaseModel):
-    """A retraining that was begun. The same posts have the same plan, so a killed run is gone on with."""
+class Run(BaseModel):
+    """A retraining that was begun. The same posts are the same run, so a killed one is gone on with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    #: Of the selected posts, each with the file and row that it was read from.
     manifest: Path
+    #: Of this manifest and its images, see `steps.ingest.posts`.
+    fingerprint: str
     since: datetime | None
-    watermark: datetime
+    newest: datetime
     #: The version that was champion when the retraining was begun: what is started from and compared with.
     champion: str | None
 
 
-def plan(selection: Selection, root: Path, champion: str | None, folder: Path) -> Plan:
+def begin(selection: Selection, root: str | Path, champion: str | None, folder: Path) -> Run:
     """Write the run's manifest below `folder`, once; of those of other runs the newest stay.
 
     Args:
@@ -229,14 +281,18 @@ def plan(selection: Selection, root: Path, champion: str | None, folder: Path) -
     others = [path for path in folder.iterdir() if path != directory]
     for old in sorted(others, key=lambda path: path.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(old)
-    kept = directory / "plan.json"
+    kept = directory / "run.json"
+    names = [name for row in selection.rows for name in row.get(IMAGES, ())]
+    fingerprint = fingerprint_of(text.encode(), names, str(root))
     if not kept.exists():
         write_whole(directory / "posts.jsonl", text)
-        made = Plan(
+        made = Run(
             manifest=directory / "posts.jsonl",
+            fingerprint=fingerprint,
             since=selection.since,
-            watermark=selection.watermark,
+            newest=selection.newest,
             champion=champion,
         )
         write_whole(kept, made.model_dump_json(indent=1))
-    return Plan.model_validate_json(kept.read_bytes())
+    # images may have changed since: the champion is kept, their fingerprint is not
+    return Run.model_validate_json(kept.read_bytes()).model_copy(update={"fingerprint": fingerprint})

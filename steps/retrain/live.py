@@ -1,6 +1,6 @@
 """How the champion does on what it served: people's labels that came after the score, joined by `post_id`.
 
-A table of scored posts is JSON Lines or Parquet, one row a scored post: `post_id`, `score`, `decision` (true: flagged
+A table of scored posts is JSON Lines or Parquet, one row per scored post: `post_id`, `score`, `decision` (true: flagged
 at the served threshold), `model_version`, `scored_at` (ISO 8601 with a zone). Of a post that one version scored twice
 the newest row counts.
 """
@@ -11,15 +11,17 @@ import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 
-from model.errors import ManifestError
+from model.post import Expects, PostId, Row, Time
 from model.schema import POST_ID
-from steps.ingest.posts import parse_time, read_rows
+from steps.ingest.rows import checked_rows
 from steps.notify import send
 from steps.retrain.fresh import read_labels
 from steps.settings import NotifySettings, RetrainSettings
+from steps.tables import tell_unmatched
 
 DECISION, MODEL_VERSION, SCORED_AT = "decision", "model_version", "scored_at"
 COLUMNS = (POST_ID, "score", DECISION, MODEL_VERSION, SCORED_AT)
@@ -84,25 +86,24 @@ def tell(model: str, found: Live, settings: NotifySettings) -> list[str]:
     return send(f"AgentPS on {socket.gethostname()}: {model} {found.line}", settings)
 
 
+class ScoredPost(Row):
+    """A row of the table of scored posts."""
+
+    post_id: PostId
+    score: Annotated[float, Expects("a number")]
+    decision: Annotated[bool, Expects("true or false")]
+    model_version: Annotated[PostId, Expects("a version")]
+    scored_at: Time
+
+
 def read_scores(path: Path) -> pd.DataFrame:
-    """The table of scored posts, `model_version` as text, one row a post and version.
+    """The table of scored posts, `model_version` as text, one row per post and version.
 
     Raises:
         ManifestError: the file cannot be read, or a row breaks the rules above.
     """
-    rows = read_rows(path, COLUMNS, COLUMNS)[0]
-    for number, row in rows:
-        try:
-            time = parse_time(row.get(SCORED_AT))
-        except ValueError as error:
-            raise ManifestError(f"scores {path}:{number}: {SCORED_AT}: {error}") from None
-        if time is None or not isinstance(row.get(DECISION), bool) or row.get(MODEL_VERSION) is None:
-            raise ManifestError(
-                f"scores {path}:{number}: {row}: {DECISION} (true or false), {MODEL_VERSION} and "
-                f"{SCORED_AT} are expected"
-            )
-        row[SCORED_AT] = time
-    table = pd.DataFrame([row for _, row in rows], columns=list(COLUMNS)).astype({MODEL_VERSION: "str"})
+    rows = [dict(row) for _, row in checked_rows(path, ScoredPost, "scores", COLUMNS)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({MODEL_VERSION: "str"})
     return table.sort_values(SCORED_AT, kind="stable").drop_duplicates([POST_ID, MODEL_VERSION], keep="last")
 
 
@@ -111,11 +112,13 @@ def live(scores: Path, labels: Path, version: str, settings: RetrainSettings) ->
 
     Raises:
         ManifestError: a file cannot be used.
+        NoMatchError: there are labels, and none is of a post that any version scored.
     """
-    table = read_scores(scores)
+    table, known_labels = read_scores(scores), read_labels(labels)
+    tell_unmatched(known_labels, set(table[POST_ID]), f"labels {labels}", f"the scored posts of {scores}")
     table = table[table[MODEL_VERSION] == version]
     table = table[table[SCORED_AT] > table[SCORED_AT].max() - timedelta(days=settings.live_days)]
-    label = table[POST_ID].map(read_labels(labels))
+    label = table[POST_ID].map(known_labels)
     known = label.notna()
     flagged, positive = table.loc[known, DECISION].astype(bool), label[known] == 1
     hits = int((flagged & positive).sum())

@@ -14,6 +14,7 @@ from model.data import FRAMES, Shards
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, TEXT, TITLE, TRAIN
 from model.settings import BackboneSettings
 from model.task import Task
+from steps.tables import rows_of
 
 CHARACTERS, N_IMAGES, FEATURES = "characters", "n_images", "features"
 #: So many training posts stand for all: by a hash of their ids, so that the choice is the same everywhere.
@@ -34,10 +35,10 @@ def profile(
     table = train[[POST_ID, CREATED_AT, LABEL]].reset_index(drop=True)
     table[CHARACTERS] = (train[TITLE].str.len() + train[TEXT].str.len()).to_numpy()
     table[N_IMAGES] = train[IMAGES].map(len).to_numpy()
-    answers = labels.set_index(POST_ID).reindex(table[POST_ID])
+    answers = rows_of(labels, table[POST_ID].tolist(), "labels")
     for question in task.question_ids:
         table[question] = answers[question].astype("Int8").array
-    frames = shards.posts.set_index(POST_ID)[FRAMES].loc[table[POST_ID]].map(np.unique)
+    frames = rows_of(shards.posts, table[POST_ID].tolist(), "shards")[FRAMES].map(np.unique)
     table[FEATURES] = list(_features(list(frames), shards, backbone))
     return table
 

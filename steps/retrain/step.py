@@ -1,4 +1,4 @@
-"""What a retraining adds to the path of a training: the champion's live figures, the drift, the watermark."""
+"""What a retraining adds to the path of a training: the champion's live figures, the drift, the retraining cursor."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from steps.retrain import fresh
 from steps.retrain.live import live as live_figures
 from steps.retrain.live import tell
 from steps.settings import NotifySettings, RetrainSettings
+from steps.tables import NoMatchError
 
 logger = get_logger(__name__)
 
@@ -42,7 +43,11 @@ def live(
         line = f"live precision is not known: {missing}"
         logger.info("%s", line)
         return line, ""
-    found = live_figures(Path(settings.scores), Path(settings.labels), champion, settings)
+    try:
+        found = live_figures(Path(settings.scores), Path(settings.labels), champion, settings)
+    except NoMatchError as error:  # labels come late: this is no reason not to train
+        logger.warning("live precision is not known: %s", error)
+        return f"live precision is not known: {error}", ""
     figures = {
         "live_precision": found.precision.value,
         "live_precision_high": found.precision.high,
@@ -122,8 +127,8 @@ def drift(
 
 
 @step(enable_cache=False)
-def advance(version: RegisteredVersion, decision: str, watermark: datetime) -> None:
+def advance(version: RegisteredVersion, decision: str, newest: datetime) -> None:
     """The last step: from here on these posts are old. A run that ended before it is repeated by the next."""
-    state = fresh.State(watermark=watermark, version=version.version, decision=decision)
-    fresh.advance(fresh.state_path(home(), version.name), state)
-    logger.info("%s: posts up to %s are done", version.name, watermark.isoformat())
+    cursor = fresh.Cursor(newest=newest, version=version.version, decision=decision)
+    fresh.advance(fresh.cursor_path(home(), version.name), cursor)
+    logger.info("%s: posts up to %s are done", version.name, newest.isoformat())

@@ -37,7 +37,7 @@ class Cell(BaseModel):
         return self.model_copy(update={"seed": seed})
 
 
-def plan(settings: StudySettings, task: Task) -> dict[StudyTable, list[Cell]]:
+def cells_of_tables(settings: StudySettings, task: Task) -> dict[StudyTable, list[Cell]]:
     """The cells of each table, every seed of one setting together. One cell may be in several tables.
 
     Raises:

@@ -35,7 +35,7 @@ def corrupted(people: pd.DataFrame, task: Task, source: str) -> pd.DataFrame:
     A post that errs at a high accuracy errs at every lower one too.
 
     Args:
-        people: post_id and one Int8 column a question.
+        people: post_id and one Int8 column per question.
     """
     kind, _, percent = source.rpartition("-")
     if kind not in NOISE_KINDS:

@@ -17,14 +17,15 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from model.files import write_whole
 from model.schema import LABEL, SPLIT, TEST
 from model.task import Task
 from steps.pages import STYLE
 from steps.settings import StudySettings, StudyTable
 from steps.study.baselines import Baseline
 from steps.study.cells import ANNOTATOR, NOISE_KINDS, PEOPLE, Cell, cell_of, only
+from steps.study.records import Record
 from steps.study.tables import AP, R80, Comparison, Estimate, Row, rows
-from steps.study.train import Record
 
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "agentps", "font.size": 10, "legend.frameon": False}
 
@@ -35,7 +36,7 @@ class Report:
 
     markdown: the page, its plots as links to `plots`.
     plots: file name -> SVG.
-    cells: one entry a table, setting and seed, for programs.
+    cells: one entry per table, setting and seed, for programs.
     """
 
     markdown: str
@@ -57,16 +58,15 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """`results.md`, `results.html`, `results.json` and `images/results-*.svg` in `folder`."""
-        (folder / "images").mkdir(parents=True, exist_ok=True)
-        (folder / "results.md").write_text(self.markdown, encoding="utf-8")
-        (folder / "results.html").write_text(self.html(), encoding="utf-8")
-        (folder / "results.json").write_text(json.dumps(self.cells, indent=1) + "\n", encoding="utf-8")
+        write_whole(folder / "results.md", self.markdown)
+        write_whole(folder / "results.html", self.html())
+        write_whole(folder / "results.json", json.dumps(self.cells, indent=1) + "\n")
         for name, svg in self.plots.items():
-            (folder / "images" / name).write_text(svg, encoding="utf-8")
+            write_whole(folder / "images" / name, svg)
 
 
 def build(
-    plan: dict[StudyTable, list[Cell]],
+    cells: dict[StudyTable, list[Cell]],
     record_of: Callable[[Cell], Record | None],
     posts: pd.DataFrame,
     task: Task,
@@ -77,14 +77,14 @@ def build(
     """The report of all finished settings; a table says how many it lacks.
 
     Args:
-        plan: the cells of each table.
+        cells: of each table.
         posts: the shards' posts: the labelled ones of test are those that the records' ranks stand for.
         data: names the posts.
     """
     test = posts[(posts[SPLIT] == TEST) & posts[LABEL].notna()]
     comparison = Comparison((test[LABEL] == 1).to_numpy(bool), settings.bootstrap)
-    tables = {table: rows(cells, record_of) for table, cells in plan.items()}
-    lacking = sum(record_of(cell) is None for cell in {cell for cells in plan.values() for cell in cells})
+    tables = {table: rows(of_table, record_of) for table, of_table in cells.items()}
+    lacking = sum(record_of(cell) is None for cell in {cell for of_table in cells.values() for cell in of_table})
     writer = _Writer(tables, comparison, task, settings)
     lines = [
         "# What process supervision is worth",
@@ -100,20 +100,17 @@ def build(
     ]
     if lacking:
         lines += [f"**Unfinished: {lacking} cells are not there yet.** The same command goes on with them.", ""]
-    plots: dict[str, str] = {}
-    for table in plan:
-        text, drawn = getattr(writer, table)()
-        lines += text
-        plots |= drawn
+    for table in cells:
+        lines += getattr(writer, table)()
     lines += _baseline_table(baselines)
-    return Report("\n".join(lines).rstrip() + "\n", plots, list(_entries(plan, record_of)))
+    return Report("\n".join(lines).rstrip() + "\n", writer.plots, list(_entries(cells, record_of)))
 
 
 def _entries(
-    plan: dict[StudyTable, list[Cell]], record_of: Callable[[Cell], Record | None]
+    cells: dict[StudyTable, list[Cell]], record_of: Callable[[Cell], Record | None]
 ) -> Iterator[dict[str, Any]]:
-    for table, cells in plan.items():
-        for cell in cells:
+    for table, of_table in cells.items():
+        for cell in of_table:
             record = record_of(cell)
             if record is not None:
                 yield {
@@ -139,13 +136,14 @@ _COLUMNS = {
 
 
 class _Writer:
-    """One method a table: its Markdown lines and its plots."""
+    """One method per table: its Markdown lines. Plots are kept by file name."""
 
     def __init__(
         self, tables: dict[StudyTable, list[Row]], comparison: Comparison, task: Task, settings: StudySettings
     ) -> None:
         self._tables, self._comparison, self._task, self._settings = tables, comparison, task, settings
         self._posts = settings.train_posts[-1]
+        self.plots: dict[str, str] = {}
 
     def _row(self, table: StudyTable, cell: Cell) -> Row | None:
         return next((row for row in self._tables[table] if row.cell == cell), None)
@@ -156,12 +154,40 @@ class _Writer:
     def _vanilla(self, table: StudyTable, posts: int | None = None) -> Row | None:
         return self._row(table, cell_of(self._task, "vanilla", posts or self._posts, ""))
 
+    def _ends(self, table: StudyTable) -> tuple[Row | None, Row | None]:
+        """(with people's labels, vanilla): what the others are compared with."""
+        return self._row(table, self._cell(PEOPLE)), self._vanilla(table)
+
     def _gains(self, row: Row, over: Row | None) -> list[str]:
         if over is None or row.cell == over.cell:
             return ["", ""]
         return [_signed(self._comparison.gain(row, over, metric)) for metric in (AP, R80)]
 
-    def variants(self) -> tuple[list[str], dict[str, str]]:
+    def _retained(self, row: Row, whole: Row | None, none: Row | None) -> list[str]:
+        """What `row` keeps of the gain of `whole` over `none`, AP and R@P80; empty for these two themselves."""
+        if whole is None or none is None or row in (whole, none):
+            return ["", ""]
+        return [_share(self._comparison.retention(row, whole, none, metric)) for metric in (AP, R80)]
+
+    def _section(
+        self,
+        title: str,
+        text: str,
+        table: Sequence[Sequence[str]],
+        plot: tuple[str, Callable[[Axes], None]] | None = None,
+    ) -> list[str]:
+        """
+        Args:
+            plot: its name and what draws it.
+        """
+        lines = [title, "", text, "", *_markdown(table)]
+        if plot:
+            file = f"results-{plot[0]}.svg"
+            self.plots[file] = _figure(plot[1])
+            lines += [f"![](images/{file})", ""]
+        return lines
+
+    def variants(self) -> list[str]:
         vanilla = self._vanilla("variants")
         table = [["variant", "process labels", "val AP", *_COLUMNS, "AP over vanilla", "R@P80 over vanilla"]]
         for row in self._tables["variants"]:
@@ -172,20 +198,13 @@ class _Writer:
             for record in row.records:
                 values = [record.best_val_average_precision, *(record.metrics[name] for name in _COLUMNS.values())]
                 seeds.append([row.cell.variant, row.cell.labels, str(record.cell.seed), *map(_percent, values)])
-        text = [
-            "## Variants (the paper's Table 1)",
-            "",
+        text = (
             f"{self._posts:,} training posts. `people`: their own process labels; `annotator`: the annotator's. "
             "`agentps` is the paper's form; `agentps_answers` lets the final head read the `<ans>` states too; "
-            "`siglip` has no language model.",
-            "",
-            *_markdown(table),
-            "Every seed:",
-            "",
-            *_markdown(seeds),
-            *self._cascade(),
-        ]
-        return text, {}
+            "`siglip` has no language model."
+        )
+        section = self._section("## Variants (the paper's Table 1)", text, table)
+        return [*section, "Every seed:", "", *_markdown(seeds), *self._cascade()]
 
     def _cascade(self) -> list[str]:
         first = self._row("variants", cell_of(self._task, "siglip", self._posts, ""))
@@ -196,17 +215,14 @@ class _Writer:
         for share in _CASCADE:
             found = self._comparison.cascade(first, second, share)
             table.append([f"{share:.0%}", _percent(found[AP]), _percent(found[R80])])
-        return [
-            "### A cascade",
-            "",
+        text = (
             f"`siglip` ranks all posts, and `{second.cell.variant}` (people's labels) reads those that it ranks "
             "highest; the rest stays below them. The cost is about the share that the second reads, and the first's, "
-            "which is the tower's.",
-            "",
-            *_markdown(table),
-        ]
+            "which is the tower's."
+        )
+        return self._section("### A cascade", text, table)
 
-    def sizes(self) -> tuple[list[str], dict[str, str]]:
+    def sizes(self) -> list[str]:
         table = [
             ["posts", "variant", "process labels", *_COLUMNS, "R@P80 over vanilla", "AP retained", "R@P80 retained"]
         ]
@@ -214,23 +230,14 @@ class _Writer:
             cell = row.cell
             vanilla = self._vanilla("sizes", cell.train_posts)
             whole = self._row("sizes", cell.model_copy(update={"labels": PEOPLE}))
-            retained = ["", ""]
-            if cell.labels == ANNOTATOR and vanilla and whole:
-                retained = [_share(self._comparison.retention(row, whole, vanilla, metric)) for metric in (AP, R80)]
-            gain = self._gains(row, vanilla)[1]
+            gain, retained = self._gains(row, vanilla)[1], self._retained(row, whole, vanilla)
             table.append([f"{cell.train_posts:,}", cell.variant, cell.labels, *_means(row), gain, *retained])
-        text = [
-            "## Sizes (the paper's Table 2)",
-            "",
+        text = (
             "The same recipe on parts of the training posts, each part within the next. Retained: the share of the "
             "gain over vanilla with people's labels that is left with the annotator's; not defined where that gain is "
-            "not surely above zero.",
-            "",
-            *_markdown(table),
-            "![](images/results-sizes.svg)",
-            "",
-        ]
-        return text, {"results-sizes.svg": _figure(self._draw_sizes)}
+            "not surely above zero."
+        )
+        return self._section("## Sizes (the paper's Table 2)", text, table, ("sizes", self._draw_sizes))
 
     def _draw_sizes(self, axes: Axes) -> None:
         series: dict[tuple[str, str], list[tuple[int, float]]] = {}
@@ -238,12 +245,11 @@ class _Writer:
             series.setdefault((row.cell.variant, row.cell.labels), []).append((row.cell.train_posts, row.mean(R80)))
         for (variant, labels), points in series.items():
             name = variant if labels == "none" else f"{variant}, labels by {labels}"
-            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
-        axes.set(xlabel="training posts", ylabel="recall at 80 % precision", ylim=(0, 1))
-        axes.legend(fontsize=8, loc="lower right")
+            _draw_line(axes, points, name)
+        _finish(axes, "training posts")
 
-    def questions(self) -> tuple[list[str], dict[str, str]]:
-        whole, vanilla = self._row("questions", self._cell(PEOPLE)), self._vanilla("questions")
+    def questions(self) -> list[str]:
+        whole, vanilla = self._ends("questions")
         table = [["question", "without it: AP", "lost R@P80", "with it alone: AP", "R@P80 over vanilla"]]
         for question in self._task.questions:
             without = self._row("questions", self._cell(PEOPLE, without=question.id))
@@ -252,40 +258,27 @@ class _Writer:
                 lost = self._comparison.gain(whole, without, R80)
                 gained = self._comparison.gain(alone, vanilla, R80)
                 table.append([question.id, _mean(without, AP), _signed(lost), _mean(alone, AP), _signed(gained)])
-        text = [
-            "## What each question is worth",
-            "",
+        text = (
             f"`{self._settings.variant}`, {self._posts:,} training posts with people's process labels: all questions "
-            "but one, and one question alone. Read before paying for a question's annotation.",
-            "",
-            *_markdown(table),
-        ]
-        return text, {}
+            "but one, and one question alone. Read before paying for a question's annotation."
+        )
+        return self._section("## What each question is worth", text, table)
 
-    def noise(self) -> tuple[list[str], dict[str, str]]:
-        whole, vanilla = self._row("noise", self._cell(PEOPLE)), self._vanilla("noise")
+    def noise(self) -> list[str]:
+        whole, vanilla = self._ends("noise")
         table = [["process labels", "AP", "R@P80", "AP retained", "R@P80 retained"]]
         for row in self._tables["noise"]:
-            retained = ["", ""]
-            if whole and vanilla and row not in (whole, vanilla):
-                retained = [_share(self._comparison.retention(row, whole, vanilla, metric)) for metric in (AP, R80)]
-            name = "none (vanilla)" if row is vanilla else row.cell.labels
-            table.append([name, _mean(row, AP), _mean(row, R80), *retained])
-        text = [
-            "## Label noise",
-            "",
+            labels = "none (vanilla)" if row is vanilla else row.cell.labels
+            table.append([labels, _mean(row, AP), _mean(row, R80), *self._retained(row, whole, vanilla)])
+        text = (
             f"`{self._settings.variant}`, {self._posts:,} training posts, plain training on labels of different "
             "quality. symmetric-A: a label is right with A %, else any other class; one-sided-A: a positive becomes a "
-            "negative with 100 - A %; missing-A: A % of the labels are there.",
-            "",
-            *_markdown(table),
-            "![](images/results-noise.svg)",
-            "",
-        ]
-        return text, {"results-noise.svg": _figure(self._draw_noise)}
+            "negative with 100 - A %; missing-A: A % of the labels are there."
+        )
+        return self._section("## Label noise", text, table, ("noise", self._draw_noise))
 
     def _draw_noise(self, axes: Axes) -> None:
-        whole, vanilla = self._row("noise", self._cell(PEOPLE)), self._vanilla("noise")
+        whole, vanilla = self._ends("noise")
         for kind in NOISE_KINDS:
             points = [(100.0, whole.mean(R80))] if whole else []
             for accuracy in sorted(self._settings.accuracies, reverse=True):
@@ -293,33 +286,26 @@ class _Writer:
                 if row := self._row("noise", self._cell(f"{kind}-{percent}")):
                     points.append((percent, row.mean(R80)))
             if points:
-                axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=kind)
+                _draw_line(axes, points, kind)
         for row, name in ((vanilla, "vanilla"), (self._row("noise", self._cell(ANNOTATOR)), "the annotator")):
             if row:
                 axes.axhline(row.mean(R80), color="#9aa5b1", linewidth=1)
                 axes.annotate(name, (100, row.mean(R80)), fontsize=8, ha="right", va="bottom")
-        axes.set(xlabel="right (or given) answers, percent", ylabel="recall at 80 % precision", ylim=(0, 1))
-        axes.legend(fontsize=8, loc="lower right")
+        _finish(axes, "right (or given) answers, percent")
 
-    def methods(self) -> tuple[list[str], dict[str, str]]:
-        whole, vanilla = self._row("methods", self._cell(PEOPLE)), self._vanilla("methods")
+    def methods(self) -> list[str]:
+        whole, vanilla = self._ends("methods")
         table = [["labels", "method", *_COLUMNS, "AP retained", "R@P80 retained"]]
         for row in self._tables["methods"]:
-            retained = ["", ""]
-            if whole and vanilla and row.cell.labels == ANNOTATOR:
-                retained = [_share(self._comparison.retention(row, whole, vanilla, metric)) for metric in (AP, R80)]
             labels = "none (vanilla)" if row is vanilla else row.cell.labels
-            table.append([labels, row.cell.method if row.cell.labels == ANNOTATOR else "", *_means(row), *retained])
-        text = [
-            "## What can be done about the annotator's errors",
-            "",
+            method = row.cell.method if row.cell.labels == ANNOTATOR else ""
+            table.append([labels, method, *_means(row), *self._retained(row, whole, vanilla)])
+        text = (
             f"`{self._settings.variant}`, {self._posts:,} training posts labelled by the annotator, and people's "
             f"labels of {self._settings.gold_share:.0%} of them, with which the methods may do what "
-            "`steps/study/methods.py` says.",
-            "",
-            *_markdown(table),
-        ]
-        return text, {}
+            "`steps/study/methods.py` says."
+        )
+        return self._section("## What can be done about the annotator's errors", text, table)
 
 
 def _baseline_table(baselines: Sequence[Baseline]) -> list[str]:
@@ -361,6 +347,15 @@ def _share(estimate: Estimate | None) -> str:
     if estimate is None:
         return "not defined"
     return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
+def _draw_line(axes: Axes, points: Sequence[tuple[float, float]], name: str) -> None:
+    axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+
+
+def _finish(axes: Axes, x: str) -> None:
+    axes.set(xlabel=x, ylabel="recall at 80 % precision", ylim=(0, 1))
+    axes.legend(fontsize=8, loc="lower right")
 
 
 def _figure(draw: Callable[[Axes], None]) -> str:

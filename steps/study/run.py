@@ -1,14 +1,11 @@
-"""Runs the cells of a study: each once, several at a time, and keeps one small record of each that is finished.
+"""Runs the cells of a study: each once, several at a time, and keeps one record of each that is finished.
 
-A record is named after everything that its figures depend on: the cell, the options, the posts and
-labels, and the code. So a study goes on where it was killed, and on another machine from the records alone.
+A record's key names everything that its figures depend on: the recipe, the cell, the options, the posts, the labels and
+the backbone. So a study goes on where it was killed, and on another machine from the records alone.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import logging
 import multiprocessing
 import os
@@ -17,8 +14,8 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from transformers.utils import logging as transformers_logging
@@ -26,55 +23,56 @@ from transformers.utils import logging as transformers_logging
 from model.data import Shards
 from model.errors import DataError
 from model.schema import POST_ID, SPLIT, TRAIN
-from steps.code import code_digest
-from steps.paths import REPOSITORY
+from steps import recipe
+from steps.locks import locked
 from steps.study.cells import ANNOTATOR, Cell
-from steps.study.train import Inputs, Record, train_cell
+from steps.study.records import Record, add_record, read_records
+from steps.study.train import Inputs, train_cell
 
 logger = logging.getLogger(__name__)
 
-#: What a cell's figures follow from. The rest of `model/` carries weights from here to there, or is a metric's formula.
-_CODE = (
-    *(
-        f"model/{name}.py"
-        for name in ("agentps", "data", "images", "language", "loss", "prompt", "text", "tower_cache", "train")
-    ),
-    *(f"steps/study/{name}.py" for name in ("labels", "methods", "train")),
-)
+
+def cell_key(cell: Cell, inputs: Inputs, shards: dict[str, Any], labels: str) -> str:
+    """Names the cell's record.
+
+    Args:
+        shards: by `recipe.shards_digest`.
+        labels: the digest of the annotator's labels, which count only where the cell is trained on them.
+    """
+    return recipe.key(
+        recipe.TRAINING,
+        cell=recipe.options(cell),
+        task=recipe.options(inputs.task),
+        train=recipe.options(inputs.train, without={"variant", "seed"}),
+        backbone=inputs.backbone_id,
+        precisions=inputs.evaluate.precisions,
+        shards=shards,
+        labels=labels if cell.labels == ANNOTATOR else None,
+        gold_share=None if cell.method == "plain" else inputs.gold_share,
+    )
 
 
 class Study:
     """The cells' common ground: which record belongs to which cell."""
 
     def __init__(self, inputs: Inputs, records: Path) -> None:
-        self.inputs, self.records = inputs, records
-        posts = Shards(inputs.shards).posts
-        self.available = int((posts[SPLIT] == TRAIN).sum())
-        self._code = code_digest(REPOSITORY / name for name in _CODE)
-        images = json.loads((inputs.shards / "shards.json").read_text(encoding="utf-8"))["images_sha256"]
-        self._posts = table_digest(posts) + images
-        self._labels = table_digest(pd.read_parquet(inputs.labels)[[POST_ID, *inputs.task.question_ids]])
+        """
+        Args:
+            records: the file of the finished cells.
+        """
+        self._inputs, self._path = inputs, records
+        self._records = read_records(records)
+        shards = Shards(inputs.shards)
+        self._available = int((shards.posts[SPLIT] == TRAIN).sum())
+        self._shards = recipe.shards_digest(shards, inputs.task)
+        self._labels = recipe.table_digest(pd.read_parquet(inputs.labels)[[POST_ID, *inputs.task.question_ids]])
 
     def key(self, cell: Cell) -> str:
-        inputs = self.inputs
-        parts = [
-            self._code,
-            self._posts,
-            self._labels if cell.labels == ANNOTATOR else "",
-            cell.model_dump_json(),
-            inputs.task.fingerprint,
-            inputs.train.model_dump_json(exclude={"variant", "seed"}),
-            Shards(inputs.shards).sequence.model_dump_json(),
-            inputs.backbone_id,
-            inputs.evaluate.model_dump_json(include={"precisions"}),
-            "" if cell.method == "plain" else repr(inputs.gold_share),
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        return cell_key(cell, self._inputs, self._shards, self._labels)
 
     def record(self, cell: Cell) -> Record | None:
         """The finished cell's record; None where there is none yet."""
-        path = self.records / f"{self.key(cell)}.json"
-        return Record.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+        return self._records.get(self.key(cell))
 
     def run(self, cells: Iterable[Cell], workers: int) -> int:
         """Train every cell that has no record; returns how many that were.
@@ -84,23 +82,23 @@ class Study:
         """
         todo = {self.key(cell): cell for cell in cells if self.record(cell) is None}
         wanted = max((cell.train_posts for cell in todo.values()), default=0)
-        if wanted > self.available:
+        if wanted > self._available:
             raise DataError(
-                f"study.train_posts: {wanted} posts, train has {self.available}: lower it, or bring more posts"
+                f"study.train_posts: {wanted} posts, train has {self._available}: lower it, or bring more posts"
             )
         if not todo:
             return 0
-        self.records.mkdir(parents=True, exist_ok=True)
         workers = min(workers, len(todo))
         started = time.monotonic()
         threads = max(1, (os.cpu_count() or 1) // workers)
         # A fresh interpreter: a forked one would inherit locks that torch's threads hold.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context, initializer=_use_threads, initargs=(threads,)) as pool:
-            running = {pool.submit(_run, cell, key, self.inputs, self.records): cell for key, cell in todo.items()}
+            running = {pool.submit(_run, cell, key, self._inputs, self._path): cell for key, cell in todo.items()}
             try:
                 for done, future in enumerate(as_completed(running), start=1):
                     record, minutes = future.result(), (time.monotonic() - started) / 60
+                    self._records[record.key] = record
                     logger.info(
                         "Cell %d of %d (%s): average precision %.3f; about %.0f minutes left",
                         done,
@@ -128,26 +126,15 @@ def _use_threads(threads: int) -> None:
     transformers_logging.set_verbosity_error()
 
 
-def table_digest(table: pd.DataFrame) -> str:
-    """Names the content of a table, whose cells may be lists."""
-    # Lists (frames, token ids) as text: pandas hashes no lists.
-    plain = table.map(lambda cell: cell if np.isscalar(cell) or cell is pd.NA or cell is None else repr(list(cell)))
-    return hashlib.sha256(
-        pd.util.hash_pandas_object(plain.astype("string"), index=False).to_numpy().tobytes()
-    ).hexdigest()
-
-
-def _run(cell: Cell, key: str, inputs: Inputs, records: Path) -> Record:
-    """Train one cell and write its record. Of two processes that are given the same cell, the second waits."""
-    path = records / f"{key}.json"
+def _run(cell: Cell, key: str, inputs: Inputs, path: Path) -> Record:
+    """Train one cell and keep its record. Of two processes that are given the same cell, the second waits."""
     work = inputs.work / key
-    work.mkdir(parents=True, exist_ok=True)
-    with (inputs.work / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # also held by what a killed study left running
-        if not path.exists():
-            record = train_cell(cell, key, inputs, work)
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            part.replace(path)
-            shutil.rmtree(work, ignore_errors=True)
-    return Record.model_validate_json(path.read_text(encoding="utf-8"))
+    with locked(inputs.work / f"{key}.lock"):  # also held by what a killed study left running
+        finished = read_records(path).get(key)
+        if finished is not None:
+            return finished
+        work.mkdir(parents=True, exist_ok=True)
+        record = train_cell(cell, key, inputs, work)
+        add_record(path, record, inputs.work / "records.lock")
+        shutil.rmtree(work, ignore_errors=True)
+        return record

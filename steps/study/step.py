@@ -14,14 +14,16 @@ from materializers.directory import ShardDirectory
 from model.data import Shards
 from model.settings import BackboneSettings, TrainSettings
 from model.task import Task
-from steps.fine_tune.backbone import resolve
+from steps import recipe
+from steps.fine_tune.backbone import fingerprint, resolve
 from steps.paths import REPOSITORY, home
 from steps.settings import EvaluateSettings, StudySettings
 from steps.study.baselines import baselines
-from steps.study.cells import Cell, plan
+from steps.study.cells import Cell, cells_of_tables
+from steps.study.records import Record
 from steps.study.report import build
-from steps.study.run import Study, describe, table_digest
-from steps.study.train import Inputs, Record
+from steps.study.run import Study, describe
+from steps.study.train import Inputs
 
 logger = get_logger(__name__)
 
@@ -42,23 +44,22 @@ def study(
     work = home() / "work" / "study"
     work.mkdir(parents=True, exist_ok=True)
     # named by its content: a study of other labels at the same time must not take their place
-    annotated = work / f"labels-{table_digest(labels)[:16]}.parquet"
+    annotated = work / f"labels-{recipe.table_digest(labels)[:16]}.parquet"
     labels.to_parquet(annotated, index=False)
-    resolved = resolve(backbone, home())
     inputs = Inputs(
         shards=shards.path,
         labels=annotated,
         task=task,
         train=train,
-        backbone=resolved,
-        backbone_id=resolved.name.rsplit("/", 1)[-1] + (resolved.revision or "") + (resolved.quantization or ""),
+        backbone=resolve(backbone, home()),
+        backbone_id=fingerprint(backbone),
         evaluate=evaluate,
         gold_share=settings.gold_share,
         work=work,
     )
     output = REPOSITORY / settings.output
-    runner = Study(inputs, output / "results")
-    planned = plan(settings, task)
+    runner = Study(inputs, output / "records.jsonl")
+    planned = cells_of_tables(settings, task)
     cells = list(dict.fromkeys(cell for table in planned.values() for cell in table))
     trained = runner.run(cells, settings.workers)
     report = build(
@@ -80,7 +81,7 @@ def study(
 
 
 def _log_cells(cells: list[Cell], runner: Study) -> None:
-    """One nested MLflow run a cell, so that MLflow's own comparison works on them."""
+    """One nested MLflow run per cell, so that MLflow's own comparison works on them."""
     for cell in cells:
         record: Record | None = runner.record(cell)
         if record is not None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from model import metrics
 from steps.study.cells import Cell
-from steps.study.train import Record
+from steps.study.records import Record
 
 #: The metrics of the ranking that intervals are made for, by their name in a record.
 AP, R80 = "average_precision", "recall_at_p80"
@@ -51,7 +51,7 @@ class Row:
     records: tuple[Record, ...]
 
     def values(self, metric: str) -> list[float]:
-        """One a seed."""
+        """One per seed."""
         return [record.metrics[metric] for record in self.records]
 
     def mean(self, metric: str) -> float:

@@ -1,19 +1,12 @@
-"""Trains one cell: everything that its figures follow from, and nothing of how cells are run.
-
-A change of this module, other than of its remarks, makes every finished cell count as outdated.
-"""
+"""Trains one cell: everything that its figures follow from, and nothing of how cells are run."""
 
 from __future__ import annotations
 
-import base64
 import os
 import platform
 import time
-import zlib
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,6 +29,8 @@ from steps.settings import EvaluateSettings
 from steps.study import methods
 from steps.study.cells import ANNOTATOR, NONE, PEOPLE, Cell
 from steps.study.labels import corrupted, draws, gold_subset
+from steps.study.records import Record, encoded_ranks
+from steps.tables import rows_of
 
 
 class Inputs(BaseModel):
@@ -49,44 +44,13 @@ class Inputs(BaseModel):
     labels: Path
     task: Task
     train: TrainSettings
-    #: As it can be loaded, and a name for its content that is the same on every machine.
+    #: As it can be loaded, and its fingerprint.
     backbone: BackboneSettings
     backbone_id: str
     evaluate: EvaluateSettings
     gold_share: float
     #: Where trainings keep their checkpoints while they run.
     work: Path
-
-
-class Record(BaseModel):
-    """A finished cell."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    key: str
-    cell: Cell
-    #: On test; the names are those of the evaluation report.
-    metrics: dict[str, float]
-    best_val_average_precision: float
-    best_epoch: float
-    #: Of the labelled test posts, in the table's order: the place of their score among the distinct scores, 0 the
-    #: lowest; uint32, compressed, base64. Every metric of the ranking, and so every interval, follows from it.
-    test_ranks: str
-    seconds: float
-    #: What it was made of, and where: for people, never read by code.
-    provenance: dict[str, Any]
-
-    @cached_property
-    def ranks(self) -> np.ndarray:
-        """float64 (labelled test posts,): ranks in [0, 1], in place of scores."""
-        ranks = np.frombuffer(zlib.decompress(base64.b64decode(self.test_ranks)), dtype=np.uint32)
-        return ranks / max(int(ranks.max()), 1)
-
-
-def encoded_ranks(scores: np.ndarray) -> str:
-    """`Record.test_ranks` of scores."""
-    ranks = np.unique(scores, return_inverse=True)[1].astype(np.uint32)
-    return base64.b64encode(zlib.compress(ranks.tobytes(), 9)).decode()
 
 
 def train_cell(cell: Cell, key: str, inputs: Inputs, work: Path) -> Record:
@@ -153,7 +117,7 @@ def _labels(
     if cell.labels in (NONE, PEOPLE):
         return people, task
     if cell.labels == ANNOTATOR:
-        table = pd.read_parquet(inputs.labels).set_index(POST_ID).reindex(people[POST_ID]).reset_index()
+        table = rows_of(pd.read_parquet(inputs.labels), people[POST_ID].tolist(), "the annotator's labels")
         labels = table[[POST_ID, *task.question_ids]].astype(dict.fromkeys(task.question_ids, "Int8"))
     else:
         labels = corrupted(people, task, cell.labels)

@@ -1,7 +1,8 @@
-"""The commands of the schedule, with a stand-in for `crontab` (see tests/infra/test_schedule.py)."""
+"""The commands of the schedule, with a stand-in for `crontab` (see tests/infra/schedule/stand_ins.py)."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from click.testing import CliRunner, Result
 
 from cli.main import main
-from infra import schedule
+from infra.schedule.job import Files
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def crontab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agentps_home: Path)
     table.write_text("")
     monkeypatch.setenv("PATH", str(folder))
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(schedule, "BIN", folder)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
     return table
 
 
@@ -78,14 +79,14 @@ def test_what_the_schedule_starts_exits_with_the_pipelines_code(crontab: Path, a
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert "no schedule: make one with" in refused.stderr
     call("schedule", "--cron", "* * * * *")
-    files = schedule.Files(agentps_home)
-    state = files.read_state()
-    assert state is not None
-    early = state.covered.replace(year=state.covered.year - 1)
+    files, zenml = Files(agentps_home), Path(sys.executable).with_name("zenml")
+    progress = files.read_progress()
+    assert progress is not None
+    early = progress.covered.replace(year=progress.covered.year - 1)
     for code in (0, 5):
-        files.write(files.state, state.model_copy(update={"covered": early}))
-        (schedule.BIN / "zenml").write_text(f"#!/bin/sh\nexit {code}\n")
-        (schedule.BIN / "zenml").chmod(0o755)
+        files.update_progress(covered=early)
+        zenml.write_text(f"#!/bin/sh\nexit {code}\n")
+        zenml.chmod(0o755)
         done = call("run-scheduled")
         assert done.exit_code == code, done.output
         assert ("agentps_training: succeeded" in done.stdout) == (code == 0)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import random
 import re
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import PIL.Image
 import pytest
 from PIL import ExifTags, Image, ImageFile
 
 from model.errors import ImageError
-from model.images import ImageLimits, decode, frame_indices, read_frame, read_source, to_frame
+from model.images import INGESTED, ImageLimits, decode, frame_indices, read_frame, read_source, sides, to_frame
 
 LIMITS = ImageLimits(max_bytes=100_000, max_pixels=50_000_000)
 LARGE = ImageLimits(max_bytes=10_000_000, max_pixels=50_000_000)
@@ -168,6 +173,15 @@ def test_our_limits_alone_decide_what_is_too_large() -> None:
         assert decode(data, ImageLimits(max_bytes=10**6, max_pixels=10**8)).size == (10_000, 9_000)
 
 
+def test_the_sides_of_an_image_are_read_by_the_header_alone_and_within_the_limits() -> None:
+    data = png_header(10_000, 20_000)  # one byte of picture
+    assert sides(data, INGESTED) == (20_000, 10_000)
+    with pytest.raises(ImageError, match=r"^200 megapixels; at most 50 are read$"):
+        sides(data, LIMITS)
+    with pytest.raises(ImageError, match="not a JPEG, PNG or WebP image"):
+        sides(SVG, LIMITS)
+
+
 def test_pillows_process_wide_settings_stay_as_they_are() -> None:
     before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters))
     decode(encoded(noise(), "JPEG"), LIMITS)
@@ -311,22 +325,106 @@ def test_frame_indices_of_nothing_is_an_error(n_images: int, frames: int) -> Non
         frame_indices(n_images, frames)
 
 
-def test_read_source_takes_bytes_and_absolute_paths(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"abc")
-    assert read_source(b"abc", LIMITS) == b"abc"
-    assert read_source(tmp_path / "a.jpg", LIMITS) == b"abc"
-    assert read_source(str(tmp_path / "a.jpg"), LIMITS) == b"abc"
+def test_read_source_takes_an_image_in_every_form(tmp_path: Path) -> None:
+    data = encoded(noise(), "PNG")
+    path = tmp_path / "a.png"
+    path.write_bytes(data)
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/forms/deep/a.png", data)
+    text = base64.b64encode(data).decode()
+    wrapped = base64.encodebytes(data).decode()
+    for source in (data, bytearray(data), memoryview(data), path, str(path), text, wrapped):
+        assert read_source(source, LIMITS) == data
+    for header in ("data:image/png;base64,", "data:;base64,", "data:image/png;charset=utf-8;base64,"):
+        assert read_source(header + text, LIMITS) == data
+    for root in (str(tmp_path), f"{tmp_path}/", f"file://{tmp_path}"):
+        assert read_source("a.png", LIMITS, root=root) == data
+    for root in ("memory://forms/deep", "memory://forms/deep/"):
+        assert read_source("a.png", LIMITS, root=root) == data
+    assert read_source("deep/a.png", LIMITS, root="memory://forms") == data
+
+
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP"])
+def test_base64_text_of_a_picture_is_read_and_a_file_of_that_name_comes_first(
+    fmt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text of a JPEG looks like an absolute path: it begins with /9j/."""
+    data = encoded(noise(), fmt)
+    text = base64.b64encode(data).decode()
+    assert read_source(text, LIMITS) == data
+    for no_base64 in (text[:-1], text[:50] + "-" + text[51:], f"{text[:60]}=!", text[:20] + "!none.jpg"):
+        with pytest.raises(ImageError, match="; nor is it a picture in base64"):
+            read_source(no_base64, LIMITS)
+    monkeypatch.setattr("model.images._read_local", lambda *_: b"the file")
+    assert read_source("/9j/abcd", LIMITS) == b"the file"
 
 
 def test_read_source_refuses_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "large.jpg").write_bytes(bytes(100_001))
-    for source, reason in (
-        ("a.jpg", "'a.jpg' is not an absolute path"),
-        (tmp_path / "none.jpg", "no such file"),
-        (tmp_path, "not a regular file"),
-        ("/dev/zero", "not a regular file"),
-        (f"{tmp_path}/\0.jpg", "null"),
-        (tmp_path / "large.jpg", "100,001 bytes; at most 100,000 are read"),
+    fsspec.filesystem("memory").pipe_file("/refused/large.jpg", bytes(100_001))
+    for source, root, reason in (
+        ("a.jpg", None, "'a.jpg' is not an absolute path"),
+        (tmp_path / "none.jpg", None, "no such file"),
+        (tmp_path, None, "not a regular file"),
+        ("/dev/zero", None, "not a regular file"),
+        (f"{tmp_path}/\0.jpg", None, "null"),
+        (tmp_path / "large.jpg", None, "100,001 bytes; at most 100,000 are read"),
+        ("none.jpg", str(tmp_path), "no such file"),
+        ("large.jpg", str(tmp_path), "100,001 bytes; at most 100,000 are read"),
+        ("", str(tmp_path), "not a regular file"),
+        ("../a.jpg", str(tmp_path), "not the name of a file under"),
+        (str(tmp_path / "large.jpg"), str(tmp_path), "not the name of a file under"),
+        ("a.jpg", "posts", "the root 'posts' is neither an absolute path nor a URL"),
+        ("large.jpg", "memory://refused", "100,001 bytes; at most 100,000 are read"),
+        ("none.jpg", "memory://refused", "no such file"),
+        ("", "memory://refused", "not a regular file"),
+        ("a.jpg", "nonsense://refused", "cannot be read: Protocol not known: nonsense"),
+        ("data:image/png,abc", None, "no data URL in base64"),
+        ("data:image/png;base64,a", None, "base64 text is damaged"),
+        ("data:image/png;base64," + "A" * 140_000, None, "bytes; at most 100,000 are read"),
+        ("/9j/" + "A" * 140_000, None, "bytes; at most 100,000 are read"),
+        (None, None, "NoneType given; the path or the bytes of one image"),
+        (3, None, "int given"),
+        ([b"abc"], None, "list given"),
+        ("/", None, "are the images of the post a list"),
+        ("h", None, "are the images of the post a list"),
     ):
         with pytest.raises(ImageError, match=reason):
-            read_source(source, LIMITS)
+            read_source(source, LIMITS, root=root)
+
+
+def test_what_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/large/a.jpg", bytes(100_001))
+    monkeypatch.setattr(type(files), "cat_file", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(ImageError, match="at most 100,000"):
+        read_source("a.jpg", LIMITS, root="memory://large")
+
+
+def test_bytes_are_held_to_their_sha256_wherever_they_come_from(tmp_path: Path) -> None:
+    data = encoded(noise(), "PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    fsspec.filesystem("memory").pipe_file("/held/a.png", data)
+    right, wrong = hashlib.sha256(data).hexdigest(), hashlib.sha256(b"").hexdigest()
+    for source, root in (
+        (data, None),
+        (tmp_path / "a.png", None),
+        ("a.png", str(tmp_path)),
+        ("a.png", "memory://held"),
+    ):
+        assert read_source(source, LIMITS, root=root, sha256=right) == data
+        assert read_frame(source, 8, LIMITS, root=root, sha256=right).shape == (8, 8, 3)
+        with pytest.raises(ImageError, match="was changed since it was ingested"):
+            read_source(source, LIMITS, root=root, sha256=wrong)
+        with pytest.raises(ImageError, match="was changed since it was ingested"):
+            read_frame(source, 8, LIMITS, root=root, sha256=wrong)
+
+
+def test_fsspec_is_imported_only_where_a_url_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"abc")
+    code = (
+        "import sys; from model.images import ImageLimits, read_source; "
+        f"assert read_source('a.jpg', ImageLimits(9, 9), root={str(tmp_path)!r}) == b'abc'; "
+        "assert 'fsspec' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -21,6 +21,7 @@ from model.schema import TEST
 from model.scorer import RawAnswers, Scorer, answer_columns, predict_rows
 from model.settings import BackboneSettings, SequenceSettings, Variant
 from steps.preprocess.shards import write_shards
+from tests.support.posts import ingested
 from tests.support.tiny import SEQUENCE, TASK, UNIQUE, train_settings, write_checkpoint, write_images
 
 CALIBRATION = Calibration(scale=1.5, bias=-0.25)
@@ -68,16 +69,14 @@ def test_raw_posts_score_as_the_shards_of_the_same_posts_do(
     write_checkpoint(directory, tiny_backbone, train_settings(variant="agentps_answers"), sequence=sequence)
     write_operating_points(directory, points(threshold=0.5))
     table = Scorer.from_directory(directory).score(posts)
-    ingested = posts.reset_index(drop=True).assign(
+    rows = posts.reset_index(drop=True).assign(
         post_id=[str(k) for k in range(len(posts))],
         split=TEST,
-        image_sha256=[
-            [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in album] for album in posts["images"]
-        ],
         **{name: pd.array([None] * len(posts), "Int8") for name in ("label", *TASK.question_ids)},
     )
     limits = ImageLimits(max_bytes=10**6, max_pixels=10**6)
-    assert write_shards(tmp_path / "s", ingested, TASK, sequence, load_tokenizer(tiny_backbone), limits) == 7
+    in_shards = ingested(rows, Path("/"))
+    assert write_shards(tmp_path / "s", in_shards, TASK, sequence, load_tokenizer(tiny_backbone), limits) == 7
     loaded = load(directory)
     batches = Batches(Shards(tmp_path / "s"), loaded.prompt, TASK)
     answers = predict_rows(loaded.model, batches, np.arange(6, -1, -1), 3)
@@ -100,8 +99,8 @@ def test_a_large_photo_is_the_same_frame_in_training_and_in_serving(
     path = tmp_path / "photo.jpg"
     Image.fromarray(noise).save(path, exif=exif)
     limits = ImageLimits(max_bytes=10**6, max_pixels=10**6)
-    post = {"post_id": "a", "split": TEST, "title": "", "text": "", "image_sha256": ["0"], "images": [str(path)]}
-    posts = pd.DataFrame([post | dict.fromkeys(("label", *TASK.question_ids))])
+    post = {"post_id": "a", "split": TEST, "title": "", "text": "", "images": [str(path)]}
+    posts = ingested(pd.DataFrame([post | dict.fromkeys(("label", *TASK.question_ids))]), tmp_path)
     write_shards(tmp_path / "shards", posts, TASK, SEQUENCE, load_tokenizer(tiny_backbone), limits)
     trained = Shards(tmp_path / "shards").images([0])
     whole = to_frame(decode(path.read_bytes(), limits), SEQUENCE.image_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from model.settings import TINY, BackboneSettings
 from steps.fine_tune.backbone import resolve
+from steps.locks import locked
 from tests.pipelines.workspace import Workspace
 
 
@@ -20,9 +20,7 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # pytest-xdist gives each worker a folder of its own below the session's
     session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     home = session / "shared"
-    home.mkdir(exist_ok=True)
-    with (home / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(home / "lock"):
         resolve(BackboneSettings(name=TINY), home)
     return home / "backbones"
 

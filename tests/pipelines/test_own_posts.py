@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from model.schema import IMAGES, POST_ID, SPLIT, TEST
+from model.schema import IMAGES, POST_ID, ROOT, SPLIT, TEST
 from model.task import load_task
 from tests.pipelines.workspace import STEPS, Workspace
 
@@ -37,7 +37,7 @@ def test_two_lines_of_config_train_the_example_with_its_three_class_question(wor
 
     posts = workspace.table("ingest", "posts").set_index(POST_ID)
     posts = posts[posts[SPLIT] == TEST]
-    posts[IMAGES] = posts[IMAGES].map(list)
+    posts[IMAGES] = [[f"{root}/{name}" for name in names] for root, names in posts[[ROOT, IMAGES]].to_numpy()]
     scored = workspace.score("models:/agentps-listings@challenger", posts)
     assert set(scored["answer_backdrop"]) <= {"studio", "room", "outdoors"}
     assert scored["answer_backdrop_probability"].between(1 / 3, 1).all(), "the most probable of three"
@@ -72,7 +72,7 @@ def test_a_task_without_questions_trains_on_what_is_left_of_a_damaged_manifest(w
         ("svg", {"images": ["drawing.png"]}, "drawing.png"),
         ("gone", {"images": ["gone.jpg"]}, "gone.jpg"),
         ("outside", {"images": ["../../etc/passwd"]}, "outside the manifest's folder"),
-        ("none", {"images": []}, "no image"),
+        ("none", {"images": []}, "images: []"),
         ("label", {"label": 7}, "label: 7"),
         ("listing-000", {}, "already the post of row 1"),
     ]

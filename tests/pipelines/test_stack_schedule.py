@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.schedule import BIN
+from infra.schedule.command import program
 from tests.pipelines.workspace import Outcome, Workspace
 
 pytestmark = pytest.mark.pipeline
@@ -103,7 +103,7 @@ def test_a_schedule_on_a_stack_is_changed_in_place_and_never_doubled(workspace: 
     other = workspace.config("other.yaml", {"posts": "newer", "settings": docker})
 
     def schedule(*arguments: str) -> Outcome:
-        command = [str(BIN / "agentps"), "schedule", *arguments]
+        command = [program("agentps"), "schedule", *arguments]
         return workspace.start(command, KUBECONFIG=str(cluster.kubeconfig)).wait()
 
     pipeline = ("--pipeline", "pipelines.agentps_retraining")
@@ -131,7 +131,7 @@ def test_a_schedule_on_a_stack_is_changed_in_place_and_never_doubled(workspace: 
 
 def test_a_stack_without_schedules_or_of_no_name_is_refused(workspace: Workspace) -> None:
     def refused(stack: str) -> str:
-        outcome = workspace.start([str(BIN / "agentps"), "schedule", "--stack", stack, "--cron", "0 3 * * *"]).wait()
+        outcome = workspace.start([program("agentps"), "schedule", "--stack", stack, "--cron", "0 3 * * *"]).wait()
         assert outcome.exit_code == 1
         return outcome.output
 

@@ -30,3 +30,14 @@ def test_a_second_process_does_not_get_what_another_holds_and_a_killed_one_gives
     holder.communicate()
     with locked(path, wait=False):
         pass
+
+
+def test_a_child_that_got_the_descriptor_holds_the_lock_until_it_ends(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(path) as lock:
+        child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[lock])
+    with pytest.raises(Timeout), locked(path, wait=False):
+        pass
+    child.communicate(b"\n")
+    with locked(path, wait=False):
+        pass

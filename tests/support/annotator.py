@@ -27,16 +27,15 @@ def make_posts(folder: Path, n: int, split: str = "train", **options: Any) -> pd
     rng = np.random.default_rng(n)
     rows = []
     for number in range(n):
-        paths, hashes = [], []
+        names, hashes = [], []
         for position in range(N_IMAGES):
             out = BytesIO()
             Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(out, "JPEG", **options)
-            path = folder / f"{split}-{n}-{number}-{position}.jpg"
-            path.write_bytes(out.getvalue())
-            paths.append(str(path))
+            names.append(f"{split}-{n}-{number}-{position}.jpg")
+            (folder / names[-1]).write_bytes(out.getvalue())
             hashes.append(hashlib.sha256(out.getvalue()).hexdigest())
         row = {"post_id": f"{split}{number}", "title": f"title {number}", "text": f"text {number}", "split": split}
-        rows.append(row | {"images": paths, "image_sha256": hashes})
+        rows.append(row | {"root": str(folder), "images": names, "image_sha256": hashes})
     return pd.DataFrame(rows)
 
 

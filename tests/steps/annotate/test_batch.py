@@ -20,11 +20,11 @@ import pytest
 from model.errors import AnnotationError
 from model.task import load_task
 from steps.annotate import batch, client
-from steps.annotate.asks import Asks
 from steps.annotate.client import AnnotationResult, annotate_posts
 from steps.annotate.ledger import Ledger
 from steps.annotate.plan import make_plan
 from steps.annotate.prices import load_prices
+from steps.annotate.requests import Requests
 from steps.annotate.tally import CapReachedError
 from tests.support.annotator import SOURCE, completion, error, make_posts, settings_of
 
@@ -198,9 +198,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 def run(posts: pd.DataFrame, ledger: Ledger, server: BatchServer, **changes: Any) -> AnnotationResult:
     settings = settings_of(**({"mode": "batch"} | changes))
     task = load_task("ucc")
-    return annotate_posts(
-        posts, task, settings, ledger, base_url=server.base_url, api_key="k", source=SOURCE, price=PRICE
-    )
+    return annotate_posts(posts, task, settings, ledger, base_url=server.base_url, api_key="k", price=PRICE)
 
 
 def test_a_batch_gives_what_single_requests_give_at_half_the_price(tmp_path: Path, ledger: Ledger) -> None:
@@ -215,7 +213,7 @@ def test_a_batch_gives_what_single_requests_give_at_half_the_price(tmp_path: Pat
     assert (result.asked, result.requests, result.missing) == (20, 20, 0)
     assert {(line["method"], line["url"]) for line in sent} == {("POST", "/v1/chat/completions")}
     assert sent[0]["body"]["messages"][0]["content"][1]["type"] == "image_url"
-    assert ledger.shards(SOURCE) == []
+    assert ledger.batch_files(SOURCE) == []
 
 
 def test_no_file_is_larger_than_documented(tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +251,7 @@ def test_of_an_expired_batch_the_finished_part_is_kept_and_only_the_rest_is_sent
     assert result.cost == pytest.approx(20 * PRICE.dollars(100, 10) / 2)
 
 
-def test_a_failed_shard_is_sent_again_and_the_others_are_not(
+def test_a_failed_batch_file_is_sent_again_and_the_others_are_not(
     tmp_path: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "MAX_REQUESTS", 10)
@@ -326,7 +324,7 @@ batch._FIRST_POLL = batch._LONGEST_POLL = 0.05
 batch.MAX_REQUESTS = 10
 settings = AnnotateSettings.model_validate({settings!r})
 annotate_posts(pd.read_parquet({posts!r}), load_task("ucc"), settings, Ledger({url!r}), base_url=sys.argv[1],
-    api_key="k", source={source!r}, price=load_prices()["gpt-4o"])
+    api_key="k", price=load_prices()["gpt-4o"])
 """
 
 
@@ -355,9 +353,11 @@ def test_killed_between_upload_and_download_the_next_run_collects_and_asks_nothi
     ready = threading.Event()
     with BatchServer(lambda number, requests: all_answered(number, requests) if ready.is_set() else None) as server:
         with start(tmp_path, server) as process:
-            wait_for(lambda: len(ledger.shards(SOURCE)) == 3 and all(s.batch_id for s in ledger.shards(SOURCE)))
+            wait_for(
+                lambda: len(ledger.batch_files(SOURCE)) == 3 and all(s.batch_id for s in ledger.batch_files(SOURCE))
+            )
             process.kill()
-        plan, _ = make_plan(Asks(posts, load_task("ucc"), settings_of(), SOURCE, PRICE), ledger)
+        plan, _ = make_plan(Requests(posts, load_task("ucc"), settings_of(), PRICE), ledger)
         assert (plan.under_way, plan.to_ask) == (30, 0)
         with start(tmp_path, server) as process:  # finds them, and finds them unfinished
             time.sleep(2)
@@ -374,7 +374,9 @@ def test_toggled_to_single_requests_what_lies_in_a_batch_is_waited_for(tmp_path:
     ready = threading.Event()
     with BatchServer(lambda number, requests: all_answered(number, requests) if ready.is_set() else None) as server:
         with start(tmp_path, server) as process:
-            wait_for(lambda: len(ledger.shards(SOURCE)) == 2 and all(s.batch_id for s in ledger.shards(SOURCE)))
+            wait_for(
+                lambda: len(ledger.batch_files(SOURCE)) == 2 and all(s.batch_id for s in ledger.batch_files(SOURCE))
+            )
             process.kill()
         timer = threading.Timer(0.5, ready.set)
         timer.start()
@@ -391,13 +393,15 @@ def test_in_single_mode_a_cap_that_a_batch_fills_is_waited_out(tmp_path: Path, l
     ready = threading.Event()
     with BatchServer(lambda number, requests: all_answered(number, requests) if ready.is_set() else None) as server:
         with start(tmp_path, server) as process:
-            wait_for(lambda: len(ledger.shards(SOURCE)) == 1 and all(s.batch_id for s in ledger.shards(SOURCE)))
+            wait_for(
+                lambda: len(ledger.batch_files(SOURCE)) == 1 and all(s.batch_id for s in ledger.batch_files(SOURCE))
+            )
             process.kill()
-        (shard,) = ledger.shards(SOURCE)
+        (batch_file,) = ledger.batch_files(SOURCE)
         timer = threading.Timer(0.5, ready.set)
         timer.start()
         # the batch owes all but a hair of the cap; once collected it took little of it
-        result = run(posts, ledger, server, mode="online", max_cost=shard.reserved * 1.01)
+        result = run(posts, ledger, server, mode="online", max_cost=batch_file.reserved * 1.01)
         timer.join()
     assert (result.missing, result.asked, server.chats) == (0, 2, 2)
     assert ledger.spent() == pytest.approx(12 * PRICE.dollars(100, 10) - 10 * PRICE.dollars(100, 10) / 2)
@@ -428,7 +432,7 @@ def test_a_batch_that_the_endpoint_does_not_know_is_named_and_can_be_given_up(tm
     posts = make_posts(tmp_path, 3)
     posts.to_parquet(tmp_path / "posts.parquet")
     with BatchServer(lambda number, requests: None) as server, start(tmp_path, server) as process:
-        wait_for(lambda: any(shard.batch_id for shard in ledger.shards(SOURCE)))
+        wait_for(lambda: any(batch_file.batch_id for batch_file in ledger.batch_files(SOURCE)))
         process.kill()
     with BatchServer(all_answered) as other:
         with pytest.raises(AnnotationError, match=r"batch batch-1, which holds requests of an earlier run.*not known"):
@@ -445,22 +449,22 @@ def test_a_batch_whose_name_never_arrived_is_found_by_its_metadata(tmp_path: Pat
         server.drop_create = True
         with pytest.raises(AnnotationError, match="the batch interface: Connection error"):
             run(posts, ledger, server)
-        assert [shard.batch_id for shard in ledger.shards(SOURCE)] == [None]
+        assert [batch_file.batch_id for batch_file in ledger.batch_files(SOURCE)] == [None]
         server.drop_create = False
         result = run(posts, ledger, server)
         assert (result.missing, result.asked, len(server.batches)) == (0, 0, 1)
 
 
-def test_a_shard_that_was_never_sent_is_given_up_and_sent_anew(tmp_path: Path, ledger: Ledger) -> None:
+def test_a_batch_file_that_was_never_sent_is_given_up_and_sent_anew(tmp_path: Path, ledger: Ledger) -> None:
     posts = make_posts(tmp_path, 5)
     with BatchServer(all_answered) as server:
         server.files.clear()
         with sqlite3.connect(tmp_path / "ledger.db") as database:
-            asks = Asks(posts, load_task("ucc"), settings_of(), SOURCE)
-            items = [[ask.key, "p", 2, None, 0.01] for ask in asks.distinct()]
+            requests = Requests(posts, load_task("ucc"), settings_of())
+            items = [[request.key, "p", 2, None, 0.01] for request in requests.distinct()]
             form = json.dumps({"task": load_task("ucc").model_dump(mode="json"), "format": "numbers"})
-            shard = ("s" * 32, SOURCE, form, json.dumps(items), None, None, 0.05, "2025-01-01 00:00:00.000000")
-            database.execute("INSERT INTO annotation_shards VALUES (?, ?, ?, ?, ?, ?, ?, ?)", shard)
+            row = ("s" * 32, SOURCE, form, json.dumps(items), None, None, 0.05, "2025-01-01 00:00:00.000000")
+            database.execute("INSERT INTO annotation_shards VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
             rows = [(item[0], f"shard:{'s' * 32}", None) for item in items]
             database.executemany("INSERT INTO annotation_leases VALUES (?, ?, ?)", rows)
         result = run(posts, ledger, server)
@@ -479,8 +483,8 @@ def test_two_processes_send_no_request_up_twice(tmp_path: Path, ledger: Ledger) 
 
 def test_the_cap_holds_for_what_is_sent_up_and_the_next_run_goes_on(tmp_path: Path, ledger: Ledger) -> None:
     posts = make_posts(tmp_path, 30)
-    asks = Asks(posts, load_task("ucc"), settings_of(mode="batch"), SOURCE, PRICE)
-    most = max(asks.most(ask) for ask in asks.distinct())
+    requests = Requests(posts, load_task("ucc"), settings_of(mode="batch"), PRICE)
+    most = max(requests.most(request) for request in requests.distinct())
     with BatchServer(all_answered) as server:
         with pytest.raises(CapReachedError):
             run(posts, ledger, server, max_cost=2.5 * most)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,11 +24,11 @@ from PIL import Image
 
 from model.errors import AnnotationError
 from model.task import Task, load_task
-from steps.annotate import client
-from steps.annotate.asks import Asks
+from steps.annotate import online
 from steps.annotate.client import AnnotationResult, annotate_posts
 from steps.annotate.ledger import Ledger, Missing
 from steps.annotate.prices import Price, load_prices
+from steps.annotate.requests import Requests
 from steps.annotate.simulated import ACCURACY, SimulatedAnnotator
 from steps.annotate.tally import CapReachedError, Progress
 from tests.support.annotator import (
@@ -70,16 +71,16 @@ def run(
 ) -> AnnotationResult:
     settings = settings_of(**changes)
     return annotate_posts(
-        posts, task or load_task("ucc"), settings, ledger, base_url=base_url, api_key="k", source=SOURCE, price=price
+        posts, task or load_task("ucc"), settings, ledger, base_url=base_url, api_key="k", price=price
     )
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of our own are short; those that the endpoint asks for stay."""
-    monkeypatch.setattr(client, "_FIRST_BACKOFF", 0.01)
-    monkeypatch.setattr(client, "_LONGEST_BACKOFF", 0.05)
-    monkeypatch.setattr(client, "_DOWN_AT_START_SECONDS", 0.2)
+    monkeypatch.setattr(online, "_FIRST_BACKOFF", 0.01)
+    monkeypatch.setattr(online, "_LONGEST_BACKOFF", 0.05)
+    monkeypatch.setattr(online, "_DOWN_AT_START_SECONDS", 0.2)
 
 
 # --- answers
@@ -121,7 +122,7 @@ def test_place_in_a_photo_does_not_reach_the_endpoint(tmp_path: Path, ledger: Le
     exif = Image.Exif()
     exif.get_ifd(0x8825)[29] = "48.2082N"
     posts = make_posts(tmp_path, 1, exif=exif)
-    assert b"48.2082N" in Path(posts["images"][0][0]).read_bytes()
+    assert b"48.2082N" in (tmp_path / posts["images"][0][0]).read_bytes()
     with Server(lambda number, body: reply(completion())) as server:
         run(posts, ledger, server.base_url)
     for part in server.requests[0]["messages"][0]["content"][1:]:
@@ -195,14 +196,30 @@ def test_list_columns_may_be_arrays_as_after_a_parquet_round_trip(
         assert run(pd.read_parquet(tmp_path / "posts.parquet"), ledger, server.base_url).requests == 0
 
 
-def test_a_simulated_and_a_real_annotator_share_no_answer(posts: pd.DataFrame, ledger: Ledger) -> None:
-    settings, task = settings_of(), load_task("ucc")
+@pytest.mark.parametrize("detail", ["low", "high"])
+def test_a_folder_of_posts_that_was_moved_asks_nothing_again_and_sends_the_same_from_anywhere(
+    tmp_path: Path, ledger: Ledger, detail: str
+) -> None:
+    posts = make_posts(tmp_path, 2)
+    files = fsspec.filesystem("memory")
+    for name in [name for names in posts["images"] for name in names]:
+        files.pipe_file(f"/moved-{detail}/{name}", (tmp_path / name).read_bytes())
+    moved = posts.assign(root=f"memory://moved-{detail}")
     with Server(lambda number, body: reply(completion())) as server:
-        for source in ("simulated:gpt-4o", "openai:gpt-4o"):
-            annotate_posts(posts, task, settings, ledger, base_url=server.base_url, api_key="k", source=source)
+        run(posts, ledger, server.base_url, detail=detail)
+        assert run(moved, ledger, server.base_url, detail=detail).requests == 0
+        with Ledger(f"sqlite:///{tmp_path / 'other.db'}") as other:
+            run(moved, other, server.base_url, detail=detail, price=load_prices()["gpt-4o"])
+    first, again = (sorted(map(json.dumps, server.requests[i : i + 2])) for i in (0, 2))
+    assert first == again
+
+
+def test_a_simulated_and_a_real_annotator_share_no_answer(posts: pd.DataFrame, ledger: Ledger) -> None:
+    with Server(lambda number, body: reply(completion())) as server:
+        for annotator in ("simulated", "openai"):
+            result = run(posts, ledger, server.base_url, annotator=annotator)
+            assert set(result.labels["label_source"]) == {f"{annotator}:gpt-4o"}
     assert len(server.requests) == 2
-    with pytest.raises(ValueError, match="must name the model"):
-        annotate_posts(posts, task, settings, ledger, base_url=server.base_url, api_key="k", source="openai")
 
 
 # --- asked singly, and with structured output
@@ -260,7 +277,7 @@ settings = AnnotateSettings.model_validate({settings!r})
 posts = pd.read_parquet({posts!r})
 with Ledger({url!r}) as ledger:
     result = annotate_posts(posts, load_task("ucc"), settings, ledger, base_url=sys.argv[1], api_key="k",
-        source={source!r}, on_progress=lambda progress: print(progress.done, flush=True))
+        on_progress=lambda progress: print(progress.done, flush=True))
     print("asked", result.asked, "answered", int(result.labels["missing_reason"].isna().sum()))
 """
 
@@ -321,7 +338,7 @@ def test_killed_ten_times_the_ledger_ends_as_that_of_an_undisturbed_run(tmp_path
     with sqlite3.connect(tmp_path / "ledger.db") as database:
         rows = database.execute("SELECT key, attempt, counts, missing FROM annotation_answers").fetchall()
         assert database.execute("SELECT COUNT(*) FROM annotation_leases").fetchone() == (0,)
-    keys = {ask.key for ask in Asks(posts, load_task("ucc"), settings_of(), SOURCE).distinct()}
+    keys = {request.key for request in Requests(posts, load_task("ucc"), settings_of()).distinct()}
     assert sorted(rows) == sorted((key, 1, "[0, 1, 2, 1, 2]", None) for key in keys)
     assert 300 <= asked <= 300 + 10 * 4  # four in flight at each kill
 
@@ -331,10 +348,10 @@ def test_killed_ten_times_the_ledger_ends_as_that_of_an_undisturbed_run(tmp_path
 
 def test_the_cap_is_never_passed_and_the_next_run_goes_on(tmp_path: Path, ledger: Ledger) -> None:
     posts, price = make_posts(tmp_path, 40), load_prices()["gpt-4o"]
-    most = Asks(posts, load_task("ucc"), settings_of(), SOURCE, price).most
-    asks = Asks(posts, load_task("ucc"), settings_of(), SOURCE, price).distinct()
+    most = Requests(posts, load_task("ucc"), settings_of(), price).most
+    requests = Requests(posts, load_task("ucc"), settings_of(), price).distinct()
     cost = price.dollars(100, 10)
-    cap = 10 * cost + max(map(most, asks))
+    cap = 10 * cost + max(map(most, requests))
 
     def behave(number: int, body: Any) -> Answer:
         time.sleep(0.01)
@@ -345,7 +362,7 @@ def test_the_cap_is_never_passed_and_the_next_run_goes_on(tmp_path: Path, ledger
             run(posts, ledger, server.base_url, price=price, max_cost=cap)
         assert "start the same command again" in str(caught.value)
         first = ledger.spent()
-        assert cap - max(map(most, asks)) < first <= cap
+        assert cap - max(map(most, requests)) < first <= cap
         assert first == pytest.approx(cost * len(server.requests))
         with pytest.raises(CapReachedError):
             run(posts, ledger, server.base_url, price=price, max_cost=cap)
@@ -359,8 +376,8 @@ def test_what_may_have_been_charged_counts_with_the_most_that_it_can_have_cost(
     posts: pd.DataFrame, ledger: Ledger
 ) -> None:
     price = load_prices()["gpt-4o"]
-    asks = Asks(posts, load_task("ucc"), settings_of(), SOURCE, price)
-    most = asks.most(asks.distinct()[0])
+    requests = Requests(posts, load_task("ucc"), settings_of(), price)
+    most = requests.most(requests.distinct()[0])
     with Server(lambda number, body: reply(b"<html>")) as server:
         assert run(posts, ledger, server.base_url, price=price).cost == pytest.approx(most)
     with Server(lambda number, body: reply(error(), 400)) as server:
@@ -372,8 +389,8 @@ def test_what_may_have_been_charged_counts_with_the_most_that_it_can_have_cost(
 @pytest.mark.usefixtures("quick")
 def test_a_request_that_was_lost_on_the_way_is_reserved_and_counted_too(posts: pd.DataFrame, ledger: Ledger) -> None:
     price = load_prices()["gpt-4o"]
-    asks = Asks(posts, load_task("ucc"), settings_of(), SOURCE, price)
-    most = asks.most(asks.distinct()[0])
+    requests = Requests(posts, load_task("ucc"), settings_of(), price)
+    most = requests.most(requests.distinct()[0])
     cut = reply(completion(), content_length="100000")
     with Server(lambda number, body: cut if number == 1 else reply(completion())) as server:
         result = run(posts, ledger, server.base_url, price=price, max_cost=10.0)
@@ -391,18 +408,18 @@ def test_what_costs_more_than_the_rule_says_raises_the_bound_once_and_not_once_a
     tmp_path: Path, ledger: Ledger
 ) -> None:
     posts, price = make_posts(tmp_path, 40), load_prices()["gpt-4o"]
-    asks = Asks(posts, load_task("ucc"), settings_of(), SOURCE, price)
+    requests = Requests(posts, load_task("ucc"), settings_of(), price)
     dear = completion() | {"usage": {"prompt_tokens": 20_000, "completion_tokens": 10}}  # images of an unknown rule
     with Server(lambda number, body: reply(dear)) as server:
         # raised once, the bound leaves room for twice as many as there are
         cap = 80 * price.dollars(20_000, 10)
         result = run(posts, ledger, server.base_url, price=price, concurrency=16, max_cost=cap)
     assert result.missing == 0
-    ask = asks.distinct()[0]
-    most = asks.most(ask)
+    request = requests.distinct()[0]
+    most = requests.most(request)
     for _ in range(3):  # all sent before the first came back
-        asks.learn(ask, most, 10 * most)
-    assert asks.most(ask) == pytest.approx(10 * most)
+        requests.learn(request, most, 10 * most)
+    assert requests.most(request) == pytest.approx(10 * most)
 
 
 def test_a_cap_without_a_price_is_refused_before_anything_is_sent(posts: pd.DataFrame, ledger: Ledger) -> None:
@@ -414,7 +431,7 @@ def test_a_cap_without_a_price_is_refused_before_anything_is_sent(posts: pd.Data
 
 
 def test_no_request_is_sent_beyond_the_limit_that_the_headers_tell(tmp_path: Path, ledger: Ledger) -> None:
-    """An endpoint that lets 5 requests in at once and 20 a second, and refuses what goes beyond."""
+    """An endpoint that lets 5 requests in at once and 20 per second, and refuses what goes beyond."""
     lock, level, at = threading.Lock(), 5.0, time.monotonic()
     refused = []
 
@@ -643,19 +660,23 @@ def test_no_key_is_one_clear_error(posts: pd.DataFrame, ledger: Ledger, monkeypa
                 ledger,
                 base_url="http://127.0.0.1:9",
                 api_key=key,
-                source=SOURCE,
             )
 
 
-def test_a_changed_or_lost_image_stops_the_run_before_it_is_sent(posts: pd.DataFrame, ledger: Ledger) -> None:
-    path = Path(posts["images"][0][1])
+@pytest.mark.parametrize("detail", ["low", "high"])  # for the cost of a high one its size is read first
+def test_a_changed_or_lost_image_stops_the_run_before_it_is_sent_and_is_named(
+    tmp_path: Path, ledger: Ledger, detail: str
+) -> None:
+    posts = make_posts(tmp_path, 1)
+    name = posts["images"][0][1]
+    path = tmp_path / name
     with Server(lambda number, body: reply(completion())) as server:
         path.write_bytes(path.read_bytes() + b"x")
-        with pytest.raises(AnnotationError, match=rf"post train0: image {path} was changed"):
-            run(posts, ledger, server.base_url)
+        with pytest.raises(AnnotationError, match=rf"post train0: image {name} under {tmp_path}: was changed"):
+            run(posts, ledger, server.base_url, detail=detail)
         path.unlink()
-        with pytest.raises(AnnotationError, match=rf"post train0: image {path}: No such file"):
-            run(posts, ledger, server.base_url)
+        with pytest.raises(AnnotationError, match=rf"post train0: image {name} under {tmp_path}: no such file"):
+            run(posts, ledger, server.base_url, detail=detail)
     assert server.requests == []
 
 
@@ -700,7 +721,6 @@ def test_in_a_storm_of_failures_every_post_ends_answered_or_missing_and_is_paid_
                     ledger,
                     base_url=server.base_url,
                     api_key="k",
-                    source=SOURCE,
                     on_progress=done.append,
                 )
                 break

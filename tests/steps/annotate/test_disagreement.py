@@ -1,4 +1,4 @@
-"""The queue of disputed posts goes out to people, and their answers come back as gold."""
+"""The queue of disputed posts goes out to people."""
 
 from __future__ import annotations
 
@@ -12,16 +12,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from model.errors import AnnotationError, ManifestError
+from model.errors import AnnotationError
 from model.task import Task
-from steps.annotate.disagreement import (
-    add_gold,
-    disagreements,
-    doubtful,
-    read_answers,
-    write_csv,
-    write_label_studio,
-)
+from steps.annotate.disagreement import disagreements, doubtful, write_csv, write_label_studio
+from steps.annotate.gold import read_answers
 
 TASK = Task.model_validate(
     {
@@ -48,7 +42,8 @@ def posts(n: int, folder: Path) -> pd.DataFrame:
             "post_id": [f"p{number}" for number in range(n)],
             "title": ["=cmd()", 'a,b\n"c"', *["t"] * n][:n],
             "text": "x",
-            "images": [[str(folder / "images" / f"{number} 1.jpg")] for number in range(n)],
+            "images": [[f"images/{number} 1.jpg"] for number in range(n)],
+            "root": str(folder),
         }
     )
 
@@ -130,28 +125,6 @@ def test_label_studio_tasks_name_the_images_below_the_root_and_the_interface_is_
     assert 'Own "photo" & <text>?' in [header.get("value") for header in view.iter("Header")]
 
 
-def test_label_studios_export_comes_back_without_what_people_disagree_on(tmp_path: Path) -> None:
-    def said(**answers: str) -> dict[str, Any]:
-        return {"result": [{"type": "choices", "from_name": q, "value": {"choices": [a]}} for q, a in answers.items()]}
-
-    export = [
-        {"data": {"post_id": "p0"}, "annotations": [said(ugc="yes", kind="a"), said(ugc="yes", kind="b")]},
-        {"data": {"post_id": "p1"}, "annotations": [said(ugc="no"), said(ugc="yes") | {"was_cancelled": True}]},
-        {"data": {"post_id": "p2"}, "annotations": []},
-    ]
-    path = tmp_path / "export.json"
-    path.write_text(json.dumps(export))
-    assert read_answers(path, TASK) == {"p0": {"ugc": 1}, "p1": {"ugc": 0}}
-
-
-@pytest.mark.parametrize("text", ['[{"data": {}}', '{"a": 1}', '[{"data": {}, "annotations": [{}]}]'])
-def test_another_file_is_named(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "export.json"
-    path.write_text(text)
-    with pytest.raises(ManifestError, match=r"export\.json.*Label Studio"):
-        read_answers(path, TASK)
-
-
 def test_tables_of_another_form_are_named() -> None:
     good = labels(ugc=[0, 1], kind=[0, 2])
     predictions = good.assign(class_ugc=[0, 1], answer_ugc=[0.1, 0.9], class_kind=[0, 2], answer_kind=[0.9, 0.9])
@@ -166,50 +139,3 @@ def test_tables_of_another_form_are_named() -> None:
             doubtful(predictions, wrong, TASK, name="model", annotator="one")
     with pytest.raises(AnnotationError, match="model: no column 'answer_kind'"):
         doubtful(predictions.drop(columns="answer_kind"), good, TASK, name="model", annotator="one")
-
-
-@pytest.mark.parametrize(("suffix", "text"), [(".jsonl", "[1]\n"), (".jsonl", "{\n"), (".parquet", "x")])
-def test_a_manifest_of_another_form_is_named(suffix: str, text: str, tmp_path: Path) -> None:
-    manifest = tmp_path / f"posts{suffix}"
-    manifest.write_text(text)
-    with pytest.raises(ManifestError, match=f"manifest {manifest}: .*is expected"):
-        add_gold(manifest, {"p0": {"ugc": 1}}, tmp_path / f"new{suffix}")
-    assert not (tmp_path / f"new{suffix}").exists()
-
-
-def test_an_answer_of_no_class_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "queue.csv"
-    path.write_text("post_id,ugc\np0,maybe\n")
-    with pytest.raises(ManifestError, match="post p0, question ugc: 'maybe' is none of no, yes"):
-        read_answers(path, TASK)
-
-
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_people_s_answers_go_into_the_manifest_and_all_else_stays(suffix: str, tmp_path: Path) -> None:
-    rows = [
-        {"post_id": "p0", "images": ["a.jpg"], "title": "line\u2028end", "kind": 2, "extra": 7},
-        {"post_id": "p1", "images": ["b.jpg"], "title": "t", "ugc": 1, "extra": 8},
-    ]
-    manifest, out = tmp_path / f"posts{suffix}", tmp_path / f"new{suffix}"
-    if suffix == ".parquet":
-        pd.DataFrame(rows).to_parquet(manifest)
-    else:
-        manifest.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    assert add_gold(manifest, {"p0": {"ugc": 1, "kind": 0}}, out) == 1
-    table = pd.read_parquet(out) if suffix == ".parquet" else pd.read_json(out, lines=True)
-    assert table["ugc"].tolist() == [1, 1]
-    assert table["kind"].iloc[0] == 0
-    assert pd.isna(table["kind"].iloc[1])
-    assert table["extra"].tolist() == [7, 8]
-    assert table["title"].iloc[0] == "line\u2028end"
-
-
-def test_an_unknown_post_and_another_folder_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
-    manifest = tmp_path / "posts.jsonl"
-    manifest.write_text('{"post_id": "p0", "images": ["a.jpg"]}\n')
-    before = manifest.read_bytes()
-    with pytest.raises(ManifestError, match="1 answered posts are not in it, for example 'p9'"):
-        add_gold(manifest, {"p9": {"ugc": 1}}, manifest)
-    with pytest.raises(ManifestError, match="must lie in the folder"):
-        add_gold(manifest, {"p0": {"ugc": 1}}, tmp_path / "sub" / "posts.jsonl")
-    assert manifest.read_bytes() == before

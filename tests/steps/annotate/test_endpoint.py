@@ -10,7 +10,7 @@ from model.errors import AnnotationError
 from model.task import load_task
 from steps.annotate.client import AnnotationResult, annotate_posts
 from steps.annotate.ledger import Ledger
-from tests.support.annotator import SOURCE, Server, completion, make_posts, reply, settings_of
+from tests.support.annotator import Server, completion, make_posts, reply, settings_of
 
 
 @pytest.fixture
@@ -22,7 +22,6 @@ def run(folder: Path, base_url: str | None = None) -> AnnotationResult:
     with Ledger(f"sqlite:///{folder / 'ledger.db'}") as ledger:
         return annotate_posts(
             make_posts(folder, 1), load_task("ucc"), settings_of(), ledger, base_url=base_url, api_key=None,
-            source=SOURCE,
         )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import AnnotationError
-from steps.annotate.ledger import Attempt, Ledger, LedgerAnswer, Missing, Shard, ShardItem
+from steps.annotate.ledger import Attempt, BatchFile, BatchItem, Ledger, LedgerAnswer, Missing
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -202,20 +202,20 @@ def test_of_many_that_claim_the_same_keys_at_once_each_key_goes_to_one(url: str)
     assert sorted(claimed) == sorted(keys)
 
 
-def test_a_shard_holds_its_keys_whatever_becomes_of_its_sender_and_is_collected_once(url: str) -> None:
-    items = tuple(ShardItem(key, "p", 2, None, 0.1) for key in ("a", "b"))
-    shard = Shard("s" * 32, "openai:m", {"format": "numbers"}, items, None, None, 0.2)
+def test_a_batch_file_holds_its_keys_whatever_becomes_of_its_sender_and_is_collected_once(url: str) -> None:
+    items = tuple(BatchItem(key, "p", 2, None, 0.1) for key in ("a", "b"))
+    batch_file = BatchFile("s" * 32, "openai:m", {"format": "numbers"}, items, None, None, 0.2)
     with Ledger(url, lease_seconds=0.05) as one, Ledger(url) as other:
         one.claim(["a", "b"])
-        one.add_shard(shard)
+        one.add_batch_file(batch_file)
         one.release()
         time.sleep(0.1)
         assert other.claim(["a", "b"]) == set()
-        other.sent_shard(shard.id, file_id="f")
-        other.sent_shard(shard.id, batch_id="b")
-        assert other.shards("openai:m") == [replace(shard, file_id="f", batch_id="b")]
-        assert other.shards("openai:other") == []
-        assert one.collect_shard(shard.id, [attempt("a", counts=(1,))])
-        assert not other.collect_shard(shard.id, [attempt("a", counts=(1,))])
+        other.sent_batch_file(batch_file.id, file_id="f")
+        other.sent_batch_file(batch_file.id, batch_id="b")
+        assert other.batch_files("openai:m") == [replace(batch_file, file_id="f", batch_id="b")]
+        assert other.batch_files("openai:other") == []
+        assert one.collect_batch_file(batch_file.id, [attempt("a", counts=(1,))])
+        assert not other.collect_batch_file(batch_file.id, [attempt("a", counts=(1,))])
         assert other.lookup(["a", "b"]) == {"a": LedgerAnswer((1,), None, 1)}
         assert other.claim(["a", "b"]) == {"a", "b"}

@@ -13,7 +13,7 @@ from steps.annotate.client import AnnotationResult
 from steps.annotate.page import dollars, render_agreement, render_report
 from steps.annotate.plan import Plan
 from steps.annotate.tally import Progress
-from tests.support.annotator import SOURCE, settings_of
+from tests.support.annotator import settings_of
 
 TASK = load_task("ucc")
 PLAN = Plan(
@@ -48,7 +48,7 @@ RESULT = AnnotationResult(
 
 
 def page(result: AnnotationResult = RESULT, gold: pd.DataFrame = GOLD, below: tuple[Verdict, ...] = ()) -> str:
-    return render_report(result, agreement(gold, LABELS, TASK), below, settings_of(), "Task <ucc>", SOURCE)
+    return render_report(result, agreement(gold, LABELS, TASK), below, settings_of(), "Task <ucc>")
 
 
 def test_the_report_has_progress_money_reasons_and_agreement() -> None:

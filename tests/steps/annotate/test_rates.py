@@ -1,4 +1,4 @@
-"""Limits of requests and tokens a minute, as the endpoint's headers tell them."""
+"""Limits of requests and tokens per minute, as the endpoint's headers tell them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_nothing_waits_while_no_limit_is_known() -> None:
 
 def test_the_wait_is_until_the_bucket_has_filled_at_the_rate_of_the_reset() -> None:
     bucket = Bucket()
-    # 100 of 1000 are left, full in 90 s: 10 a second
+    # 100 of 1000 are left, full in 90 s: 10 per second
     bucket.learn(headers(1000, 100, "1m30s"), "tokens", bucket.send(50, 0.0), 0.0)
     assert bucket.wait(100, 0.0) == 0
     assert bucket.wait(150, 0.0) == pytest.approx(5)
@@ -51,7 +51,7 @@ def test_what_was_sent_after_the_request_that_is_answered_is_taken_off() -> None
     mark = bucket.send(10, 0.0)
     bucket.send(10, 0.0)
     bucket.send(10, 0.0)
-    bucket.learn(headers(100, 90, "1s"), "tokens", mark, 0.0)  # 10 a second; 90 - 20 are left
+    bucket.learn(headers(100, 90, "1s"), "tokens", mark, 0.0)  # 10 per second; 90 - 20 are left
     assert bucket.wait(71, 0.0) == pytest.approx(0.1)
 
 

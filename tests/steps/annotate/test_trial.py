@@ -10,10 +10,10 @@ import pytest
 
 from model.errors import AnnotationError, TaskError
 from model.task import Task
-from steps.annotate.asks import Asks
 from steps.annotate.ledger import Ledger
 from steps.annotate.page import TrialRow, dollars, render_trial
 from steps.annotate.prices import load_prices
+from steps.annotate.requests import Requests
 from steps.annotate.tally import CapReachedError
 from steps.annotate.trial import run_trial
 from tests.support.annotator import SOURCE, Answer, Server, completion, make_posts, reply, settings_of
@@ -47,7 +47,7 @@ def behave(number: int, body: Any) -> Answer:
 
 def trial(posts: pd.DataFrame, url: str, ledger: Ledger, tasks: dict[str, Task], **changes: Any) -> list[TrialRow]:
     settings = settings_of(**changes)
-    return run_trial(posts, tasks, settings, ledger, base_url=url, api_key="k", source=SOURCE, price=PRICE)
+    return run_trial(posts, tasks, settings, ledger, base_url=url, api_key="k", price=PRICE)
 
 
 WORDINGS = {"good": task_of("good {title}"), "bad": task_of("bad {title}")}
@@ -71,8 +71,8 @@ def test_only_posts_that_people_labelled_are_asked_and_none_of_test(posts: pd.Da
 
 
 def test_the_cap_is_of_the_whole_trial(posts: pd.DataFrame, tmp_path: Path) -> None:
-    asks = Asks(posts, WORDINGS["good"], settings_of(), SOURCE, PRICE)
-    cap = 10 * PRICE.dollars(100, 10) + max(map(asks.most, asks.distinct()))
+    requests = Requests(posts, WORDINGS["good"], settings_of(), PRICE)
+    cap = 10 * PRICE.dollars(100, 10) + max(map(requests.most, requests.distinct()))
     with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger, Server(behave) as server:
         with pytest.raises(CapReachedError):
             trial(posts, server.base_url, ledger, WORDINGS, max_cost=cap)

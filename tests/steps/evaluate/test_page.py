@@ -15,6 +15,7 @@ from model.task import Task
 from steps.evaluate.page import render
 from steps.evaluate.report import build_report
 from steps.settings import EvaluateSettings
+from tests.support.posts import ingested
 
 TASK = Task.model_validate(
     {
@@ -45,7 +46,7 @@ def posts(tmp_path: Path) -> pd.DataFrame:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff not a picture")
     images = [str(photo), str(broken), str(tmp_path / "gone.jpg")]
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "post_id": [f"test{i}" for i in range(N)],
             "title": "<script>alert(1)</script> \"quoted\" & 'more'",
@@ -53,6 +54,7 @@ def posts(tmp_path: Path) -> pd.DataFrame:
             "images": [np.array(images, dtype=object) if i % 2 else images for i in range(N)],
         }
     )
+    return ingested(table, tmp_path)
 
 
 def predictions(seed: int, split: str, variant: Variant) -> pd.DataFrame:
@@ -165,7 +167,8 @@ def test_thumbnails_are_small_jpegs(posts: pd.DataFrame) -> None:
 
 def test_page_stays_small_with_many_long_posts(posts: pd.DataFrame) -> None:
     photo = posts["images"][0][0]
-    long = posts.assign(images=[[photo] * 16] * N, text="many words " * 1000)
+    hashes = [[posts["image_sha256"][0][0]] * 16] * N
+    long = posts.assign(images=[[photo] * 16] * N, image_sha256=hashes, text="many words " * 1000)
     page = page_of(long, settings=SETTINGS.model_copy(update={"examples": 30}))
     assert len(page) < 2_000_000
     shown = page.count("<article")

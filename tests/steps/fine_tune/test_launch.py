@@ -13,6 +13,7 @@ from model.data import Shards
 from model.integrity import seal
 from model.schema import LABEL_SOURCE, POST_ID
 from model.settings import BackboneSettings
+from steps import recipe
 from steps.fine_tune import launch
 from steps.fine_tune.launch import TrainingJob, job_directory, run
 from tests.support.tiny import TASK, train_settings, write_checkpoint, write_posts
@@ -58,7 +59,7 @@ def test_another_setting_has_another_directory(job: TrainingJob, tmp_path: Path,
     assert job_directory(job.model_copy(update=change), LABELS, tmp_path) != job_directory(job, LABELS, tmp_path)
 
 
-def test_another_label_or_post_or_image_or_code_has_another_directory(
+def test_another_label_or_post_or_image_or_recipe_has_another_directory(
     job: TrainingJob, tiny_backbone: BackboneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = job_directory(job, LABELS, tmp_path)
@@ -71,8 +72,21 @@ def test_another_label_or_post_or_image_or_code_has_another_directory(
         shards = write_posts(tmp_path / name, tiny_backbone, **{"train": 16, "val": 8, "test": 2} | options)
         other = job.model_copy(update={"shards": shards.root})
         assert job_directory(other, LABELS, tmp_path) != here, name
-    monkeypatch.setattr(launch, "code_digest", lambda files: "other code")
+    monkeypatch.setattr(recipe, "TRAINING", recipe.TRAINING + 1)
     assert job_directory(job, LABELS, tmp_path) != here
+
+
+def test_a_training_that_other_code_began_goes_on_and_says_so(
+    job: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = job.model_copy(update={"train": train_settings(epochs=1)})
+    first, _ = run(short, people(job), tmp_path)
+    assert "which was begun before model/ changed" not in caplog.text
+    monkeypatch.setattr(launch, "code_digest", lambda files: "other code")
+    second, result = run(short, people(job), tmp_path)
+    assert second == first
+    assert result.resumed_from_step > 0
+    assert f"{first.parent}, which was begun before model/ changed" in caplog.text
 
 
 def test_other_weights_to_start_from_have_another_directory_and_are_what_is_trained(

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from model.errors import ImageError
 from model.images import ImageLimits
 from model.settings import BackboneSettings, SequenceSettings
 from steps.preprocess import shards
+from tests.support.posts import ingested
 from tests.support.tiny import TASK
 
 SEQUENCE = SequenceSettings(frames=3, image_size=8, max_text_tokens=4, max_tokens=32)
@@ -25,18 +25,18 @@ ALBUMS = [[10], [50, 20], [50, 50], [30, 40, 60, 70], [80], [90, 95, 99], [5]]
 def posts_of(folder: Path) -> pd.DataFrame:
     for shade in {shade for album in ALBUMS for shade in album}:
         Image.new("RGB", (8, 8), (shade,) * 3).save(folder / f"{shade}.png")
-    return pd.DataFrame(
+    posts = pd.DataFrame(
         {
             "post_id": [f"p{k}" for k in range(len(ALBUMS))],
             "title": [f"title {k}" for k in range(len(ALBUMS))],
             "text": "",
             "images": [[str(folder / f"{shade}.png") for shade in album] for album in ALBUMS],
-            "image_sha256": [[hashlib.sha256(bytes([shade])).hexdigest() for shade in album] for album in ALBUMS],
             "split": "train",
             # the first part has no label at all
             **{name: pd.array([None] * 3 + [1] * 4, "Int8") for name in ("label", *TASK.question_ids)},
         }
     )
+    return ingested(posts, folder)
 
 
 def written(folder: Path, posts: pd.DataFrame, backbone: BackboneSettings) -> Shards:
@@ -67,10 +67,14 @@ def test_no_posts_are_an_empty_table(tmp_path: Path, tiny_backbone: BackboneSett
     assert len(Shards(tmp_path / "s").posts) == 0
 
 
-def test_an_image_that_changed_since_ingest_is_named(tmp_path: Path, tiny_backbone: BackboneSettings) -> None:
+@pytest.mark.parametrize("other", ["90.png", None], ids=["another picture", "no picture"])
+def test_an_image_that_changed_since_ingest_is_named(
+    other: str | None, tmp_path: Path, tiny_backbone: BackboneSettings
+) -> None:
+    """Another picture would be trained on with this one's labels."""
     posts = posts_of(tmp_path)
-    (tmp_path / "20.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"20\.png: .*; the file has changed since ingest: run the pipeline again"):
+    (tmp_path / "20.png").write_bytes((tmp_path / other).read_bytes() if other else b"no picture")
+    with pytest.raises(ImageError, match=r"20\.png: .*; it has changed since ingest: run the pipeline again"):
         written(tmp_path / "s", posts, tiny_backbone)
 
 

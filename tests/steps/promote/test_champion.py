@@ -17,6 +17,7 @@ from model.scorer import Scorer
 from model.settings import BackboneSettings, SequenceSettings
 from steps.preprocess.shards import write_shards
 from steps.promote import champion
+from tests.support.posts import ingested
 from tests.support.tiny import SEQUENCE, TASK, train_settings, write_checkpoint, write_images
 
 
@@ -34,7 +35,7 @@ def posts(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
             **{question: pd.array([0, 1, 0], dtype="Int8") for question in TASK.question_ids},
         }
     )
-    return table.assign(image_sha256=[[Path(path).name for path in album] for album in table["images"]])
+    return ingested(table, Path(paths[0]).parent)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from steps.preprocess.shards import write_shards
 from steps.promote.trial import Trial
 from steps.register import history, registry
 from steps.settings import PromoteSettings, load_settings
+from tests.support.posts import ingested
 from tests.support.tiny import SEQUENCE, TASK, train_settings, write_checkpoint, write_images
 
 NAME = "agentps-small"
@@ -38,19 +39,19 @@ class Line:
         images = [str(path) for path in write_images(folder, 5)]
         rng = np.random.default_rng(0)
         self.folder, self.backbone = folder, backbone
-        self.posts = pd.DataFrame(
+        posts = pd.DataFrame(
             {
                 "post_id": [f"p{i}" for i in range(N)],
                 "created_at": pd.Timestamp("2026-01-01", tz="UTC"),
                 "title": [" ".join(rng.choice(["a", "walk", "sea", "light"], 1 + i % 4)) for i in range(N)],
                 "text": "",
                 "images": [[images[i % 5], images[(3 * i) % 5]] for i in range(N)],
-                "image_sha256": [[str(i % 5), str((3 * i) % 5)] for i in range(N)],
                 "label": pd.array([int(i % 5 == 0) for i in range(N)], dtype="Int8"),
                 "split": "test",
                 **{question: pd.array([0] * N, dtype="Int8") for question in TASK.question_ids},
             }
         )
+        self.posts = ingested(posts, folder)
         limits = ImageLimits(max_bytes=10**7, max_pixels=10**7)
         write_shards(folder / "shards", self.posts, TASK, SEQUENCE, load_tokenizer(backbone), limits)
 

@@ -3,15 +3,20 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import fsspec
+import pandas as pd
 import pytest
+from PIL import Image
 
 from model.errors import ManifestError
-from steps.ingest.posts import split_of
+from model.task import load_task
+from steps.ingest.posts import RejectsError, read_manifest, split_of
 from steps.retrain import fresh
-from steps.retrain.fresh import State, advance, plan, read_labels, read_posts, read_state, select, too_little
+from steps.retrain.fresh import Cursor, advance, begin, read_cursor, read_labels, read_posts, select, too_little
 from steps.settings import IngestSettings, RetrainSettings, load_settings
+from steps.tables import NoMatchError
 
 DAY_0 = datetime(2026, 3, 1, tzinfo=UTC)
 INGEST: IngestSettings = load_settings({}).ingest
@@ -46,7 +51,7 @@ def side(number: int) -> str:
 def test_the_window_holds_train_and_val_posts_of_its_days_and_test_posts_of_their_own() -> None:
     found = select(POSTS, day(18), {}, settings(), INGEST)
     newest = day(479 / 24)
-    assert found.watermark == newest
+    assert found.newest == newest
     assert found.n_fresh == sum(p["created_at"] > day(18) for p in POSTS) == 47
     expected = {
         p["post_id"]
@@ -90,7 +95,7 @@ def test_replay_takes_so_many_older_posts_a_fresh_one_and_the_same_first() -> No
     assert older(0.0) == set()
 
 
-def test_before_the_first_watermark_everything_is_fresh_and_taken() -> None:
+def test_before_the_first_retraining_everything_is_fresh_and_taken() -> None:
     found = select(POSTS, None, {}, settings(), INGEST)
     assert found.n_fresh == 480
     assert sum(row["split"] != "test" for row in found.rows) == sum(side(n) != "test" for n in range(480))
@@ -102,23 +107,23 @@ def test_a_later_label_replaces_the_manifests() -> None:
     assert {row["post_id"]: row["label"] for row in rows} == {"p1": 1, "p2": 0, "p3": 1}
 
 
-def test_the_watermark_moves_forward_only(tmp_path: Path) -> None:
+def test_the_cursor_moves_forward_only(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "m.json"
-    assert read_state(path) is None
+    assert read_cursor(path) is None
     for at in (3, 5, 4):
-        advance(path, State(watermark=day(at), version=str(at), decision="kept"))
-    assert read_state(path) == State(watermark=day(5), version="5", decision="kept")
+        advance(path, Cursor(newest=day(at), version=str(at), decision="kept"))
+    assert read_cursor(path) == Cursor(newest=day(5), version="5", decision="kept")
     assert [p.name for p in path.parent.iterdir()] == ["m.json"], "nothing half-written is left"
     path.write_text("{}", encoding="utf-8")
     with pytest.raises(ManifestError, match=r"m\.json: 3 faults: correct it, or delete it"):
-        read_state(path)
+        read_cursor(path)
 
 
-def test_too_little_counts_what_is_newer_than_the_watermark(tmp_path: Path) -> None:
+def test_too_little_counts_what_is_newer_than_the_cursor(tmp_path: Path) -> None:
     path = write(tmp_path / "posts.jsonl", POSTS[:48])
-    state = State(watermark=day(1), version="1", decision="kept")
-    assert too_little(path, state, settings(min_fresh=23)) is None, "hours 25 to 47"
-    line = too_little(path, state, settings(min_fresh=24))
+    cursor = Cursor(newest=day(1), version="1", decision="kept")
+    assert too_little(path, cursor, settings(min_fresh=23)) is None, "hours 25 to 47"
+    line = too_little(path, cursor, settings(min_fresh=24))
     assert line is not None
     assert "23 of 48 posts are fresh" in line
     assert too_little(path, None, settings(min_fresh=48)) is None
@@ -135,9 +140,9 @@ def test_a_folder_is_read_by_name_and_the_last_row_of_a_post_counts(tmp_path: Pa
 @pytest.mark.parametrize(
     ("time", "message"),
     [
-        (None, r"posts\.jsonl:2: created_at: missing; what is fresh is told by it"),
-        ("2026-03-01T00:00:00", r"posts\.jsonl:2: created_at: .*ISO 8601 with a zone"),
-        ("2999-03-01T00:00:00Z", r"posts\.jsonl:2: created_at: 2999-.*still to come"),
+        (None, r"row 2 \(p2\): created_at: missing; what is fresh is told by it"),
+        ("2026-03-01T00:00:00", r"row 2 \(p2\): created_at: .*ISO 8601 with a zone"),
+        ("2999-03-01T00:00:00Z", r"row 2 \(p2\): created_at: 2999-.*still to come"),
     ],
 )
 def test_a_time_that_cannot_be_used_is_named(tmp_path: Path, time: str | None, message: str) -> None:
@@ -146,6 +151,7 @@ def test_a_time_that_cannot_be_used_is_named(tmp_path: Path, time: str | None, m
         file.write(json.dumps({"post_id": "p2", "created_at": time, "images": ["a.jpg"]}) + "\n")
     with pytest.raises(ManifestError, match=message):
         read_posts(path)
+    assert len(read_posts(path, max_reject_share=0.5)) == 1
 
 
 def test_an_empty_folder_and_a_label_that_is_none_are_named(tmp_path: Path) -> None:
@@ -155,23 +161,137 @@ def test_an_empty_folder_and_a_label_that_is_none_are_named(tmp_path: Path) -> N
     path.write_text('{"post_id": "a", "label": 1}\n{"post_id": "a", "label": 0}\n', encoding="utf-8")
     assert read_labels(path) == {"a": 0}
     path.write_text('{"post_id": "a", "label": 2}\n', encoding="utf-8")
-    with pytest.raises(ManifestError, match=r"labels\.jsonl:1: label: 2; 0 or 1 is expected"):
+    with pytest.raises(ManifestError, match=r"labels\.jsonl:1: label: 2; 0, 1 or null is expected"):
         read_labels(path)
 
 
-def test_a_plan_that_was_begun_keeps_its_champion(tmp_path: Path) -> None:
+def test_a_run_that_was_begun_keeps_its_champion(tmp_path: Path) -> None:
     """A run that was killed after its candidate was promoted starts again from what it had started from."""
     chosen = select(POSTS, day(18), {}, settings(), INGEST)
-    begun = plan(chosen, tmp_path, "3", tmp_path / "work")
-    assert plan(chosen, tmp_path, "4", tmp_path / "work") == begun
+    begun = begin(chosen, tmp_path, "3", tmp_path / "work")
+    assert begin(chosen, tmp_path, "4", tmp_path / "work") == begun
     assert begun.champion == "3"
     for k in range(5):
         (tmp_path / "work" / f"old-{k}").mkdir()
-    assert plan(chosen, tmp_path, "4", tmp_path / "work") == begun
+    assert begin(chosen, tmp_path, "4", tmp_path / "work") == begun
     assert len(list((tmp_path / "work").iterdir())) == 1 + 3
     rows = [json.loads(line) for line in begun.manifest.read_text(encoding="utf-8").splitlines()]
     assert [row["post_id"] for row in rows] == [row["post_id"] for row in chosen.rows]
     relabelled = select(POSTS, day(18), {"p479": 1}, settings(), INGEST)
-    other = plan(relabelled, tmp_path, "4", tmp_path / "work")
+    other = begin(relabelled, tmp_path, "4", tmp_path / "work")
     assert (other.champion, other.manifest != begun.manifest) == ("4", True)
-    assert fresh.Plan.model_validate_json((other.manifest.parent / "plan.json").read_bytes()) == other
+    assert fresh.Run.model_validate_json((other.manifest.parent / "run.json").read_bytes()) == other
+
+
+def test_a_cursor_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    """Else an update would make every post fresh, or end the retraining."""
+    path = tmp_path / "m.json"
+    path.write_text('{"watermark": "2026-03-03T00:00:00Z", "version": "3", "decision": "kept"}', encoding="utf-8")
+    assert read_cursor(path) == Cursor(newest=day(2), version="3", decision="kept")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_labels_by_number_are_those_of_the_posts_and_null_is_no_label_yet(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"labels{suffix}"
+    rows = pd.DataFrame({"post_id": [1000, 1001, 1002], "label": [1, None, 0]})
+    if suffix == ".jsonl":
+        rows.astype({"label": object}).to_json(path, orient="records", lines=True)
+    else:
+        rows.to_parquet(path)
+    assert read_labels(path) == {"1000": 1, "1002": 0}
+    posts = [post(1, 1, label=0) | {"post_id": "1000"}, post(2, 1, label=1) | {"post_id": "1002"}]
+    found = select(posts, None, read_labels(path), settings(test_days=30), INGEST).rows
+    assert {row["post_id"]: row["label"] for row in found} == {"1000": 1, "1002": 0}
+
+
+def test_labels_of_other_posts_are_said_and_an_error_where_none_is_of_a_post(caplog: pytest.LogCaptureFixture) -> None:
+    posts = [post(1, 1)]
+    select(posts, None, {"p1": 1, "q1": 0}, settings(), INGEST)
+    assert "labels: 1 of its 2 posts are left out, not among the posts: 'q1'" in caplog.text
+    with pytest.raises(NoMatchError, match=r"none of its 2 posts is among the posts: .*'q1', 'q2'.*'p1'"):
+        select(posts, None, {"q1": 1, "q2": 0}, settings(), INGEST)
+
+
+TASK = load_task("ucc")
+BAD = {
+    "NaN": {"label": float("nan"), "watermark": float("nan")},
+    "half an emoji": {"text": "so happy \ud83d"},
+    "a class by name": {"watermark": "yes"},
+    "no class": {"watermark": "maybe"},
+    "a label as text": {"label": "1"},
+    "an id that is true": {"post_id": True},
+    "a post twice": {"post_id": "p0"},
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "suffix"), [*((case, ".jsonl") for case in BAD), ("NaN", ".parquet"), ("a post twice", ".parquet")]
+)
+def test_a_post_is_one_for_a_retraining_where_it_is_one_for_a_training(
+    case: str, suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    rows = [post(n, n, images=["a.png"], text="t", label=1, watermark=None) for n in range(4)]
+    rows[2] |= BAD[case]
+    path = tmp_path / f"posts{suffix}"
+    if suffix == ".jsonl":
+        write(path, [{k: None if v != v else v for k, v in row.items()} for row in rows])
+    else:
+        pd.DataFrame(rows).to_parquet(path)
+    trained = read_manifest(path, TASK, INGEST.model_copy(update={"max_reject_share": 0.5}))
+    found = read_posts(path, fresh.columns_of(TASK), TASK, 0.5)
+    assert [row["post_id"] for row in found] == trained.posts["post_id"].tolist()
+    for row in trained.rejects.itertuples():
+        assert f"manifest {path}: row {row.row} ({row.post_id}) is left out: {row.reason}" in caplog.text
+    if len(trained.rejects):
+        with pytest.raises(RejectsError, match=rf"manifest {path}: 1 of 4 posts are rejected, .*row 3"):
+            read_posts(path, fresh.columns_of(TASK), TASK)
+
+
+def test_what_a_retraining_chose_is_ingested_as_the_manifest_says_and_that_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for n in range(9):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(data / f"{n}.jpg")
+    source = write(data / "posts.jsonl", [post(n, n, label=n % 2, watermark="yes") for n in range(9)])
+    whole = read_manifest(source, TASK, INGEST)
+    opened: list[Path] = []
+
+    def counting(path: str | Path) -> IO[bytes]:
+        opened.append(Path(path))
+        return Path(path).open("rb")
+
+    monkeypatch.setattr("steps.ingest.rows._open", counting)
+    posts = read_posts(source, fresh.columns_of(TASK), TASK)
+    run = begin(select(posts, None, {"p3": 0}, settings(test_days=30), INGEST), fresh.folder_of(source), None, tmp_path)
+    found = read_manifest(run.manifest, TASK, INGEST, root=fresh.folder_of(source)).posts
+    assert opened == [source, run.manifest]
+    pd.testing.assert_frame_equal(
+        found, whole.posts.assign(label=whole.posts["label"].where(whole.posts["post_id"] != "p3", 0))
+    )
+    (data / "5.jpg").write_bytes((data / "4.jpg").read_bytes())
+    again = begin(select(posts, None, {"p3": 0}, settings(test_days=30), INGEST), str(data), None, tmp_path)
+    assert again.manifest == run.manifest
+    assert again.fingerprint != run.fingerprint
+
+
+def test_a_folder_s_hidden_and_stray_files_are_no_manifests(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "1.jsonl", [post(1, 1)])
+    write(tmp_path / "2.json", [post(2, 2)])
+    (tmp_path / "._1.jsonl").write_bytes(b"\0\5\26\7")
+    (tmp_path / ".DS_Store").write_bytes(b"\0")
+    (tmp_path / "info.json").write_text('{\n "made": "by a tool"\n}', encoding="utf-8")
+    assert [row["post_id"] for row in read_posts(tmp_path)] == ["p1", "p2"]
+    assert "info.json: ignored, its first line is no post" in caplog.text
+
+
+def test_a_folder_of_manifests_may_lie_on_another_file_system() -> None:
+    files = fsspec.filesystem("memory")
+    for n in (1, 2):
+        row = {"post_id": f"p{n}", "created_at": day(n).isoformat(), "images": ["a.jpg"]}
+        files.pipe_file(f"memory://grown/{n}.jsonl", json.dumps(row).encode())
+    assert [row["post_id"] for row in read_posts("memory://grown")] == ["p1", "p2"]
+    assert fresh.folder_of("memory://grown") == "memory://grown"
+    assert fresh.folder_of("memory://grown/1.jsonl") == "memory://grown"

@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from model.errors import ManifestError
+from steps.retrain.fresh import read_labels
 from steps.retrain.live import Live, Share, live, read_scores, tell
 from steps.settings import NotifySettings, load_settings
+from steps.tables import NoMatchError
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -54,7 +57,7 @@ def test_figures_are_the_versions_own_on_labelled_posts(tmp_path: Path) -> None:
 
 def test_a_table_that_lacks_what_is_needed_is_named(tmp_path: Path) -> None:
     bad = scored("p", decision=True) | {"decision": 1}
-    with pytest.raises(ManifestError, match=r"s\.jsonl:1: .*decision \(true or false\)"):
+    with pytest.raises(ManifestError, match=r"s\.jsonl:1: decision: 1; true or false is expected"):
         read_scores(write(tmp_path / "s.jsonl", [bad]))
     with pytest.raises(ManifestError, match="no column 'scored_at'"):
         read_scores(write(tmp_path / "s.jsonl", [{k: v for k, v in bad.items() if k != "scored_at"}]))
@@ -68,3 +71,40 @@ def test_a_person_is_told_in_one_line(tmp_path: Path) -> None:
     assert text.count("\n") == 1
     assert "model version 1: " in text
     assert "BELOW the target of 80%" in text
+
+
+def test_late_labels_by_number_reach_the_posts_that_were_scored_and_none_at_all_is_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Labels that silently matched nothing kept the alarm from ever coming."""
+    scores = write(tmp_path / "s.jsonl", [scored("1000", decision=True), scored("1001", decision=True)])
+    labels = tmp_path / "l.jsonl"
+    settings = load_settings({}).retrain
+    write(labels, [{"post_id": 1000, "label": 0}, {"post_id": 1001, "label": None}, {"post_id": 7, "label": 1}])
+    found = live(scores, labels, "2", settings)
+    assert (found.labelled, found.precision) == (1, Share(0, 1))
+    assert "1 of its 2 posts are left out, not among the scored posts of" in caplog.text
+    write(labels, [{"post_id": "a-1000", "label": 0}])
+    with pytest.raises(NoMatchError, match=r"l\.jsonl: none of its 1 posts is .* found 'a-1000'; known are '1000'"):
+        live(scores, labels, "2", settings)
+    write(labels, [{"post_id": 1000, "label": None}])
+    assert live(scores, labels, "2", settings).labelled == 0
+    write(labels, [{"id": 1000, "label": 0}])
+    with pytest.raises(ManifestError, match=r"labels .*no column 'post_id' \(found id, label\)"):
+        live(scores, labels, "2", settings)
+
+
+def test_scores_and_labels_are_the_same_in_every_format_of_rows(tmp_path: Path) -> None:
+    rows = [scored("1000", decision=True) | {"post_id": 1000, "model_version": 2}]
+    scores, labels = pd.DataFrame(rows), pd.DataFrame({"post_id": [1000, 1001], "label": [1, None]})
+    scores.to_parquet(tmp_path / "s.parquet")
+    scores.to_csv(tmp_path / "s.csv", index=False)
+    labels.to_parquet(tmp_path / "l.parquet")
+    labels.to_csv(tmp_path / "l.csv", index=False)
+    write(tmp_path / "s.jsonl", rows)
+    write(tmp_path / "l.jsonl", [{"post_id": 1000, "label": 1}, {"post_id": 1001, "label": None}])
+    expected = read_scores(tmp_path / "s.jsonl")
+    assert expected[["post_id", "decision", "model_version"]].to_numpy().tolist() == [["1000", True, "2"]]
+    for suffix in ("parquet", "csv"):
+        pd.testing.assert_frame_equal(read_scores(tmp_path / f"s.{suffix}"), expected)
+    assert [read_labels(tmp_path / f"l.{suffix}") for suffix in ("jsonl", "parquet", "csv")] == [{"1000": 1}] * 3

@@ -11,9 +11,9 @@ from model.schema import IMAGES, LABEL, SPLIT, TEST, TEXT, TITLE, TRAIN
 from model.task import load_task
 from steps.settings import StudySettings, load_study_settings
 from steps.study.baselines import Baseline, baselines
-from steps.study.cells import Cell, plan
+from steps.study.cells import Cell, cells_of_tables
+from steps.study.records import Record, encoded_ranks
 from steps.study.report import Report, build
-from steps.study.train import Record, encoded_ranks
 
 UCC = load_task("ucc")
 N = 60
@@ -47,7 +47,9 @@ def report(chosen: StudySettings, lacking: frozenset[Cell] = frozenset()) -> Rep
     def record_of(cell: Cell) -> Record | None:
         return None if cell in lacking else record(cell)
 
-    return build(plan(chosen, UCC), record_of, POSTS, UCC, chosen, [Baseline("nothing", 0.3, 0.0)], "sixty posts")
+    return build(
+        cells_of_tables(chosen, UCC), record_of, POSTS, UCC, chosen, [Baseline("nothing", 0.3, 0.0)], "sixty posts"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def whole() -> Report:
 
 
 def test_every_seed_of_every_setting_is_in_the_list_of_cells_with_its_metrics(whole: Report) -> None:
-    planned = [(table, cell) for table, cells in plan(settings(), UCC).items() for cell in cells]
+    planned = [(table, cell) for table, cells in cells_of_tables(settings(), UCC).items() for cell in cells]
     assert [(entry["table"], entry["variant"], entry["seed"]) for entry in whole.cells] == [
         (table, cell.variant, cell.seed) for table, cell in planned
     ]
@@ -66,7 +68,7 @@ def test_every_seed_of_every_setting_is_in_the_list_of_cells_with_its_metrics(wh
 
 
 def test_the_tables_figures_are_the_records(whole: Report) -> None:
-    cells = [c for c in plan(settings(), UCC)["variants"] if c.variant == "vanilla"]
+    cells = [c for c in cells_of_tables(settings(), UCC)["variants"] if c.variant == "vanilla"]
     values = [100 * record(cell).metrics["recall_at_p80"] for cell in cells]
     line = next(line for line in whole.markdown.splitlines() if line.startswith("| vanilla | none | 43.2 |"))
     assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in line
@@ -92,7 +94,7 @@ def test_the_same_records_give_the_same_bytes(whole: Report) -> None:
 
 
 def test_an_unfinished_study_says_what_is_lacking_and_shows_no_setting_by_half() -> None:
-    cells = plan(settings(), UCC)["variants"]
+    cells = cells_of_tables(settings(), UCC)["variants"]
     gone = next(cell for cell in cells if cell.variant == "multitask")
     part = report(settings(), frozenset([gone]))
     assert "**Unfinished: 1 cells are not there yet.**" in part.markdown

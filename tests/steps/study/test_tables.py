@@ -5,8 +5,8 @@ import pytest
 
 from model import metrics
 from steps.study.cells import Cell
+from steps.study.records import Record, encoded_ranks
 from steps.study.tables import AP, R80, Comparison, Row, rows
-from steps.study.train import Record, encoded_ranks
 
 N = 400
 LABELS = np.random.default_rng(0).random(N) < 0.3

@@ -1,0 +1,93 @@
+"""What is scheduled, how far it has come, and where the home keeps both."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from model.errors import ScheduleError
+from model.files import replacing
+from steps.locks import locked
+from steps.settings import NotifySettings
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Launch(_Strict):
+    """What is run, and who is told of a failure."""
+
+    #: As `zenml pipeline run` takes it.
+    pipeline: str
+    #: Absolute; None: configs/default.yaml.
+    config: str | None
+    #: As it was when the schedule was made: for a config that later cannot be read.
+    notify: NotifySettings
+
+
+class Job(Launch):
+    """What is run, and when."""
+
+    #: Five fields, read in the local time of the machine or of the orchestrator.
+    cron: str
+
+
+class Progress(_Strict):
+    """What became of the schedule's times so far."""
+
+    #: Every time up to this one has been run, or left out because a run was still going.
+    covered: datetime
+    #: The log of the run that has begun and not ended; None: none.
+    running: str | None = None
+
+
+class Files:
+    """What a schedule keeps under the home."""
+
+    def __init__(self, home_dir: Path) -> None:
+        self.folder = home_dir / "schedule"
+        self.job = self.folder / "job.json"
+        self.progress = self.folder / "state.json"
+        self.lock = self.folder / "lock"
+        self.logs = self.folder / "logs"
+        #: NAME=value lines for the run: cron and systemd hand on none of the variables of a shell.
+        self.environment = home_dir / "schedule.env"
+
+    def read_job(self) -> Job | None:
+        """None: there is no schedule.
+
+        Raises:
+            ScheduleError: the file is not one that was written here.
+        """
+        try:
+            return Job.model_validate_json(self.job.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise ScheduleError(
+                f"{self.job}: not a schedule of this version ({error.error_count()} faults): "
+                "run `agentps schedule --cron …` again"
+            ) from error
+
+    def read_progress(self) -> Progress | None:
+        """None: there is none, or none that can be read; the times up to now then count as covered."""
+        try:
+            return Progress.model_validate_json(self.progress.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def write(self, path: Path, value: Job | Progress) -> None:
+        """Only the user can read it: a job may hold the secret of a webhook."""
+        with replacing(path) as part:
+            part.touch(mode=0o600)
+            part.write_text(value.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def update_progress(self, **changes: Any) -> None:
+        """Change some fields. One process at a time: what a run and one that finds it say is both kept."""
+        with locked(self.folder / "state.lock"):
+            progress = self.read_progress() or Progress(covered=changes.get("covered", datetime.now(UTC)))
+            self.write(self.progress, progress.model_copy(update=changes))

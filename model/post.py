@@ -1,0 +1,248 @@
+"""One post as people give it: a row of a manifest, or the body of a request. Imports no torch.
+
+`Post` is the contract: what a cell may hold is checked here and nowhere else, for every table that names posts. Its
+JSON schema is a service's body, and `markdown_table` renders it for the docs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    create_model,
+    model_validator,
+)
+
+from .schema import LABEL
+from .task import Question, Task
+
+#: Characters of a cell that a message shows.
+_SHOWN = 80
+
+
+@dataclass(frozen=True)
+class Expects:
+    """What a column holds, in the words of a message: `label: 2; 0, 1 or null is expected`."""
+
+    what: str
+
+
+def _whole_number(cell: Any) -> Any:
+    """A whole float counts: pandas writes a column of integers and nulls as floats. `true` does not."""
+    if isinstance(cell, float) and cell.is_integer():
+        return int(cell)
+    return cell
+
+
+def _id_text(cell: Any) -> Any:
+    """A whole number is an id, too: its decimal text. A float is not: large ones are not what was written."""
+    return str(cell) if isinstance(cell, int) and not isinstance(cell, bool) else cell
+
+
+def _time(cell: Any) -> datetime:
+    try:
+        time = cell if isinstance(cell, datetime) else datetime.fromisoformat(cell)
+        if time.tzinfo is None:
+            raise ValueError("no zone")
+        return time.astimezone(UTC)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(str(error)) from None
+
+
+def _nullable(**schema: Any) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [schema, {"type": "null"}]})
+
+
+PostId = Annotated[
+    str,
+    Field(pattern=r"\S"),
+    BeforeValidator(_id_text),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"\S"}, {"type": "integer"}]}),
+    Expects("text that is not blank, or a whole number"),
+]
+#: UTC. Any zone is read.
+Time = Annotated[
+    datetime,
+    PlainValidator(_time),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+    Expects("ISO 8601 with a zone, as 2025-03-01T12:00:00Z,"),
+]
+#: The bound makes pydantic look at the characters: JSON can spell lone surrogates, which no file of ours can hold.
+_Text = Annotated[str, Field(min_length=0), _nullable(type="string"), Expects("text or null")]
+
+
+class Row(BaseModel):
+    """A row of a table. A null cell is the same as an absent one; a cell of another type is never converted."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, cells: Any) -> Any:
+        """NaN, NaT and NA are how pandas writes null; an array is how it reads a list."""
+        if not isinstance(cells, Mapping):
+            return cells
+        return {
+            name: cell.tolist() if isinstance(cell, np.ndarray) else cell
+            for name, cell in cells.items()
+            if cell is not None and cell is not pd.NaT and cell is not pd.NA
+            if not (isinstance(cell, float) and cell != cell)
+        }
+
+
+class Post(Row):
+    """One post. `row_of` adds a column for each question of a task."""
+
+    post_id: Annotated[PostId, Field(description="unique; a whole number is read as its decimal text")]
+    images: Annotated[
+        list[Annotated[str, Field(pattern=r"\S")]],
+        Field(
+            min_length=1,
+            description="paths relative to the manifest, inside its folder (links followed); JPEG, PNG or WebP",
+        ),
+        Expects("a list of one or more paths"),
+    ]
+    title: Annotated[_Text, Field(description="may be empty")] = ""
+    text: Annotated[_Text, Field(description="may be empty; holds description and hashtags")] = ""
+    label: Annotated[
+        int | None,
+        BeforeValidator(_whole_number),
+        Field(ge=0, le=1, description="people's decision; 1 is the positive class. Null: trains the questions only"),
+        _nullable(enum=[0, 1]),
+        Expects("0, 1 or null"),
+    ] = None
+    created_at: Annotated[
+        Time | None,
+        Field(description="needed with `validate.time_ordered` and for retraining"),
+        Expects("ISO 8601 with a zone, as 2025-03-01T12:00:00Z, or null"),
+    ] = None
+    language: Annotated[
+        Annotated[str, Field(pattern=r"\S")] | None,
+        Field(description="for example `en`; where it is there, the gate looks at each language by itself"),
+        Expects("a language's name, for example en, or null"),
+    ] = None
+    split: Annotated[
+        Literal["train", "val", "test"] | None,
+        Field(description="null: by a hash of `post_id`, which stays as posts arrive"),
+        Expects("one of train, val, test or null"),
+    ] = None
+
+
+def row_of(task: Task | None = None, columns: Collection[str] | None = None) -> type[Row]:
+    """`Post` with one column for each question of `task`; of all these only `columns`, where they are given.
+
+    A question's cell is a class index or a class's name; `model_dump(by_alias=True)` gives the index, by the
+    question's id. Aliases, because a question may have the name of a method of pydantic's.
+    """
+    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in Post.model_fields.items()}
+    ids = {name: name for name in fields}
+    for number, question in enumerate(task.questions if task else ()):
+        name = f"question_{number}"
+        fields[name], ids[name] = (_class_cell(question), None), question.id
+    if columns is None:
+        return create_model("Post", __base__=Post, **{n: f for n, f in fields.items() if n not in Post.model_fields})
+    return create_model("Row", __base__=Row, **{name: fields[name] for name in fields if ids[name] in columns})
+
+
+def columns_of(row: type[Row]) -> list[str]:
+    return [field.alias or name for name, field in row.model_fields.items()]
+
+
+def _class_cell(question: Question) -> Any:
+    classes, last = question.classes, len(question.classes) - 1
+
+    def index_of(cell: Any) -> Any:
+        if isinstance(cell, str):
+            return classes.index(cell.strip()) if cell.strip() in classes else cell
+        return _whole_number(cell)
+
+    return Annotated[
+        int | None,
+        BeforeValidator(index_of),
+        Field(ge=0, le=last, alias=question.id, description=f"people's answer: {question.ask}"),
+        _nullable(enum=[*range(len(classes)), *classes]),
+        Expects(f"a class index 0 to {last}, one of {list(classes)} or null"),
+    ]
+
+
+_R = TypeVar("_R", bound=Row)
+_post_id: TypeAdapter[str] = TypeAdapter(PostId, config=Row.model_config)
+
+
+def parse(row: type[_R], cells: Mapping[str, Any], *, text: bool = False) -> tuple[_R | None, list[str]]:
+    """The checked row; or None, and for each faulty cell its column, what was found and what is expected.
+
+    Args:
+        text: the cells are those of a CSV: `1` is a number, `true` a truth value.
+    """
+    try:
+        return row.model_validate(cells, strict=False if text else None), []
+    except ValidationError as error:
+        return None, [_fault(row, found) for found in error.errors(include_url=False, include_context=False)]
+
+
+def post_id_of(cell: Any) -> str | None:
+    """The id in a cell; None where it holds none."""
+    try:
+        return _post_id.validate_python(cell)
+    except ValidationError:
+        return None
+
+
+def _fault(row: type[Row], error: Any) -> str:
+    column = error["loc"][0]
+    field = next(f for name, f in row.model_fields.items() if column in (name, f.alias))
+    expected = next(m.what for m in reversed(field.metadata) if isinstance(m, Expects))
+    found = "missing" if error["type"] == "missing" else shown(error["input"])
+    if error["type"] == "string_unicode":
+        found += " holds half of a character (a lone surrogate)"
+    return f"{column}: {found}; {expected} is expected"
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+# --- for the docs -------------------------------------------------------------------------------------------
+
+
+def markdown_table() -> str:
+    """The columns of a manifest, as the docs show them."""
+    schema = Post.model_json_schema()
+    lines = ["| column | type | meaning |", "|---|---|---|"]
+    for name, column in schema["properties"].items():
+        need = "required; " if name in schema["required"] else ""
+        lines.append(f"| `{name}` | {_type(column)} | {need}{column['description']} |")
+        if name == LABEL:
+            lines.append("| one per question, named by its id | class index, class name, or null | people's answers |")
+    return "\n".join(lines)
+
+
+def _type(schema: dict[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(map(_type, schema["anyOf"]))
+    if "enum" in schema:
+        return ", ".join(f"`{value}`" for value in schema["enum"])
+    if schema["type"] == "array":
+        return f"list of one or more {_type(schema['items'])}s"
+    if schema.get("format") == "date-time":
+        return "ISO 8601 with a zone"
+    return {"integer": "whole number"}.get(schema["type"], schema["type"])
+
+
+if __name__ == "__main__":
+    print(markdown_table())  # noqa: T201

@@ -1,0 +1,249 @@
+"""Files as rows: the one reader of JSON Lines, Parquet and CSV, on a local disk or any fsspec file system.
+
+What is wrong with the file as a whole is an error; what a cell may hold is `model.post`'s.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model import post
+from model.errors import ManifestError
+from model.schema import POST_ID
+
+#: A row: its 1-based number in the file (of JSON Lines the line), and its cells.
+Numbered = tuple[int, dict[str, Any]]
+#: Rows, and the names of all columns of the file.
+_Read = tuple[list[Numbered], list[str]]
+_R = TypeVar("_R", bound=post.Row)
+
+
+def is_url(source: str | Path) -> bool:
+    return "://" in str(source)
+
+
+def is_csv(source: str | Path) -> bool:
+    return str(source).lower().endswith(".csv")
+
+
+def absolute(source: str | Path) -> str:
+    """A local path as it is from everywhere; a URL as it is."""
+    return str(source) if is_url(source) else str(Path(source).resolve())
+
+
+def parent_of(source: str | Path) -> str:
+    """The folder that a manifest lies in, absolute, links resolved; or its URL."""
+    return str(source).rpartition("/")[0] if is_url(source) else str(Path(source).parent.resolve())
+
+
+@contextmanager
+def opened(source: str | Path, what: str) -> Iterator[IO[bytes]]:
+    """The file. Raises: ManifestError where it cannot be read, inside of the block too."""
+    try:
+        with _open(source) as file:
+            yield file
+    except FileNotFoundError:
+        raise ManifestError(f"{what} {source}: no such file; give the path, or the URL, of a file") from None
+    except OSError as error:
+        raise ManifestError(f"{what} {source}: cannot be read: {error.strerror or error}") from error
+
+
+def _open(source: str | Path) -> IO[bytes]:
+    if not is_url(source):
+        return open(source, "rb")
+    import fsspec  # those whose posts lie on a disk do without it
+
+    try:
+        file: IO[bytes] = fsspec.open(str(source), "rb").open()
+    except (ImportError, ValueError) as error:  # its package is not installed; no such file system
+        raise OSError(str(error)) from error
+    return file
+
+
+def read_rows(
+    source: str | Path,
+    columns: Collection[str],
+    required: Collection[str],
+    what: str = "manifest",
+    *,
+    text: bool = False,
+) -> _Read:
+    """All rows, of each the named columns that it has; and the names of all columns in the file.
+
+    Args:
+        what: the file is, for the messages.
+        text: CSV is read, too; its cells are text (see `model.post.parse`), an empty one is absent.
+
+    Raises:
+        ManifestError: the file cannot be read, holds no row, two columns of one name, or lacks a required column.
+    """
+    readers: dict[str, Callable[[IO[bytes], Collection[str]], _Read]]
+    readers = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}
+    if text:
+        readers[".csv"] = _read_csv
+    suffix = Path(str(source)).suffix
+    if suffix.lower() not in readers:
+        raise ManifestError(f"{what} {source}: suffix {suffix!r}; one of {', '.join(readers)} is expected")
+    with opened(source, what) as file:
+        try:
+            rows, found = readers[suffix.lower()](file, columns)
+        except _FileError as fault:
+            raise ManifestError(f"{what} {source}{fault}") from fault.__cause__
+    if not rows:
+        raise ManifestError(f"{what} {source}: it holds no rows; write one row per post")
+    for column in required:
+        if column not in found:
+            raise ManifestError(f"{what} {source}: no column {column!r} (found {', '.join(found)}); add or rename it")
+    return rows, found
+
+
+def checked_rows(source: str | Path, row: type[_R], what: str, required: Collection[str]) -> list[tuple[int, _R]]:
+    """The rows of a table that is right as a whole, or not used.
+
+    Raises:
+        ManifestError: as `read_rows`; or a cell is not what its column holds.
+    """
+    checked = []
+    for number, cells in read_rows(source, post.columns_of(row), required, what, text=True)[0]:
+        parsed, faults = post.parse(row, cells, text=is_csv(source))
+        if parsed is None:
+            raise ManifestError(f"{what} {source}:{number}: {'; '.join(faults)}: correct or remove the row")
+        checked.append((number, parsed))
+    return checked
+
+
+def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) -> pd.DataFrame:
+    """A Parquet table that this project wrote (labels, predictions), its types as they are, `post_id` as text.
+
+    Raises:
+        ManifestError: as `read_rows`; or a `post_id` is no id.
+    """
+    with opened(source, what) as file:
+        try:
+            parquet = _parquet(file)
+            table = parquet.read()
+        except _FileError as fault:
+            raise ManifestError(f"{what} {source}{fault}") from fault.__cause__
+    for column in required:
+        if column not in table.column_names:
+            found = ", ".join(table.column_names)
+            raise ManifestError(f"{what} {source}: no column {column!r} (found {found}); is it another table?")
+    frame: pd.DataFrame = table.to_pandas()
+    ids = [post.post_id_of(cell) for cell in table.column(POST_ID).to_pylist()]
+    if None in ids:
+        number = ids.index(None)
+        raise ManifestError(f"{what} {source}:{number + 1}: {POST_ID}: {frame[POST_ID].iloc[number]!r} is no id")
+    frame[POST_ID] = pd.Series(ids, index=frame.index, dtype="str")
+    return frame
+
+
+# --- the formats --------------------------------------------------------------------------------------------
+
+
+class _FileError(Exception):
+    """What is wrong with a file, to stand behind its name."""
+
+
+def _refuse_twice(names: list[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            places = ", ".join(str(k) for k, other in enumerate(names, start=1) if other == name)
+            raise _FileError(f": the column {name!r} stands there {count} times (columns {places}): keep one")
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """Raises: ValueError: no JSON object, or a key stands in it twice."""
+    try:
+        row = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError(f"not JSON: {error} (found {post.shown(line)})") from error
+    except _DuplicateKeyError:
+        raise
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ValueError(f"not JSON: {error} (found {post.shown(line)})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"found the {type(row).__name__} {post.shown(row)}")
+    return row
+
+
+class _DuplicateKeyError(ValueError):
+    """A key stands twice in a JSON object: readers differ in which of the two they take."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        values = " and ".join(post.shown(value) for key, value in pairs if key == name)
+        raise _DuplicateKeyError(f"the key {name!r} stands there more than once, with {values}")
+    return cells
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value, write null")
+
+
+def _read_jsonl(file: IO[bytes], columns: Collection[str]) -> _Read:
+    rows: list[Numbered] = []
+    found: dict[str, None] = {}
+    for number, line in enumerate(file, start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that some editors write
+        if not line.strip():
+            continue
+        try:
+            row = json_object(line)
+        except ValueError as error:
+            raise _FileError(
+                f":{number}: {error}; each line must hold one JSON object: correct or remove the line"
+            ) from error
+        found |= dict.fromkeys(row)
+        rows.append((number, {column: row[column] for column in columns if column in row}))
+    return rows, list(found)
+
+
+def _parquet(file: IO[bytes]) -> pq.ParquetFile:
+    try:
+        parquet = pq.ParquetFile(file)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise _FileError(f": cannot be read as Parquet: {error}") from error
+    _refuse_twice(parquet.schema_arrow.names)
+    return parquet
+
+
+def _read_parquet(file: IO[bytes], columns: Collection[str]) -> _Read:
+    parquet = _parquet(file)
+    found: list[str] = parquet.schema_arrow.names
+    try:
+        table = parquet.read(columns=[column for column in columns if column in found])
+        return list(enumerate(table.to_pylist(), start=1)), found
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise _FileError(f": cannot be read as Parquet: {error}") from error
+
+
+def _read_csv(file: IO[bytes], columns: Collection[str]) -> _Read:
+    try:
+        records = list(csv.reader(io.StringIO(file.read().decode("utf-8-sig"), newline=""), strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise _FileError(f": cannot be read as CSV: {error}") from error
+    header, *body = records or [[]]
+    _refuse_twice(header)
+    rows = []
+    for number, record in enumerate(body, start=2):  # as a spreadsheet counts
+        if len(record) > len(header):
+            raise _FileError(f":{number}: {len(record)} cells for {len(header)} columns: are all texts in quotes?")
+        cells = dict(zip(header, record, strict=False))
+        if record:
+            rows.append((number, {name: cells[name] for name in columns if cells.get(name, "").strip()}))
+    return rows, header

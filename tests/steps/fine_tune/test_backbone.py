@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from model.settings import TINY, BackboneSettings
+from steps import recipe
+from steps.fine_tune.backbone import fingerprint
+
+
+def test_the_tiny_backbone_is_known_by_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = BackboneSettings(name=TINY)
+    here = fingerprint(tiny)
+    assert fingerprint(tiny, tower_images=7) != here
+    assert fingerprint(BackboneSettings(name=TINY, quantization="nf4")) == f"{here}-nf4"
+    monkeypatch.setattr(recipe, "TINY_BACKBONE", recipe.TINY_BACKBONE + 1)
+    assert fingerprint(tiny) != here
+
+
+def test_a_local_backbone_is_known_by_its_bytes(tmp_path: Path) -> None:
+    """Two folders of one name are told apart, and one folder is known again where it was moved to."""
+    for parent, weights in (("a", "one"), ("b", "other")):
+        (tmp_path / parent / "backbone").mkdir(parents=True)
+        (tmp_path / parent / "backbone" / "model.safetensors").write_text(weights)
+    shutil.copytree(tmp_path / "a", tmp_path / "moved")
+    a, b, moved = (fingerprint(BackboneSettings(name=str(tmp_path / p / "backbone"))) for p in ("a", "b", "moved"))
+    assert a == moved != b
+
+
+def test_a_hubs_backbone_is_known_by_its_commit() -> None:
+    names = {fingerprint(BackboneSettings(name="owner/name", revision=digit * 40)) for digit in "01"}
+    assert names == {f"owner/name-{digit * 40}" for digit in "01"}
