@@ -542,10 +542,12 @@ answers. Loading, evaluation and saving are not counted.
 - **Multi-label, shipped template** reads each image once, but as a single picture and not as a video frame. That is
   about 300 tokens per image here in place of 36, and at the published sizes 1,485 in place of 196 for a picture of 384
   pixels. It fails on a batch that mixes albums of one image with longer ones, so it runs in micro-batches of one post.
-- **One answer per prompt** is the only form with a head of its own for each question's classes: 6 prompts per post.
+- **One answer per prompt** takes 6 prompts per post. It is the only form in which a question may have classes other
+  than yes and no.
 
-ms-swift makes no logits over the vocabulary, which is one reason why it is faster than the plain paths above. Its
-gradient checkpointing, on by default, was switched off; its adapter was left out of scoring, as if it were merged.
+ms-swift makes no logits over the vocabulary; probably that is why it is faster than the plain paths above. Its gradient
+checkpointing, on by default, was switched off. Its adapter was left out of scoring, as if it were merged. The shapes
+are small: at the published sizes the language model weighs more ([below](#on-the-real-backbones)).
 
 Not measured: [Qwen-VL-Series-Finetune](https://github.com/2U1/Qwen-VL-Series-Finetune) (`scripts/finetune_cls.sh`,
 commit 93fef86). It has classes for Qwen2-VL and Qwen2.5-VL only, whose images have other numbers of tokens, and pins
