@@ -190,7 +190,9 @@ def table() -> str:
         [f"429 with `Retry-After: {RETRY_AFTER_S}`: repeated after, at least",
          *(f"{side['limit']['soonest_ms'] / 1000:.2f} s" for side in sides)],
     ]  # fmt: skip
-    return record.table(["", OURS, f"curator {found['peer']['bespokelabs-curator']}"], rows)
+    setting = f"{found['processor']}, {found['date']}, {found['cores']} cores at a load of {found['load']:.0f}:"
+    header = ["", OURS, f"curator {found['peer']['bespokelabs-curator']}"]
+    return f"{setting}\n\n{record.table(header, rows)}"
 
 
 if __name__ == "__main__":
