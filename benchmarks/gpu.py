@@ -57,6 +57,7 @@ LOADER_WORKERS = 2
 MICRO_BATCH = {OV_05B.name: 4, OV_7B.name: 2, TINY.name: 4}
 
 Batch = dict[str, Tensor]
+Step = Callable[[Iterator[Batch]], None]
 
 
 def peak_of(device_name: str) -> float | None:
@@ -202,7 +203,7 @@ class Runner:
     def run(self) -> dict[str, Any]:
         """By arm, what was measured, or why it could not be."""
         states = self.states()
-        arms = {
+        arms: dict[str, tuple[Step, Callable[[list[int]], Batch], bool, float]] = {
             "training": (self.train(self.model), self.batches, True, self.images),
             "training, the tower's states kept": (self.train(self.model), states, True, 0.0),
             "training, plain": (self.train(self.plain), self.plain_batches, True, self.images),

@@ -24,6 +24,7 @@ import pandas as pd
 from PIL import Image
 
 from benchmarks.record import cpu_seconds, forget_peak, machine, memory, put, table, write
+from model.columns import SCORE, answer_column, probability_column
 from model.images import ImageLimits
 from model.integrity import sha256_of
 from model.metrics import Calibration
@@ -111,7 +112,7 @@ def ledger_lookup(posts: pd.DataFrame, folder: Path) -> Callable[[], object]:
     with Ledger(f"sqlite:///{folder / 'ledger.db'}") as ledger:
         for start in range(0, len(posts), 10_000):
             ledger.add_batch_file(BatchFile(str(start), "m", {}, (), None, None, 0.0))
-            ledger.collect_shard(str(start), [_attempt(name) for name in posts["post_id"][start : start + 10_000]])
+            ledger.collect_batch_file(str(start), [_attempt(name) for name in posts["post_id"][start : start + 10_000]])
 
     def run() -> None:
         with Ledger(f"sqlite:///{folder / 'ledger.db'}") as ledger:
@@ -125,8 +126,10 @@ def ledger_lookup(posts: pd.DataFrame, folder: Path) -> Callable[[], object]:
 def evaluate(posts: pd.DataFrame, folder: Path) -> Callable[[], object]:
     rng = np.random.default_rng(1)
     scores = 1 / (1 + np.exp(-rng.normal(2 * posts["label"].to_numpy(float) - 1, 1)))
-    answers = {f"{kind}_{q}": posts[q].to_numpy(float) for q in TASK.question_ids for kind in ("answer", "class")}
-    table = posts[["post_id", "label", *TASK.question_ids]].assign(score=scores, **answers)
+    table = posts[["post_id", "label", *TASK.question_ids]].assign(**{SCORE: scores})
+    for question in TASK.questions:
+        table[answer_column(question.id)] = np.array(question.classes)[posts[question.id].to_numpy(int)]
+        table[probability_column(question.id)] = 1.0
     missing = dict.fromkeys(TASK.question_ids, 0.0)
     return lambda: build_report(
         table,

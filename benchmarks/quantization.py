@@ -25,7 +25,7 @@ from model.checkpoint import build
 from model.data import Batches, Shards
 from model.images import ImageLimits
 from model.schema import POST_ID
-from model.settings import BackboneSettings, LoraSettings
+from model.settings import BackboneSettings, LoraSettings, Variant
 from model.task import Task, load_task
 from model.train import fit
 from steps.fine_tune.backbone import resolve
@@ -33,13 +33,13 @@ from steps.ingest.posts import read_manifest
 from steps.ingest.sample import render_sample
 from steps.paths import REPOSITORY, home
 from steps.preprocess.shards import write_shards
-from steps.settings import StudyRunSettings, load_study_settings
 from steps.study.cells import PEOPLE, Cell
+from steps.study.settings import StudyRunSettings, load_study_settings
 from steps.study.train import Inputs, train_cell
 
 RECORD = REPOSITORY / "benchmarks" / "quantization.json"
 PAGE = REPOSITORY / "docs" / "study.md"
-VARIANTS = ("vanilla", "multitask", "agentps", "agentps_answers")
+VARIANTS: tuple[Variant, ...] = ("vanilla", "multitask", "agentps", "agentps_answers")
 SEEDS = (0, 1, 2)
 TRAIN_POSTS, EPOCHS = 4_000, 3
 PRETRAINING_SEED = 8

@@ -36,12 +36,14 @@ import mlflow
 import numpy as np
 import pandas as pd
 import yaml
+from mlflow import MlflowClient
 
 from benchmarks.record import write
 from infra.local_stack import tracking_uri
 from infra.schedule.command import program
 from infra.schedule.job import Files, Job
 from infra.schedule.run import run_due
+from model import columns
 from model.files import write_whole
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, TEST, TEXT, TITLE
 from model.scorer import Scorer
@@ -191,12 +193,18 @@ class Quarter:
         by_champion = score(rows, self.posts, champion)
         by_first = by_champion if champion == first else score(rows, self.posts, first)
         at = (FIRST_MONDAY + timedelta(days=day + 1)).isoformat()
-        decision = f"decision_p{PRECISION}"
+        decision = columns.decision_column(f"p{PRECISION}")
         append(
             self.scores,
             [
-                {POST_ID: row[POST_ID], "score": s, "decision": bool(d), "model_version": champion, "scored_at": at}
-                for row, s, d in zip(rows, by_champion["score"], by_champion[decision], strict=True)
+                {
+                    POST_ID: row[POST_ID],
+                    columns.SCORE: s,
+                    columns.DECISION: bool(d),
+                    columns.MODEL_VERSION: champion,
+                    columns.SCORED_AT: at,
+                }
+                for row, s, d in zip(rows, by_champion[columns.SCORE], by_champion[decision], strict=True)
             ],
         )
         self.served += [
@@ -254,8 +262,11 @@ def champion() -> str:
 
 def last_run() -> dict[str, Any]:
     """Of the newest run of the pipeline: what drifted, and the champion's live figures."""
-    experiment = mlflow.get_experiment_by_name("agentps_retraining")
-    run = mlflow.search_runs([experiment.experiment_id], max_results=1, output_format="list")[0]
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("agentps_retraining")
+    if experiment is None:
+        raise SystemExit("no retraining was run: see its log")
+    run = client.search_runs([experiment.experiment_id], max_results=1)[0]
     lines = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/drift/drift.json")["lines"]
     figures = run.data.metrics
     return {
@@ -348,10 +359,10 @@ def n_versions() -> int:
 
 
 def decided() -> dict[str, Any]:
-    state = read_cursor(cursor_path(HOME, MODEL))
-    if state is None:
-        raise SystemExit("the retraining left no retraining cursor: see its log")
-    return {"version": state.version, "decision": state.decision, "champion": champion()}
+    cursor = read_cursor(cursor_path(HOME, MODEL))
+    if cursor is None:
+        raise SystemExit("the retraining left no cursor: see its log")
+    return {"version": cursor.version, "decision": cursor.decision, "champion": champion()}
 
 
 def weekly_figures(served: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -359,7 +370,8 @@ def weekly_figures(served: list[dict[str, Any]]) -> list[dict[str, Any]]:
     table = pd.DataFrame(served)
     positive = table[LABEL] == 1
     figures = []
-    for week, rows in table.groupby("week"):
+    for week in sorted(set(table["week"])):
+        rows = table[table["week"] == week]
         one: dict[str, Any] = {"week": int(week)}
         for side in ("with", "without"):
             hits = int((rows[side] & positive[rows.index]).sum())

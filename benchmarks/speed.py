@@ -21,11 +21,12 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
@@ -153,7 +154,7 @@ class Bench:
         self.model, prompt = network(shape, task, self.settings, max_tokens=1024)
         #: As a loaded checkpoint is: the adapter in the weights.
         self.scoring = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.scoring.backbone = self.scoring.backbone.merge_and_unload()
+        self.scoring.backbone = cast(PeftModel, self.scoring.backbone).merge_and_unload()
         self.plain = Plain(self.model)
         self.batches = Batches(self.shards, prompt, task)
         self.plain_batches = PlainBatches(self.shards, prompt, self.batches)

@@ -259,7 +259,7 @@ class Plain(nn.Module):
         with torch.device("meta"):
             self.llava = LlavaOnevisionForConditionalGeneration(llava.config)
         self.llava.model = llava
-        embedding = cast(nn.Module, llava.get_input_embeddings())
+        embedding = llava.get_input_embeddings()
         weight = cast(nn.Embedding, getattr(embedding, "original_module", embedding)).weight
         if not llava.config.tie_word_embeddings:
             weight = nn.Parameter(torch.randn_like(weight).mul_(0.02), requires_grad=False)

@@ -51,24 +51,29 @@ def _options(function: F) -> F:
 
 
 def _settings(config: Path | None, changes: tuple[str, ...]) -> TrainingSettings:
+    from pipelines.config import read_options
+    from steps.settings import load_settings
+
+    options = read_options(config)
+    section = options.get("annotate") or {}
+    if isinstance(section, dict):  # else `load_settings` says what it is
+        section = section | dict(map(_change, changes))
+    options |= {"posts": "manifest", "annotator": "openai", "annotate": section}
+    return load_settings(options, f"config {config}" if config else "--set")
+
+
+def _change(text: str) -> tuple[str, Any]:
     import yaml
 
     from model.errors import ConfigError
-    from steps.settings import load_settings
 
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {text}: KEY=VALUE is expected, for example --set max_cost=5")
     try:
-        given = yaml.safe_load(config.read_text(encoding="utf-8")) if config else {}
-        section = dict((given or {}).get("annotate") or {})
-        for change in changes:
-            key, equals, value = change.partition("=")
-            if not equals:
-                raise ConfigError(f"--set {change}: KEY=VALUE is expected, for example --set max_cost=5")
-            section[key] = yaml.safe_load(value)
-        ingest = (given or {}).get("ingest")
-    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"{config or '--set'}: cannot be read as YAML of sections: {error}") from error
-    parameters = {"posts": "manifest", "annotator": "openai", "annotate": section, "ingest": ingest}
-    return load_settings(parameters, source=str(config or "--set"))
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value cannot be read as YAML: {error}") from error
 
 
 def _read(manifest: Path, task: Task, settings: TrainingSettings) -> pd.DataFrame:

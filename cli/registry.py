@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from steps.register.history import Entry, State
+    from steps.register.moves import Entry, RegistryState
     from steps.settings import TrainingSettings
 
 _config = click.option(
@@ -22,32 +22,19 @@ _config = click.option(
 def _open(config: Path | None) -> tuple[TrainingSettings, str]:
     """The settings and the registered model's name; MLflow is where the local stack has it, or its variables say."""
     import mlflow
-    import yaml
 
     from infra.local_stack import tracking_uri
     from model.task import load_task
-    from pipelines.entry import check_run_config
-    from steps.paths import DEFAULT_CONFIG, home
+    from pipelines.config import read_options
+    from steps.paths import home
     from steps.settings import load_settings
 
-    options = set(yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8")))
-    given = check_run_config(config, options)["parameters"] if config else {}
-    settings = load_settings(given, f"config {config}" if config else "parameters")
+    settings = load_settings(read_options(config), f"config {config}")
     mlflow.set_tracking_uri(tracking_uri(home()))
     return settings, settings.register_.model_name(load_task(settings.task))
 
 
-def _spread(settings: TrainingSettings, state: State) -> None:
-    """What follows MLflow's aliases: the copy for production, ZenML's stages."""
-    from steps.register import history
-    from steps.register.mirror import mirror
-
-    if settings.promote.target is not None:
-        history.publish(state.name, settings.promote.target)
-    mirror(state)
-
-
-def _say(state: State) -> None:
+def _say(state: RegistryState) -> None:
     shown = ", ".join(f"{alias} {version}" for alias, version in sorted(state.aliases.items()))
     click.echo(f"{state.name}: {shown or 'no alias yet'}")
 
@@ -60,9 +47,10 @@ def promote(version: str, because: str, config: Path | None) -> None:
     """Make VERSION the champion, where the gate left that to a person."""
     settings, name = _open(config)
     from steps.register import history, registry
+    from steps.register.mirror import spread
 
     state = history.approve(registry.get(name, version), because)
-    _spread(settings, state)
+    spread(state, settings.promote.target)
     _say(state)
 
 
@@ -73,9 +61,10 @@ def rollback(because: str, config: Path | None) -> None:
     """Give `champion` back to `previous`. A second rollback goes forward again."""
     settings, name = _open(config)
     from steps.register import history
+    from steps.register.mirror import spread
 
     state = history.rollback(name, because)
-    _spread(settings, state)
+    spread(state, settings.promote.target)
     _say(state)
 
 
@@ -88,9 +77,10 @@ def history(on: object, config: Path | None) -> None:
     from datetime import UTC, datetime
 
     from steps.register import history as moves
+    from steps.register.mirror import spread
 
     state = moves.sync(name)
-    _spread(settings, state)
+    spread(state, settings.promote.target)
     if isinstance(on, datetime):
         click.echo(state.on(on.replace(tzinfo=UTC)) or "none")
         return
@@ -130,37 +120,15 @@ def compare(a: str, b: str, config: Path | None) -> None:
 
 
 @click.command()
-@click.option("--posts", type=click.Path(path_type=Path), required=True, help="A manifest of posts, labelled or not.")
+@click.option("--posts", required=True, help="A manifest of posts, labelled or not: its path or URL.")
 @click.option("--scores", type=click.Path(path_type=Path), help="The table to add to. Default: retrain.scores.")
 @_config
-def score(posts: Path, scores: Path | None, config: Path | None) -> None:
+def score(posts: str, scores: Path | None, config: Path | None) -> None:
     """Score posts with the champion, and keep score, decision and answers. What it has scored before is left out."""
     settings, name = _open(config)
-    from datetime import UTC, datetime
+    from scoring.table import score_manifest
 
-    from model.checkpoint import read_info
-    from model.errors import ConfigError, RegistryError
-    from model.scorer import Scorer
-    from scoring.table import score_new
-    from steps.ingest.posts import read_manifest
-    from steps.register import history, registry
-
-    if (table := scores or settings.retrain.scores) is None:
-        raise ConfigError("score: a table for the scores is needed: give --scores, or set retrain.scores")
-    champion = history.sync(name).champion
-    if champion is None:
-        raise RegistryError(f"model {name}: no champion yet: run the pipeline first")
-    checkpoint = registry.fetch(champion)
-    found = read_manifest(posts, read_info(checkpoint).task, settings.ingest)
-    precision = settings.retrain.live_precision
-    done = score_new(
-        Scorer.from_directory(checkpoint), champion.version, found.posts, Path(table), precision, datetime.now(UTC)
-    )
-    click.echo(
-        f"{name} version {champion.version}: {done.scored:,} posts scored, {done.flagged:,} of them flagged at "
-        f"{precision} % precision, {done.before:,} were scored before; {len(found.rejects):,} rows rejected. "
-        f"Table: {table}"
-    )
+    click.echo(score_manifest(name, posts, settings, scores))
 
 
 @click.command()
@@ -170,18 +138,12 @@ def score(posts: Path, scores: Path | None, config: Path | None) -> None:
 def live(scores: Path | None, labels: Path | None, config: Path | None) -> None:
     """The champion's precision and recall on what people labelled since. Exit code 1, and a notice, on an alarm."""
     settings, name = _open(config)
-    from model.errors import ConfigError, RegistryError
-    from steps.register import history as moves
+    from steps.register.history import champion_of
     from steps.retrain.live import live as figures
-    from steps.retrain.live import tell
+    from steps.retrain.live import live_tables, tell
 
-    scored, labelled = scores or settings.retrain.scores, labels or settings.retrain.labels
-    if scored is None or labelled is None:
-        raise ConfigError("live: scores and labels are needed: give --scores and --labels, or set them in `retrain`")
-    champion = moves.sync(name).champion
-    if champion is None:
-        raise RegistryError(f"model {name}: no champion yet: run the pipeline first")
-    found = figures(Path(scored), Path(labelled), champion.version, settings.retrain)
+    scored, labelled = live_tables(scores, labels, settings.retrain)
+    found = figures(scored, labelled, champion_of(name).version, settings.retrain)
     click.echo(f"{name} {found.line}")
     if found.alarm:
         for undelivered in tell(name, found, settings.notify):
@@ -194,57 +156,13 @@ def live(scores: Path | None, labels: Path | None, config: Path | None) -> None:
 def recalibrate(config: Path | None) -> None:
     """Fit the champion's calibration and thresholds again, on the config's posts: a new version, through the gate."""
     settings, name = _open(config)
-    import mlflow
-
     from infra.local_stack import LOCAL_STACK, load_stack
-    from model.checkpoint import read_info
-    from model.errors import RegistryError
-    from steps.ingest.posts import manifest_fingerprint, read_manifest
-    from steps.ingest.sample import render_sample
     from steps.paths import home
-    from steps.promote.gate import Decision
-    from steps.promote.recalibrate import recalibrate as fit
-    from steps.register import history, registry
-    from steps.settings import SAMPLE
+    from steps.promote.recalibrate import recalibrate as fit_again
+    from steps.register import history
+    from steps.register.mirror import spread
 
-    champion = history.sync(name).champion
-    if champion is None:
-        raise RegistryError(f"model {name}: no champion yet: run the pipeline first")
-    checkpoint = registry.fetch(champion)
-    task = read_info(checkpoint).task
-    manifest = render_sample(settings.sample, home()) if settings.posts == SAMPLE else Path(settings.posts)
-    posts = read_manifest(manifest, task, settings.ingest).posts
-    made = fit(checkpoint, registry.report_of(champion), posts, settings.evaluate, settings.promote)
-    mlflow.set_experiment(load_stack(LOCAL_STACK, home()).experiments.names[0])
-    with mlflow.start_run(run_name=f"recalibrate version {champion.version}"):
-        mlflow.log_metrics(made.report.mlflow_metrics())
-        version, _ = registry.register(
-            checkpoint,
-            made.report,
-            made.predictions,
-            task,
-            registry.example_of(posts),
-            name=name,
-            tags={
-                "agentps.variant": made.report.variant,
-                "agentps.annotator": made.report.annotator,
-                "agentps.data": manifest_fingerprint(manifest),
-                "agentps.recalibrated_from": champion.version,
-            },
-        )
-    history.challenge(version)
-
-    def decide(state: history.State) -> Decision:
-        held = state.aliases.get(registry.CHAMPION)
-        if held == version.version:
-            return Decision(verdict="already champion", reason="this version is the champion")
-        if held != champion.version:
-            why = (
-                f"version {held} became champion meanwhile; this one is version {champion.version}'s: recalibrate again"
-            )
-            return Decision(verdict="kept", reason=why)
-        return made.decision
-
-    decision = history.settle(version, decide)
-    _spread(settings, history.sync(name))
-    click.echo(f"{made.report.table()}\n\n{name} version {version.version}: {decision.verdict}: {decision.reason}")
+    made = fit_again(name, settings, load_stack(LOCAL_STACK, home()).experiments.names[0])
+    spread(history.sync(name), settings.promote.target)
+    said = f"{name} version {made.version.version}: {made.decision.verdict}: {made.decision.reason}"
+    click.echo(f"{made.report.table()}\n\n{said}")

@@ -26,8 +26,8 @@ def schedule(
     from infra.schedule import stack as stacks
     from infra.schedule.job import Job
     from infra.schedule.times import check_cron
+    from pipelines.config import load_notify
     from steps.paths import home
-    from steps.settings import load_notify
 
     now = datetime.now(UTC)
     if cron is not None:

@@ -35,7 +35,7 @@ def _revision(backbone: BackboneSettings) -> str:
 
 
 def load_tokenizer(backbone: BackboneSettings) -> PreTrainedTokenizerBase:
-    """The backbone's tokenizer with `<ans>` added, padding on the left.
+    """The backbone's tokenizer with `<ans>` added. It pads nothing: `model.prompt` does, on the right.
 
     Raises:
         ConfigError: it is not where the settings say, or its hub revision is not pinned.
@@ -46,7 +46,6 @@ def load_tokenizer(backbone: BackboneSettings) -> PreTrainedTokenizerBase:
     except (OSError, ValueError) as error:
         raise ConfigError(f"backbone {backbone.name}: no tokenizer can be loaded ({error}); {_HINT}") from error
     tokenizer.add_special_tokens({"additional_special_tokens": [ANS_TOKEN]}, replace_extra_special_tokens=False)
-    tokenizer.padding_side = "left"
     return tokenizer
 
 

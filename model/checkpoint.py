@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,8 @@ from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionMode
 from .agentps import AgentPS, tower_size, visual_tokens
 from .backbone import load_backbone, load_config, load_tokenizer
 from .errors import CheckpointError, ConfigError
+from .files import replacing
+from .images import ImageLimits
 from .integrity import refuse_pickles
 from .metrics import Calibration, OperatingPoint
 from .prompt import Prompt
@@ -57,6 +58,9 @@ class CheckpointInfo(BaseModel):
     backbone_fingerprint: str
     #: Data fingerprints, git commit, package versions: for people, never read by code.
     provenance: dict[str, Any] = {}
+    #: The largest image that is scored: as large as what ingest let into training. A checkpoint that was registered
+    #: before this was written down has the limits of that time.
+    limits: ImageLimits = ImageLimits(max_bytes=20_000_000, max_pixels=50_000_000)
 
 
 class OperatingPoints(BaseModel):
@@ -208,18 +212,6 @@ def save(
     provenance: dict[str, Any],
 ) -> None:
     """Write a checkpoint, whole or not at all; a directory of that name is replaced."""
-    part = directory.with_name(f"{directory.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    state = trainable_state(model)
-    if isinstance(model.backbone, PeftModel):
-        model.backbone.save_pretrained(str(part / "adapter"))
-        (part / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        state = {name: value for name, value in state.items() if not _in_adapter(name)}
-    save_file(state, part / _TRAINED)
-    tokenizer.save_pretrained(part / "tokenizer")
-    if embed_backbone:
-        shutil.copytree(backbone.name, part / "backbone")
     info = CheckpointInfo(
         format=FORMAT,
         task=task,
@@ -231,9 +223,22 @@ def save(
         backbone_fingerprint=_architecture_fingerprint(load_config(backbone).to_json_string()),
         provenance=provenance,
     )
-    (part / _META).write_text(info.model_dump_json(indent=1), encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)
-    part.rename(directory)
+    with replacing(directory) as part:
+        part.mkdir()
+        state = trainable_state(model)
+        if isinstance(model.backbone, PeftModel):
+            model.backbone.save_pretrained(str(part / "adapter"))
+            (part / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+            state = {name: value for name, value in state.items() if not _in_adapter(name)}
+        save_file(state, part / _TRAINED)
+        tokenizer.save_pretrained(part / "tokenizer")
+        if embed_backbone:
+            shutil.copytree(backbone.name, part / "backbone")
+        write_info(part, info)
+
+
+def write_info(directory: Path, info: CheckpointInfo) -> None:
+    (directory / _META).write_text(info.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _in_adapter(name: str) -> bool:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,7 @@ from torch import Tensor
 from .agentps import normalize
 from .errors import CheckpointError
 from .prompt import Prompt
+from .reader import make_batch, padded_frames
 from .schema import LABEL, NO_FRAME, NO_LABEL, POST_ID, SPLIT
 from .settings import SequenceSettings
 from .task import Task
@@ -41,7 +42,7 @@ _META, _POSTS = "shards.json", "posts.parquet"
 
 
 class ShardWriter:
-    """Writes images in order, `images_per_file` a file, and posts in one or more parts, maybe without a row.
+    """Writes images in order, `images_per_file` per file, and posts in one or more parts, maybe without a row.
 
     Nothing waits in memory: an image is written as it comes. A context manager: where its block fails, what was written
     is no shard directory.
@@ -167,12 +168,6 @@ def class_labels(frame: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     return full.astype("Int64").fillna(NO_LABEL).to_numpy(dtype=np.int64, copy=True).reshape(len(frame), len(columns))
 
 
-def padded_frames(posts: Iterable[Sequence[int]], frames: int) -> np.ndarray:
-    """int64 (posts, frames): the posts' frames, NO_FRAME behind those of a shorter album."""
-    rows = [[*row, *[NO_FRAME] * (frames - len(row))] for row in posts]
-    return np.array(rows, dtype=np.int64).reshape(len(rows), frames)
-
-
 class Batches:
     """Makes `AgentPS.forward`'s arguments of row numbers of a shard directory.
 
@@ -218,16 +213,14 @@ class Batches:
         return self._final_N.numpy()[rows]
 
     def __call__(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        index_BF = self._frames_NF[list(rows)]
-        shown_BF = index_BF != NO_FRAME
-        numbers_U, index_BF[shown_BF] = np.unique(index_BF[shown_BF], return_inverse=True)
-        texts = [self._text_ids[row] for row in rows]
-        batch: dict[str, Any] = dict(self._prompt.batch(texts, shown_BF.sum(1).tolist()))
-        if self.tower_cache is None:
-            batch["pixel_values_UCHW"] = normalize(self.shards.images(numbers_U))
-        else:
-            batch["tower_states_UPW"] = self.tower_cache[numbers_U]
-        batch["frame_index_BF"] = torch.from_numpy(index_BF)
+        batch = make_batch(
+            self._prompt, [self._text_ids[row] for row in rows], self._frames_NF[list(rows)], self._read_images
+        )
         batch["question_labels_BQ"] = self._questions_NQ[list(rows)]
         batch["final_labels_B"] = self._final_N[list(rows)]
         return batch
+
+    def _read_images(self, numbers_U: np.ndarray) -> dict[str, Tensor]:
+        if self.tower_cache is None:
+            return {"pixel_values_UCHW": normalize(self.shards.images(numbers_U))}
+        return {"tower_states_UPW": self.tower_cache[numbers_U]}

@@ -212,13 +212,11 @@ def _read_local(path: str, limits: ImageLimits) -> bytes:
 
 
 def _read_under(root: str, name: str, limits: ImageLimits) -> bytes:
+    if not isinstance(root, str) or not (os.path.isabs(root) or "://" in root):  # of a table without, it may be NaN
+        raise ImageError(f"the root {root!r:.200} is neither an absolute path nor a URL")
     if os.path.isabs(name) or ".." in name.split("/"):
         raise ImageError(f"{name!r:.200} is not the name of a file under {root}")
-    if "://" in root:
-        return _read_url(root, name, limits)
-    if not os.path.isabs(root):
-        raise ImageError(f"the root {root!r:.200} is neither an absolute path nor a URL")
-    return _read_local(os.path.join(root, name), limits)
+    return _read_url(root, name, limits) if "://" in root else _read_local(os.path.join(root, name), limits)
 
 
 def _read_url(root: str, name: str, limits: ImageLimits) -> bytes:

@@ -1,15 +1,15 @@
-"""The files of a checkpoint, held to their hashes; nothing that could run code while it is read.
+"""The hashes of a checkpoint's files, and nothing among them that could run code while it is read.
 
 A registered checkpoint carries `manifest.json`: the sha256 of each of its other files. The registry
 keeps the same hashes, and that of the manifest, in the version's tags: the manifest tells damage from
-the right bytes, the tags also tell a manifest that was rewritten together with them.
+the right bytes, the tags also tell a manifest that was rewritten together with them. Files are held to
+them by `steps.register.pyfunc`, before any code of the checkpoint runs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import CheckpointError
@@ -61,46 +61,3 @@ def seal(directory: Path) -> dict[str, str]:
     (directory / MANIFEST).unlink(missing_ok=True)
     (directory / MANIFEST).write_text(json.dumps(hashes(directory), indent=1, sort_keys=True), encoding="utf-8")
     return hashes(directory)
-
-
-def verify(directory: Path, expected: Mapping[str, str] | None = None) -> None:
-    """Every file is there, is the one that was sealed, and none was added.
-
-    Args:
-        expected: the hashes that `seal` returned; default: those of the manifest in `directory`.
-
-    Raises:
-        CheckpointError: names each file that is missing, was changed or was added; or a pickle is there.
-    """
-    refuse_pickles(directory)
-    found = hashes(directory)
-    if expected is None:
-        expected = _read_manifest(directory)
-        found.pop(MANIFEST)
-    differences = [
-        *(f"{name} is missing" for name in sorted(expected.keys() - found.keys())),
-        *(f"{name} was added" for name in sorted(found.keys() - expected.keys())),
-        *(
-            f"{name} has sha256 {found[name][:12]}…, {expected[name][:12]}… was registered"
-            for name in sorted(expected.keys() & found.keys())
-            if found[name] != expected[name]
-        ),
-    ]
-    if differences:
-        raise CheckpointError(
-            f"{directory}: not the checkpoint that was registered: {'; '.join(differences)}: restore its files, or "
-            "register it again from the run that made it"
-        )
-
-
-def _read_manifest(directory: Path) -> dict[str, str]:
-    path = directory / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory}: no {MANIFEST}: only a registered checkpoint has one") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: no JSON ({error}): the checkpoint is damaged") from error
-    if not isinstance(manifest, dict):
-        raise CheckpointError(f"{path}: a mapping of files to hashes was expected: the checkpoint is damaged")
-    return manifest

@@ -1,9 +1,11 @@
 """Metrics of the final question and of the answers, the thresholds, and the calibration of the score.
 
 Dimensions: N posts. Scores are probabilities in [0, 1], labels bool (or 0/1), True = positive. Every
-metric takes `weights` (N,), how often each post counts (default: once): a bootstrap resample is the
-same posts with other weights. Where a metric is undefined (no positives, a single class, no posts) it
-is NaN; a threshold that cannot be fitted is a ValueError.
+metric takes `weights` (N,), how often each post counts (default: once): a bootstrap resample (see
+`model.bootstrap`) is the same posts with other weights. Where a metric is undefined (no positives, a
+single class, no posts) it is NaN; a threshold that cannot be fitted is a ValueError.
+
+The names of the metrics, as reports, records, MLflow and options have them, are at the end of this file.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -86,7 +89,7 @@ def threshold_curve(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | N
     Raises:
         ValueError: no posts, arrays of different lengths, a NaN score, or a label other than 0 and 1.
     """
-    score_N, label_N, weight_N = _checked(scores, labels, weights)
+    score_N, label_N, weight_N = checked(scores, labels, weights)
     if (score_N[1:] > score_N[:-1]).any():
         order = np.argsort(-score_N, kind="stable")
         score_N, label_N, weight_N = score_N[order], label_N[order], weight_N[order]
@@ -158,7 +161,7 @@ def apply_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float, min_
     """
     if math.isnan(threshold):
         raise ValueError("the threshold is NaN")
-    score_N, label_N, _ = _checked(scores, labels, None)
+    score_N, label_N, _ = checked(scores, labels, None)
     if not label_N.any():
         raise ValueError(f"no positives among {len(label_N)} posts: recall is undefined")
     flagged_N = score_N >= threshold
@@ -183,7 +186,7 @@ def best_f1_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
 
 def f1(scores: ArrayLike, labels: ArrayLike, threshold: float, weights: ArrayLike | None = None) -> float:
     """F1 of the rule `score >= threshold`: 2 TP / (flagged + positives). NaN without positives."""
-    score_N, label_N, weight_N = _checked(scores, labels, weights)
+    score_N, label_N, weight_N = checked(scores, labels, weights)
     flagged_N = score_N >= threshold
     positives = weight_N[label_N].sum()
     if positives == 0:
@@ -218,7 +221,7 @@ def brier_skill(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None 
     1 is perfect, 0 no better than the constant, below 0 worse. Unlike the rank metrics it sees the
     calibration: two models of one ranking differ in nothing else. NaN where one class is absent.
     """
-    score_N, label_N, weight_N = _checked(scores, labels, weights)
+    score_N, label_N, weight_N = checked(scores, labels, weights)
     share = float(np.average(label_N, weights=weight_N)) if weight_N.sum() > 0 else 0.0
     if share in (0.0, 1.0):
         return math.nan
@@ -277,7 +280,7 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Calibration:
     Raises:
         ValueError: no posts, a logit that is not finite, or a label other than 0 and 1.
     """
-    logit_N, label_N, _ = _checked(logits, labels, None)
+    logit_N, label_N, _ = checked(logits, labels, None)
     if not np.isfinite(logit_N).all():
         raise ValueError(f"logits: {int((~np.isfinite(logit_N)).sum())} of {len(logit_N)} are infinite")
     positives, spread = int(label_N.sum()), float(logit_N.std())
@@ -310,92 +313,14 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Calibration:
     return Calibration(scale=scale, bias=float(model.intercept_[0]) - scale * float(logit_N.mean()))
 
 
-def resample_counts(size: int, n: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """How often each of `size` posts is drawn, (size,), in each of `n` resamples with replacement.
-
-    One seed gives every metric of the same posts the same resamples. One at a time: all at once, those of a hundred
-    thousand posts take more memory than the posts.
-    """
-    rng = np.random.default_rng(seed)
-    for _ in range(n):
-        yield np.bincount(rng.integers(size, size=size), minlength=size)
-
-
-def bootstrap_interval(
-    fn: Callable[..., float], *arrays: NDArray[Any], n: int, seed: int, level: float = 0.95
-) -> tuple[float, float] | None:
-    """Percentile interval of `fn(*arrays, weights=counts)` over `n` resamples of the posts.
-
-    Args:
-        fn: a metric of this module, or a partial one; the arrays are never copied or resorted, each
-            resample is the same posts weighted by how often they were drawn.
-        arrays: (N, ...) each; scores in descending order spare each call its sort.
-
-    Returns:
-        (low, high) over the resamples in which the metric is defined: those where it is NaN, for
-        want of positives, are skipped. None where none is left (or n is 0).
-    """
-    if n == 0 or len(arrays[0]) == 0:
-        return None
-    values = np.array([fn(*arrays, weights=counts) for counts in resample_counts(len(arrays[0]), n, seed)])
-    values = values[~np.isnan(values)]
-    if len(values) == 0:
-        return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def paired_gain(
-    metric: Callable[..., float],
-    scores_a: ArrayLike,
-    scores_b: ArrayLike,
-    labels: ArrayLike,
-    *,
-    n: int,
-    seed: int,
-    level: float = 0.95,
-) -> tuple[float, float, float]:
-    """How much better `a` is than `b`: `metric(a) - metric(b)` on the same posts, and its percentile interval.
-
-    Both models are measured on the same `n` resamples of the posts, so that what makes a resample
-    easy or hard for both cancels out.
-
-    Args:
-        metric: `metric(scores, labels, weights=counts)`, higher is better; as in `bootstrap_interval`.
-        scores_a: (N,), of the model that is judged.
-        scores_b: (N,), of the model that it is compared with, in the same order of posts.
-        labels: (N,) bool.
-
-    Returns:
-        (value, low, high). All NaN where the metric is undefined on the posts; the bounds are NaN
-        where it is in every resample (those where it is NaN are skipped), or `n` is 0.
-
-    Raises:
-        ValueError: arrays of different lengths, no posts, or what `metric` raises.
-    """
-    a_N, label_N, _ = _checked(scores_a, labels, None)
-    b_N, _, _ = _checked(scores_b, labels, None)
-    order_a, order_b = (np.argsort(-scores, kind="stable") for scores in (a_N, b_N))  # once, not in every resample
-    a_N, label_a, b_N, label_b = a_N[order_a], label_N[order_a], b_N[order_b], label_N[order_b]
-    value = metric(a_N, label_a) - metric(b_N, label_b)
-    if math.isnan(value) or n == 0:
-        return value, math.nan, math.nan
-    gains = np.array(
-        [
-            metric(a_N, label_a, weights=counts[order_a]) - metric(b_N, label_b, weights=counts[order_b])
-            for counts in resample_counts(len(label_N), n, seed)
-        ]
-    )
-    gains = gains[~np.isnan(gains)]
-    if len(gains) == 0:
-        return value, math.nan, math.nan
-    low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
-    return value, float(low), float(high)
-
-
-def _checked(
+def checked(
     scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
 ) -> tuple[FloatArray, NDArray[np.bool_], FloatArray]:
+    """The three as arrays (N,), weights of 1 where there are none.
+
+    Raises:
+        ValueError: no posts, arrays of different lengths, a NaN score, or a label other than 0 and 1.
+    """
     score_N = np.asarray(scores, dtype=np.float64)
     label_N = np.asarray(labels)
     weight_N = np.ones(len(score_N)) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -417,3 +342,59 @@ def _positives(curve: Curve) -> float:
     if positives == 0:
         raise ValueError(f"no positives among {curve.flagged[-1]:g} posts: recall is undefined")
     return positives
+
+
+# --- the names of the metrics
+
+AVERAGE_PRECISION, ROC_AUC, BRIER_SKILL, F1 = "average_precision", "roc_auc", "brier_skill", "f1"
+CALIBRATION_ERROR, POSITIVE_RATE = "calibration_error", "positive_rate"
+_RECALL, _ACCURACY = "recall_at_", "accuracy_"
+
+#: Of scores and labels, more is better; f1 takes scores less the model's own threshold. And the recalls, see below.
+_COMPARABLE: Mapping[str, Callable[..., float]] = {
+    AVERAGE_PRECISION: average_precision,
+    BRIER_SKILL: brier_skill,
+    F1: partial(f1, threshold=0.0),
+    ROC_AUC: roc_auc,
+}
+_LABELS = {AVERAGE_PRECISION: "average precision", ROC_AUC: "ROC AUC", F1: "F1", POSITIVE_RATE: "positive posts"}
+
+
+def point_name(percent: int) -> str:
+    """The key of the operating point for a precision of `percent` %."""
+    return f"p{percent}"
+
+
+def recall_name(point: str) -> str:
+    """Of the paper's recall at the precision of an operating point: `recall_at_p80` of `p80`."""
+    return _RECALL + point
+
+
+def accuracy_name(question_id: str) -> str:
+    return _ACCURACY + question_id
+
+
+def is_accuracy(name: str) -> bool:
+    return name.startswith(_ACCURACY)
+
+
+def _recall_percent(name: str) -> int | None:
+    percent = name.removeprefix(f"{_RECALL}p")
+    return int(percent) if name == f"{_RECALL}p{percent}" and percent.isdecimal() and 0 < int(percent) <= 100 else None
+
+
+def comparable_names(percents: Iterable[int]) -> list[str]:
+    """What two models can be compared on, with recalls at these precisions."""
+    return [*_COMPARABLE, *(recall_name(point_name(percent)) for percent in percents)]
+
+
+def comparable(name: str) -> Callable[..., float] | None:
+    """The metric of that name for `model.bootstrap.paired_gain`; None: two models are not compared on it."""
+    percent = _recall_percent(name)
+    return _COMPARABLE.get(name) if percent is None else partial(recall, min_precision=percent / 100)
+
+
+def label_of(name: str) -> str:
+    """The name as people read it."""
+    percent = _recall_percent(name)
+    return _LABELS.get(name, name.replace("_", " ")) if percent is None else f"recall at {percent} % precision"

@@ -5,30 +5,24 @@ Dimensions: N posts · C classes of one question
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from .agentps import AgentPS, normalize
+from .agentps import AgentPS
 from .checkpoint import Loaded, OperatingPoints, load, read_operating_points
-from .data import Batches, padded_frames
-from .errors import ImageError
-from .images import ImageLimits, frame_indices, read_frame, read_source
-from .schema import IMAGE_SHA256, IMAGES, ROOT, TEXT, TITLE
+from .columns import ERROR, LOGIT, SCORE, answer_column, decision_column, probability_column
+from .data import Batches
+from .device import best_device
+from .errors import AgentPSError, DataError, ImageError
+from .reader import PostReader, RawPost, raw_post
+from .schema import POST_ID
 from .task import Task
-from .text import encode_post_text
-
-#: Larger images than any camera's are refused at scoring time; ingest's own limits are settings.
-SERVING_LIMITS = ImageLimits(max_bytes=20_000_000, max_pixels=50_000_000)
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,19 @@ class RawAnswers:
 
     final_N: np.ndarray
     questions: dict[str, np.ndarray]
+
+    def take(self, rows: np.ndarray) -> RawAnswers:
+        return RawAnswers(self.final_N[rows], {name: found[rows] for name, found in self.questions.items()})
+
+    def spread(self, rows: Sequence[int], n: int) -> RawAnswers:
+        """These answers as those of `rows`, NaN in the others of `n`."""
+        place = np.full(n, len(self.final_N))
+        place[list(rows)] = np.arange(len(rows))
+        nothing = RawAnswers(
+            np.append(self.final_N, np.nan),
+            {name: np.vstack([found, np.full(found.shape[1], np.nan)]) for name, found in self.questions.items()},
+        )
+        return nothing.take(place)
 
 
 @torch.no_grad()
@@ -68,8 +75,7 @@ def predict_rows(model: AgentPS, batches: Batches, rows: np.ndarray, micro_batch
     """
     order = np.argsort(batches.n_frames(rows), kind="stable")
     answers = predict(model, in_chunks(rows[order], micro_batch, batches))
-    back = np.argsort(order)
-    return RawAnswers(answers.final_N[back], {name: found[back] for name, found in answers.questions.items()})
+    return answers.take(np.argsort(order))
 
 
 def in_chunks(
@@ -81,149 +87,109 @@ def in_chunks(
 
 
 def answer_columns(answers: RawAnswers, task: Task) -> dict[str, np.ndarray]:
-    """Per question `answer_<id>`, the probability of its positive class, and `class_<id>`, the most
-    probable class's index. With more than two classes, `answer_<id>` is that class's probability.
-    """
+    """Of each question that was answered its columns, see `model.columns`; None and NaN for a post without answers."""
     columns: dict[str, np.ndarray] = {}
     for question in task.questions:
         if question.id in answers.questions:
             probability_NC = answers.questions[question.id]
-            predicted = probability_NC.argmax(1)
-            binary = len(question.classes) == 2
-            columns[f"answer_{question.id}"] = (
-                probability_NC[:, question.positive_index] if binary else probability_NC.max(1)
-            )
-            columns[f"class_{question.id}"] = predicted
+            names: np.ndarray = np.array(question.classes, dtype=object)[probability_NC.argmax(1)]
+            names[np.isnan(probability_NC[:, 0])] = None
+            columns[answer_column(question.id)] = names
+            columns[probability_column(question.id)] = probability_NC.max(1)
     return columns
 
 
-class _SeenImages:
-    """The tower's states of the images that were read last, by the sha256 of their files, in main memory.
+class Scorer:
+    """Scores raw posts with a checkpoint directory: decode, resize, tokenize, answer, calibrate, decide.
 
-    A stream of posts shows many pictures again: reposts, templates, the next version of a post.
+    `from_directory` and `score` are what other code may use of a registered version, whose own code this is: see
+    `steps.register.pyfunc`.
     """
 
-    def __init__(self, max_bytes: int) -> None:
-        self._free = max_bytes
-        self._states: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._lock = Lock()  # a server may score in several threads
-
-    def get(self, key: bytes) -> Tensor | None:
-        """(P, W), or None for an image that is not kept."""
-        with self._lock:
-            if key in self._states:
-                self._states.move_to_end(key)
-            return self._states.get(key)
-
-    def put(self, key: bytes, states_PW: Tensor) -> None:
-        with self._lock:
-            if key not in self._states:
-                self._states[key] = states_PW
-                self._free -= states_PW.nbytes
-            while self._free < 0:
-                self._free += self._states.popitem(last=False)[1].nbytes
-
-
-class Scorer:
-    """Scores raw posts with a checkpoint directory: decode, resize, tokenize, answer, calibrate, decide."""
-
     def __init__(
-        self, loaded: Loaded, points: OperatingPoints, micro_batch: int = 32, seen_bytes: int = 500_000_000
+        self,
+        loaded: Loaded,
+        points: OperatingPoints,
+        micro_batch: int | None = None,
+        seen_bytes: int = 500_000_000,
     ) -> None:
         """
         Args:
-            seen_bytes: main memory for what the tower said of images, which are then neither decoded nor encoded again.
+            micro_batch: posts that are read and answered together; None: as in training.
+            seen_bytes: see `model.reader.PostReader`.
         """
         self._loaded = loaded
         self._points = points
-        self._micro_batch = micro_batch
-        self._seen = _SeenImages(seen_bytes)
+        self._micro_batch = micro_batch or loaded.info.train.micro_batch
+        self._reader = PostReader(loaded, seen_bytes)
 
     @classmethod
     def from_directory(cls, directory: Path, device: torch.device | None = None) -> Scorer:
-        """Raises: CheckpointError where the checkpoint cannot decide."""
-        return cls(load(directory, device), read_operating_points(directory))
+        """On `best_device()`, where no other is given.
+
+        Raises:
+            CheckpointError: the checkpoint cannot decide.
+        """
+        return cls(load(directory, device or best_device()), read_operating_points(directory))
 
     @property
     def task(self) -> Task:
         return self._loaded.info.task
 
-    def _batch(self, posts: pd.DataFrame) -> dict[str, Tensor]:
-        sequence = self._loaded.info.sequence
-        number: dict[bytes, int] = {}  # an image that stands in several posts is read once
-        states: dict[bytes, Tensor] = {}
-        images: dict[bytes, np.ndarray] = {}
-        rows: list[list[int]] = []
-        for post in posts.to_dict("records"):
-            sources, root = post[IMAGES], post.get(ROOT)
-            if len(sources) == 0:
-                raise ImageError("no image in the post; at least one is needed")
-            order: list[bytes] = []
-            for source, sha256 in zip(sources, post.get(IMAGE_SHA256, [None] * len(sources)), strict=True):
-                data = read_source(source, SERVING_LIMITS, root=root, sha256=sha256)
-                key = hashlib.sha256(data).digest()
-                if key not in number:
-                    number[key] = len(number)
-                    kept = self._seen.get(key)
-                    if kept is None:
-                        images[key] = read_frame(data, sequence.image_size, SERVING_LIMITS)
-                    else:
-                        states[key] = kept
-                order.append(key)
-            shown = frame_indices(len(order), sequence.frames, repeat=sequence.repeat_frames)
-            rows.append([number[order[k]] for k in shown])
-        if images:
-            model = self._loaded.model
-            pixels_UCHW = normalize(np.stack(list(images.values()))).to(next(model.parameters()).device)
-            # copies: a row alone would keep the whole tensor
-            for key, states_PW in zip(images, model.tower_states(pixels_UCHW).cpu(), strict=True):
-                states[key] = states_PW.clone()
-                self._seen.put(key, states[key])
-        ids = [
-            encode_post_text(self._loaded.tokenizer, title, text, sequence.max_text_tokens)
-            for title, text in zip(posts[TITLE].fillna(""), posts[TEXT].fillna(""), strict=True)
-        ]
-        batch: dict[str, Any] = dict(self._loaded.prompt.batch(ids, [len(row) for row in rows]))
-        batch["tower_states_UPW"] = torch.stack([states[key] for key in number])
-        batch["frame_index_BF"] = torch.from_numpy(padded_frames(rows, sequence.frames))
-        return batch
+    def _answers(self, posts: pd.DataFrame) -> tuple[RawAnswers, list[str | None]]:
+        """The network's answers, NaN for a post that cannot be read, and the reason for each of these."""
+        errors: list[str | None] = [None] * len(posts)
+        parsed: dict[int, RawPost] = {}
+        ids = posts.get(POST_ID)
 
-    def answers(self, posts: pd.DataFrame) -> RawAnswers:
-        """The network's answers to posts as `score` takes them, in order.
+        def refuse(row: int, error: AgentPSError) -> None:
+            post = "" if ids is None else f" (post {ids.iloc[row]!r:.80})"
+            errors[row] = f"row {row + 1}{post}: {error}"
 
-        Raises:
-            ImageError: an image cannot be used.
-        """
-        rows = np.arange(len(posts))
-        return predict(self._loaded.model, in_chunks(rows, self._micro_batch, lambda r: self._batch(posts.iloc[r])))
+        for row, cells in enumerate(posts.to_dict("records")):
+            try:
+                parsed[row] = raw_post({str(name): cell for name, cell in cells.items()})
+            except DataError as error:
+                refuse(row, error)
+        # Albums of one size together, as in `predict_rows`: a row of the batch is as long as its longest.
+        order = sorted(parsed, key=lambda row: len(self._reader.shown(parsed[row])))
+        answered: list[int] = []
+
+        def batches() -> Iterator[dict[str, Tensor]]:
+            for start in range(0, len(order), self._micro_batch):
+                albums: dict[int, list[bytes]] = {}
+                read: dict[bytes, np.ndarray | Tensor] = {}
+                for row in order[start : start + self._micro_batch]:
+                    try:
+                        albums[row] = self._reader.album(parsed[row], read)
+                    except ImageError as error:
+                        refuse(row, error)
+                if albums:
+                    answered.extend(albums)
+                    yield self._reader.batch([parsed[row] for row in albums], list(albums.values()), read)
+
+        found = predict(self._loaded.model, batches())
+        return found.spread(answered, len(posts)), errors
 
     def score(self, posts: pd.DataFrame) -> pd.DataFrame:
-        """One row a post, in order.
+        """One row per post, in order. A post that cannot be used gets its reason in `error`, and costs no other post.
 
         Args:
-            posts: `title`, `text`, and `images`: absolute paths, or the files' bytes.
+            posts: `images`: for each post a list of absolute paths, of the files' bytes, or of their base64 text or
+                data URLs; `title` and `text` may be null or absent. With `root` and `image_sha256`, as ingest makes
+                them, names of files under `root` are held to these hashes. `post_id` is named in an error.
 
         Returns:
-            `score` in [0, 1]; `decision_p60` … (bool: flagged at that precision); `answer_<question>`,
-            the probability of the question's positive class, or the name of its most probable class
-            with `answer_<question>_probability` where there are more than two.
-
-        Raises:
-            ImageError: an image cannot be used.
+            The columns of `model.columns`: logit, score, a decision for each operating point (nullable boolean),
+            answer and probability of each question that the variant answers, error.
         """
-        answers = self.answers(posts)
+        answers, errors = self._answers(posts)
         scores = self._points.calibration.apply(answers.final_N)
-        table = pd.DataFrame({"score": scores}, index=posts.index)
+        table = pd.DataFrame({LOGIT: answers.final_N, SCORE: scores}, index=posts.index)
+        unscored = np.isnan(scores)
         for name, point in self._points.thresholds.items():
-            table[f"decision_{name}"] = scores >= point.threshold
-        columns = answer_columns(answers, self.task)
-        for question in self.task.questions:
-            if f"answer_{question.id}" not in columns:
-                continue
-            if len(question.classes) == 2:
-                table[f"answer_{question.id}"] = columns[f"answer_{question.id}"]
-            else:
-                names = np.array(question.classes, dtype=object)
-                table[f"answer_{question.id}"] = names[columns[f"class_{question.id}"]]
-                table[f"answer_{question.id}_probability"] = columns[f"answer_{question.id}"]
+            table[decision_column(name)] = pd.arrays.BooleanArray(scores >= point.threshold, unscored.copy())
+        for name, values in answer_columns(answers, self.task).items():
+            table[name] = pd.Series(values, posts.index)
+        table[ERROR] = pd.Series(errors, posts.index, dtype=object)
         return table

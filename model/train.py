@@ -20,6 +20,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from .agentps import AgentPS
 from .checkpoint import load_trainable_state, trainable_state
 from .data import Batches, PostDataset
+from .device import best_device
+from .files import replacing
 from .loss import label_weight
 from .schema import TRAIN, VAL
 from .scorer import predict_rows
@@ -128,11 +130,9 @@ class _Trainer(Trainer):
     def _keep_if_best(self, value: float) -> None:
         if self._best.exists() and _read_best(self._best)["value"] >= value:
             return
-        part = self._best.with_suffix(".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        # Weights and their metric in one file, replaced at once: a kill leaves the one or the other whole.
-        save_file(trainable_state(self._module), part, {_BEST: json.dumps({"value": value, "epoch": self.state.epoch})})
-        part.replace(self._best)
+        said = {_BEST: json.dumps({"value": value, "epoch": self.state.epoch})}
+        with replacing(self._best) as part:  # weights and their metric in one file: a kill leaves both old or both new
+            save_file(trainable_state(self._module), part, said)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Only what is trained: a 7B backbone is not written again with every checkpoint."""
@@ -227,7 +227,7 @@ def fit(
         seed=settings.seed,
         data_seed=settings.seed,
         dataloader_num_workers=settings.loader_workers,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=best_device().type == "cpu",
         ddp_find_unused_parameters=False,
     )
     if settings.gradient_checkpointing:  # not by Trainer: our module has no such method

@@ -16,8 +16,6 @@ from steps.paths import home
 from steps.retrain import fresh
 from steps.settings import SAMPLE, TrainingSettings, load_settings
 
-Section = dict[str, Any]
-
 
 def _source(settings: TrainingSettings) -> str:
     if settings.posts == SAMPLE:
@@ -25,47 +23,26 @@ def _source(settings: TrainingSettings) -> str:
     return absolute(settings.posts)
 
 
-def _idle(parameters: dict[str, Any]) -> str | None:
-    settings = load_settings(parameters)
+def _idle(options: dict[str, Any]) -> str | None:
+    settings = load_settings(options)
     cursor = fresh.read_cursor(fresh.cursor_path(home(), settings.register_.model_name(load_task(settings.task))))
     return fresh.too_little(_source(settings), cursor, settings.retrain, settings.ingest.max_reject_share)
 
 
-def _retraining(
-    posts: str | None = None,
-    task: str | None = None,
-    annotator: str | None = None,
-    variant: str | None = None,
-    seed: int | None = None,
-    sample: Section | None = None,
-    ingest: Section | None = None,
-    annotate: Section | None = None,
-    validate: Section | None = None,
-    backbone: Section | None = None,
-    preprocess: Section | None = None,
-    fine_tune: Section | None = None,
-    evaluate: Section | None = None,
-    register: Section | None = None,
-    promote: Section | None = None,
-    retrain: Section | None = None,
-    notify: Section | None = None,
-) -> None:
-    """The parameters are the keys of `configs/default.yaml`; None: as it is there."""
-    given = dict(locals())
+def _retraining(options: dict[str, Any] | None = None) -> None:
+    """`options`: laid over `configs/default.yaml`, key by key."""
     import mlflow
 
     from infra.local_stack import tracking_uri
     from pipelines.training import prepare
-    from steps.evaluate.step import evaluate as evaluate_step
-    from steps.fine_tune.step import fine_tune as fine_tune_step
-    from steps.promote.step import promote as promote_step
+    from steps.evaluate.step import evaluate
+    from steps.fine_tune.step import fine_tune
+    from steps.promote.step import promote
     from steps.register import history
-    from steps.register.step import register as register_step
-    from steps.retrain.step import advance as advance_step
-    from steps.retrain.step import drift as drift_step
-    from steps.retrain.step import live as live_step
+    from steps.register.step import register
+    from steps.retrain.step import advance, drift, live
 
-    settings = load_settings(given)
+    settings = load_settings(options or {})
     policy, source = load_task(settings.task), _source(settings)
     name, root = settings.register_.model_name(policy), fresh.folder_of(source)
     mlflow.set_tracking_uri(tracking_uri(home()))
@@ -85,23 +62,25 @@ def _retraining(
     )
     start = run.champion if settings.retrain.start == "champion" else None
 
-    _live, alarmed = live_step(name, run.champion, settings.retrain, settings.notify)
+    _live, alarmed = live(name, run.champion, settings.retrain, settings.notify)
     chosen = settings.model_copy(update={"posts": str(run.manifest)})
     fingerprint, table, labels, shards = prepare(chosen, policy, root, run.fingerprint)
-    profile, _page = drift_step(
+    profile, _page = drift(
         table, labels, shards, policy, settings.backbone, name, run.champion, run.since, settings.retrain
     )
-    checkpoint = fine_tune_step(
+    checkpoint = fine_tune(
         shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune, name, start, after=["drift"]
     )
-    report, page, predictions = evaluate_step(
+    report, page, predictions = evaluate(
         checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotator_name, settings.evaluate
     )
-    version = register_step(checkpoint, report, predictions, table, policy, fingerprint, settings.register_, profile)
-    decision, _scores = promote_step(
-        version, report, page, predictions, shards, table, policy, settings.promote, alarmed
+    version = register(
+        checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest, profile
     )
-    advance_step(version, decision, run.newest)
+    decision, _scores = promote(version, report, page, predictions, shards, table, policy, settings.promote, alarmed)
+    advance(version, decision, run.newest)
 
 
-agentps_retraining = CheckedPipeline(name="agentps_retraining", entrypoint=_retraining, check=load_settings, idle=_idle)
+agentps_retraining = CheckedPipeline(
+    name="agentps_retraining", entrypoint=_retraining, kind=TrainingSettings, idle=_idle
+)

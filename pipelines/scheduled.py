@@ -17,11 +17,21 @@ from infra.schedule.job import Launch
 from infra.schedule.run import run_now
 from model.errors import ScheduleError
 from model.files import write_whole
+from pipelines.config import load_notify
 from pipelines.entry import CheckedPipeline
 from steps.paths import home
-from steps.settings import load_notify
+from steps.settings import RunOptions, load_options
 
 logger = get_logger(__name__)
+
+
+class ScheduledSettings(RunOptions):
+    """What is run."""
+
+    #: As `zenml pipeline run` takes it.
+    pipeline: str = "pipelines.agentps_retraining"
+    #: The content of its run file.
+    config: dict[str, Any] = {}
 
 
 @step(enable_cache=False)
@@ -41,13 +51,9 @@ def start(pipeline: str, config: dict[str, Any]) -> None:
     logger.info("%s", outcome.line)
 
 
-def _scheduled(pipeline: str = "pipelines.agentps_retraining", config: dict[str, Any] | None = None) -> None:
-    """
-    Args:
-        pipeline: as `zenml pipeline run` takes it.
-        config: the content of its config file.
-    """
-    start(pipeline, config or {})
+def _scheduled(options: dict[str, Any] | None = None) -> None:
+    settings = load_options(ScheduledSettings, options or {}, "options")
+    start(settings.pipeline, settings.config)
 
 
-agentps_scheduled = CheckedPipeline(name="agentps_scheduled", entrypoint=_scheduled, check=lambda *_: None)
+agentps_scheduled = CheckedPipeline(name="agentps_scheduled", entrypoint=_scheduled, kind=ScheduledSettings)

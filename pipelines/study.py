@@ -6,33 +6,18 @@ from typing import Any
 
 from model.task import load_task
 from pipelines.entry import CheckedPipeline
-from pipelines.training import Section, prepare
-from steps.settings import load_study_settings
+from pipelines.training import prepare
+from steps.study.settings import StudyRunSettings, load_study_settings
 
 
-def _study(
-    posts: str | None = None,
-    task: str | None = None,
-    annotator: str | None = None,
-    sample: Section | None = None,
-    ingest: Section | None = None,
-    annotate: Section | None = None,
-    validate: Section | None = None,
-    backbone: Section | None = None,
-    preprocess: Section | None = None,
-    fine_tune: Section | None = None,
-    evaluate: Section | None = None,
-    notify: Section | None = None,
-    study: Section | None = None,
-) -> None:
-    """The parameters are the keys of `configs/default.yaml` and `configs/study.yaml`; None: as it is there."""
-    given: dict[str, Any] = dict(locals())
-    settings = load_study_settings(given)
+def _study(options: dict[str, Any] | None = None) -> None:
+    """`options`: laid over `configs/study.yaml`, laid over `configs/default.yaml`, key by key."""
+    settings = load_study_settings(options or {})
     policy = load_task(settings.task)
     _fingerprint, table, labels, shards = prepare(settings, policy)
-    from steps.study.step import study as study_step
+    from steps.study.step import study
 
-    study_step(
+    study(
         shards,
         table,
         labels,
@@ -45,4 +30,4 @@ def _study(
     )
 
 
-agentps_study = CheckedPipeline(name="agentps_study", entrypoint=_study, check=load_study_settings)
+agentps_study = CheckedPipeline(name="agentps_study", entrypoint=_study, kind=StudyRunSettings)

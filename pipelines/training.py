@@ -18,8 +18,6 @@ from steps.ingest.sample import render_sample, sample_fingerprint
 from steps.paths import home
 from steps.settings import SAMPLE, TrainingSettings, load_settings
 
-Section = dict[str, Any]
-
 
 def prepare(
     settings: TrainingSettings, policy: Task, root: str | None = None, fingerprint: str = ""
@@ -38,52 +36,34 @@ def prepare(
     else:
         source = absolute(settings.posts)
         fingerprint = fingerprint or manifest_fingerprint(source)
-    from steps.annotate.step import annotate as annotate_step
-    from steps.ingest.step import ingest as ingest_step
-    from steps.preprocess.step import preprocess as preprocess_step
-    from steps.validate.step import validate as validate_step
+    from steps.annotate.step import annotate
+    from steps.ingest.step import ingest
+    from steps.preprocess.step import preprocess
+    from steps.validate.step import validate
 
-    table, _rejects = ingest_step(source, fingerprint, policy, settings.sample, settings.ingest, root)
-    labels, _page = annotate_step(table, policy, settings.annotate, settings.sample)
-    validate_step(table, labels, policy, settings.validate_, settings.ingest)
-    shards = preprocess_step(table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"])
+    table, _rejects = ingest(source, fingerprint, policy, settings.sample, settings.ingest, root)
+    labels, _page = annotate(table, policy, settings.annotate, settings.sample)
+    validate(table, labels, policy, settings.validate_, settings.ingest)
+    shards = preprocess(table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"])
     return fingerprint, table, labels, shards
 
 
-def _training(
-    posts: str | None = None,
-    task: str | None = None,
-    annotator: str | None = None,
-    variant: str | None = None,
-    seed: int | None = None,
-    sample: Section | None = None,
-    ingest: Section | None = None,
-    annotate: Section | None = None,
-    validate: Section | None = None,
-    backbone: Section | None = None,
-    preprocess: Section | None = None,
-    fine_tune: Section | None = None,
-    evaluate: Section | None = None,
-    register: Section | None = None,
-    promote: Section | None = None,
-    retrain: Section | None = None,
-    notify: Section | None = None,
-) -> None:
-    """The parameters are the keys of `configs/default.yaml`; None: as it is there."""
-    settings = load_settings(dict(locals()))
+def _training(options: dict[str, Any] | None = None) -> None:
+    """`options`: laid over `configs/default.yaml`, key by key."""
+    settings = load_settings(options or {})
     policy = load_task(settings.task)
     fingerprint, table, labels, shards = prepare(settings, policy)
-    from steps.evaluate.step import evaluate as evaluate_step
-    from steps.fine_tune.step import fine_tune as fine_tune_step
-    from steps.promote.step import promote as promote_step
-    from steps.register.step import register as register_step
+    from steps.evaluate.step import evaluate
+    from steps.fine_tune.step import fine_tune
+    from steps.promote.step import promote
+    from steps.register.step import register
 
-    checkpoint = fine_tune_step(shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune)
-    report, page, predictions = evaluate_step(
+    checkpoint = fine_tune(shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune)
+    report, page, predictions = evaluate(
         checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotator_name, settings.evaluate
     )
-    version = register_step(checkpoint, report, predictions, table, policy, fingerprint, settings.register_)
-    promote_step(version, report, page, predictions, shards, table, policy, settings.promote)
+    version = register(checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest)
+    promote(version, report, page, predictions, shards, table, policy, settings.promote)
 
 
-agentps_training = CheckedPipeline(name="agentps_training", entrypoint=_training, check=load_settings)
+agentps_training = CheckedPipeline(name="agentps_training", entrypoint=_training, kind=TrainingSettings)

@@ -2,33 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from model.checkpoint import read_info
+from model.columns import DECISION, ERROR, LOGIT, MODEL_VERSION, SCORED_AT, decision_column
 from model.errors import ConfigError
-from model.schema import IMAGE_SHA256, IMAGES, POST_ID, ROOT, TEXT, TITLE
-from model.scorer import Scorer
-from steps.retrain.live import DECISION, MODEL_VERSION, SCORED_AT, read_scores
+from model.metrics import point_name
+from model.schema import POST_ID
+from steps.ingest.posts import read_manifest
+from steps.register import history, registry
+from steps.register.own_code import scorer_of
+from steps.retrain.live import read_scores
+from steps.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from model.scorer import Scorer
 
 #: Posts between two writes.
 _CHUNK = 256
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scored:
-    """How many posts were scored now, how many of these are flagged, and how many this version had scored before."""
+    """How many posts were scored now, how many of these are flagged, which could not be scored, by their errors, and
+    how many this version had scored before.
+    """
 
     scored: int
     flagged: int
+    errors: list[str]
     before: int
+
+
+def score_manifest(name: str, posts: str, settings: TrainingSettings, table: Path | None) -> str:
+    """Score the posts of a manifest that the model's champion has not scored yet; returns what was done, as one line.
+
+    Args:
+        table: None: `retrain.scores`.
+
+    Raises:
+        ConfigError: no table is named; or as `score_new`.
+        RegistryError: there is no champion.
+    """
+    if table is None and settings.retrain.scores is None:
+        raise ConfigError("score: a table for the scores is needed: give --scores, or set retrain.scores")
+    path = Path(table or str(settings.retrain.scores))
+    champion = history.champion_of(name)
+    checkpoint = registry.fetch(champion)
+    found = read_manifest(posts, read_info(checkpoint).task, settings.ingest)
+    precision = settings.retrain.live_precision
+    done = score_new(scorer_of(checkpoint), champion.version, found.posts, path, precision, datetime.now(UTC))
+    failed = f"{len(done.errors):,} could not be scored ({done.errors[0]}), " if done.errors else ""
+    return (
+        f"{name} version {champion.version}: {done.scored:,} posts scored, {done.flagged:,} of them flagged at "
+        f"{precision} % precision, {failed}{done.before:,} were scored before; {len(found.rejects):,} rows rejected. "
+        f"Table: {path}"
+    )
 
 
 def score_new(scorer: Scorer, version: str, posts: pd.DataFrame, table: Path, precision: int, now: datetime) -> Scored:
     """Append a line for each post that `version` has not scored yet: `score`, `decision` (flagged at `precision`), the
-    answers that led there, `model_version`, `scored_at`. Killed, it goes on with the posts that are left.
+    answers that led there, `model_version`, `scored_at`. Killed, it goes on with the posts that are left. A post that
+    cannot be scored gets a line with its `error`, without score and decision, and is tried again by the next call.
 
     Args:
         posts: as ingest makes them.
@@ -38,31 +79,38 @@ def score_new(scorer: Scorer, version: str, posts: pd.DataFrame, table: Path, pr
     Raises:
         ConfigError: the table is no JSON Lines file, or the version has no such threshold.
         ManifestError: the table holds rows that are no scores.
-        ImageError: an image cannot be used.
     """
     if table.suffix.lower() not in (".jsonl", ".json"):
         raise ConfigError(f"scores {table}: rows are appended to JSON Lines only: name a file that ends in .jsonl")
-    done: set[str] = set()
+    before: set[str] = set()
     if table.exists() and table.stat().st_size:
         known = read_scores(table)
-        done = set(known.loc[known[MODEL_VERSION] == version, POST_ID])
-    todo = posts[~posts[POST_ID].isin(done)]
-    decision, flagged = f"decision_p{precision}", 0
+        before = set(known.loc[known[MODEL_VERSION] == version, POST_ID])
+    todo = posts[~posts[POST_ID].isin(before)]
+    done = Scored(scored=0, flagged=0, errors=[], before=len(posts) - len(todo))
     for start in range(0, len(todo), _CHUNK):
         part = todo.iloc[start : start + _CHUNK]
-        found = scorer.score(part[[TITLE, TEXT, IMAGES, ROOT, IMAGE_SHA256]])
-        columns = [str(name) for name in found]
-        if decision not in columns:
-            known_points = ", ".join(name for name in columns if name.startswith("decision_"))
-            raise ConfigError(
-                f"version {version} has no threshold for {precision} % precision (it has {known_points}): set "
-                "retrain.live_precision, or evaluate.precisions of the training"
-            )
-        lines = found[["score", *(name for name in columns if name.startswith("answer_"))]].copy()
+        found = scorer.score(part)
+        decision = found[_decision(list(map(str, found)), version, precision)]
+        lines = found.drop(columns=[LOGIT, *(name for name in found if str(name).startswith(decision_column("")))])
         lines.insert(0, POST_ID, part[POST_ID])
-        lines[DECISION], lines[MODEL_VERSION], lines[SCORED_AT] = found[decision].astype(bool), version, now.isoformat()
+        lines[DECISION], lines[MODEL_VERSION], lines[SCORED_AT] = decision, version, now.isoformat()
         table.parent.mkdir(parents=True, exist_ok=True)
         with table.open("ab", buffering=0) as file:  # one write: lines of several processes do not mix
             file.write(lines.to_json(orient="records", lines=True).encode())
-        flagged += int(found[decision].sum())
-    return Scored(scored=len(todo), flagged=flagged, before=len(posts) - len(todo))
+        errors = found[ERROR].dropna()
+        done.errors += errors.tolist()
+        done.scored += len(found) - len(errors)
+        done.flagged += int(decision.sum())
+    return done
+
+
+def _decision(columns: Collection[str], version: str, precision: int) -> str:
+    decision = decision_column(point_name(precision))
+    if decision not in columns:
+        known_points = ", ".join(name for name in columns if name.startswith(decision_column("")))
+        raise ConfigError(
+            f"version {version} has no threshold for {precision} % precision (it has {known_points}): set "
+            "retrain.live_precision, or evaluate.precisions of the training"
+        )
+    return decision

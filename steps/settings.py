@@ -1,34 +1,50 @@
 """Every option of the training pipeline: names, types, ranges. `configs/default.yaml` holds the values.
 
-A run's parameters (`-c FILE`) are laid over `configs/default.yaml`, key by key, and checked here;
-an unknown key is an error. Each step receives its own section only, so that changing one section
-leaves the other steps cached.
+A run's options are laid over the defaults, key by key, and checked here; an unknown key is an error. Each step receives
+its own section only, so that changing one section leaves the other steps cached.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from model.errors import ConfigError
+from model.metrics import comparable_names, is_accuracy
 from model.schema import SPLITS
-from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant, answers_questions
+from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
 from model.task import Task, explain_validation
-from steps.paths import DEFAULT_CONFIG, REPOSITORY, STUDY_CONFIG
+from steps.paths import DEFAULT_CONFIG
 
 #: The value of `posts` that stands for the embedded sample.
 SAMPLE = "sample"
 
-_Settings = TypeVar("_Settings", bound=BaseModel)
 
+class Section(BaseModel):
+    """A mapping of options: nothing but the known ones."""
 
-class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunOptions(Section):
+    """All options of one pipeline."""
+
+    #: The files of its default values, the later ones laid over the earlier.
+    defaults: ClassVar[tuple[Path, ...]] = ()
+    #: Options of a base class that this pipeline does not take.
+    not_taken: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def names(cls) -> frozenset[str]:
+        """What a run file may set."""
+        return frozenset(field.alias or name for name, field in cls.model_fields.items()) - cls.not_taken
+
+
+Options = TypeVar("Options", bound=RunOptions)
 
 
 #: easy: an original text is always about the album, words alone tell. hard: a text about another thing is mostly about
@@ -36,7 +52,7 @@ class _Section(BaseModel):
 Difficulty = Literal["easy", "standard", "hard"]
 
 
-class SampleSettings(_Section):
+class SampleSettings(Section):
     """The embedded sample: how many posts are rendered for each split, and from which seed."""
 
     train: int = Field(ge=1)
@@ -48,7 +64,7 @@ class SampleSettings(_Section):
     gold_share: float = Field(ge=0, le=1)
 
 
-class IngestSettings(_Section):
+class IngestSettings(Section):
     """Reading a manifest and its images."""
 
     #: The run stops when a larger share of the posts is rejected.
@@ -67,7 +83,7 @@ class IngestSettings(_Section):
         return self
 
 
-class AnnotateSettings(_Section):
+class AnnotateSettings(Section):
     """Asking the annotator for process labels."""
 
     #: `simulated` answers from the sample's hidden truth, `openai` asks an endpoint, `human` takes
@@ -85,7 +101,7 @@ class AnnotateSettings(_Section):
     #: Image detail sent to the endpoint.
     detail: Literal["low", "high", "auto"]
     max_tokens: int = Field(ge=1)
-    #: All questions of a post in one request (the paper's form), or each in one of its own.
+    #: All questions of a post in one request (the paper's form), or one request per question.
     ask: Literal["together", "singly"]
     #: The paper's plain numbers, or structured output where the endpoint has it.
     format: Literal["numbers", "json_schema"]
@@ -131,7 +147,7 @@ class AnnotateSettings(_Section):
         return self
 
 
-class ValidateSettings(_Section):
+class ValidateSettings(Section):
     """The expectations on posts and labels. Shares are of the rows they speak of."""
 
     min_posts: dict[str, int]
@@ -153,7 +169,7 @@ class ValidateSettings(_Section):
         return value
 
 
-class EvaluateSettings(_Section):
+class EvaluateSettings(Section):
     """The report on the test split."""
 
     #: Precision targets in percent; a threshold is fitted on val for each.
@@ -171,7 +187,7 @@ class EvaluateSettings(_Section):
         return value
 
 
-class RegisterSettings(_Section):
+class RegisterSettings(Section):
     """Where the model version goes."""
 
     #: The registered model's name; default `agentps-<task>`.
@@ -181,7 +197,7 @@ class RegisterSettings(_Section):
         return self.name or f"agentps-{task.name}"
 
 
-class PromoteSettings(_Section):
+class PromoteSettings(Section):
     """The gate between a new version and the alias `champion`."""
 
     #: A metric of the report, without its prefix `test_`: candidate and champion are compared on it.
@@ -205,7 +221,7 @@ class PromoteSettings(_Section):
     target: str | None = None
 
 
-class NotifySettings(_Section):
+class NotifySettings(Section):
     """Who is told of a scheduled run that failed: one line. Neither: nobody."""
 
     #: Takes a POST of `{"text": …}`, as Slack and Mattermost do.
@@ -221,10 +237,10 @@ class NotifySettings(_Section):
         return value
 
 
-class RetrainSettings(_Section):
+class RetrainSettings(Section):
     """What `agentps_retraining` trains on, starts from and compares with."""
 
-    #: The run ends at once where fewer posts are newer than the watermark.
+    #: The run ends at once where fewer posts are newer than the retraining cursor.
     min_fresh: int = Field(ge=1)
     #: A manifest of `post_id` and `label`: people's labels that came after the post; None: the manifest's own only.
     labels: str | None
@@ -232,13 +248,13 @@ class RetrainSettings(_Section):
     scores: str | None
     #: The precision in percent that the served threshold promised.
     live_precision: int = Field(gt=0, lt=100)
-    #: Of what a version scored, its newest so many days count: what was right before a change does not hide it.
+    #: Only the newest days of a version's scores count: good results from before a change must not hide it.
     live_days: float = Field(gt=0)
     #: Which older posts are trained on beside the fresh ones.
     older: Literal["window", "replay"]
     #: window: those of this many days before the newest post.
     window_days: float = Field(gt=0)
-    #: replay: so many of all older ones a fresh one, always the same first.
+    #: replay: for each fresh post, this many older posts, chosen the same way every time.
     replay: float = Field(ge=0)
     #: The test posts of this many newest days, beside those whose manifest says `split: test`.
     test_days: float = Field(gt=0)
@@ -251,8 +267,10 @@ class RetrainSettings(_Section):
     on_drift: Literal["warn", "fail"]
 
 
-class TrainingSettings(_Section):
+class TrainingSettings(RunOptions):
     """All options of `agentps_training`, in the order of its steps, and of `agentps_retraining`."""
+
+    defaults: ClassVar[tuple[Path, ...]] = (DEFAULT_CONFIG,)
 
     #: `sample`, or the path of a manifest.
     posts: str
@@ -282,17 +300,11 @@ class TrainingSettings(_Section):
     @model_validator(mode="after")
     def _known_metric(self) -> TrainingSettings:
         # found now, not in the last step; only metrics of which more is better
-        known = [
-            "average_precision",
-            "brier_skill",
-            "f1",
-            "roc_auc",
-            *(f"recall_at_p{p}" for p in self.evaluate.precisions),
-        ]
+        known = comparable_names(self.evaluate.precisions)
         if self.promote.metric not in known:
             raise ValueError(f"promote.metric {self.promote.metric!r} is not one of {', '.join(known)}")
         for name in self.promote.floors:  # questions are the task's: the gate looks for them in the report
-            if name not in known and not name.startswith("accuracy_"):
+            if name not in known and not is_accuracy(name):
                 raise ValueError(f"promote.floors: {name!r} is not one of {', '.join(known)}, accuracy_<question>")
         return self
 
@@ -320,66 +332,49 @@ class TrainingSettings(_Section):
         return raw
 
 
-#: What the study can be asked for; each is one table of its report.
-StudyTable = Literal["variants", "sizes", "questions", "noise", "methods"]
-#: What is done about the annotator's errors (see `steps.study.methods`).
-LabelMethod = Literal["plain", "gold", "weighted", "dropped", "relabelled"]
+def load_settings(parameters: dict[str, Any], source: str = "parameters") -> TrainingSettings:
+    """The settings of a training: `parameters` laid over `configs/default.yaml`. See `load_options`."""
+    return load_options(TrainingSettings, parameters, source)
 
 
-class StudySettings(_Section):
-    """The cells of the study: what is trained how often on how much."""
+def load_options(kind: type[Options], given: dict[str, Any], source: str) -> Options:
+    """`given` laid over the defaults of its kind.
 
-    tables: tuple[StudyTable, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
-    #: Numbers of training posts, ascending; every table but `sizes` takes the last.
-    train_posts: tuple[int, ...] = Field(min_length=1)
-    #: The variant of `sizes` (beside the paper's `agentps`), `questions`, `noise` and `methods`.
-    variant: Variant
-    #: Share of the training posts whose labels by people the methods may use, beside the annotator's.
-    gold_share: float = Field(gt=0, le=1)
-    #: Made-up annotators of table `noise`: the share of right (or of given) answers.
-    accuracies: tuple[float, ...]
-    methods: tuple[LabelMethod, ...]
-    #: Cells trained at once, each on its share of the cores.
-    workers: int = Field(ge=1)
-    #: Resamples of the test posts for the 95 % intervals.
-    bootstrap: int = Field(ge=1)
-    #: The folder of `results.md`, `results.json`, `results.html`; the finished cells are kept in `results/` below it.
-    #: Relative to the repository.
-    output: str
+    Args:
+        given: what the user set; keys with the value None count as not set.
+        source: named in the error.
 
-    @field_validator("train_posts")
-    @classmethod
-    def _ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if list(value) != sorted(set(value)) or value[0] < 1:
-            raise ValueError("numbers of posts, distinct, ascending, 1 or more")
-        return value
-
-    @field_validator("accuracies")
-    @classmethod
-    def _shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not 0 < accuracy < 1 for accuracy in value):
-            raise ValueError("shares between 0 and 1, without both: people's own labels are the accuracy of 1")
-        return value
-
-    @field_validator("variant")
-    @classmethod
-    def _answers(cls, value: Variant) -> Variant:
-        if not answers_questions(value):
-            raise ValueError(f"{value} answers no questions: process labels have no effect on it")
-        return value
+    Raises:
+        ConfigError: names each key that is unknown, missing or out of range.
+    """
+    values: dict[str, Any] = {}
+    for layer in (*map(read_yaml, kind.defaults), {key: value for key, value in given.items() if value is not None}):
+        values = _merge(values, layer)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {explain_validation(error)}") from error
 
 
-class StudyRunSettings(TrainingSettings):
-    """All options of `pipelines.agentps_study`."""
+def read_yaml(config: Path) -> dict[str, Any]:
+    """The mapping that a config file holds, unchecked; an empty file is an empty one.
 
-    study: StudySettings
-
-    @model_validator(mode="after")
-    def _own_output(self) -> StudyRunSettings:
-        if self.posts != SAMPLE and (REPOSITORY / self.study.output).resolve() == REPOSITORY / "docs":
-            raise ValueError("study.output: docs holds the embedded sample's results: name a folder for your own")
-        return self
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    try:
+        raw = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(
+            f"config {config}: no such file: give a path relative to the working directory, or absolute"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {config}: cannot be read as YAML: {error}") from error
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config {config}: a mapping of options was expected, found {type(raw).__name__}")
+    return raw
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -388,70 +383,3 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         inner = merged.get(key)
         merged[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return merged
-
-
-def load_settings(parameters: dict[str, Any], source: str = "parameters") -> TrainingSettings:
-    """The settings of a run: `parameters` laid over `configs/default.yaml`.
-
-    Args:
-        parameters: what the user set; keys with the value None count as not set.
-        source: named in the error.
-
-    Raises:
-        ConfigError: names each key that is unknown, missing or out of range.
-    """
-    return _load(TrainingSettings, (DEFAULT_CONFIG,), parameters, source)
-
-
-def load_study_settings(parameters: dict[str, Any], source: str = "parameters") -> StudyRunSettings:
-    """The settings of a study: `parameters` laid over `configs/study.yaml`, laid over `configs/default.yaml`.
-
-    Raises:
-        ConfigError: as `load_settings`.
-    """
-    return _load(StudyRunSettings, (DEFAULT_CONFIG, STUDY_CONFIG), parameters, source)
-
-
-def read_config(config: Path) -> dict[str, Any]:
-    """The content of a run's config file, unchecked.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds no mapping.
-    """
-    try:
-        raw = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {config}: cannot be read as YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"config {config}: a mapping of options was expected, found {type(raw).__name__}")
-    return raw
-
-
-def load_notify(config: Path | None) -> NotifySettings:
-    """The section `notify` of a run's config file, laid over `configs/default.yaml`.
-
-    The rest of the file is not looked at: a run that fails because of it has to be told of, too.
-
-    Raises:
-        ConfigError: the file cannot be read, or the section breaks a rule.
-    """
-    given: Any = None
-    if config is not None:
-        raw = read_config(config)
-        nested = raw.get("parameters")
-        given = raw.get("notify", nested.get("notify") if isinstance(nested, dict) else None)
-    values = yaml.safe_load(DEFAULT_CONFIG.read_text(encoding="utf-8"))["notify"]
-    try:
-        return NotifySettings.model_validate(_merge({"": values}, {"": values if given is None else given})[""])
-    except ValidationError as error:
-        raise ConfigError(f"config {config}: notify: {explain_validation(error)}") from error
-
-
-def _load(kind: type[_Settings], files: Sequence[Path], parameters: dict[str, Any], source: str) -> _Settings:
-    values: dict[str, Any] = {}
-    for path in files:
-        values = _merge(values, yaml.safe_load(path.read_text(encoding="utf-8")))
-    try:
-        return kind.model_validate(_merge(values, {k: v for k, v in parameters.items() if v is not None}))
-    except ValidationError as error:
-        raise ConfigError(f"{source}: {explain_validation(error)}") from error

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 
 from model.task import TASKS_DIR, load_task
+from pipelines.config import read_run_file
 from steps.annotate.prices import PRICES, load_prices
 from steps.paths import STUDY_CONFIG
-from steps.settings import StudyRunSettings, StudySettings, TrainingSettings, load_settings, load_study_settings
+from steps.settings import TrainingSettings, load_options, load_settings
+from steps.study.settings import StudyRunSettings, StudySettings
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 TASK_FILES = [path for path in FILES if path.is_relative_to(TASKS_DIR)]
 RUN_FILES = [path for path in FILES if path not in (*TASK_FILES, PRICES)]
 STUDY_FILES = [path for path in RUN_FILES if path.stem.startswith("study")]
-#: The top-level keys that ZenML reads; it ignores all others in silence.
-ZENML_KEYS = frozenset(PipelineRunConfiguration.model_fields)
 
 
 def relative(path: Path) -> str:
@@ -45,21 +44,14 @@ def test_the_price_table_knows_the_default_model() -> None:
     assert load_settings({}).annotate.model in load_prices(PRICES)
 
 
-def options(path: Path) -> dict[str, Any]:
-    """The file's own options: what is not ZenML's, and what stands under its `parameters:`."""
-    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return (raw.get("parameters") or {}) | {key: value for key, value in raw.items() if key not in ZENML_KEYS}
-
-
 def settings_of(path: Path) -> TrainingSettings:
-    load = load_study_settings if path in STUDY_FILES else load_settings
-    return load(options(path), source=relative(path))
+    kind = StudyRunSettings if path in STUDY_FILES else TrainingSettings
+    return load_options(kind, read_run_file(path, kind.names()).options, relative(path))
 
 
 def test_no_option_of_ours_has_the_name_of_one_of_zenmls() -> None:
     """Both live at the top of one file."""
-    ours = {field.alias or name for name, field in StudyRunSettings.model_fields.items()}
-    assert ours.isdisjoint(ZENML_KEYS)
+    assert (TrainingSettings.names() | StudyRunSettings.names()).isdisjoint(PipelineRunConfiguration.model_fields)
 
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=relative)
@@ -80,7 +72,7 @@ def test_every_run_config_names_a_task_that_loads(path: Path) -> None:
 def test_the_default_config_lists_every_option() -> None:
     """What is not there would have a default that nobody can look up."""
     listed = yaml.safe_load((CONFIGS / "default.yaml").read_text(encoding="utf-8"))
-    assert set(listed) == {field.alias or name for name, field in TrainingSettings.model_fields.items()}
+    assert set(listed) == TrainingSettings.names()
 
 
 def test_the_study_lists_every_option_of_its_own() -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from infra.schedule.command import program
 from infra.schedule.job import Launch
 from model.errors import ConfigError
+from pipelines.config import load_notify
 from steps.notify import one_line, send
 from steps.paths import REPOSITORY
-from steps.settings import load_notify
 
 #: Seconds that ZenML may take to tell of a failed run; on a busy machine its import alone takes a minute.
 ZENML_PATIENCE = 300

@@ -17,8 +17,9 @@ import yaml
 from infra.schedule.command import name_of, program
 from infra.schedule.job import Job
 from model.errors import ScheduleError
+from pipelines.config import OPTIONS
 from steps.paths import REPOSITORY
-from steps.settings import read_config
+from steps.settings import read_yaml
 
 if TYPE_CHECKING:
     from zenml.models import ScheduleResponse
@@ -40,7 +41,7 @@ def install(job: Job, stack: str, home_dir: Path) -> str:
     """
     from zenml.client import Client
 
-    wanted = {"pipeline": job.pipeline, "config": read_config(Path(job.config)) if job.config else {}}
+    wanted = {"pipeline": job.pipeline, "config": read_yaml(Path(job.config)) if job.config else {}}
     orchestrator, found = _look_up(stack, home_dir)
     if not orchestrator.config.is_schedulable:
         raise ScheduleError(
@@ -110,7 +111,7 @@ def _parameters(schedule: ScheduleResponse) -> dict[str, Any]:
     from zenml.client import Client
 
     snapshots = Client().list_snapshots(schedule_id=schedule.id, named_only=False, hydrate=True).items
-    return dict(snapshots[0].pipeline_configuration.parameters or {}) if snapshots else {}
+    return dict((snapshots[0].pipeline_configuration.parameters or {}).get(OPTIONS, {})) if snapshots else {}
 
 
 def _create(cron: str, wanted: dict[str, Any], stack: str, flavor: str, name: str) -> None:

@@ -257,16 +257,11 @@ class BatchRun:
                 self._tries[item.key] = 0
             earlier = known.get(item.key)
             attempts.append(
-                Attempt(
-                    key=item.key,
-                    attempt=(earlier.attempts if earlier else 0) + 1,
-                    post_id=item.post_id,
-                    model=batch_file.source,
-                    raw=reply.raw,
-                    counts=reply.counts,
-                    missing=reply.missing,
-                    prompt_tokens=reply.prompt_tokens,
-                    completion_tokens=reply.completion_tokens,
+                reply.attempt(
+                    item.key,
+                    (earlier.attempts if earlier else 0) + 1,
+                    item.post_id,
+                    batch_file.source,
                     latency=latency,
                     cost=cost,
                 )

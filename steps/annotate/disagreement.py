@@ -18,6 +18,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 import pandas as pd
 
+from model.columns import answer_column, probability_column
 from model.errors import AnnotationError
 from model.schema import IMAGES, POST_ID, ROOT, TEXT, TITLE
 from model.task import Question, Task
@@ -69,7 +70,7 @@ def doubtful(
     """Posts whose label a trained model doubts, by self-confidence: the least probable label first.
 
     Args:
-        predictions: of evaluate, with `answer_<id>` and `class_<id>`.
+        predictions: of evaluate (see `model.columns`).
         labels: the labels under suspicion.
         name, annotator: of the model and of the labels, for the columns.
         below: a label of at least this probability is not in doubt.
@@ -82,13 +83,17 @@ def doubtful(
         AnnotationError: as `disagreements`, or the predictions lack a question's columns.
         NoMatchError: no post is in both tables.
     """
-    absent = [c for id_ in task.question_ids for c in (f"class_{id_}", f"answer_{id_}") if c not in predictions]
+    needed = [column(id_) for id_ in task.question_ids for column in (answer_column, probability_column)]
+    absent = [column for column in needed if column not in predictions]
     if absent:
         raise AnnotationError(
-            f"{name}: no column {absent[0]!r}; the predictions of evaluate are expected, of a variant that answers "
-            "the intermediate questions"
+            f"{name}: no column {absent[0]!r} (found {list(predictions)}); the predictions of evaluate are expected, "
+            "of a variant that answers the intermediate questions; of an older AgentPS: run the pipeline again"
         )
-    classes = {id_: predictions[f"class_{id_}"] for id_ in task.question_ids}
+    classes = {
+        question.id: pd.Categorical(predictions[answer_column(question.id)], categories=question.classes).codes
+        for question in task.questions
+    }
     own = checked_labels(predictions[[POST_ID]].assign(**classes), task, name)
     model, given = predictions.set_index(POST_ID), checked_labels(labels, task, annotator)
     tell_unmatched(given.index, own.index, f"labels {annotator}", f"the predictions {name}")
@@ -97,12 +102,9 @@ def doubtful(
     confidence_QN = []
     for question in task.questions:
         predicted = _classes(own, question, joined)
-        probability = model.loc[joined, f"answer_{question.id}"].to_numpy(np.float64)
+        probability = model.loc[joined, probability_column(question.id)].to_numpy(np.float64)
         label = _classes(given, question, joined)
-        if len(question.classes) == 2:
-            confidence = np.where(label == question.positive_index, probability, 1 - probability)
-        else:
-            confidence = np.where(label == predicted, probability, 1 - probability)
+        confidence = np.where(label == predicted, probability, 1 - probability)
         confidence_QN.append(np.where(label < 0, 1.0, confidence))
         columns[f"{question.id}:{name}"] = _names(predicted, question)
         columns[f"{question.id}:{annotator}"] = _names(label, question)

@@ -21,7 +21,7 @@ def human_labels(posts: pd.DataFrame, task: Task, splits: Sequence[str]) -> pd.D
         splits: the posts of these splits are taken, in the order of `posts`.
 
     Returns:
-        post_id, one nullable Int8 column a question, label_source "human", and missing_reason:
+        post_id, one nullable Int8 column per question, label_source "human", and missing_reason:
         "not labelled" where a post has a label for none of the questions, None where it has one
         for at least one of them. A cell without a label is NA; it weighs nothing in training.
     """

@@ -16,7 +16,7 @@ import httpx2
 import openai
 
 from model.errors import AnnotationError
-from steps.annotate.ledger import UNPAID, Attempt, Ledger, LedgerAnswer, Missing
+from steps.annotate.ledger import UNPAID, Ledger, LedgerAnswer, Missing
 from steps.annotate.plan import is_settled
 from steps.annotate.rates import RateLimits
 from steps.annotate.reply import Reply, read_reply, status_reason, status_remedy
@@ -144,16 +144,11 @@ class OnlineRun:
             attempts += reply.missing not in UNPAID
             settled = reply.counts is not None or reply.missing in UNPAID or attempts > self._settings.retries
             self._ledger.record(
-                Attempt(
-                    key=request.key,
-                    attempt=attempt,
-                    post_id=requests.ids[request.index],
-                    model=self._source,
-                    raw=reply.raw,
-                    counts=reply.counts,
-                    missing=reply.missing,
-                    prompt_tokens=reply.prompt_tokens,
-                    completion_tokens=reply.completion_tokens,
+                reply.attempt(
+                    request.key,
+                    attempt,
+                    requests.ids[request.index],
+                    self._source,
                     latency=time.perf_counter() - started,
                     cost=spent,
                 ),

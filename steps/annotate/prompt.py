@@ -165,10 +165,10 @@ def image_url(data: bytes) -> str:
 def model_size(width: int, height: int, detail: str) -> tuple[int, int]:
     """The size in pixels at which the model reads an image; it enlarges none."""
     if detail == "low":
-        scale = min(1.0, _LOW_SIDE / max(width, height))
+        scale = min(1.0, _LOW_SIDE / max(width, height, 1))
     else:  # `auto` may become high
-        scale = min(1.0, _WIDEST / max(width, height))
-        scale = min(scale, _SHORTEST / min(width, height))
+        scale = min(1.0, _WIDEST / max(width, height, 1))
+        scale = min(scale, _SHORTEST / max(min(width, height), 1))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
@@ -185,7 +185,7 @@ def image_payload(data: bytes, detail: str) -> bytes:
         ImageError: as `model.images.decode`.
     """
     size = _size_if_bare(data)
-    if size is not None and min(size) > 0 and model_size(*size, detail) == size:
+    if size is not None and model_size(*size, detail) == size:
         return data
     wanted = model_size(*sides(data, INGESTED), detail)
     image = decode(data, INGESTED, least_side=min(wanted))
@@ -209,7 +209,7 @@ def _size_if_bare(data: bytes) -> tuple[int, int] | None:
             return _bare_png(data)
         if data.startswith(b"RIFF") and data[8:16] == b"WEBPVP8 ":
             return _bare_webp(data)
-    except IndexError:  # cut in the middle of a header
+    except (IndexError, struct.error):  # cut in the middle of a header
         return None
     return None
 
@@ -217,43 +217,40 @@ def _size_if_bare(data: bytes) -> tuple[int, int] | None:
 _JPEG_FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive
 # JFIF, Adobe's colour transform, quantization tables, Huffman tables, restart interval, frames
 _JPEG_BARE = frozenset({0xE0, 0xEE, 0xDB, 0xC4, 0xDD}) | _JPEG_FRAMES
+_JPEG_SEGMENT = struct.Struct(">BH")
 # in the coded pixels a 0xFF is followed by 0x00 (stuffing) or is a restart marker
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 
 
 def _bare_jpeg(data: bytes) -> tuple[int, int] | None:
-    frame, transform, at = b"", b"", 2
+    # the frame: bits, height and width (2 bytes each), number of components, of each its id, sampling and table
+    frame, transform, at = b"", 1, 2
     while data[at] == 0xFF:
-        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        marker, length = _JPEG_SEGMENT.unpack_from(data, at + 1)
         if marker == 0xDA:  # the coded pixels follow; the end marker must be the next one, and the last two bytes
             found = _JPEG_MARKER.search(data, at + 2 + length)
-            ended = found is not None and found[0] == b"\xff\xd9" and found.end() == len(data)
-            return (frame[3] << 8 | frame[4], frame[1] << 8 | frame[2]) if ended and _common(frame, transform) else None
+            if not found or found[0] != b"\xff\xd9" or found.end() != len(data) or frame[0] != 8:
+                return None
+            if frame[5] != 1 and (frame[5] != 3 or frame[6::3] != b"\1\2\3" or transform != 1):
+                return None  # not grey, and not surely YCbCr: decoders guess, or do not know CMYK
+            return frame[3] << 8 | frame[4], frame[1] << 8 | frame[2]
         if marker not in _JPEG_BARE or (marker == 0xE0 and (length != 16 or data[at + 4 : at + 9] != b"JFIF\0")):
             return None  # a JFIF segment of more than 16 bytes holds a thumbnail
-        if marker == 0xEE:
-            if length != 14:
-                return None
-            transform = data[at + 15 : at + 16]
         if marker in _JPEG_FRAMES:
             frame = data[at + 4 : at + 2 + length]
+        elif marker == 0xEE:  # Adobe's, which ends with its transform of colours; 1: YCbCr
+            if length != 14:
+                return None
+            transform = data[at + 15]
         at += 2 + length
     return None
 
 
-def _common(frame: bytes, transform: bytes) -> bool:
-    """Whether a JPEG is of 8 bits, and grey or of the one form of colour (YCbCr) that no decoder has to guess.
-
-    Args:
-        frame: bits, height (2 bytes), width (2 bytes), number of components, three bytes each with their ids first.
-        transform: Adobe's, of one byte, or empty.
-    """
-    return frame[0] == 8 and (
-        frame[5] == 1 or (frame[5] == 3 and frame[6::3] == b"\1\2\3" and transform in (b"", b"\1"))
-    )
-
-
-#: Chunks without which, or with which, a PNG looks the same; those that say what sRGB says are judged by their bytes.
+_PNG_CHUNK, _PNG_SIZE = struct.Struct(">I4s"), struct.Struct(">II")
+#: Depth and colour type of a PNG that is sent as it is: grey, RGB, palette. Decoders differ at 16 bits, and under an
+#: alpha channel hidden colours would be sent.
+_PNG_FORMS = frozenset(bytes(form) for form in ((1, 0), (2, 0), (4, 0), (8, 0), (8, 2), (1, 3), (2, 3), (4, 3), (8, 3)))
+#: Chunks with or without which a PNG looks the same; those that repeat what sRGB means are known by their bytes.
 _PNG_BARE = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND", b"sRGB", b"sBIT", b"pHYs"})
 _PNG_SRGB = {
     b"gAMA": struct.pack(">I", 45455),
@@ -262,12 +259,11 @@ _PNG_SRGB = {
 
 
 def _bare_png(data: bytes) -> tuple[int, int] | None:
-    depth, colour = data[24], data[25]  # 16 bits are shown differently; under an alpha channel hidden colours are sent
-    if depth > 8 or colour not in (0, 2, 3) or (colour == 2 and depth < 8) or (colour == 3 and b"PLTE" not in data):
+    if data[24:26] not in _PNG_FORMS or (data[25] == 3 and b"PLTE" not in data):
         return None
     at, kind = 8, b""
     while at < len(data):
-        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        length, kind = _PNG_CHUNK.unpack_from(data, at)
         if kind not in _PNG_BARE and data[at + 8 : at + 8 + length] != _PNG_SRGB.get(kind):
             return None
         at += 12 + length
@@ -275,7 +271,8 @@ def _bare_png(data: bytes) -> tuple[int, int] | None:
             break
     if kind != b"IEND" or at != len(data):
         return None
-    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    width, height = _PNG_SIZE.unpack_from(data, 16)
+    return width, height
 
 
 def _bare_webp(data: bytes) -> tuple[int, int] | None:

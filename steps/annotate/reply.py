@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.task import Task
-from steps.annotate.ledger import Missing
+from steps.annotate.ledger import Attempt, Missing
 
 _FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})
 _FENCED = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
@@ -83,6 +83,13 @@ class Reply:
     completion_tokens: int | None = None
     #: The endpoint may have charged it. Where it does not say how many tokens, the most is to be assumed.
     billed: bool = True
+
+    def attempt(
+        self, key: str, number: int, post_id: str, source: str, *, latency: float, cost: float | None
+    ) -> Attempt:
+        """The reply as the ledger keeps it."""
+        tokens = self.prompt_tokens, self.completion_tokens
+        return Attempt(key, number, post_id, source, self.raw, self.counts, self.missing, *tokens, latency, cost)
 
 
 def read_reply(body: bytes, task: Task, n_images: int, answer_format: str) -> Reply:

@@ -22,6 +22,7 @@ from steps.caching import depends_on
 from steps.ingest import ahead
 from steps.ingest.sample import render_sample
 from steps.paths import home, ledger_url
+from steps.publish import publish
 from steps.settings import AnnotateSettings, SampleSettings
 
 if TYPE_CHECKING:
@@ -50,10 +51,7 @@ def _ask(posts: pd.DataFrame, task: Task, settings: AnnotateSettings, sample: Sa
             return ask(base_url=server.base_url, api_key=server.api_key, price=FREE)
 
 
-@step(
-    experiment_tracker=True,
-    cache_policy=depends_on("steps/annotate", "steps/pages.py", "model/task.py", "model/schema.py"),
-)
+@step(experiment_tracker=True, cache_policy=depends_on(__name__))
 def annotate(
     posts: pd.DataFrame, task: Task, settings: AnnotateSettings, sample: SampleSettings
 ) -> tuple[Annotated[pd.DataFrame, "labels"], Annotated[HTMLString, "annotation"]]:
@@ -77,11 +75,7 @@ def annotate(
     # the page is made before a gate that fails: it is what explains the failure
     gate_action = "warn" if settings.on_low_agreement == "fail" else settings.on_low_agreement
     labels, below = gate(result.labels, questions, settings.min_agreement, gate_action)
-    page = render_report(result, questions, below, settings, f"Task {task.name}")
-    path = home() / "reports" / "annotation.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    mlflow.log_artifact(str(path), "annotation")
+    page = publish(render_report(result, questions, below, settings, f"Task {task.name}"), "annotation")
     figures = {name: value for name, value in _figures(result, questions).items() if value is not None}
     log_metadata({**figures})
     mlflow.log_metrics({f"annotate_{name}": value for name, value in figures.items()})
@@ -99,7 +93,7 @@ def annotate(
         logger.warning("%s", verdict)
     if below and settings.on_low_agreement == "fail":
         gate(result.labels, questions, settings.min_agreement, "fail")
-    return labels, HTMLString(page)
+    return labels, page
 
 
 def _figures(result: AnnotationResult, questions: Sequence[QuestionAgreement]) -> dict[str, float | None]:

@@ -6,23 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 from model.agentps import AgentPS
 from model.checkpoint import CheckpointInfo, load
+from model.columns import LOGIT, SCORE
 from model.data import Batches, Shards
+from model.device import best_device
 from model.metrics import Calibration, fit_calibration
 from model.prompt import Prompt
 from model.schema import LABEL, POST_ID, SPLIT, TEST, VAL
 from model.scorer import answer_columns, predict_rows
 from model.task import Task
-from steps.evaluate.report import LOGIT, SCORE
 
 
 def predict_splits(checkpoint: Path, shards: Path) -> tuple[pd.DataFrame, pd.DataFrame, Calibration, CheckpointInfo]:
     """The predictions tables of val and test (see `steps.evaluate.report`), calibrated on val."""
-    device = torch.device("cuda") if torch.cuda.is_available() else None
-    loaded = load(checkpoint, device)
+    loaded = load(checkpoint, best_device())
     info = loaded.info
     return *prediction_tables(loaded.model, loaded.prompt, Shards(shards), info.task, info.train.micro_batch), info
 

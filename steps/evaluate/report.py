@@ -1,9 +1,8 @@
 """The numbers of a model on the test split: what `register` stores and the gate of `promote` compares.
 
-A predictions table has one row a post: post_id, split, label (Int8, NA: people gave no final label),
-logit, score, one Int8 column of gold labels a question and, where the variant has heads for the
-questions, `answer_<q>` (probability of the positive class; of the predicted class where there are more
-than two) and `class_<q>` (predicted class index).
+A predictions table has one row per post: post_id, split, label (Int8, NA: people gave no final label), one Int8
+column of gold labels per question, and the model's columns (`model.columns`): logit, score and, where the variant has
+heads for the questions, an answer and its probability per question.
 """
 
 from __future__ import annotations
@@ -19,15 +18,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from model import metrics
+from model.bootstrap import bootstrap_interval
+from model.columns import SCORE, answer_column, probability_column
 from model.errors import DataError
 from model.metrics import Calibration, OperatingPoint
 from model.schema import LABEL, TEST, VAL
 from model.settings import Variant, answers_questions
 from model.task import Task
 from steps.settings import EvaluateSettings
-
-#: Columns of a predictions table beside those of `model.schema`; the last two are followed by a question id.
-LOGIT, SCORE, ANSWER, CLASS = "logit", "score", "answer_", "class_"
 
 
 class _Frozen(BaseModel):
@@ -59,10 +57,9 @@ class EvalReport(_Frozen):
     #: The same of val, on which thresholds and calibration are fitted.
     n_val: int
     n_val_unlabelled: int
-    #: `recall_at_p<percent>` (the paper's R@P: the highest recall of any threshold of test's scores that
-    #: is precise enough on test), f1, average_precision, roc_auc, brier_skill, calibration_error, positive_rate,
-    #: and
-    #: `accuracy_<q>` over the posts with a gold label for q, where the variant answers questions.
+    #: By their names in `model.metrics`. `recall_at_p<percent>` is the paper's R@P: the highest recall of any
+    #: threshold of test's scores that is precise enough on test. `accuracy_<q>`, where the variant answers questions,
+    #: is over the posts with a gold label for q.
     metrics: dict[str, Metric]
     #: Keyed "p<percent>": the threshold fitted on val, its recall and precision as measured on test. The
     #: precision may fall below the target.
@@ -91,7 +88,7 @@ class EvalReport(_Frozen):
             f"{'precision':>9}  {'recall on test':<22}  with the threshold from val",
         ]
         for key, point in self.operating_points.items():
-            metric = self.metrics[f"recall_at_{key}"]
+            metric = self.metrics[metrics.recall_name(key)]
             interval = "" if metric.low is None else f" [{_percent(metric.low)}, {_percent(metric.high)}]"
             served = (
                 "no threshold is precise enough on val"
@@ -101,8 +98,9 @@ class EvalReport(_Frozen):
             lines.append(f"{point.min_precision:>9.0%}  {_percent(metric.value) + interval:<22}  {served}")
         lines.append(
             " · ".join(
-                f"{name} {'-' if self.metrics[key].value is None else format(self.metrics[key].value, '.3f')}"
-                for name, key in (("F1", "f1"), ("average precision", "average_precision"), ("ROC AUC", "roc_auc"))
+                f"{metrics.label_of(key)} "
+                f"{'-' if self.metrics[key].value is None else format(self.metrics[key].value, '.3f')}"
+                for key in (metrics.F1, metrics.AVERAGE_PRECISION, metrics.ROC_AUC)
             )
         )
         return "\n".join(lines)
@@ -137,7 +135,7 @@ def build_report(
 
     def measure(fn: Callable[..., float], *arrays: NDArray[Any]) -> Metric:
         value = fn(*arrays) if len(arrays[0]) else math.nan
-        interval = metrics.bootstrap_interval(fn, *arrays, n=settings.bootstrap, seed=bootstrap_seed)
+        interval = bootstrap_interval(fn, *arrays, n=settings.bootstrap, seed=bootstrap_seed)
         if math.isnan(value) or interval is None:
             return Metric(value=None if math.isnan(value) else value)
         return Metric(value=value, low=interval[0], high=interval[1])
@@ -146,21 +144,22 @@ def build_report(
     found: dict[str, Metric] = {}
     points: dict[str, OperatingPoint] = {}
     for percent in settings.precisions:
-        share = percent / 100
-        found[f"recall_at_p{percent}"] = measure(partial(metrics.recall, min_precision=share), scores, labels)
+        share, point = percent / 100, metrics.point_name(percent)
+        found[metrics.recall_name(point)] = measure(partial(metrics.recall, min_precision=share), scores, labels)
         threshold = metrics.fit_threshold(val_scores, val_labels, share).threshold
-        points[f"p{percent}"] = metrics.apply_threshold(scores, labels, threshold, share)
-    found["f1"] = measure(partial(metrics.f1, threshold=f1_threshold), scores, labels)
-    found["average_precision"] = measure(metrics.average_precision, scores, labels)
-    found["roc_auc"] = measure(metrics.roc_auc, scores, labels)
-    found["brier_skill"] = measure(metrics.brier_skill, scores, labels)
-    found["calibration_error"] = measure(metrics.expected_calibration_error, scores, labels)
-    found["positive_rate"] = measure(_positive_rate, labels)
+        points[point] = metrics.apply_threshold(scores, labels, threshold, share)
+    found[metrics.F1] = measure(partial(metrics.f1, threshold=f1_threshold), scores, labels)
+    found[metrics.AVERAGE_PRECISION] = measure(metrics.average_precision, scores, labels)
+    found[metrics.ROC_AUC] = measure(metrics.roc_auc, scores, labels)
+    found[metrics.BRIER_SKILL] = measure(metrics.brier_skill, scores, labels)
+    found[metrics.CALIBRATION_ERROR] = measure(metrics.expected_calibration_error, scores, labels)
+    found[metrics.POSITIVE_RATE] = measure(_positive_rate, labels)
     if answers_questions(variant):
-        for question_id in task.question_ids:
-            answered = test[test[question_id].notna()]
-            predicted, gold = answered[CLASS + question_id].to_numpy(int), answered[question_id].to_numpy(int)
-            found[f"accuracy_{question_id}"] = measure(metrics.accuracy, predicted, gold)
+        for question in task.questions:
+            answered = test[test[question.id].notna()]
+            predicted = pd.Categorical(answered[answer_column(question.id)], categories=question.classes).codes
+            gold = answered[question.id].to_numpy(int)
+            found[metrics.accuracy_name(question.id)] = measure(metrics.accuracy, predicted, gold)
     return EvalReport(
         task=task.name,
         task_fingerprint=task.fingerprint,
@@ -190,7 +189,7 @@ def labelled(predictions: pd.DataFrame, split: str, task: Task, variant: Variant
     """
     needed = [LABEL, SCORE, *task.question_ids]
     if answers_questions(variant):
-        needed += [prefix + question_id for question_id in task.question_ids for prefix in (ANSWER, CLASS)]
+        needed += [name(id_) for id_ in task.question_ids for name in (answer_column, probability_column)]
     missing = [name for name in needed if name not in predictions]
     if missing:
         raise DataError(

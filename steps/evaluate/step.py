@@ -14,13 +14,11 @@ from materializers.directory import CheckpointDirectory, ShardDirectory
 from model.task import Task
 from steps.caching import depends_on
 from steps.evaluate.report import EvalReport, build_report
+from steps.publish import publish
 from steps.settings import EvaluateSettings
 
 
-@step(
-    experiment_tracker=True,
-    cache_policy=depends_on("steps/evaluate", "steps/pages.py", "model"),
-)
+@step(experiment_tracker=True, cache_policy=depends_on(__name__))
 def evaluate(
     checkpoint: CheckpointDirectory,
     shards: ShardDirectory,
@@ -50,9 +48,8 @@ def evaluate(
         annotated_missing_share={q: float(labels[q].isna().mean()) if len(labels) else 1.0 for q in task.question_ids},
         calibration=calibration,
     )
-    page = render(report, val, test, posts, task, settings)
+    page = publish(render(report, val, test, posts, task, settings), "evaluation", "report.html")
     mlflow.log_metrics(report.mlflow_metrics())
     mlflow.log_dict(json.loads(report.model_dump_json()), "evaluation/report.json")
-    mlflow.log_text(page, "evaluation/report.html")
     log_metadata({name: metric.value for name, metric in report.metrics.items() if metric.value is not None})
-    return report, HTMLString(page), pd.concat([val, test], ignore_index=True)
+    return report, page, pd.concat([val, test], ignore_index=True)

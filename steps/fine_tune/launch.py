@@ -33,7 +33,7 @@ from model.settings import TINY, BackboneSettings, TrainSettings
 from model.task import Task
 from model.train import FitResult, fit
 from steps import recipe
-from steps.code import code_digest
+from steps.caching import code_digest
 from steps.fine_tune.backbone import fingerprint
 from steps.paths import REPOSITORY
 from steps.tables import rows_of

@@ -23,7 +23,8 @@ logger = get_logger(__name__)
 @step(
     experiment_tracker=True,
     output_materializers={"checkpoint": DirectoryMaterializer},
-    cache_policy=depends_on("steps/fine_tune", "model"),
+    # the registry is where `start` lies
+    cache_policy=depends_on(__name__, without=["steps.register.registry"]),
 )
 def fine_tune(
     shards: ShardDirectory,

@@ -33,7 +33,7 @@ from steps.settings import IngestSettings
 logger = logging.getLogger(__name__)
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
-#: Images handed to a worker at a time.
+#: Images handed to a worker process together.
 _CHUNK = 64
 #: Rejects named in an error's message.
 _SHOWN = 5

@@ -20,11 +20,7 @@ from steps.settings import SAMPLE, IngestSettings, SampleSettings
 logger = get_logger(__name__)
 
 
-@step(
-    cache_policy=depends_on(
-        "steps/ingest", "steps/parallel.py", "model/images.py", "model/post.py", "model/schema.py", "model/task.py"
-    )
-)
+@step(cache_policy=depends_on(__name__))
 def ingest(
     posts: str,
     fingerprint: str,  # of the manifest and its images: read by the cache only

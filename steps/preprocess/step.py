@@ -19,19 +19,7 @@ from steps.settings import IngestSettings
 logger = get_logger(__name__)
 
 
-@step(
-    output_materializers=DirectoryMaterializer,
-    cache_policy=depends_on(
-        "steps/preprocess",
-        "steps/parallel.py",
-        "steps/fine_tune/backbone.py",
-        "model/data.py",
-        "model/images.py",
-        "model/text.py",
-        "model/prompt.py",
-        "model/tiny.py",
-    ),
-)
+@step(output_materializers=DirectoryMaterializer, cache_policy=depends_on(__name__))
 def preprocess(
     posts: pd.DataFrame, task: Task, backbone: BackboneSettings, sequence: SequenceSettings, ingest: IngestSettings
 ) -> Annotated[ShardDirectory, "shards"]:

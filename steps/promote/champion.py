@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from model.backbone import load_tokenizer
-from model.checkpoint import Loaded, load, read_operating_points
+from model.checkpoint import load, read_info, read_operating_points
+from model.columns import ERROR, SCORE
 from model.data import Batches, Shards
-from model.scorer import Scorer, predict_rows
+from model.device import best_device
+from model.scorer import predict_rows
 from model.settings import BackboneSettings
+from steps.register.own_code import runs_ours, scorer_of
 from steps.tables import rows_of
 
 logger = logging.getLogger(__name__)
@@ -25,11 +27,12 @@ logger = logging.getLogger(__name__)
 
 def score_posts(
     checkpoint: Path, candidate: Path, post_ids: Sequence[str], shards: Path, posts: pd.DataFrame
-) -> NDArray[np.float64]:
-    """Calibrated scores of a registered checkpoint, float64 (N,), in the order of `post_ids`.
+) -> tuple[NDArray[np.float64], list[str]]:
+    """Calibrated scores of a registered checkpoint, float64 (N,), in the order of `post_ids`; NaN for a post that it
+    cannot read, and the reason for each of these.
 
-    The candidate's shards are read where the checkpoint reads the same frames and tokens, else the
-    posts themselves.
+    The candidate's shards are read where the checkpoint makes the same frames and tokens, by the same code, else
+    the posts themselves, by the checkpoint's own code.
 
     Args:
         candidate: the checkpoint that was trained on the shards.
@@ -38,31 +41,30 @@ def score_posts(
     Raises:
         DataError: a post of `post_ids` is not there.
         CheckpointError: the checkpoint does not fit its backbone, or has no operating points.
-        ImageError: an image cannot be read any more.
     """
-    loaded = load(checkpoint, torch.device("cuda") if torch.cuda.is_available() else None)
-    points = read_operating_points(checkpoint)
     data = Shards(shards)
-    if _reads(loaded, data, candidate):
+    if runs_ours(checkpoint) and _reads(checkpoint, data, candidate):
+        loaded, points = load(checkpoint, best_device()), read_operating_points(checkpoint)
         data.posts = rows_of(data.posts, post_ids, "the candidate's shards")
         batches = Batches(data, loaded.prompt, loaded.info.task)
         answers = predict_rows(loaded.model, batches, np.arange(len(post_ids)), loaded.info.train.micro_batch)
-        return points.calibration.apply(answers.final_N)
-    logger.info("the champion reads other frames or tokens than the candidate: the posts are prepared again for it")
-    table = rows_of(posts, post_ids, "posts")
-    return Scorer(loaded, points, loaded.info.train.micro_batch).score(table)["score"].to_numpy(np.float64)
+        return points.calibration.apply(answers.final_N), []
+    logger.info("the champion reads posts otherwise than the candidate: they are prepared again for it")
+    found = scorer_of(checkpoint).score(rows_of(posts, post_ids, "posts"))
+    return found[SCORE].to_numpy(np.float64), found[ERROR].dropna().tolist()
 
 
-def _reads(loaded: Loaded, shards: Shards, candidate: Path) -> bool:
+def _reads(checkpoint: Path, shards: Shards, candidate: Path) -> bool:
     """Whether the shards hold what this checkpoint would make of the posts."""
-    if loaded.info.sequence != shards.sequence:
+    if read_info(checkpoint).sequence != shards.sequence:
         return False
-    return _tokens(loaded.tokenizer) == _tokens(load_tokenizer(BackboneSettings(name=str(candidate / "tokenizer"))))
+    return _tokens(checkpoint) == _tokens(candidate)
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase) -> str:
+def _tokens(checkpoint: Path) -> str:
     """All that makes tokens of a text. A checkpoint's tokenizer is written after use, with the padding and
     truncation of its last batch, which are not among that.
     """
+    tokenizer: PreTrainedTokenizerBase = load_tokenizer(BackboneSettings(name=str(checkpoint / "tokenizer")))
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     return json.dumps({key: value for key, value in state.items() if key not in ("padding", "truncation")})

@@ -1,4 +1,4 @@
-"""The gate between a new model version and the alias `champion`: a pure function of two models and a policy.
+"""The gate between a new model version and the alias `champion`: a pure function of two models and a settings.
 
 Both models scored the same test posts. Dimensions: N test posts with a final label.
 """
@@ -6,10 +6,9 @@ Both models scored the same test posts. Dimensions: N test posts with a final la
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from model import metrics
+from model.bootstrap import paired_gain
 from model.errors import ConfigError
 from model.schema import CREATED_AT, IMAGES, LANGUAGE, TEXT, TITLE
 from steps.evaluate.report import EvalReport
@@ -28,14 +28,6 @@ LEVEL = 0.95
 _SEED = 0
 #: Draws of labels from the scores, for what the calibration error of a perfectly calibrated model would be.
 _CALIBRATION_DRAWS = 200
-
-#: What two models can be compared on, beside `recall_at_p<percent>`; f1 of scores less the model's threshold.
-METRICS: Mapping[str, Callable[..., float]] = {
-    "average_precision": metrics.average_precision,
-    "roc_auc": metrics.roc_auc,
-    "brier_skill": metrics.brier_skill,
-    "f1": partial(metrics.f1, threshold=0.0),
-}
 
 _Scores = NDArray[np.float64]
 _Mask = NDArray[np.bool_]
@@ -96,7 +88,7 @@ def decide(
     candidate: Judged,
     champion: Judged | Unscored | None,
     posts: Posts,
-    policy: PromoteSettings,
+    settings: PromoteSettings,
     champion_age: timedelta = timedelta(0),
     *,
     alarmed: bool = False,
@@ -109,22 +101,22 @@ def decide(
         alarmed: its live precision is below its promise: it counts as stale, however young.
 
     Raises:
-        ConfigError: the policy names a metric that the report does not have.
+        ConfigError: the settings name a metric that the report does not have.
     """
-    checks = list(_floors(candidate, posts, policy))
+    checks = list(_floors(candidate, posts, settings))
     for check in checks:
         if check.outcome == "failed":
             return Decision(verdict="kept", reason=_floor_reason(check), checks=tuple(checks))
-    metric, value = policy.metric, checks[0].value
+    metric, value = settings.metric, checks[0].value
     if champion is None:
-        reason = f"{metric} {value:.4f} reaches the floor {policy.floor:g}; there was no champion"
+        reason = f"{metric} {value:.4f} reaches the floor {settings.floor:g}; there was no champion"
         return Decision(verdict="promoted", reason=reason, checks=tuple(checks))
     if isinstance(champion, Unscored):
-        reason = f"{metric} {value:.4f} reaches the floor {policy.floor:g}; {champion.reason}"
+        reason = f"{metric} {value:.4f} reaches the floor {settings.floor:g}; {champion.reason}"
         return Decision(verdict="needs a person", reason=reason, checks=tuple(checks))
 
-    stale = alarmed or champion_age > timedelta(days=policy.stale_days)
-    gain = _gain(metric, candidate, champion, posts, policy, limit=-policy.stale_tolerance if stale else 0.0)
+    stale = alarmed or champion_age > timedelta(days=settings.stale_days)
+    gain = _gain(metric, candidate, champion, posts, settings, limit=-settings.stale_tolerance if stale else 0.0)
     checks.append(gain)
     said = f"{metric} {_signed(gain)} against the champion on {len(posts.labels_N):,} test posts"
     if alarmed:
@@ -136,13 +128,13 @@ def decide(
     if gain.outcome != "passed":
         reason = f"{said}: its lower bound is not above {gain.limit:g}"
         return Decision(verdict="kept", reason=reason, checks=tuple(checks))
-    slices = list(_slices(candidate, champion, posts, policy))
+    slices = list(_slices(candidate, champion, posts, settings))
     checks += slices
     for outcome, verdict in (("failed", "kept"), ("open", "needs a person")):
         fallen = [check for check in slices if check.outcome == outcome]
         if fallen:
             named = "; ".join(f"{check.name} {_signed(check)}" for check in fallen)
-            reason = f"{said}, but slices fell by more than {policy.max_slice_drop:g}: {named}"
+            reason = f"{said}, but slices fell by more than {settings.max_slice_drop:g}: {named}"
             return Decision(verdict=verdict, reason=reason, checks=tuple(checks))  # type: ignore[arg-type]
     return Decision(verdict="promoted", reason=said, checks=tuple(checks))
 
@@ -161,39 +153,35 @@ def slices_of(posts: pd.DataFrame) -> dict[str, _Mask]:
 
 
 def gain_of(metric: str, candidate: Judged, champion: Judged, labels_N: _Mask, *, n: int) -> tuple[float, float, float]:
-    """(value, low, high) of `metric(candidate) - metric(champion)`, see `model.metrics.paired_gain`; f1 of each at the
-    threshold that its own val chose.
+    """(value, low, high) of `metric(candidate) - metric(champion)`, see `model.bootstrap.paired_gain`; f1 of each at
+    the threshold that its own val chose.
     """
-    fn, a_N, b_N = _metric(metric), candidate.scores_N, champion.scores_N
-    if metric == "f1":
+    fn, a_N, b_N = metrics.comparable(metric), candidate.scores_N, champion.scores_N
+    if fn is None:
+        raise ConfigError(f"promote.metric {metric!r}: two models cannot be compared on it")
+    if metric == metrics.F1:
         a_N, b_N = a_N - candidate.report.f1_threshold, b_N - champion.report.f1_threshold
-    return metrics.paired_gain(fn, a_N, b_N, labels_N, n=n, seed=_SEED, level=LEVEL)
+    return paired_gain(fn, a_N, b_N, labels_N, n=n, seed=_SEED, level=LEVEL)
 
 
-def _metric(name: str) -> Callable[..., float]:
-    if name.startswith("recall_at_p"):
-        return partial(metrics.recall, min_precision=int(name.removeprefix("recall_at_p")) / 100)
-    return METRICS[name]
-
-
-def _floors(candidate: Judged, posts: Posts, policy: PromoteSettings) -> list[Check]:
+def _floors(candidate: Judged, posts: Posts, settings: PromoteSettings) -> list[Check]:
     """The compared metric's first."""
     found = candidate.report.metrics
     checks = []
-    for name, floor in {policy.metric: policy.floor, **policy.floors}.items():
+    for name, floor in {settings.metric: settings.floor, **settings.floors}.items():
         if name not in found:
             raise ConfigError(f"promote: {name!r} is not in the report; choose one of {sorted(found)}")
         value = found[name].value
         outcome: Literal["passed", "failed"] = "passed" if value is not None and value >= floor else "failed"
         checks.append(Check(name=name, value=value, limit=floor, outcome=outcome))
-    limit = policy.max_calibration_error
+    limit = settings.max_calibration_error
     if limit is None:
         return checks
     error = metrics.expected_calibration_error(candidate.scores_N, posts.labels_N)
     if error > limit:  # chance is asked only then: it takes two hundred draws
         limit = max(limit, _calibration_noise(candidate.scores_N))
     passed: Literal["passed", "failed"] = "passed" if error <= limit else "failed"
-    return [*checks, Check(name="calibration_error", value=error, limit=limit, outcome=passed)]
+    return [*checks, Check(name=metrics.CALIBRATION_ERROR, value=error, limit=limit, outcome=passed)]
 
 
 def _calibration_noise(scores_N: _Scores) -> float:
@@ -209,14 +197,14 @@ def _calibration_noise(scores_N: _Scores) -> float:
 def _floor_reason(check: Check) -> str:
     if check.value is None:
         return f"{check.name} is undefined on this test split"
-    side = "above the ceiling" if check.name == "calibration_error" else "below the floor"
+    side = "above the ceiling" if check.name == metrics.CALIBRATION_ERROR else "below the floor"
     return f"{check.name} {check.value:.4f} is {side} {check.limit:.4g}"
 
 
 def _gain(
-    metric: str, candidate: Judged, champion: Judged, posts: Posts, policy: PromoteSettings, *, limit: float
+    metric: str, candidate: Judged, champion: Judged, posts: Posts, settings: PromoteSettings, *, limit: float
 ) -> Check:
-    value, low, high = gain_of(metric, candidate, champion, posts.labels_N, n=policy.bootstrap)
+    value, low, high = gain_of(metric, candidate, champion, posts.labels_N, n=settings.bootstrap)
     passed = value != 0 and low > limit  # NaN is above nothing
     return Check(
         name=f"gain in {metric}",
@@ -228,15 +216,15 @@ def _gain(
     )
 
 
-def _slices(candidate: Judged, champion: Judged, posts: Posts, policy: PromoteSettings) -> list[Check]:
+def _slices(candidate: Judged, champion: Judged, posts: Posts, settings: PromoteSettings) -> list[Check]:
     checks = []
     for name, member_N in posts.slices.items():
         labels = posts.labels_N[member_N]
-        if labels.sum() < policy.min_slice_positives or labels.all():
+        if labels.sum() < settings.min_slice_positives or labels.all():
             continue
         a, b = (Judged(scores_N=model.scores_N[member_N], report=model.report) for model in (candidate, champion))
-        value, low, high = gain_of(policy.metric, a, b, labels, n=policy.bootstrap)
-        fell = value < -policy.max_slice_drop
+        value, low, high = gain_of(settings.metric, a, b, labels, n=settings.bootstrap)
+        fell = value < -settings.max_slice_drop
         outcome: Literal["passed", "failed", "open"] = "passed" if not fell else "failed" if high < 0 else "open"
         checks.append(
             Check(
@@ -244,7 +232,7 @@ def _slices(candidate: Judged, champion: Judged, posts: Posts, policy: PromoteSe
                 value=_or_none(value),
                 low=_or_none(low),
                 high=_or_none(high),
-                limit=-policy.max_slice_drop,
+                limit=-settings.max_slice_drop,
                 outcome=outcome,
             )
         )

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
-import torch
 
-from model.checkpoint import load, read_operating_points
+from model.checkpoint import read_info, read_operating_points
+from model.columns import ERROR, LOGIT, SCORE, answer_column, probability_column
 from model.errors import DataError
+from model.metrics import BRIER_SKILL
 from model.schema import LABEL, POST_ID, SPLIT, TEST, VAL
-from model.scorer import Scorer, answer_columns
 from steps.evaluate.predictions import calibrated
-from steps.evaluate.report import LOGIT, SCORE, EvalReport, build_report
+from steps.evaluate.report import EvalReport, build_report
+from steps.ingest.posts import manifest_fingerprint, read_manifest
+from steps.ingest.sample import render_sample
+from steps.paths import home
 from steps.promote.gate import Decision, Judged, Posts, decide, slices_of
-from steps.settings import EvaluateSettings, PromoteSettings
+from steps.register import history, registry
+from steps.register.moves import RegistryState
+from steps.register.own_code import scorer_of
+from steps.register.registry import RegisteredVersion
+from steps.settings import SAMPLE, EvaluateSettings, PromoteSettings, TrainingSettings
 from steps.tables import rows_of
 
 #: Both versions rank the posts alike, so every rank metric is a tie: they differ in how far a score is the
 #: probability that it says.
-METRIC = "brier_skill"
+METRIC = BRIER_SKILL
 
 
 @dataclass(frozen=True)
-class Recalibrated:
+class Fitted:
     """report, predictions: as those of `evaluate`, on the new posts. decision: of the gate."""
 
     report: EvalReport
@@ -33,9 +42,66 @@ class Recalibrated:
     decision: Decision
 
 
-def recalibrate(
+@dataclass(frozen=True)
+class Recalibrated:
+    """The new version, what was measured of it, and what became of it."""
+
+    version: RegisteredVersion
+    report: EvalReport
+    decision: Decision
+
+
+def recalibrate(name: str, settings: TrainingSettings, experiment: str) -> Recalibrated:
+    """A new version of the model's champion, fitted again on the posts of `settings`, through the gate.
+
+    Args:
+        experiment: MLflow's, for the run that the version belongs to.
+
+    Raises:
+        RegistryError: there is no champion.
+        DataError: as `fit`.
+    """
+    champion = history.champion_of(name)
+    checkpoint = registry.fetch(champion)
+    task = read_info(checkpoint).task
+    manifest = render_sample(settings.sample, home()) if settings.posts == SAMPLE else settings.posts
+    posts = read_manifest(manifest, task, settings.ingest).posts
+    made = fit(checkpoint, registry.report_of(champion), posts, settings.evaluate, settings.promote)
+    mlflow.set_experiment(experiment)
+    with mlflow.start_run(run_name=f"recalibrate version {champion.version}"):
+        mlflow.log_metrics(made.report.mlflow_metrics())
+        version, _ = registry.register(
+            checkpoint,
+            made.report,
+            made.predictions,
+            task,
+            registry.example_of(posts),
+            name=name,
+            tags={
+                "agentps.variant": made.report.variant,
+                "agentps.annotator": made.report.annotator,
+                "agentps.data": manifest_fingerprint(manifest),
+                "agentps.recalibrated_from": champion.version,
+            },
+        )
+    history.challenge(version)
+    return Recalibrated(version, made.report, history.settle(version, partial(_verdict, made, version, champion)))
+
+
+def _verdict(made: Fitted, version: RegisteredVersion, champion: RegisteredVersion, state: RegistryState) -> Decision:
+    """What the gate said, where the champion is still the one that was fitted again."""
+    held = state.aliases.get(registry.CHAMPION)
+    if held == version.version:
+        return Decision(verdict="already champion", reason="this version is the champion")
+    if held != champion.version:
+        why = f"version {held} became champion meanwhile; this one is version {champion.version}'s: recalibrate again"
+        return Decision(verdict="kept", reason=why)
+    return made.decision
+
+
+def fit(
     checkpoint: Path, held: EvalReport, posts: pd.DataFrame, evaluate: EvaluateSettings, promote: PromoteSettings
-) -> Recalibrated:
+) -> Fitted:
     """Fit on the val posts of `posts`, measure on its test posts, and ask the gate.
 
     Args:
@@ -44,20 +110,23 @@ def recalibrate(
         posts: see `steps.ingest.posts`.
 
     Raises:
-        DataError: val or test has no labelled positive post.
-        ImageError: an image cannot be read any more.
+        DataError: val or test has no labelled positive post, or a post that the champion cannot score.
     """
-    loaded = load(checkpoint, torch.device("cuda") if torch.cuda.is_available() else None)
-    points = read_operating_points(checkpoint)
-    scorer, task = Scorer(loaded, points, loaded.info.train.micro_batch), loaded.info.task
+    scorer, points, task = scorer_of(checkpoint), read_operating_points(checkpoint), read_info(checkpoint).task
     tables = {}
     for split in (VAL, TEST):
         rows = posts[posts[SPLIT] == split].reset_index(drop=True)
         if not (rows[LABEL] == 1).any():
             raise DataError(f"split {split}: none of its {len(rows)} posts has label 1: nothing can be fitted to it")
-        answers = scorer.answers(rows)
-        table = rows[[POST_ID, SPLIT, LABEL, *task.question_ids]]
-        tables[split] = table.assign(**{LOGIT: answers.final_N, **answer_columns(answers, task)})
+        found = scorer.score(rows)
+        if len(errors := found[ERROR].dropna()):
+            raise DataError(
+                f"split {split}: the champion cannot score {len(errors)} of its {len(rows)} posts: {errors.iloc[0]}: "
+                "mend them or take them out of the manifest; its limits of images are those that it was trained with"
+            )
+        answers = [column(id_) for id_ in task.question_ids for column in (answer_column, probability_column)]
+        said = found[[LOGIT, *(name for name in answers if name in found)]]
+        tables[split] = rows[[POST_ID, SPLIT, LABEL, *task.question_ids]].join(said)
     val, test, calibration = calibrated(tables[VAL], tables[TEST])
     report = build_report(
         val,
@@ -72,7 +141,7 @@ def recalibrate(
         calibration=calibration,
     )
     judged = test[test[LABEL].notna()]
-    policy = promote.model_copy(
+    settings = promote.model_copy(
         update={"metric": METRIC, "floor": 0.0, "floors": {**promote.floors, promote.metric: promote.floor}}
     )
     decision = decide(
@@ -82,6 +151,6 @@ def recalibrate(
             labels_N=(judged[LABEL] == 1).to_numpy(bool),
             slices=slices_of(rows_of(posts, judged[POST_ID].tolist(), "posts")),
         ),
-        policy,
+        settings,
     )
-    return Recalibrated(report, pd.concat([val, test], ignore_index=True), decision)
+    return Fitted(report, pd.concat([val, test], ignore_index=True), decision)

@@ -14,9 +14,9 @@ from zenml.types import HTMLString
 from materializers.directory import ShardDirectory
 from model.task import Task
 from steps.evaluate.report import EvalReport
-from steps.paths import home
+from steps.publish import lay
 from steps.register import history
-from steps.register.mirror import mirror
+from steps.register.mirror import spread
 from steps.register.registry import CHALLENGER, CHAMPION, RegisteredVersion
 from steps.settings import PromoteSettings
 
@@ -42,18 +42,13 @@ def promote(
 
     This step is never cached, so it is the one that lays the run's own report page where the summary says.
     """
-    from steps.promote.trial import Trial
+    from steps.promote.candidate import Candidate
 
-    page = home() / "reports" / "evaluation.html"
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(report_page, encoding="utf-8")
-
-    trial = Trial(version, report, predictions, shards.path, posts, task, settings, alarmed)
-    decision = history.settle(version, trial.decide)
+    page = lay(report_page, "evaluation")
+    candidate = Candidate(version, report, predictions, shards.path, posts, task, settings, alarmed)
+    decision = history.settle(version, candidate.decide)
     state = history.sync(version.name)
-    if settings.target is not None:
-        history.publish(version.name, settings.target)
-    mirror(state)
+    spread(state, settings.target)
     said = f"{decision.verdict}: {decision.reason}"
     mlflow.log_dict(json.loads(decision.model_dump_json()), "promotion/decision.json")
     log_metadata({"decision": said})
@@ -68,4 +63,4 @@ def promote(
         page,
         mlflow.get_tracking_uri(),
     )
-    return said, trial.scores
+    return said, candidate.scores

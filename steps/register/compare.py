@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from model.columns import SCORE
 from model.errors import DataError
+from model.metrics import comparable
 from model.schema import LABEL, POST_ID, SPLIT, TEST
-from steps.evaluate.report import SCORE, EvalReport, Metric
-from steps.promote.gate import METRICS, Judged, gain_of
+from steps.evaluate.report import EvalReport, Metric
+from steps.promote.gate import Judged, gain_of
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def compare(a: Version, b: Version, *, n: int) -> str:
     ]
     for name in dict.fromkeys((*a.report.metrics, *b.report.metrics)):
         row = f"{name:<20}  {_shown(a.report.metrics.get(name)):>22}  {_shown(b.report.metrics.get(name)):>22}"
-        if name in METRICS or name.startswith("recall_at_p"):
+        if comparable(name) is not None:
             value, low, high = gain_of(name, judged[0], judged[1], labels, n=n)
             row += f"  {value:+.4f} [{low:+.4f}, {high:+.4f}]" + (" *" if low > 0 or high < 0 else "")
         rows.append(row)

@@ -18,26 +18,22 @@ last, and writes it down as moved by hand.
 
 from __future__ import annotations
 
-import fcntl
 import getpass
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 import mlflow
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pydantic import BaseModel, ConfigDict
 from sqlalchemy.engine import make_url
 
 from model.errors import RegistryError
+from steps.locks import locked
 from steps.paths import home
+from steps.register.moves import DONE, Entry, Move, RegistryState, aliases_of, append, log_name, read, versions_of
 from steps.register.registry import (
     CHALLENGER,
     CHAMPION,
@@ -53,89 +49,7 @@ VERDICT, REASON = "agentps.verdict", "agentps.reason"
 #: The gate's verdict that leaves a version to a person; the one that a move of `champion` writes.
 NEEDS_A_PERSON, PROMOTED = "needs a person", "promoted"
 _ALIASES = (CHAMPION, PREVIOUS, CHALLENGER)
-_MOVE, _DONE, _COPY_OF = "agentps.move", "agentps.done", "agentps.copy_of"
-#: MLflow wants a source of every version; a record has no files. Not `models:/…`: that version may be deleted.
-_SOURCE = "agentps-history:/record"
-_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-
-
-class Move(BaseModel):
-    """One record of the history."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["registered", "promoted", "by a person", "rollback", "by hand"]
-    #: UTC, ISO 8601.
-    at: datetime
-    #: The gate, or the person's user name.
-    by: str
-    reason: str
-    #: What these aliases must hold for the move to count; None: the alias is not there.
-    expects: dict[str, str | None]
-    #: Alias -> version; None removes it.
-    sets: dict[str, str | None]
-    #: Tags for the version that `sets` makes champion.
-    tags: dict[str, str] = {}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A move at its place in the history."""
-
-    number: int
-    move: Move
-    #: The aliases and tags were set.
-    done: bool
-    #: What `move.expects` was so; False: another was first, and this one changed nothing.
-    counts: bool
-    #: The aliases that it moved, as they were before.
-    before: Mapping[str, str | None]
-
-
-@dataclass(frozen=True)
-class State:
-    """The aliases as the history says, and the history."""
-
-    name: str
-    aliases: Mapping[str, str]
-    entries: tuple[Entry, ...]
-
-    @property
-    def champion(self) -> RegisteredVersion | None:
-        return self._version(CHAMPION)
-
-    @property
-    def previous(self) -> RegisteredVersion | None:
-        return self._version(PREVIOUS)
-
-    def _version(self, alias: str) -> RegisteredVersion | None:
-        return get(self.name, self.aliases[alias]) if alias in self.aliases else None
-
-    @property
-    def champion_since(self) -> datetime | None:
-        """When the champion became it; None where there is none."""
-        moves = [entry.move for entry in self.entries if entry.counts and CHAMPION in entry.move.sets]
-        return moves[-1].at if moves and CHAMPION in self.aliases else None
-
-    def passed(self, version: str) -> bool:
-        """Whether `version` was made champion by the gate or by a person to whom the gate left it."""
-        moves = [entry.move for entry in self.entries if entry.counts]
-        return any(m.kind in ("promoted", "by a person") and m.sets.get(CHAMPION) == version for m in moves)
-
-    def rolled_back(self, version: str) -> Move | None:
-        """The rollback that took `champion` from `version`, where it was not champion again since."""
-        for entry in reversed(self.entries):
-            if entry.counts and CHAMPION in entry.move.sets:
-                if entry.move.sets[CHAMPION] == version:
-                    return None
-                if entry.move.kind == "rollback" and entry.before[CHAMPION] == version:
-                    return entry.move
-        return None
-
-    def on(self, moment: datetime) -> str | None:
-        """The version that was champion at `moment`."""
-        moves = [e.move for e in self.entries if e.counts and CHAMPION in e.move.sets and e.move.at <= moment]
-        return moves[-1].sets[CHAMPION] if moves else None
+_COPY_OF = "agentps.copy_of"
 
 
 class Verdict(Protocol):
@@ -156,7 +70,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def sync(name: str) -> State:
+def sync(name: str) -> RegistryState:
     """Finish moves that were interrupted and write down those made by hand; then the state is one.
 
     Raises:
@@ -164,6 +78,14 @@ def sync(name: str) -> State:
     """
     with _lock():
         return _sync(name)
+
+
+def champion_of(name: str) -> RegisteredVersion:
+    """Raises: RegistryError where there is none yet."""
+    champion = sync(name).champion
+    if champion is None:
+        raise RegistryError(f"model {name}: no champion yet: run the pipeline first")
+    return champion
 
 
 def challenge(version: RegisteredVersion) -> None:
@@ -174,7 +96,7 @@ def challenge(version: RegisteredVersion) -> None:
             _make(version.name, Move(kind="registered", at=_now(), by=_who(), reason="", expects={}, sets=sets))
 
 
-def settle(version: RegisteredVersion, decide: Callable[[State], D]) -> D:
+def settle(version: RegisteredVersion, decide: Callable[[RegistryState], D]) -> D:
     """Decide about `version` and move `champion` accordingly; the verdict goes into the version's tags.
 
     Args:
@@ -198,7 +120,7 @@ def settle(version: RegisteredVersion, decide: Callable[[State], D]) -> D:
                 return decision
 
 
-def approve(version: RegisteredVersion, because: str) -> State:
+def approve(version: RegisteredVersion, because: str) -> RegistryState:
     """A person makes `version` champion.
 
     Raises:
@@ -231,7 +153,7 @@ def approve(version: RegisteredVersion, because: str) -> State:
                 return _sync(version.name)
 
 
-def rollback(name: str, because: str) -> State:
+def rollback(name: str, because: str) -> RegistryState:
     """`champion` goes back to `previous`, and `previous` to what was champion: a second call goes forward again.
 
     Raises:
@@ -270,10 +192,10 @@ def publish(name: str, target: str) -> str | None:
             return None
         source = f"{name}/{version}"
         # By MLflow's own record of where a copy came from: a copy that was made and not yet tagged is found too.
-        copies = [v for v in _versions(client, target) if v.source == f"models:/{source}"]
+        copies = [v for v in versions_of(client, target) if v.source == f"models:/{source}"]
         copy = copies[0] if copies else client.copy_model_version(f"models:/{source}", target)
         client.set_model_version_tag(target, copy.version, _COPY_OF, source)
-        held = _aliases(client, target).get(CHAMPION)
+        held = aliases_of(client, target).get(CHAMPION)
         if held != str(copy.version):
             if held is not None:
                 client.set_registered_model_alias(target, PREVIOUS, held)
@@ -300,35 +222,29 @@ def _who() -> str:
 # --- under the lock -----------------------------------------------------------------------------
 
 
-@contextmanager
-def _lock() -> Iterator[None]:
+def _lock() -> AbstractContextManager[object]:
     """One process of this machine at a time, for all models of the registry in use."""
     uri = mlflow.get_registry_uri()
     if uri.startswith("sqlite:"):
-        path = Path(f"{make_url(uri).database}.lock")
-    else:
-        path = home() / "locks" / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        return locked(Path(f"{make_url(uri).database}.lock"))
+    return locked(home() / "locks" / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock")
 
 
 def _make(name: str, move: Move) -> bool:
     """Write a move into the history and carry it out; False where another was first, on another machine."""
-    number = _append(name, move, done=False)
+    number = append(name, move, done=False)
     state = _sync(name)
     return next(entry.counts for entry in state.entries if entry.number == number)
 
 
-def _sync(name: str) -> State:
+def _sync(name: str) -> RegistryState:
     client = MlflowClient()
-    state = _read(client, name)
+    state = read(client, name)
     open_ = [entry for entry in state.entries if entry.counts and not entry.done]
     if open_:
         _finish(client, state, open_)
-        state = _read(client, name)
-    actual = _aliases(client, name)
+        state = read(client, name)
+    actual = aliases_of(client, name)
     moved = {alias: actual.get(alias) for alias in _ALIASES if actual.get(alias) != state.aliases.get(alias)}
     if not moved:
         return state
@@ -337,13 +253,13 @@ def _sync(name: str) -> State:
         verdict = tags_of(get(name, version)).get(VERDICT, "none")
     reason = "not by this project" + (f"; the gate's verdict on this champion: {verdict}" if verdict else "")
     move = Move(kind="by hand", at=_now(), by="unknown", reason=reason, expects={}, sets=moved)
-    _append(name, move, done=True)  # there is nothing to carry out
-    return _read(client, name)
+    append(name, move, done=True)  # there is nothing to carry out
+    return read(client, name)
 
 
-def _finish(client: MlflowClient, state: State, open_: list[Entry]) -> None:
-    actual = _aliases(client, state.name)
-    existing = {str(version.version) for version in _versions(client, state.name)}
+def _finish(client: MlflowClient, state: RegistryState, open_: list[Entry]) -> None:
+    actual = aliases_of(client, state.name)
+    existing = {str(version.version) for version in versions_of(client, state.name)}
     for alias in (PREVIOUS, CHALLENGER, CHAMPION):  # the champion last: `previous` is never missing beside a new one
         moves = [entry for entry in open_ if alias in entry.move.sets]
         wanted = state.aliases.get(alias)
@@ -358,86 +274,4 @@ def _finish(client: MlflowClient, state: State, open_: list[Entry]) -> None:
         version = entry.move.sets.get(CHAMPION)
         if version in existing and entry.move.tags:
             set_verdict(get(state.name, str(version)), entry.move.tags)
-        client.set_model_version_tag(_log_name(state.name), str(entry.number), _DONE, "yes")
-
-
-# --- the history as MLflow holds it ---------------------------------------------------------------
-
-
-def _log_name(name: str) -> str:
-    return f"{name}.history"
-
-
-def _append(name: str, move: Move, *, done: bool) -> int:
-    client = MlflowClient()
-    log = _log_name(name)
-    shown = ", ".join(f"{alias} -> {version or 'none'}" for alias, version in move.sets.items())
-    create = partial(
-        client.create_model_version,
-        log,
-        source=_SOURCE,
-        tags={_MOVE: move.model_dump_json(), **({_DONE: "yes"} if done else {})},
-        description=f"{move.kind}: {shown}" + (f" ({move.reason})" if move.reason else ""),
-    )
-    try:
-        try:
-            return int(create().version)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            _create_log(client, name)
-            return int(create().version)
-    except MlflowException as error:
-        raise RegistryError(f"model {log}: a move could not be written down: {error}") from error
-
-
-def _create_log(client: MlflowClient, name: str) -> None:
-    try:
-        client.create_registered_model(_log_name(name), description=f"Every move of an alias of {name}, one a version.")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _versions(client: MlflowClient, name: str) -> list[ModelVersion]:
-    found: list[ModelVersion] = []
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda version: int(version.version))
-
-
-def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
-    try:
-        found = client.get_registered_model(name).aliases
-    except MlflowException as error:
-        if error.error_code in _MISSING:
-            return {}
-        raise RegistryError(f"model {name}: {error}") from error
-    return {alias: str(version) for alias, version in found.items()}
-
-
-def _read(client: MlflowClient, name: str) -> State:
-    try:
-        records = _versions(client, _log_name(name))
-    except MlflowException as error:
-        raise RegistryError(f"registry {mlflow.get_registry_uri()}: {error}") from error
-    aliases: dict[str, str] = {}
-    entries: list[Entry] = []
-    for record in records:
-        move = Move.model_validate_json(record.tags[_MOVE])
-        entry = Entry(
-            number=int(record.version),
-            move=move,
-            done=_DONE in record.tags,
-            counts=all(aliases.get(alias) == version for alias, version in move.expects.items()),
-            before={alias: aliases.get(alias) for alias in move.sets},
-        )
-        entries.append(entry)
-        if entry.counts:
-            changed = {**aliases, **move.sets}
-            aliases = {alias: version for alias, version in changed.items() if version is not None}
-    return State(name=name, aliases=aliases, entries=tuple(entries))
+        client.set_model_version_tag(log_name(state.name), str(entry.number), DONE, "yes")

@@ -1,4 +1,6 @@
-"""ZenML's model stages as a mirror of MLflow's aliases: `champion` is production, `challenger` is staging.
+"""What follows MLflow's aliases: the copy for production, and ZenML's stages as a mirror of them.
+
+`champion` is production, `challenger` is staging.
 
 MLflow is written first and is the truth; this is called after it, on every run, and sets what differs.
 """
@@ -13,13 +15,21 @@ from zenml.enums import ModelStages
 from zenml.exceptions import EntityExistsError
 from zenml.models import ModelVersionResponse
 
-from steps.register.history import State
+from steps.register.history import publish
+from steps.register.moves import RegistryState
 from steps.register.registry import CHALLENGER, CHAMPION
 
 _STAGES = {CHALLENGER: ModelStages.STAGING, CHAMPION: ModelStages.PRODUCTION}
 
 
-def mirror(state: State) -> None:
+def spread(state: RegistryState, target: str | None) -> None:
+    """Copy the champion to the registered model `target`, where one is named, and set ZenML's stages."""
+    if target is not None:
+        publish(state.name, target)
+    mirror(state)
+
+
+def mirror(state: RegistryState) -> None:
     """A ZenML model of the same name with versions `mlflow-<number>`, its stages as the aliases are."""
     client = Client()
     wanted = {alias: state.aliases[alias] for alias in _STAGES if alias in state.aliases}

@@ -23,13 +23,17 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
 from pydantic import BaseModel, ConfigDict
 
+from model.columns import ERROR, LOGIT, SCORE, answer_column, decision_column, probability_column
 from model.errors import CheckpointError, RegistryError
-from model.integrity import MANIFEST, seal, sha256_of, verify
-from model.schema import IMAGES, ROOT, SPLIT, TEST, TEXT, TITLE
+from model.images import ImageLimits
+from model.integrity import MANIFEST, refuse_pickles, seal, sha256_of
+from model.schema import IMAGES, POST_ID, ROOT, SPLIT, TEST, TEXT, TITLE
 from model.settings import answers_questions
 from model.task import Task
 from steps.evaluate.report import EvalReport
-from steps.paths import REPOSITORY
+from steps.register import pyfunc
+from steps.register.own_code import MODEL
+from steps.register.pyfunc import CODE, differences
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _CONTENT, _FILES, _TASK = "agentps.content", "agentps.files", "agentps.task"
@@ -69,18 +73,16 @@ def _client() -> MlflowClient:
 
 
 def _signature(task: Task, report: EvalReport) -> ModelSignature:
-    """`images` is a list of paths or of bytes: MLflow's AnyType, as no column type of its own is both."""
-    inputs = Schema([ColSpec(DataType.string, TITLE), ColSpec(DataType.string, TEXT), ColSpec(AnyType(), IMAGES)])
-    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, "score")]
-    outputs += [ColSpec(DataType.boolean, f"decision_{key}") for key in report.operating_points]
+    """What the scorer takes and gives. Any cell is let in, so that a wrong one costs its own post and no other."""
+    optional = [ColSpec(AnyType(), name, required=False) for name in (TITLE, TEXT, POST_ID)]
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, name, required=False) for name in (LOGIT, SCORE)]
+    outputs += [ColSpec(DataType.boolean, decision_column(key), required=False) for key in report.operating_points]
     if answers_questions(report.variant):
-        for question in task.questions:
-            if len(question.classes) == 2:
-                outputs.append(ColSpec(DataType.double, f"answer_{question.id}"))
-            else:
-                outputs.append(ColSpec(DataType.string, f"answer_{question.id}"))
-                outputs.append(ColSpec(DataType.double, f"answer_{question.id}_probability"))
-    return ModelSignature(inputs=inputs, outputs=Schema(outputs))
+        for id_ in task.question_ids:
+            outputs.append(ColSpec(DataType.string, answer_column(id_), required=False))
+            outputs.append(ColSpec(DataType.double, probability_column(id_), required=False))
+    outputs.append(ColSpec(DataType.string, ERROR, required=False))
+    return ModelSignature(inputs=Schema([ColSpec(AnyType(), IMAGES), *optional]), outputs=Schema(outputs))
 
 
 def example_of(posts: pd.DataFrame) -> pd.DataFrame:
@@ -116,14 +118,17 @@ def register(
     name: str,
     tags: dict[str, str],
     profile: pd.DataFrame | None = None,
+    limits: ImageLimits | None = None,
 ) -> tuple[RegisteredVersion, bool]:
-    """Log the checkpoint with its operating points, report and predictions as a pyfunc and make it a version.
+    """Log the checkpoint with its code, operating points, report and predictions as a pyfunc and make it a version.
 
     The same content is registered once: an interrupted call is finished by the next. The hashes of
     all files go into the version's tags, and are what `fetch` holds the files to.
 
     Args:
+        checkpoint: a trained one gets today's code; that of a registered version keeps its own.
         profile: of the training posts (see `steps.retrain.profile`), for `profile_of`.
+        limits: of the images that were trained on, and so of those that are scored; None: as the checkpoint says.
 
     Returns:
         The version, and whether it is new.
@@ -131,13 +136,17 @@ def register(
     Raises:
         CheckpointError: the checkpoint holds a pickle, or answers another task.
     """
-    from model.checkpoint import OperatingPoints, check_task, read_info, write_operating_points
+    from model.checkpoint import OperatingPoints, check_task, read_info, write_info, write_operating_points
 
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "checkpoint"
         shutil.copytree(checkpoint, directory)
         info = read_info(directory)
         check_task(info, task, checkpoint)
+        if limits is not None:
+            write_info(directory, info.model_copy(update={"limits": limits}))
+        if not (directory / CODE).exists():
+            shutil.copytree(MODEL, directory / CODE, ignore=shutil.ignore_patterns("__pycache__"))
         points = OperatingPoints(calibration=report.calibration, thresholds=report.operating_points)
         write_operating_points(directory, points)
         (directory / _REPORT).write_text(report.model_dump_json(indent=1), encoding="utf-8")
@@ -167,9 +176,8 @@ def _create(
 ) -> RegisteredVersion:
     info = mlflow.pyfunc.log_model(
         name="model",
-        python_model=str(REPOSITORY / "steps" / "register" / "pyfunc.py"),
+        python_model=str(pyfunc.__file__),
         artifacts={"checkpoint": str(directory)},
-        code_paths=[str(REPOSITORY / "model")],
         signature=_signature(task, report),
         input_example=example,
         pip_requirements=[f"{package}=={installed_version(package).split('+')[0]}" for package in packages],
@@ -232,7 +240,12 @@ def fetch(version: RegisteredVersion, task: Task | None = None) -> Path:
     from model.checkpoint import check_task, read_info
 
     directory = _download(version, "")
-    verify(directory, _expected_files(version))
+    refuse_pickles(directory)
+    if found := differences(directory, _expected_files(version)):
+        raise CheckpointError(
+            f"{directory}: not the checkpoint that was registered: {'; '.join(found)}: restore its files, or register "
+            "it again from the run that made it"
+        )
     info = read_info(directory)
     said = tags_of(version).get(_TASK, "").rpartition(":")[2]
     if said != info.task_fingerprint:

@@ -9,21 +9,19 @@ from zenml import log_metadata, step
 from zenml.logger import get_logger
 
 from materializers.directory import CheckpointDirectory
+from model.images import ImageLimits
 from model.task import Task
 from steps.caching import depends_on
 from steps.evaluate.report import EvalReport
 from steps.register.history import challenge
 from steps.register.registry import RegisteredVersion, example_of
 from steps.register.registry import register as register_checkpoint
-from steps.settings import RegisterSettings
+from steps.settings import IngestSettings, RegisterSettings
 
 logger = get_logger(__name__)
 
 
-@step(
-    experiment_tracker=True,
-    cache_policy=depends_on("steps/register", "model"),
-)
+@step(experiment_tracker=True, cache_policy=depends_on(__name__))
 def register(
     checkpoint: CheckpointDirectory,
     report: EvalReport,
@@ -32,10 +30,12 @@ def register(
     task: Task,
     data_fingerprint: str,
     settings: RegisterSettings,
+    ingest: IngestSettings,
     profile: pd.DataFrame | None = None,
 ) -> Annotated[RegisteredVersion, "version"]:
     """The version, alias `challenger`; a checkpoint that is registered already keeps its version.
 
+    `ingest`: what it let into training is what the version scores.
     `profile`: of the training posts, which later retrainings compare fresh posts with.
     """
     version, is_new = register_checkpoint(
@@ -51,6 +51,7 @@ def register(
             "agentps.data": data_fingerprint,
         },
         profile=profile,
+        limits=ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels),
     )
     challenge(version)
     log_metadata({"name": version.name, "version": version.version, "new": is_new})

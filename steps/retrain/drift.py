@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from model.schema import LABEL
 from model.task import Task
-from steps.pages import environment
+from steps.pages import template
 from steps.retrain.profile import CHARACTERS, FEATURES, N_IMAGES
 from steps.settings import RetrainSettings
 
@@ -120,35 +120,8 @@ def _embedding(reference: pd.Series, fresh: pd.Series, limit: float) -> Differen
     return Difference(what, statistic, float(roc_auc_score(y, scores)), limit, float(p), found)
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><title>Drift: {{ heading }}</title><style>{{ style }}</style></head>
-<body><main>
-<h1>Fresh posts against the champion's training posts</h1>
-<p class="soft">{{ heading }}</p>
-<section>
-{% if reason %}<p class="bad">{{ reason }}</p>{% endif %}
-{% if lines %}
-<div class="scroll"><table>
-<tr><th>what</th><th>outcome</th><th>effect</th><th>limit</th><th>p</th><th>statistic</th><th>found</th></tr>
-{% for line in lines %}
-<tr><td>{{ line.what }}</td>
-<td{% if line.outcome != "within limits" %} class="bad"{% endif %}>{{ line.outcome }}</td>
-<td>{{ line.effect | figure }}</td><td>{{ line.limit | figure }}</td><td>{{ line.p | p }}</td>
-<td>{{ line.statistic }}</td><td>{{ line.found }}</td></tr>
-{% endfor %}
-</table></div>
-<p class="note">A drift is an effect above its limit with p below {{ significance }}.</p>
-{% endif %}
-</section></main></body></html>
-"""
-
-
 def render(lines: list[Difference], heading: str, reason: str | None = None) -> str:
     """The page. `reason`: why nothing could be compared."""
-    filters = {
-        "figure": lambda value: "–" if value is None else f"{value:.3f}",
-        "p": lambda value: "–" if value is None else f"{value:.2g}",
-    }
-    template = environment(filters).from_string(_PAGE)
-    return template.render(lines=lines, heading=heading, reason=reason, significance=SIGNIFICANCE)
+    figure, p = (lambda v: "–" if v is None else f"{v:.3f}"), (lambda v: "–" if v is None else f"{v:.2g}")
+    page = template("drift.html.j2", figure=figure, p=p)
+    return page.render(lines=lines, heading=heading, reason=reason, significance=SIGNIFICANCE)

@@ -2,7 +2,7 @@
 
 A table of scored posts is JSON Lines or Parquet, one row per scored post: `post_id`, `score`, `decision` (true: flagged
 at the served threshold), `model_version`, `scored_at` (ISO 8601 with a zone). Of a post that one version scored twice
-the newest row counts.
+the newest row counts. A row whose `error` says why the post has no score counts as neither flagged nor passed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Annotated
 
 import pandas as pd
 
+from model.columns import DECISION, MODEL_VERSION, SCORE, SCORED_AT
+from model.errors import ConfigError, ManifestError
 from model.post import Expects, PostId, Row, Time
 from model.schema import POST_ID
 from steps.ingest.rows import checked_rows
@@ -23,8 +25,7 @@ from steps.retrain.fresh import read_labels
 from steps.settings import NotifySettings, RetrainSettings
 from steps.tables import tell_unmatched
 
-DECISION, MODEL_VERSION, SCORED_AT = "decision", "model_version", "scored_at"
-COLUMNS = (POST_ID, "score", DECISION, MODEL_VERSION, SCORED_AT)
+COLUMNS = (POST_ID, SCORE, DECISION, MODEL_VERSION, SCORED_AT)
 LEVEL = 0.95
 
 
@@ -86,12 +87,25 @@ def tell(model: str, found: Live, settings: NotifySettings) -> list[str]:
     return send(f"AgentPS on {socket.gethostname()}: {model} {found.line}", settings)
 
 
+def live_tables(scores: Path | None, labels: Path | None, settings: RetrainSettings) -> tuple[Path, Path]:
+    """The tables of scores and of people's labels: those that are given, else those of the settings.
+
+    Raises:
+        ConfigError: one of them is named nowhere.
+    """
+    scored, labelled = scores or settings.scores, labels or settings.labels
+    if scored is None or labelled is None:
+        raise ConfigError("live: scores and labels are needed: give --scores and --labels, or set them in `retrain`")
+    return Path(scored), Path(labelled)
+
+
 class ScoredPost(Row):
-    """A row of the table of scored posts."""
+    """A row of the table of scored posts: a score and a decision, or the error that was instead."""
 
     post_id: PostId
-    score: Annotated[float, Expects("a number")]
-    decision: Annotated[bool, Expects("true or false")]
+    score: Annotated[float | None, Expects("a number")] = None
+    decision: Annotated[bool | None, Expects("true or false")] = None
+    error: Annotated[str | None, Expects("a reason or null")] = None
     model_version: Annotated[PostId, Expects("a version")]
     scored_at: Time
 
@@ -102,8 +116,16 @@ def read_scores(path: Path) -> pd.DataFrame:
     Raises:
         ManifestError: the file cannot be read, or a row breaks the rules above.
     """
-    rows = [dict(row) for _, row in checked_rows(path, ScoredPost, "scores", COLUMNS)]
-    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({MODEL_VERSION: "str"})
+    scored = []
+    for number, row in checked_rows(path, ScoredPost, "scores", COLUMNS):
+        for column, cell, expected in ((SCORE, row.score, "a number"), (DECISION, row.decision, "true or false")):
+            if cell is None and row.error is None:
+                raise ManifestError(
+                    f"scores {path}:{number}: {column}: missing; {expected} is expected: correct or remove the row"
+                )
+        if row.error is None:
+            scored.append(dict(row))
+    table = pd.DataFrame(scored, columns=list(COLUMNS)).astype({MODEL_VERSION: "str", SCORED_AT: "datetime64[us, UTC]"})
     return table.sort_values(SCORED_AT, kind="stable").drop_duplicates([POST_ID, MODEL_VERSION], keep="last")
 
 

@@ -11,6 +11,7 @@ import torch
 from model.agentps import normalize
 from model.backbone import load_backbone, load_tokenizer
 from model.data import FRAMES, Shards
+from model.device import best_device
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, TEXT, TITLE, TRAIN
 from model.settings import BackboneSettings
 from model.task import Task
@@ -26,7 +27,7 @@ def profile(
     posts: pd.DataFrame, labels: pd.DataFrame, task: Task, shards: Shards, backbone: BackboneSettings
 ) -> pd.DataFrame:
     """One row a training post, `PROFILED` at most: post_id, created_at, characters (of title and text), n_images,
-    label and one Int8 column a question (the annotator's), and features: the frozen tower's states, float32 (D,),
+    label and one Int8 column per question (the annotator's), and features: the frozen tower's states, float32 (D,),
     mean over patches and over the distinct frames.
     """
     train = posts[posts[SPLIT] == TRAIN]
@@ -46,7 +47,7 @@ def profile(
 @torch.no_grad()
 def _features(frames: list[np.ndarray], shards: Shards, backbone: BackboneSettings) -> np.ndarray:
     """float32 (len(frames), D)."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     tower = load_backbone(backbone, load_tokenizer(backbone), torch.float32).vision_tower.to(device).eval()
     numbers = np.unique(np.concatenate(frames))
     pooled = [

@@ -19,6 +19,7 @@ from model.settings import BackboneSettings
 from model.task import Task
 from steps.caching import depends_on
 from steps.paths import home
+from steps.publish import page_path, publish
 from steps.register import registry
 from steps.register.registry import RegisteredVersion
 from steps.retrain import fresh
@@ -67,10 +68,7 @@ def live(
     return line, champion
 
 
-@step(
-    experiment_tracker=True,
-    cache_policy=depends_on("steps/retrain", "steps/pages.py", "model/backbone.py", "model/data.py", "model/tiny.py"),
-)
+@step(experiment_tracker=True, cache_policy=depends_on(__name__))
 def drift(
     posts: pd.DataFrame,
     labels: pd.DataFrame,
@@ -104,11 +102,7 @@ def drift(
     else:
         newer = own if since is None else own[own[CREATED_AT] > since]
         lines = compare(reference, newer, task, settings)
-    page = render(lines, f"{model_name}: fresh posts against version {champion}", reason)
-    path = home() / "reports" / "drift.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    mlflow.log_artifact(str(path), "drift")
+    page = publish(render(lines, f"{model_name}: fresh posts against version {champion}", reason), "drift")
     mlflow.log_dict({"reason": reason, "lines": records(lines)}, "drift/drift.json")
     log_metadata({"drift": reason or {line.what: line.outcome for line in lines}})
     if reason is not None:
@@ -121,9 +115,9 @@ def drift(
     if drifted and settings.on_drift == "fail":
         raise DataError(
             f"The fresh posts differ from those that {model_name} version {champion} was trained on: "
-            f"{', '.join(drifted)}; the page is {path}. Look at them, then set retrain.on_drift to warn"
+            f"{', '.join(drifted)}; the page is {page_path('drift')}. Look at them, then set retrain.on_drift to warn"
         )
-    return own, HTMLString(page)
+    return own, page
 
 
 @step(enable_cache=False)

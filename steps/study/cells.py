@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from model.errors import ConfigError
 from model.settings import Variant, answers_questions
 from model.task import Task
-from steps.settings import LabelMethod, StudySettings, StudyTable
+from steps.study.settings import LabelMethod, StudySettings, StudyTable
 
 #: Where the process labels of the training posts come from: nowhere (a variant that reads none), the annotator, people;
 #: or made up (see `steps.study.labels`), as "symmetric-80".

@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 from model.files import write_whole
 from model.schema import LABEL, SPLIT, TEST
 from model.task import Task
-from steps.pages import STYLE
-from steps.settings import StudySettings, StudyTable
+from steps.pages import template
 from steps.study.baselines import Baseline
 from steps.study.cells import ANNOTATOR, NOISE_KINDS, PEOPLE, Cell, cell_of, only
 from steps.study.records import Record
+from steps.study.settings import StudySettings, StudyTable
 from steps.study.tables import AP, R80, Comparison, Estimate, Row, rows
 
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "agentps", "font.size": 10, "legend.frameon": False}
@@ -49,12 +49,8 @@ class Report:
         body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
         for name, svg in self.plots.items():
             drawing = svg[svg.index("<svg") :]
-            body = body.replace(f'<img src="images/{name}" alt="" />', str(Markup(drawing)))
-        return (
-            '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>AgentPS study</title>'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<style>{STYLE}</style></head><body><main><section>\n{body}</section></main></body></html>\n"
-        )
+            body = body.replace(f'<img src="images/{name}" alt="" />', drawing)
+        return template("study.html.j2").render(body=Markup(body)) + "\n"
 
     def write(self, folder: Path) -> None:
         """`results.md`, `results.html`, `results.json` and `images/results-*.svg` in `folder`."""

@@ -17,12 +17,14 @@ from model.task import Task
 from steps import recipe
 from steps.fine_tune.backbone import fingerprint, resolve
 from steps.paths import REPOSITORY, home
-from steps.settings import EvaluateSettings, StudySettings
+from steps.publish import publish
+from steps.settings import EvaluateSettings
 from steps.study.baselines import baselines
 from steps.study.cells import Cell, cells_of_tables
 from steps.study.records import Record
 from steps.study.report import build
 from steps.study.run import Study, describe
+from steps.study.settings import StudySettings
 from steps.study.train import Inputs
 
 logger = get_logger(__name__)
@@ -72,12 +74,11 @@ def study(
         f"{source}, {len(posts):,} in all",
     )
     report.write(output)
-    page = report.html()
-    mlflow.log_text(page, "study/results.html")
+    page = publish(report.html(), "study", "results.html")
     _log_cells(cells, runner)
     log_metadata({"cells": len(cells), "trained_now": trained})
     logger.info("%d cells, %d trained now. Results: %s", len(cells), trained, output / "results.md")
-    return HTMLString(page)
+    return page
 
 
 def _log_cells(cells: list[Cell], runner: Study) -> None:

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model import metrics
+from model.bootstrap import resample_counts
 from steps.study.cells import Cell
 from steps.study.records import Record
 
 #: The metrics of the ranking that intervals are made for, by their name in a record.
-AP, R80 = "average_precision", "recall_at_p80"
+AP, R80 = metrics.AVERAGE_PRECISION, metrics.recall_name("p80")
 _RANKING: dict[str, Callable[..., float]] = {
     AP: metrics.average_precision,
     R80: partial(metrics.recall, min_precision=0.8),
@@ -79,7 +80,7 @@ class Comparison:
 
     def __init__(self, labels: NDArray[np.bool_], resamples: int) -> None:
         self._labels = labels
-        self._counts = list(metrics.resample_counts(len(labels), resamples, seed=0))
+        self._counts = list(resample_counts(len(labels), resamples, seed=0))
         self._cache: dict[tuple[str, str], NDArray[np.float64]] = {}
 
     def _resampled(self, record: Record, metric: str) -> NDArray[np.float64]:

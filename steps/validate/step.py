@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import mlflow
 import pandas as pd
 from zenml import step
 from zenml.logger import get_logger
@@ -13,16 +12,13 @@ from zenml.types import HTMLString
 from model.errors import DataError
 from model.task import Task
 from steps.caching import depends_on
-from steps.paths import home
+from steps.publish import page_path, publish
 from steps.settings import IngestSettings, ValidateSettings
 
 logger = get_logger(__name__)
 
 
-@step(
-    experiment_tracker=True,
-    cache_policy=depends_on("steps/validate", "model/task.py", "model/schema.py"),
-)
+@step(experiment_tracker=True, cache_policy=depends_on(__name__))
 def validate(
     posts: pd.DataFrame, labels: pd.DataFrame, task: Task, settings: ValidateSettings, ingest: IngestSettings
 ) -> Annotated[HTMLString, "validation"]:
@@ -35,14 +31,11 @@ def validate(
     from steps.validate.page import render
 
     outcome = validate_posts(posts, labels, task, settings, max_images=ingest.max_images)
-    page = render(outcome, heading=f"Task {task.name}")
-    path = home() / "reports" / "validation.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    mlflow.log_artifact(str(path), "validation")
+    page = publish(render(outcome, heading=f"Task {task.name}"), "validation")
     for finding in outcome.warnings:
         logger.warning("%s: %s", finding.rule, finding.message)
     if not outcome.passed:
         found = "\n".join(f"- {finding.rule}: {finding.message}" for finding in outcome.critical)
+        path = page_path("validation")
         raise DataError(f"The posts break {len(outcome.critical)} critical rule(s); the page is {path}\n{found}")
-    return HTMLString(page)
+    return page

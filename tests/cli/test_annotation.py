@@ -198,12 +198,13 @@ def test_a_wrong_option_is_one_message(run: Run, arguments: tuple[str, ...], mes
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- 1\n", "cannot be read"), ("annotate: [1]\n", "cannot be read"), ("{", "cannot be read")]
+    ("text", "message"),
+    [("- 1\n", "a mapping of options was expected"), ("annotate: [1]\n", "annotate: "), ("{", "cannot be read")],
 )
 def test_a_config_of_another_form_is_one_message(run: Run, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     output = run("plan", "--config", tmp_path / "config.yaml", exit_code=1).output
-    assert output.startswith(f"Error: {tmp_path / 'config.yaml'}: {message}")
+    assert output.startswith(f"Error: config {tmp_path / 'config.yaml'}: {message}")
 
 
 def test_where_the_labels_cannot_be_written_nothing_is_asked(run: Run, server: Server, tmp_path: Path) -> None:
@@ -233,3 +234,21 @@ def test_a_floor_that_is_fatal_ends_the_command_without_labels_but_with_the_page
     assert "not good enough to train on: question watermark" in stopped.output
     assert not out.exists()
     assert "Below the floor" in page.read_text()
+
+
+def test_labels_of_other_posts_are_refused_and_those_of_a_part_said(
+    run: Run, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two, queue = tmp_path / "one.parquet", tmp_path / "two.parquet", tmp_path / "queue.csv"
+    run("annotate", "--out", one)
+    labels = pd.read_parquet(one)
+    labels.assign(post_id=[f"x{k}" for k in range(12)]).to_parquet(two)
+    for command in (("queue", "--labels", one, "--labels", two, "--out", queue), ("agreement", "--labels", two)):
+        assert "none of its 12 posts is among the posts of" in run(*command, exit_code=1).output
+    assert not queue.exists()
+    labels.assign(post_id=[*labels["post_id"][:11], "x"], ugc=1 - labels["ugc"]).to_parquet(two)
+    run("queue", "--labels", one, "--labels", two, "--out", queue)
+    assert "labels two: 1 of its 12 posts are left out" in caplog.text
+    assert len(pd.read_csv(queue)) == 11
+    labels.drop(columns="post_id").to_parquet(two)
+    assert "no column 'post_id' (found watermark, " in run("agreement", "--labels", two, exit_code=1).output

@@ -37,7 +37,8 @@ def predictions(skill: float) -> pd.DataFrame:
     label = rng.random(n) < 0.4
     score = 1 / (1 + np.exp(-(skill * label + rng.normal(size=n) - skill / 2)))
     questions = {q: pd.array(label.astype(int), dtype="Int8") for q in TASK.question_ids}
-    answers = {f"{prefix}{q}": label.astype(int) for q in TASK.question_ids for prefix in ("answer_", "class_")}
+    answers = {f"answer_{q.id}": np.array(q.classes)[label.astype(int)] for q in TASK.questions}
+    answers |= {f"probability_{q}": 1.0 for q in TASK.question_ids}
     return pd.DataFrame(
         {
             "post_id": [f"p{i}" for i in range(n)],
@@ -264,7 +265,10 @@ def test_new_posts_are_scored_once_and_their_late_labels_tell_the_live_precision
     expected = Scorer.from_directory(registry.fetch(registry.get(NAME, "1"))).score(posts)
     np.testing.assert_allclose(table["score"], expected["score"], atol=1e-6)
     assert table["decision"].tolist() == expected["decision_p80"].tolist()
-    assert table["answer_kind"].tolist() == expected["answer_kind"].tolist()
+    for column in ("answer_kind", "answer_bright"):
+        assert table[column].tolist() == expected[column].tolist()
+    np.testing.assert_allclose(table["probability_kind"], expected["probability_kind"], atol=1e-6)
+    assert not {"logit", "decision_p80"} & set(table)
 
     labels.write_text("".join(json.dumps({"post_id": f"n{k}", "label": k % 2}) + "\n" for k in range(9)), "utf-8")
     found = call("live", "--scores", str(scores), "--labels", str(labels), "-c", config)

@@ -375,6 +375,7 @@ def test_read_source_refuses_with_its_reason(tmp_path: Path) -> None:
         ("../a.jpg", str(tmp_path), "not the name of a file under"),
         (str(tmp_path / "large.jpg"), str(tmp_path), "not the name of a file under"),
         ("a.jpg", "posts", "the root 'posts' is neither an absolute path nor a URL"),
+        ("a.jpg", float("nan"), "the root nan is neither an absolute path nor a URL"),
         ("large.jpg", "memory://refused", "100,001 bytes; at most 100,000 are read"),
         ("none.jpg", "memory://refused", "no such file"),
         ("", "memory://refused", "not a regular file"),

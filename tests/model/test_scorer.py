@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import math
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +16,12 @@ from PIL import ExifTags, Image
 
 from model.agentps import normalize
 from model.backbone import load_tokenizer
-from model.checkpoint import OperatingPoints, load, write_operating_points
+from model.checkpoint import Loaded, OperatingPoints, load, read_info, write_info, write_operating_points
 from model.data import Batches, Shards
-from model.errors import CheckpointError, ImageError
+from model.errors import CheckpointError
 from model.images import ImageLimits, decode, to_frame
 from model.metrics import Calibration, OperatingPoint
+from model.reader import PostReader, raw_post
 from model.schema import TEST
 from model.scorer import RawAnswers, Scorer, answer_columns, predict_rows
 from model.settings import BackboneSettings, SequenceSettings, Variant
@@ -79,15 +84,36 @@ def test_raw_posts_score_as_the_shards_of_the_same_posts_do(
     assert write_shards(tmp_path / "s", in_shards, TASK, sequence, load_tokenizer(tiny_backbone), limits) == 7
     loaded = load(directory)
     batches = Batches(Shards(tmp_path / "s"), loaded.prompt, TASK)
+    _compare_batches(loaded, batches, posts)
     answers = predict_rows(loaded.model, batches, np.arange(6, -1, -1), 3)
     answers = RawAnswers(answers.final_N[::-1], {name: found[::-1] for name, found in answers.questions.items()})
     expected = CALIBRATION.apply(answers.final_N)
     assert np.ptp(expected) > 0.01, "the posts must differ, or nothing is compared"
     assert table["score"].to_numpy() == pytest.approx(expected, abs=1e-6)
     columns = answer_columns(answers, TASK)
-    assert table["answer_bright"].to_numpy() == pytest.approx(columns["answer_bright"], abs=1e-6)
-    assert table["answer_kind_probability"].to_numpy() == pytest.approx(columns["answer_kind"], abs=1e-6)
-    assert table["answer_kind"].tolist() == [("none", "some", "all")[k] for k in columns["class_kind"]]
+    assert list(columns) == [f"{column}_{q}" for q in TASK.question_ids for column in ("answer", "probability")]
+    for question in TASK.questions:
+        assert table[f"probability_{question.id}"].to_numpy() == pytest.approx(
+            columns[f"probability_{question.id}"], abs=1e-6
+        )
+        places = answers.questions[question.id].argmax(1)
+        assert table[f"answer_{question.id}"].tolist() == [question.classes[k] for k in places]
+        assert columns[f"answer_{question.id}"].tolist() == [question.classes[k] for k in places]
+
+
+def _compare_batches(loaded: Loaded, batches: Batches, posts: pd.DataFrame) -> None:
+    """What the network is given, from shards and from raw posts, is the same to the bit."""
+    reader = PostReader(loaded, seen_bytes=0)
+    raw, read = [raw_post(cells) for cells in posts.to_dict("records")], {}
+    served = reader.batch(raw, [reader.album(post, read) for post in raw], read)
+    trained = batches(np.arange(len(posts)))
+    for name in ("input_ids_BT", "answer_positions_BA"):
+        assert torch.equal(served[name], trained[name])
+    states_UPW = loaded.model.tower_states(trained["pixel_values_UCHW"])
+    shown_BF = trained["frame_index_BF"] >= 0
+    assert torch.equal(served["frame_index_BF"] >= 0, shown_BF)
+    ours, theirs = served["frame_index_BF"][shown_BF], trained["frame_index_BF"][shown_BF]
+    torch.testing.assert_close(served["tower_states_UPW"][ours], states_UPW[theirs], rtol=0, atol=1e-6)
 
 
 def test_a_large_photo_is_the_same_frame_in_training_and_in_serving(
@@ -106,24 +132,27 @@ def test_a_large_photo_is_the_same_frame_in_training_and_in_serving(
     whole = to_frame(decode(path.read_bytes(), limits), SEQUENCE.image_size)
     assert not np.array_equal(trained[0], whole), "the photo must be large enough that it is decoded at a smaller scale"
     scorer = Scorer.from_directory(directory)
-    served = scorer._batch(posts)["tower_states_UPW"]
+    post, read = raw_post({"images": [str(path)]}), {}
+    served = scorer._reader.batch([post], [scorer._reader.album(post, read)], read)["tower_states_UPW"]
     torch.testing.assert_close(served, scorer._loaded.model.tower_states(normalize(trained)), rtol=0, atol=0)
 
 
 def test_the_table_has_one_row_a_post_and_its_columns_in_order(posts: pd.DataFrame, table: pd.DataFrame) -> None:
     assert table.index.tolist() == posts.index.tolist()
     assert table.columns.tolist() == [
+        "logit",
         "score",
         "decision_p60",
         "decision_p80",
-        "answer_bright",
-        "answer_kind",
-        "answer_kind_probability",
-        "answer_calm",
+        *(f"{column}_{question}" for question in ("bright", "kind", "calm") for column in ("answer", "probability")),
+        "error",
     ]
+    assert table["score"].to_numpy() == pytest.approx(CALIBRATION.apply(table["logit"]))
+    assert table["error"].isna().all()
     assert table["decision_p60"].tolist() == (table["score"] >= 0.5).tolist()
     assert not table["decision_p80"].any(), "a threshold of inf flags nothing"
-    assert table["answer_kind_probability"].between(1 / 3, 1).all()
+    assert table["probability_kind"].between(1 / 3, 1).all()
+    assert table["probability_calm"].between(1 / 2, 1).all()
 
 
 def test_a_score_equal_to_the_threshold_is_flagged(directory: Path, posts: pd.DataFrame, table: pd.DataFrame) -> None:
@@ -166,21 +195,127 @@ def test_no_posts_give_an_empty_table_with_the_same_columns(
     assert Scorer.from_directory(directory).score(posts.iloc[:0]).columns.tolist() == table.columns.tolist()
 
 
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        ([b"no image"], "not a JPEG, PNG or WebP image"),
-        (["/no/such/file.jpg"], "no such file"),
-        (["relative.jpg"], "is not an absolute path"),
-        ([], "no image"),
-    ],
-)
-def test_a_post_whose_images_cannot_be_used_is_an_error(
-    directory: Path, posts: pd.DataFrame, images: list[str | bytes], message: str
+def unreadable(folder: Path) -> list[tuple[object, str]]:
+    """Cells of `images` that no post can have, and what is said of each."""
+    (folder / "text.jpg").write_text("no image")
+    list_expected = "a list of one or more images is expected"
+    return [
+        (None, f"images: None; {list_expected}"),
+        (float("nan"), f"images: nan; {list_expected}"),
+        ([], rf"images: \[\]; {list_expected}"),
+        (str(folder / "text.jpg"), list_expected),
+        (b"bytes", list_expected),
+        ([b"no image"], "image 1: not a JPEG, PNG or WebP image"),
+        (["/no/such/file.jpg"], "image 1 '/no/such/file.jpg': no such file"),
+        ([str(folder / "text.jpg")], r"image 1 '.*text\.jpg': not a JPEG, PNG or WebP image"),
+        (["relative.jpg"], "image 1 'relative.jpg': .*is not an absolute path"),
+        ([None], "image 1: NoneType given"),
+        (["data:image/png;base64,!"], "image 1 'data:.*damaged"),
+    ]
+
+
+def test_a_post_that_cannot_be_used_has_its_own_error_and_costs_no_other_post_its_score(
+    directory: Path, posts: pd.DataFrame, table: pd.DataFrame, tmp_path: Path
 ) -> None:
-    bad = pd.concat([posts.iloc[:1], pd.DataFrame({"title": ["t"], "text": [""], "images": [images]})])
-    with pytest.raises(ImageError, match=message):
-        Scorer.from_directory(directory).score(bad)
+    cases = unreadable(tmp_path)
+    bad = pd.DataFrame({"title": "t", "text": "", "images": [images for images, _ in cases]})
+    wrong = pd.DataFrame({"title": [["a"], "t"], "text": ["", True], "images": [posts["images"].iloc[0]] * 2})
+    both = pd.concat([posts.iloc[:2], bad, wrong, posts.iloc[2:]], ignore_index=True)
+    both["post_id"] = [f"p{row}" for row in both.index]
+    found = Scorer(load(directory), points(threshold=0.5), micro_batch=3).score(both)
+    good = found["error"].isna()
+    assert good.sum() == len(posts)
+    assert found.loc[good, "score"].to_numpy() == pytest.approx(table["score"], abs=1e-6)
+    failed = found[~good]
+    for row, (_, message) in enumerate(cases, start=2):
+        said = found.loc[row, "error"]
+        assert re.search(rf"^row {row + 1} \(post 'p{row}'\): .*{message}", said), said
+    assert "title: ['a']; text or null is expected" in failed["error"].iloc[-2]
+    assert "text: True; text or null is expected" in failed["error"].iloc[-1]
+    assert failed["score"].isna().all()
+    assert failed.drop(columns="error").isna().all(axis=None), "neither flagged nor passed, and without an answer"
+    assert found["decision_p60"].dtype == "boolean"
+
+
+def test_when_no_post_can_be_used_each_has_its_error(directory: Path) -> None:
+    found = Scorer.from_directory(directory).score(pd.DataFrame({"images": [None, ["/no/such/file.jpg"]]}))
+    assert found["error"].notna().all()
+    assert found["score"].isna().all()
+
+
+def test_whatever_a_picture_comes_in_the_post_scores_the_same(
+    directory: Path, posts: pd.DataFrame, table: pd.DataFrame
+) -> None:
+    post, expected = posts.iloc[[2]], table["score"].iloc[2]
+    data = [Path(path).read_bytes() for path in post["images"].iloc[0]]
+    text = [base64.b64encode(image).decode() for image in data]
+    clothes: list[object] = [
+        tuple(post["images"].iloc[0]),
+        np.array(post["images"].iloc[0], dtype=object),
+        np.array(post["images"].iloc[0]),
+        [Path(path) for path in post["images"].iloc[0]],
+        [bytearray(image) for image in data],
+        [memoryview(image) for image in data],
+        text,
+        [f"data:image/png;base64,{image}" for image in text],
+        [data[0], text[1], post["images"].iloc[0][2]],
+    ]
+    many = pd.concat([post] * len(clothes), ignore_index=True)
+    many["images"] = pd.Series(clothes, dtype=object)
+    found = Scorer.from_directory(directory).score(many)
+    assert found["error"].isna().all(), found["error"].dropna().tolist()
+    assert found["score"].to_numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_titles_of_digits_only_are_text_and_absent_columns_are_empty(directory: Path, posts: pd.DataFrame) -> None:
+    scorer, some = Scorer.from_directory(directory), posts.iloc[:3]
+    texts = scorer.score(some.assign(title=["2024", "7", ""], text=""))["score"].tolist()
+    numbers = some.assign(title=[2024, 7, None], text=np.nan)  # as pandas reads them
+    assert numbers["title"].dtype == "float64"
+    assert scorer.score(numbers)["score"].tolist() == texts
+    empty = scorer.score(some.assign(title="", text=""))["score"]
+    assert scorer.score(some[["images"]])["score"].tolist() == empty.tolist()
+    whole = some.iloc[:2].assign(title=[2024, 7])
+    assert whole["title"].dtype == "int64"
+    assert scorer.score(whole.assign(text=""))["score"].to_numpy() == pytest.approx(texts[:2], abs=1e-6)
+
+
+def test_images_are_as_large_as_the_version_says_and_a_larger_one_costs_its_post_alone(
+    tiny_backbone: BackboneSettings, posts: pd.DataFrame, directory: Path, tmp_path: Path
+) -> None:
+    strict = tmp_path / "strict"
+    shutil.copytree(directory, strict)
+    limits = ImageLimits(max_bytes=10**6, max_pixels=40 * 60)  # the size of the first image, the smallest of all
+    write_info(strict, read_info(strict).model_copy(update={"limits": limits}))
+    assert read_info(strict).limits == limits
+    errors = Scorer.from_directory(strict).score(posts)["error"]
+    assert pd.isna(errors.iloc[0])
+    assert "megapixels" in errors.iloc[-1]
+
+
+def test_a_checkpoint_from_before_the_limits_were_written_down_has_those_of_that_time(
+    directory: Path, tmp_path: Path
+) -> None:
+    old = json.loads((directory / "checkpoint.json").read_text())
+    del old["limits"]
+    (tmp_path / "checkpoint.json").write_text(json.dumps(old))
+    assert read_info(tmp_path).limits == ImageLimits(max_bytes=20_000_000, max_pixels=50_000_000)
+
+
+def test_posts_as_ingest_makes_them_are_read_under_their_root_and_held_to_their_hashes(
+    directory: Path, posts: pd.DataFrame, table: pd.DataFrame
+) -> None:
+    paths = [[Path(path) for path in album] for album in posts["images"]]
+    ingested = posts.assign(
+        root=str(paths[0][0].parent),
+        images=[[path.name for path in album] for album in paths],
+        image_sha256=[[hashlib.sha256(path.read_bytes()).hexdigest() for path in album] for album in paths],
+    )
+    scorer = Scorer.from_directory(directory)
+    assert scorer.score(ingested)["score"].to_numpy() == pytest.approx(table["score"], abs=1e-6)
+    ingested["image_sha256"] = [["0" * 64, *hashes[1:]] for hashes in ingested["image_sha256"]]
+    errors = Scorer.from_directory(directory).score(ingested.iloc[:2])["error"]
+    assert "was changed since it was ingested" in errors.iloc[0]
 
 
 def test_a_checkpoint_without_thresholds_scores_nothing(directory: Path, tmp_path: Path) -> None:
@@ -201,7 +336,7 @@ def test_a_variant_answers_the_questions_that_it_has_heads_for(
     path = write_checkpoint(tmp_path / "checkpoint", tiny_backbone, train_settings(variant=variant))
     columns = Scorer(load(path), points(0.5)).score(posts.iloc[:2]).columns
     answers = [column for column in columns if column.startswith("answer_")]
-    assert len(answers) == (0 if variant == "vanilla" else 4)
+    assert len(answers) == (0 if variant == "vanilla" else 3)
 
 
 def test_an_image_seen_before_is_neither_decoded_nor_encoded_again_and_scores_the_same(
@@ -212,7 +347,7 @@ def test_an_image_seen_before_is_neither_decoded_nor_encoded_again_and_scores_th
     compute = network.tower_states
     monkeypatch.setattr(network, "tower_states", lambda pixels: encoded.append(len(pixels)) or compute(pixels))
     scorer.score(posts.iloc[:3])  # of images 0, 0-1 and 0-2
-    monkeypatch.setattr("model.scorer.read_frame", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("model.reader.read_frame", lambda *_: pytest.fail("decoded again"))
     again = scorer.score(posts.iloc[:3])
     monkeypatch.undo()
     assert encoded == [3]
@@ -226,7 +361,7 @@ def test_with_little_memory_the_images_read_last_are_kept_and_scores_are_the_sam
     states = 16 * 64 * 4  # patches of 8 x 8 pixels, width, bytes of a float32
     scorer = Scorer(load(directory), points(threshold=0.5), micro_batch=1, seen_bytes=room * states)
     assert scorer.score(posts)["score"].to_numpy() == pytest.approx(table["score"], abs=1e-6)
-    kept = scorer._seen._states
+    kept = scorer._reader._seen._states
     assert len(kept) == room
     last_album = [hashlib.sha256(Path(path).read_bytes()).digest() for path in posts["images"].iloc[-1]]
     assert set(kept) <= set(last_album)

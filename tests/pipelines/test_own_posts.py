@@ -40,12 +40,13 @@ def test_two_lines_of_config_train_the_example_with_its_three_class_question(wor
     posts[IMAGES] = [[f"{root}/{name}" for name in names] for root, names in posts[[ROOT, IMAGES]].to_numpy()]
     scored = workspace.score("models:/agentps-listings@challenger", posts)
     assert set(scored["answer_backdrop"]) <= {"studio", "room", "outdoors"}
-    assert scored["answer_backdrop_probability"].between(1 / 3, 1).all(), "the most probable of three"
-    assert scored["answer_price_tag"].between(0, 1).all()
+    assert scored["probability_backdrop"].between(1 / 3, 1).all(), "the most probable of three"
+    assert set(scored["answer_price_tag"]) <= {"no", "yes"}
+    assert scored["error"].isna().all()
     # a fresh process gives the scores that evaluate had from the shards
     predictions = workspace.table("evaluate", "predictions").set_index(POST_ID).loc[posts.index]
     np.testing.assert_allclose(scored["score"], predictions["score"], rtol=0, atol=1e-5)
-    answers = ["answer_price_tag", "answer_shows_title"]
+    answers = ["probability_price_tag", "probability_shows_title"]
     np.testing.assert_allclose(scored[answers], predictions[answers], rtol=0, atol=1e-5)
 
 

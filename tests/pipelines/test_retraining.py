@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from steps.retrain.fresh import read_state, state_path
+from steps.retrain.fresh import cursor_path, read_cursor
 from tests.pipelines.workspace import Workspace
 
 pytestmark = pytest.mark.pipeline
@@ -20,7 +20,7 @@ FIRST = 110
 
 
 # One test: each part goes on from what the one before left, and every start of the command takes seconds.
-def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the_watermark(
+def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the_cursor(
     workspace: Workspace,
 ) -> None:
     workspace.python("examples/custom_task/make_posts.py", "listings")
@@ -46,10 +46,10 @@ def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the
         command = workspace.command(workspace.config("retrain.yaml", config), "pipelines.agentps_retraining")
         return workspace.start(command).wait()
 
-    def watermark() -> str:
-        state = read_state(state_path(workspace.home, MODEL))
-        assert state is not None
-        return state.watermark.isoformat()
+    def newest() -> str:
+        cursor = read_cursor(cursor_path(workspace.home, MODEL))
+        assert cursor is not None
+        return cursor.newest.isoformat()
 
     first = run()
     assert first.exit_code == 0, first.output
@@ -57,7 +57,7 @@ def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the
     page = workspace.home / "reports" / "drift.html"
     assert "There is no champion yet: nothing to compare with." in page.read_text(encoding="utf-8")
     assert workspace.aliases(MODEL) == {"champion": "1", "challenger": "1"}
-    assert watermark() == json.loads(lines[FIRST - 1])["created_at"]
+    assert newest() == json.loads(lines[FIRST - 1])["created_at"]
 
     # Nothing fresh: no step, no run, no version.
     runs = workspace.rows("mlflow.db", "runs")
@@ -65,7 +65,7 @@ def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the
     assert idle.exit_code == 0
     assert idle.output == (
         "agentps_retraining: nothing to retrain on: 0 of 110 posts are fresh newer than "
-        f"{watermark()}, retrain.min_fresh is 50"
+        f"{newest()}, retrain.min_fresh is 50"
     )
     assert (workspace.versions(MODEL), workspace.rows("mlflow.db", "runs")) == (1, runs)
 
@@ -77,7 +77,7 @@ def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the
     stopped = run()
     assert stopped.exit_code == 1
     assert "characters of title and text; the page is" in stopped.output
-    assert (workspace.versions(MODEL), watermark()) == (1, json.loads(lines[FIRST - 1])["created_at"])
+    assert (workspace.versions(MODEL), newest()) == (1, json.loads(lines[FIRST - 1])["created_at"])
 
     # The same posts once more: trained on from the champion's weights, through the gate, and then old.
     again = run(on_drift="warn")
@@ -87,7 +87,7 @@ def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the
         r"characters of title and text</td>\s*<td class=\"bad\">drift</td>", page.read_text(encoding="utf-8")
     )
     assert workspace.versions(MODEL) == 2
-    assert watermark() == posts[-1]["created_at"]
+    assert newest() == posts[-1]["created_at"]
     made = (workspace.home / "artifacts" / "fine_tune" / "checkpoint").glob("**/checkpoint.json")
     starts = {json.loads(path.read_text(encoding="utf-8"))["provenance"].get("start") for path in made}
     assert starts == {None, f"{MODEL} version 1"}

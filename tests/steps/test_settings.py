@@ -7,7 +7,7 @@ import pytest
 
 from model.errors import ConfigError
 from steps.paths import REPOSITORY, home, ledger_url
-from steps.settings import load_notify, load_settings, load_study_settings
+from steps.settings import load_settings
 
 
 def test_the_default_config_is_complete() -> None:
@@ -135,62 +135,3 @@ def test_a_relative_home_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AGENTPS_HOME", "here")
     assert home() == tmp_path.resolve() / "here"
-
-
-def test_a_study_is_laid_over_the_training_options() -> None:
-    study, training = load_study_settings({}), load_settings({})
-    assert study.fine_tune == training.fine_tune
-    assert study.sample.train == training.sample.train == study.study.train_posts[-1]
-    assert study.sample.gold_share == 1.0, "people's labels are compared with the annotator's"
-
-
-@pytest.mark.parametrize(
-    ("parameters", "expected"),
-    [
-        ({"study": {"seed": [0]}}, "study.seed: unknown key"),
-        ({"study": {"seeds": []}}, "study.seeds:"),
-        ({"study": {"tables": ["table1"]}}, "study.tables.0:"),
-        ({"study": {"train_posts": [200, 100]}}, "study.train_posts: numbers of posts, distinct, ascending"),
-        ({"study": {"accuracies": [1.0]}}, "study.accuracies: shares between 0 and 1"),
-        ({"study": {"variant": "vanilla"}}, "study.variant: vanilla answers no questions"),
-        ({"study": {"methods": ["forward"]}}, "study.methods.0:"),
-        ({"posts": "mine.jsonl"}, "study.output: docs holds the embedded sample's results"),
-    ],
-)
-def test_an_option_of_the_study_that_cannot_be_is_named(parameters: dict[str, Any], expected: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        load_study_settings(parameters)
-    assert expected in str(error.value)
-
-
-def test_who_is_told_is_read_from_a_config_whose_other_options_are_wrong(tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    for text in (
-        "post: gone.jsonl\nnotify: {command: mail me}\n",
-        "parameters: {post: gone.jsonl, notify: {command: mail me}}\n",
-    ):
-        path.write_text(text)
-        assert load_notify(path).model_dump() == {"webhook": None, "command": "mail me"}
-    path.write_text("posts: mine.jsonl\n")
-    assert load_notify(path) == load_notify(None) == load_settings({}).notify
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("notify: {mail: me}", "notify: mail: unknown key"),
-        ("notify: {webhook: hooks}", "notify: webhook: "),
-        ("notify: me", "notify: "),
-        ("- a", "a mapping of options was expected, found list"),
-        ("a: [", "cannot be read as YAML"),
-        (None, "No such file"),
-    ],
-)
-def test_a_config_that_does_not_say_who_is_told_is_named(tmp_path: Path, text: str | None, expected: str) -> None:
-    path = tmp_path / "mine.yaml"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ConfigError) as error:
-        load_notify(path)
-    assert str(error.value).startswith(f"config {path}: ")
-    assert expected in str(error.value)

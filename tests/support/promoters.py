@@ -20,6 +20,7 @@ import mlflow
 from mlflow.tracking import MlflowClient
 
 from steps.register import history, registry
+from steps.register.moves import RegistryState
 
 NAME, TARGET = "agentps-small", "production"
 WRITES = (
@@ -61,7 +62,7 @@ def quality_of(version: registry.RegisteredVersion) -> int:
 
 
 def promote(version: registry.RegisteredVersion) -> Decision:
-    def decide(state: history.State) -> Decision:
+    def decide(state: RegistryState) -> Decision:
         better = state.champion is None or quality_of(version) > quality_of(state.champion)
         return Decision(better, "promoted" if better else "kept", f"against {state.aliases.get('champion')}")
 

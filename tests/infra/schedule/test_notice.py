@@ -20,9 +20,10 @@ from infra.schedule.failed_run import find
 from infra.schedule.machine import install
 from infra.schedule.run import run_due
 from model.errors import AgentPSError
+from pipelines.config import load_notify
 from steps.notify import send
 from steps.paths import REPOSITORY
-from steps.settings import NotifySettings, load_notify
+from steps.settings import NotifySettings
 from tests.infra.schedule.stand_ins import Machine, at, job
 
 

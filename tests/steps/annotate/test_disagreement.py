@@ -72,10 +72,10 @@ def test_a_model_doubts_the_labels_that_it_finds_least_probable() -> None:
     predictions = pd.DataFrame(
         {
             "post_id": ["p0", "p1", "p2"],
-            "answer_ugc": [0.9, 0.2, 0.6],
-            "class_ugc": [1, 0, 1],
-            "answer_kind": [0.7, 0.8, 0.5],
-            "class_kind": [2, 0, 1],
+            "answer_ugc": ["yes", "no", "yes"],
+            "probability_ugc": [0.9, 0.8, 0.6],
+            "answer_kind": ["c", "a", "b"],
+            "probability_kind": [0.7, 0.8, 0.5],
         }
     )
     given = labels(ugc=[0, 1, None], kind=[2, 0, 0])
@@ -127,7 +127,9 @@ def test_label_studio_tasks_name_the_images_below_the_root_and_the_interface_is_
 
 def test_tables_of_another_form_are_named() -> None:
     good = labels(ugc=[0, 1], kind=[0, 2])
-    predictions = good.assign(class_ugc=[0, 1], answer_ugc=[0.1, 0.9], class_kind=[0, 2], answer_kind=[0.9, 0.9])
+    predictions = good.assign(
+        answer_ugc=["no", "yes"], probability_ugc=0.9, answer_kind=["a", "c"], probability_kind=0.9
+    )
     for wrong, message in (
         (good.assign(ugc=["yes", "no"]), "one: question ugc: .*whole numbers are expected"),
         (good.assign(kind=[0, 3]), "one: question kind: 3 is no class index of 0 to 2"),
@@ -137,5 +139,7 @@ def test_tables_of_another_form_are_named() -> None:
             disagreements({"one": wrong, "two": good}, TASK)
         with pytest.raises(AnnotationError, match=message):
             doubtful(predictions, wrong, TASK, name="model", annotator="one")
-    with pytest.raises(AnnotationError, match="model: no column 'answer_kind'"):
-        doubtful(predictions.drop(columns="answer_kind"), good, TASK, name="model", annotator="one")
+    old = good.assign(class_ugc=[0, 1], answer_ugc=[0.1, 0.9], class_kind=[0, 2], answer_kind=[0.9, 0.9])
+    for lacking, column in ((predictions.drop(columns="answer_kind"), "answer_kind"), (old, "probability_ugc")):
+        with pytest.raises(AnnotationError, match=rf"model: no column '{column}' \(found .*run the pipeline again"):
+            doubtful(lacking, good, TASK, name="model", annotator="one")

@@ -72,7 +72,9 @@ def predictions(seed: int, split: str, variant: Variant) -> pd.DataFrame:
         }
     )
     if variant != "vanilla":
-        frame = frame.assign(answer_spicy=0.12, class_spicy=0, answer_course=0.44, class_course=2)
+        frame = frame.assign(
+            answer_spicy="no", probability_spicy=0.88, answer_course="dessert", probability_course=0.44
+        )
     return frame
 
 
@@ -181,7 +183,6 @@ def test_examples_show_class_probability_and_disagreement(posts: pd.DataFrame) -
     rows = re.findall(r"<tr class=\"differs\">.*?</tr>", page, flags=re.DOTALL)
     assert len(rows) == 8  # `spicy` in every example: the model says no, people say yes
     assert all("Spicy" in row and "≠ yes" in row for row in rows)
-    # The positive class has 0.12, so the predicted "no" has 88 %. `course`: the predicted class's own 44 %.
     assert all(re.search(r"<td>no <span[^>]*>88\s%", row) for row in rows)
     assert len(re.findall(r"<td>dessert <span[^>]*>44\s%", page)) == 8
     assert page.count("no label</span>") == 8

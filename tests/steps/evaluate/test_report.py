@@ -48,10 +48,9 @@ def predictions(n: int, seed: int, split: str, answers: bool = True) -> pd.DataF
         }
     )
     if answers:
-        frame["answer_spicy"] = 0.9
-        frame["class_spicy"] = 1
-        frame["answer_course"] = 0.7
-        frame["class_course"] = 2
+        for question, probability in zip(TASK.questions, (0.9, 0.7), strict=True):
+            frame[f"answer_{question.id}"] = question.classes[-1]
+            frame[f"probability_{question.id}"] = probability
     return frame
 
 
@@ -125,7 +124,7 @@ def test_vanilla_needs_no_answers() -> None:
 
 
 def test_other_variants_need_the_answers() -> None:
-    with pytest.raises(DataError, match="'answer_spicy', 'class_spicy'"):
+    with pytest.raises(DataError, match="'answer_spicy', 'probability_spicy'"):
         report_of(predictions(300, 0, "val", False), predictions(300, 1, "test", False))
 
 

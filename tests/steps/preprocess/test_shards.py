@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -82,3 +83,21 @@ def test_frames_numbers_are_those_of_the_first_appearance(tmp_path: Path, tiny_b
     table = written(tmp_path / "s", posts_of(tmp_path), tiny_backbone).posts
     assert [frames.tolist() for frames in table[FRAMES][:3]] == [[0, 0, 0], [1, 2, 1], [1, 1, 1]]
     assert table[FRAMES][0].dtype == np.int64
+
+
+def test_posts_elsewhere_make_the_same_shards(tmp_path: Path, tiny_backbone: BackboneSettings) -> None:
+    """In another folder, and on another file system."""
+    folder = tmp_path / "posts"
+    folder.mkdir()
+    posts = posts_of(folder)
+    for path in folder.iterdir():
+        fsspec.filesystem("memory").pipe_file(f"memory://shards/{path.name}", path.read_bytes())
+    written(tmp_path / "here", posts, tiny_backbone)
+    moved = folder.rename(tmp_path / "moved")
+    written(tmp_path / "there", posts.assign(root=str(moved)), tiny_backbone)
+    written(tmp_path / "memory", posts.assign(root="memory://shards"), tiny_backbone)
+    here, there, memory = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("here", "there", "memory")
+    )
+    assert here == there == memory
+    assert "posts.parquet" in here

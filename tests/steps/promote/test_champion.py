@@ -67,9 +67,10 @@ def test_the_champion_scores_the_candidates_posts_as_it_would_serve_them(
     expected = Scorer.from_directory(held).score(posts)["score"].to_numpy()
     assert np.ptp(expected) > 0.005, "the posts must differ, or nothing is compared"
     if frames == SEQUENCE.frames:
-        monkeypatch.setattr(champion, "Scorer", None)  # the shards are enough
-    scores = champion.score_posts(held, candidate, ["c", "a"], root, posts)
+        monkeypatch.setattr(champion, "scorer_of", None)  # the shards are enough
+    scores, errors = champion.score_posts(held, candidate, ["c", "a"], root, posts)
     np.testing.assert_allclose(scores, expected[[2, 0]], atol=1e-5)
+    assert errors == []
 
 
 def test_a_champion_without_operating_points_is_refused(

@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from model.errors import RegistryError
 from steps.paths import REPOSITORY
 from steps.register import history, registry
+from steps.register.moves import RegistryState
 from tests.support.promoters import NAME, TARGET, add_version, promote
 
 PROMOTERS = [sys.executable, "-m", "tests.support.promoters"]
@@ -129,7 +130,7 @@ def test_of_two_that_replace_the_same_champion_the_second_is_decided_again(track
     better, best = add_version(2), add_version(3)
     asked: list[str | None] = []
 
-    def decide(state: history.State) -> Any:
+    def decide(state: RegistryState) -> Any:
         asked.append(state.aliases.get("champion"))
         if len(asked) == 1:
             promote(best)  # while this one is being decided

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from model.checkpoint import OperatingPoints, load
@@ -120,6 +122,11 @@ def flip_one_bit(directory: Path) -> None:
     path.write_bytes(data)
 
 
+def change_code(directory: Path) -> None:
+    path = directory / "code" / "model" / "text.py"
+    path.write_bytes(path.read_bytes() + b"#")
+
+
 def other_report(directory: Path) -> None:
     path = directory / "report.json"
     path.write_text(path.read_text().replace("0.75", "0.95"))
@@ -132,8 +139,10 @@ def other_report(directory: Path) -> None:
         (lambda d: (d / "adapter.pt").write_bytes(b"x"), r"adapter\.pt: a pickle"),
         (lambda d: (d / "tokenizer" / "tokenizer.json").unlink(), r"tokenizer/tokenizer\.json is missing"),
         (other_report, r"report\.json has sha256"),
+        (change_code, r"code/model/text\.py has sha256"),
+        (lambda d: (d / "code" / "model" / "more.py").write_text(""), r"code/model/more\.py was added"),
     ],
-    ids=["one bit", "a pickle", "a file less", "the report"],
+    ids=["one bit", "a pickle", "a file less", "the report", "the code", "more code"],
 )
 def test_a_version_whose_files_were_changed_is_refused_by_the_registry_and_by_the_pyfunc(
     tracking: Path,
@@ -149,7 +158,7 @@ def test_a_version_whose_files_were_changed_is_refused_by_the_registry_and_by_th
     damage(directory)
     with pytest.raises(CheckpointError, match=message):
         registry.fetch(version)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(MlflowException, match=r"not the checkpoint that was registered: .*(sha256|missing|added)"):
         mlflow.pyfunc.load_model(f"models:/{NAME}/1")
     if damage is other_report:
         with pytest.raises(CheckpointError, match=message):
@@ -208,9 +217,9 @@ tables = {}
 for name in names.split(","):
     model = mlflow.pyfunc.load_model(f"models:/{name}@challenger")
     tables[name] = [model.predict(frame) for frame in frames]
-import model as package
+code = {name: module.__file__ for name, module in sys.modules.items() if name.endswith("scorer")}
 with open(target, "wb") as file:
-    pickle.dump((package.__file__, tables), file)
+    pickle.dump((code, "model" in sys.modules, tables), file)
 """
 
 
@@ -228,8 +237,8 @@ def test_a_registered_version_scores_the_same_in_a_fresh_process_elsewhere(
         expected[name] = Scorer(load(checkpoint), points).score(posts)
         signature = mlflow.models.get_model_info(f"models:/{name}@challenger").signature
         assert [column.name for column in signature.outputs] == expected[name].columns.tolist()
-    assert "answer_kind_probability" in expected["with-answers"]
-    assert expected["without"].columns.tolist() == ["score", "decision_p60", "decision_p80"]
+    assert "probability_kind" in expected["with-answers"]
+    assert expected["without"].columns.tolist() == ["logit", "score", "decision_p60", "decision_p80", "error"]
 
     as_bytes = posts.assign(images=[[Path(path).read_bytes() for path in album] for album in posts["images"]])
     elsewhere = tracking / "elsewhere"
@@ -242,8 +251,12 @@ def test_a_registered_version_scores_the_same_in_a_fresh_process_elsewhere(
     )
     assert process.returncode == 0, process.stderr
     assert "type hint" not in process.stderr
-    code, tables = pickle.loads((elsewhere / "tables.pickle").read_bytes())
-    assert str(tracking / "artifacts") in code, "the code that travels with the version is the code that scores"
+    code, has_model, tables = pickle.loads((elsewhere / "tables.pickle").read_bytes())
+    (name, file), *others = code.items()
+    assert re.fullmatch(r"agentps_model_[0-9a-f]{16}\.scorer", name), "under a name of its own"
+    assert str(tracking / "artifacts") in file, "the code that travels with the version is the code that scores"
+    assert others == [], "both versions have the same code"
+    assert not has_model
     for name, found in tables.items():
         assert np.ptp(expected[name]["score"]) > 0.005, "the posts must differ, or nothing is compared"
         for table in found:

@@ -6,8 +6,8 @@ import pytest
 
 from model.errors import ConfigError
 from model.task import load_task
-from steps.settings import StudySettings, load_study_settings
 from steps.study.cells import ANNOTATOR, NONE, PEOPLE, Cell, cells_of_tables
+from steps.study.settings import StudySettings, load_study_settings
 from tests.support.tiny import TASK
 
 UCC = load_task("ucc")

@@ -9,11 +9,11 @@ import pytest
 
 from model.schema import IMAGES, LABEL, SPLIT, TEST, TEXT, TITLE, TRAIN
 from model.task import load_task
-from steps.settings import StudySettings, load_study_settings
 from steps.study.baselines import Baseline, baselines
 from steps.study.cells import Cell, cells_of_tables
 from steps.study.records import Record, encoded_ranks
 from steps.study.report import Report, build
+from steps.study.settings import StudySettings, load_study_settings
 
 UCC = load_task("ucc")
 N = 60

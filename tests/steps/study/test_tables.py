@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from model import metrics
+from model.bootstrap import resample_counts
 from steps.study.cells import Cell
 from steps.study.records import Record, encoded_ranks
 from steps.study.tables import AP, R80, Comparison, Row, rows
@@ -81,7 +82,7 @@ def test_the_comparison_is_paired() -> None:
 
 def test_an_interval_is_the_quantiles_of_the_metric_on_resampled_posts() -> None:
     one, other = row(3.0, "one", (1,)), row(1.5, "other", (1,))
-    drawn = [np.repeat(np.arange(N), counts) for counts in metrics.resample_counts(N, 60, seed=0)]
+    drawn = [np.repeat(np.arange(N), counts) for counts in resample_counts(N, 60, seed=0)]
     differences = [
         metrics.average_precision(scores(3.0, 1)[posts], LABELS[posts])
         - metrics.average_precision(scores(1.5, 1)[posts], LABELS[posts])

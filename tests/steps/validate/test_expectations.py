@@ -13,7 +13,8 @@ import pytest
 from model.errors import DataError
 from model.task import FinalQuestion, Question, Task
 from steps.settings import ValidateSettings
-from steps.validate.expectations import ValidationOutcome, build_suite, validate_posts
+from steps.validate.expectations import build_suite, validate_posts
+from steps.validate.results import ValidationOutcome
 
 TASK = Task(
     name="demo",

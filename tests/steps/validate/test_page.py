@@ -6,8 +6,8 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-from steps.validate.expectations import Finding, ValidationOutcome
 from steps.validate.page import render
+from steps.validate.results import Finding, ValidationOutcome
 
 
 def rule(name: str, *, passed: bool = True, severity: str = "critical", **changes: Any) -> dict[str, Any]:

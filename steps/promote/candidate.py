@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from model.columns import SCORE
 from model.schema import LABEL, POST_ID, SPLIT, TEST
 from model.task import Task
-from steps.evaluate.report import SCORE, EvalReport
+from steps.evaluate.report import EvalReport
 from steps.promote.gate import Decision, Judged, Posts, Unscored, decide, slices_of
 from steps.register import registry
-from steps.register.history import State
+from steps.register.moves import RegistryState
 from steps.register.registry import RegisteredVersion
 from steps.settings import PromoteSettings
 from steps.tables import rows_of
 
 
-class Trial:
+class Candidate:
     """Decides against whichever version is champion, each time that it is asked.
 
     `scores`: post_id, label, score (the candidate's), one row a labelled test post; and champion, once one
@@ -34,7 +35,7 @@ class Trial:
         shards: Path,
         posts: pd.DataFrame,
         task: Task,
-        policy: PromoteSettings,
+        settings: PromoteSettings,
         alarmed: str | None = None,
     ) -> None:
         """
@@ -43,36 +44,43 @@ class Trial:
         """
         test = predictions[(predictions[SPLIT] == TEST) & predictions[LABEL].notna()].reset_index(drop=True)
         self.scores = test[[POST_ID, LABEL, SCORE]].copy()
-        self._version, self._task, self._policy = version, task, policy
+        self._version, self._task, self._settings = version, task, settings
         self._shards, self._table, self._alarmed = shards, posts, alarmed
         members = rows_of(posts, test[POST_ID].tolist(), "posts")
         self._posts = Posts(labels_N=(test[LABEL] == 1).to_numpy(bool), slices=slices_of(members))
-        self._candidate = Judged(scores_N=test[SCORE].to_numpy(np.float64), report=report)
+        self._judged = Judged(scores_N=test[SCORE].to_numpy(np.float64), report=report)
 
-    def decide(self, state: State) -> Decision:
+    def decide(self, state: RegistryState) -> Decision:
         """Raises: CheckpointError, RegistryError where the champion's files are not those that were registered."""
         champion = state.champion
         if champion is None:
-            return decide(self._candidate, None, self._posts, self._policy)
+            return decide(self._judged, None, self._posts, self._settings)
         if champion.version == self._version.version:
             return Decision(verdict="already champion", reason="this version is the champion")
         if (move := state.rolled_back(self._version.version)) is not None:
             why = f"it was champion until {move.by} went back on {move.at:%Y-%m-%d} ({move.reason})"
-            return decide(self._candidate, Unscored(why), self._posts, self._policy)
+            return decide(self._judged, Unscored(why), self._posts, self._settings)
         report = registry.report_of(champion)
         if report.task_fingerprint != self._task.fingerprint:
             why = f"the champion, version {champion.version}, answers another task: the two cannot be compared"
-            return decide(self._candidate, Unscored(why), self._posts, self._policy)
+            return decide(self._judged, Unscored(why), self._posts, self._settings)
         from steps.promote.champion import score_posts  # with torch and transformers, which no other decision needs
 
-        self.scores["champion"] = score_posts(
+        scores_N, errors = score_posts(
             registry.fetch(champion, self._task),
             registry.fetch(self._version, self._task),
             self.scores[POST_ID].tolist(),
             self._shards,
             self._table,
         )
-        held = Judged(scores_N=self.scores["champion"].to_numpy(np.float64), report=report)
+        self.scores["champion"] = scores_N
+        if errors:
+            why = (
+                f"the champion, version {champion.version}, cannot score {len(errors)} of the {len(scores_N)} test "
+                f"posts ({errors[0]}): the two cannot be compared"
+            )
+            return decide(self._judged, Unscored(why), self._posts, self._settings)
+        held = Judged(scores_N=scores_N, report=report)
         age = datetime.now(UTC) - state.champion_since if state.champion_since else timedelta(0)
         alarmed = champion.version == self._alarmed
-        return decide(self._candidate, held, self._posts, self._policy, age, alarmed=alarmed)
+        return decide(self._judged, held, self._posts, self._settings, age, alarmed=alarmed)

@@ -17,9 +17,11 @@ from model.settings import BackboneSettings
 from model.task import Task
 from steps.evaluate.report import build_report
 from steps.preprocess.shards import write_shards
-from steps.promote.trial import Trial
-from steps.register import history, registry
+from steps.promote.candidate import Candidate
+from steps.promote.gate import Decision
+from steps.register import history, own_code, registry
 from steps.settings import PromoteSettings, load_settings
+from tests.steps.register.test_pyfunc import altered
 from tests.support.posts import ingested
 from tests.support.tiny import SEQUENCE, TASK, train_settings, write_checkpoint, write_images
 
@@ -55,13 +57,20 @@ class Line:
         limits = ImageLimits(max_bytes=10**7, max_pixels=10**7)
         write_shards(folder / "shards", self.posts, TASK, SEQUENCE, load_tokenizer(backbone), limits)
 
-    def add(self, skill: float, task: Task = TASK, seed: int = 0, alarmed: str | None = None) -> Trial:
+    def add(
+        self,
+        skill: float,
+        task: Task = TASK,
+        seed: int = 0,
+        alarmed: str | None = None,
+        limits: ImageLimits | None = None,
+    ) -> Candidate:
         """A version whose claimed scores on the test posts are the label plus noise, `skill` apart."""
         rng = np.random.default_rng(seed)
         scores = 1 / (1 + np.exp(-(skill * (self.posts["label"] == 1) + 0.1 * rng.normal(size=N))))
         table = self.posts[["post_id", "split", "label", *TASK.question_ids]].assign(score=scores, logit=0.0)
-        for question in TASK.question_ids:
-            table[f"answer_{question}"], table[f"class_{question}"] = 1.0, 0
+        for question in TASK.questions:
+            table[f"answer_{question.id}"], table[f"probability_{question.id}"] = question.classes[0], 1.0
         report = build_report(
             table, table, task, load_settings({"evaluate": {"bootstrap": 0}}).evaluate, variant="agentps", seed=0,
             backbone="tiny", annotator="human", annotated_missing_share={}, calibration=Calibration(),
@@ -70,8 +79,12 @@ class Line:
             self.folder / f"checkpoint-{seed}", self.backbone, train_settings(seed=seed), task
         )
         example = self.posts.iloc[:1][["title", "text", "images"]]
-        self.version, _ = registry.register(checkpoint, report, table, task, example, name=NAME, tags={})
-        return Trial(self.version, report, table, self.folder / "shards", self.posts, task, policy(), alarmed)
+        self.version, _ = registry.register(checkpoint, report, table, task, example, name=NAME, tags={}, limits=limits)
+        return Candidate(self.version, report, table, self.folder / "shards", self.posts, task, policy(), alarmed)
+
+    def version_of(self, skill: float, limits: ImageLimits | None = None) -> registry.RegisteredVersion:
+        self.add(skill, limits=limits)
+        return self.version
 
 
 @pytest.fixture
@@ -130,3 +143,31 @@ def test_a_champion_whose_files_were_changed_stops_the_gate(line: Line) -> None:
     with pytest.raises(CheckpointError, match=r"trained\.safetensors has sha256"):
         history.settle(line.version, second.decide)
     assert history.sync(NAME).aliases == {"champion": "1"}
+
+
+def test_a_champion_of_other_code_is_scored_by_its_own(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "MODEL", altered(line.folder / "altered"))
+        history.settle(line.version_of(3.0), lambda state: Decision(verdict="promoted", reason=""))
+    champion = registry.fetch(line.version)
+    second = line.add(4.0, seed=1)
+    history.settle(line.version, second.decide)
+    expected = own_code.scorer_of(champion).score(line.posts)["score"]
+    np.testing.assert_allclose(second.scores["champion"], expected, atol=1e-6)
+    ours = Scorer.from_directory(champion).score(line.posts)["score"]
+    assert abs(expected - ours).max() > 0.01, "the two must differ, or nothing is compared"
+
+
+def test_a_champion_that_cannot_read_a_test_post_is_left_to_a_person(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "MODEL", altered(line.folder / "altered"))
+        small = ImageLimits(max_bytes=10**7, max_pixels=10)
+        history.settle(line.version_of(3.0, limits=small), lambda state: Decision(verdict="promoted", reason=""))
+    second = line.add(4.0, seed=1)
+    decision = history.settle(line.version, second.decide)
+    assert decision.verdict == "needs a person"
+    assert (
+        "the champion, version 1, cannot score 40 of the 40 test posts (row 1 (post 'p0'): image 1" in decision.reason
+    )

@@ -1,9 +1,15 @@
-"""What a run prints: its own lines and one message where it fails, not every remark of its libraries."""
+"""What ZenML needs before a run: it speaks less, and imports only what the run uses."""
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import logging
-import warnings
+import sys
+
+from zenml.integrations.integration import Integration
+from zenml.integrations.pytorch import PytorchIntegration
+from zenml.integrations.sklearn import SklearnIntegration
 
 from model.errors import AgentPSError
 
@@ -21,18 +27,34 @@ _LAUNCHER = "zenml.orchestrators.step_launcher"
 _ORCHESTRATOR = "zenml.orchestrators.local.local_orchestrator"
 
 
-def quieten() -> None:
-    """Call before the steps are imported: Great Expectations speaks while it is. `ZENML_LOGGING_VERBOSITY=DEBUG`
-    shows everything.
+def prepare() -> None:
+    """Call once, before the steps are imported: Great Expectations speaks while it is."""
+    _quieten()
+    # ZenML asks which package a table's class is from whenever a step returns one, and this reads the file lists of all
+    # packages: half a second, with the same answer.
+    importlib.metadata.packages_distributions = functools.cache(importlib.metadata.packages_distributions)
+    _activate_if_imported(PytorchIntegration, "torch")
+    _activate_if_imported(SklearnIntegration, "sklearn")
+
+
+def _activate_if_imported(integration: type[Integration], library: str) -> None:
+    """Have ZenML activate an integration, whose materializers import its library, only where a step has imported it.
+
+    ZenML activates whatever is installed when it compiles a pipeline. A step that returns the library's objects names
+    their class in its signature, and so has imported it by then.
     """
+    is_installed = integration.check_installation
+    integration.check_installation = lambda: library in sys.modules and is_installed()  # type: ignore[method-assign]
+
+
+def _quieten() -> None:
+    """A run prints its own lines, and one message where it fails. `ZENML_LOGGING_VERBOSITY=DEBUG` shows everything."""
     if logging.getLogger().getEffectiveLevel() <= logging.DEBUG:
         return
     for name, level in _LEVELS.items():
         logging.getLogger(name).setLevel(level)
     for name in (_LAUNCHER, _ORCHESTRATOR):
         logging.getLogger(name).addFilter(told_once)
-    # `validate` and `register` are steps and so sections of the config; nothing calls pydantic's methods of that name
-    warnings.filterwarnings("ignore", 'Field name "(validate|register)" in "PipelineInput" shadows')
 
 
 def told_once(record: logging.LogRecord) -> bool:

@@ -1,0 +1,197 @@
+"""From a raw post, or a row of shards, to `AgentPS.forward`'s arguments: one way for training, evaluation and serving.
+
+Dimensions: B posts · U distinct images of the batch · F frames · P patches of a frame · W width of the tower's states
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .agentps import normalize
+from .checkpoint import Loaded
+from .errors import DataError, ImageError
+from .images import Source, frame_indices, read_frame, read_source
+from .post import parse, row_of, shown
+from .prompt import Prompt
+from .schema import IMAGE_SHA256, IMAGES, NO_FRAME, ROOT, TEXT, TITLE
+from .text import encode_post_text
+
+_TEXTS = row_of(columns=(TITLE, TEXT))
+
+
+def padded_frames(posts: Iterable[Sequence[int]], frames: int) -> np.ndarray:
+    """int64 (posts, frames): the posts' frames, NO_FRAME behind those of a shorter album."""
+    rows = [[*row, *[NO_FRAME] * (frames - len(row))] for row in posts]
+    return np.array(rows, dtype=np.int64).reshape(len(rows), frames)
+
+
+def make_batch(
+    prompt: Prompt,
+    texts: Sequence[Sequence[int]],
+    frames_BF: np.ndarray,
+    images: Callable[[np.ndarray], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """`AgentPS.forward`'s arguments without labels.
+
+    Args:
+        texts: the token ids of each post's title and text.
+        frames_BF: int64, each post's images by their numbers, NO_FRAME behind those of a shorter album.
+        images: of the distinct numbers, (U,), `pixel_values_UCHW` or `tower_states_UPW`.
+    """
+    shown_BF = frames_BF != NO_FRAME
+    index_BF = frames_BF.copy()
+    numbers_U, index_BF[shown_BF] = np.unique(frames_BF[shown_BF], return_inverse=True)
+    batch: dict[str, Any] = dict(prompt.batch(texts, shown_BF.sum(1).tolist()))
+    return batch | images(numbers_U) | {"frame_index_BF": torch.from_numpy(index_BF)}
+
+
+@dataclass(frozen=True)
+class RawPost:
+    """A post whose cells are right; whether its images can be read is not known yet.
+
+    root, image_sha256: see `model.images.read_source`; of images that are files or bytes by themselves, None.
+    """
+
+    title: str
+    text: str
+    images: Sequence[Source]
+    root: str | None
+    image_sha256: Sequence[str | None]
+
+
+def raw_post(cells: Mapping[str, Any]) -> RawPost:
+    """A post by the rules of a manifest's row, its images being names, bytes, data URLs or base64 text.
+
+    Raises:
+        DataError: names the cell, what was found and what is expected.
+    """
+    texts, faults = parse(_TEXTS, {name: _digits(cells.get(name)) for name in (TITLE, TEXT)})
+    images = cells.get(IMAGES)
+    images = images.tolist() if isinstance(images, np.ndarray) else images
+    if not isinstance(images, list | tuple) or not images:
+        faults.append(f"{IMAGES}: {shown(images)}; a list of one or more images is expected")
+    if texts is None or images is None or faults:
+        raise DataError("; ".join(faults))
+    root, hashes = cells.get(ROOT), cells.get(IMAGE_SHA256)
+    return RawPost(
+        title=getattr(texts, TITLE),
+        text=getattr(texts, TEXT),
+        images=images,
+        root=root if isinstance(root, str) else None,
+        image_sha256=[None] * len(images) if hashes is None else list(hashes),
+    )
+
+
+def _digits(cell: Any) -> Any:
+    """pandas makes whole numbers of texts of digits only, and floats where a cell of the column is null."""
+    if isinstance(cell, bool | np.bool_):
+        return cell
+    if isinstance(cell, int | np.integer):
+        return str(cell)
+    return str(int(cell)) if isinstance(cell, float | np.floating) and float(cell).is_integer() else cell
+
+
+class _SeenImages:
+    """The tower's states of the images that were read last, by the sha256 of their files, in main memory.
+
+    A stream of posts shows many pictures again: reposts, templates, the next version of a post.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._free = max_bytes
+        self._states: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._lock = Lock()  # a server may score in several threads
+
+    def get(self, key: bytes) -> Tensor | None:
+        """(P, W), or None for an image that is not kept."""
+        with self._lock:
+            if key in self._states:
+                self._states.move_to_end(key)
+            return self._states.get(key)
+
+    def put(self, key: bytes, states_PW: Tensor) -> None:
+        with self._lock:
+            if key not in self._states:
+                self._states[key] = states_PW
+                self._free -= states_PW.nbytes
+            while self._free < 0:
+                self._free += self._states.popitem(last=False)[1].nbytes
+
+
+class PostReader:
+    """Reads raw posts for one checkpoint's network."""
+
+    def __init__(self, loaded: Loaded, seen_bytes: int) -> None:
+        """
+        Args:
+            seen_bytes: main memory for what the tower said of images, which are then neither decoded nor encoded again.
+        """
+        self._loaded = loaded
+        self._seen = _SeenImages(seen_bytes)
+
+    def shown(self, post: RawPost) -> list[int]:
+        """The places of the images that its frames show."""
+        sequence = self._loaded.info.sequence
+        return frame_indices(len(post.images), sequence.frames, repeat=sequence.repeat_frames)
+
+    def album(self, post: RawPost, read: dict[bytes, np.ndarray | Tensor]) -> list[bytes]:
+        """The keys of a post's images in their order.
+
+        Args:
+            read: gets what was not read before: by the image's key its frame, uint8 (S, S, 3), or the tower's states.
+
+        Raises:
+            ImageError: an image cannot be used; names it.
+        """
+        info = self._loaded.info
+        keys = []
+        for number, (source, sha256) in enumerate(zip(post.images, post.image_sha256, strict=True), start=1):
+            try:
+                data = read_source(source, info.limits, root=post.root, sha256=sha256)
+                key = hashlib.sha256(data).digest()
+                if key not in read:
+                    kept = self._seen.get(key)
+                    read[key] = read_frame(data, info.sequence.image_size, info.limits) if kept is None else kept
+            except ImageError as error:
+                name = f" {source!r:.200}" if isinstance(source, str) else ""
+                raise ImageError(f"image {number}{name}: {error}") from None
+            keys.append(key)
+        return keys
+
+    def batch(
+        self, posts: Sequence[RawPost], albums: Sequence[list[bytes]], read: Mapping[bytes, np.ndarray | Tensor]
+    ) -> dict[str, Tensor]:
+        """`AgentPS.forward`'s arguments, of posts whose `albums` were `read`."""
+        loaded, sequence = self._loaded, self._loaded.info.sequence
+        keys = list(dict.fromkeys(key for album in albums for key in album))
+        number = {key: k for k, key in enumerate(keys)}
+        states = self._states({key: read[key] for key in keys})
+        ids = [encode_post_text(loaded.tokenizer, post.title, post.text, sequence.max_text_tokens) for post in posts]
+        rows = [[number[album[k]] for k in self.shown(post)] for post, album in zip(posts, albums, strict=True)]
+        return make_batch(
+            loaded.prompt,
+            ids,
+            padded_frames(rows, sequence.frames),
+            lambda numbers: {"tower_states_UPW": torch.stack([states[keys[k]] for k in numbers])},
+        )
+
+    def _states(self, read: Mapping[bytes, np.ndarray | Tensor]) -> dict[bytes, Tensor]:
+        """(P, W) of each image; the frames among them go through the tower together."""
+        frames = {key: value for key, value in read.items() if isinstance(value, np.ndarray)}
+        states = {key: value for key, value in read.items() if isinstance(value, Tensor)}
+        if frames:
+            model = self._loaded.model
+            pixels_UCHW = normalize(np.stack(list(frames.values()))).to(next(model.parameters()).device)
+            for key, states_PW in zip(frames, model.tower_states(pixels_UCHW).cpu(), strict=True):
+                states[key] = states_PW.clone()  # a row alone would keep the whole tensor
+                self._seen.put(key, states[key])
+        return states

@@ -1,0 +1,84 @@
+"""`-c FILE` means the same to every command: options in each of their places, and no unknown ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from cli.main import main
+from tests.support.annotator import Server, completion, make_posts, reply
+
+#: Each command that takes a run file, with what else it needs.
+COMMANDS = {
+    "plan": ["--posts", "posts.jsonl", "--task", "ucc"],
+    "annotate": ["--posts", "posts.jsonl", "--task", "ucc", "--out", "labels.parquet"],
+    "trial": ["--posts", "posts.jsonl", "--task", "ucc", "--out", "trial.html"],
+    "agreement": ["--posts", "posts.jsonl", "--task", "ucc", "--labels", "posts.jsonl"],
+    "queue": ["--posts", "posts.jsonl", "--task", "ucc", "--out", "q.csv", *["--labels", "posts.jsonl"] * 2],
+    "history": [],
+    "compare": ["1", "2"],
+    "promote": ["1", "--because", "x"],
+    "rollback": ["--because", "x"],
+    "recalibrate": [],
+    "score": ["--posts", "posts.jsonl"],
+    "live": [],
+}
+CAPS = (
+    "annotate: {max_cost: 0.00001}\n",
+    "parameters: {annotate: {max_cost: 0.00001}}\n",
+    "parameters: {options: {annotate: {max_cost: 0.00001}}}\n",
+)
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, agentps_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: twelve posts in `posts.jsonl`."""
+    monkeypatch.chdir(tmp_path)
+    rows = []
+    for post in make_posts(tmp_path, 12).to_dict("records"):
+        row = {key: post[key] for key in ("post_id", "title", "text", "split")} | {"ugc": 1}
+        rows.append({**row, "images": list(post["images"])})
+    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with Server(lambda number, body: reply(completion())) as running:
+        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        yield running
+
+
+def call(command: str, text: str) -> Result:
+    Path("run.yaml").write_text(text)
+    return CliRunner().invoke(main, [command, *COMMANDS[command], "--config", "run.yaml"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("text", CAPS)
+@pytest.mark.parametrize("command", ["annotate", "trial"])
+def test_a_cap_in_dollars_holds_wherever_it_stands(server: Server, command: str, text: str) -> None:
+    result = call(command, text)
+    assert result.exit_code == 1
+    assert "annotate.max_cost" in result.output
+    assert server.requests == [], "nothing is paid for under a cap below the price of one post"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("anotate: {max_cost: 5}\n", "anotate: unknown key"),
+        ("parameters: {anotate: {max_cost: 5}}\n", "parameters.anotate: unknown key"),
+        ("parameters: {annotate: {max_costs: 5}}\n", "annotate.max_costs: unknown key"),
+        ("fine_tune: {epochs: 0}\n", "fine_tune.epochs: "),
+    ],
+)
+def test_a_wrong_key_ends_every_command_with_one_message(command: str, text: str, message: str) -> None:
+    result = call(command, text)
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: config run.yaml: {message}")
