@@ -18,6 +18,7 @@ from benchmarks.peers.meter import LastEpoch, Meter
 from benchmarks.peers.posts import BATCH
 from benchmarks.workload import MID, sequence_of, train_settings
 from model import checkpoint
+from model.columns import ERROR
 from model.data import FRAMES, TEXT_IDS, Batches, Shards, ShardWriter
 from model.images import ImageLimits, frame_indices, read_frame
 from model.metrics import Calibration
@@ -94,9 +95,10 @@ def main() -> None:
             "scoring, images seen before": posts[is_train],
         }.items():
             clock = Meter()
-            for start in range(0, len(part), BATCH):
-                scorer.score(part[start : start + BATCH])
+            errors = scorer.score(part)[ERROR].dropna()
             found[name] = clock.per(len(part))
+            if len(errors):
+                raise RuntimeError(f"scoring failed: {errors.iloc[0]}")
     del found["warm-up"]
     sys.stdout.write(json.dumps(found) + "\n")
 
