@@ -162,7 +162,7 @@ def measure(rounds: int, n: int = 2000) -> None:
             runs["after the storm"] = sides.run(side, "good", n, "storm", retries=3)
             runs["limit"] = sides.run(side, "limit", 64, "limit")
     machine = record.machine("openai") | {"peer": versions("curator", "bespokelabs-curator", "litellm")}
-    record.write(RECORD, machine | {"rounds": rounds, "posts": n, "load": os.getloadavg()[2], "runs": found})
+    record.write(RECORD, machine | {"rounds": rounds, "posts": n, "load": os.getloadavg()[1], "runs": found})
 
 
 def table() -> str:
