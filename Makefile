@@ -39,7 +39,7 @@ test: setup ## run the tests
 .PHONY: docs
 docs: $(INSTALLED) ## build the documentation as a site in site/; a dead link is an error
 	$(PIP) install --quiet --no-build-isolation -c requirements.lock -e '.[docs]'
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 .PHONY: bench-speed bench-gpu bench-peers
 bench-speed: $(INSTALLED) ## the network against plain transformers on this CPU: writes docs/speed-network.md (minutes)

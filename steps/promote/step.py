@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Annotated
 
 import mlflow
@@ -61,6 +62,6 @@ def promote(
         alias,
         said,
         page,
-        mlflow.get_tracking_uri(),
+        shlex.quote(mlflow.get_tracking_uri()),
     )
     return said, candidate.scores

@@ -34,8 +34,8 @@ class StudySettings(Section):
     workers: int = Field(ge=1)
     #: Resamples of the test posts for the 95 % intervals.
     bootstrap: int = Field(ge=1)
-    #: The folder of `results.md`, `results.json`, `results.html`; the finished cells are kept in `results/` below it.
-    #: Relative to the repository.
+    #: The folder of `results.md`, `results.json` and `results.html`, and of `records.jsonl`, which keeps the finished
+    #: cells. Relative to the repository.
     output: str
 
     @field_validator("train_posts")

@@ -21,10 +21,11 @@ from steps import recipe
 from steps.fine_tune.backbone import fingerprint
 from steps.fine_tune.launch import TrainingJob, job_directory
 from steps.paths import REPOSITORY
-from steps.settings import load_settings, load_study_settings
+from steps.settings import load_settings
 from steps.study.cells import Cell, cells_of_tables
 from steps.study.records import Record
 from steps.study.run import Study
+from steps.study.settings import load_study_settings
 from steps.study.train import Inputs
 from tests.support.tiny import TASK, train_settings
 
@@ -46,7 +47,7 @@ import pandas as pd
 from model.settings import TINY, BackboneSettings
 from steps.fine_tune.backbone import fingerprint
 from steps.fine_tune.launch import TrainingJob, job_directory
-from steps.settings import load_study_settings
+from steps.study.settings import load_study_settings
 from steps.study.cells import cells_of_tables
 from steps.study.run import Study
 from steps.study.train import Inputs, train_one

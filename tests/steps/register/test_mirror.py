@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zenml.client import Client
 
-from steps.register.history import State
+from steps.register.moves import RegistryState
 from steps.register.mirror import mirror
 
 NAME = "agentps-small"
@@ -17,10 +17,10 @@ def stages(client: Client) -> dict[str, str | None]:
 
 def test_zenmls_stages_follow_the_aliases_whatever_they_were_before(own_zenml: Client) -> None:
     def look(**aliases: str) -> dict[str, str | None]:
-        mirror(State(name=NAME, aliases=aliases, entries=()))
+        mirror(RegistryState(name=NAME, aliases=aliases, entries=()))
         return stages(own_zenml)
 
-    mirror(State(name=NAME, aliases={}, entries=()))
+    mirror(RegistryState(name=NAME, aliases={}, entries=()))
     assert not own_zenml.list_models(name=NAME).items, "nothing to show, nothing made"
     assert look(challenger="1") == {"mlflow-1": "staging"}
     assert look(challenger="1", champion="1") == {"mlflow-1": "production"}

@@ -19,10 +19,11 @@ from model.task import load_task
 from steps import recipe
 from steps.fine_tune.backbone import fingerprint
 from steps.paths import REPOSITORY
-from steps.settings import load_settings, load_study_settings
+from steps.settings import load_settings
 from steps.study.cells import ANNOTATOR, NONE, PEOPLE, Cell, cell_of, cells_of_tables, only
 from steps.study.records import add_record, read_records
 from steps.study.run import Study, cell_key
+from steps.study.settings import load_study_settings
 from steps.study.train import Inputs, _chosen, train_cell
 from tests.support.tiny import TASK, train_settings, write_posts
 

@@ -34,9 +34,10 @@ from steps.fine_tune.backbone import resolve
 from steps.ingest.posts import read_manifest
 from steps.ingest.sample import render_sample
 from steps.preprocess.shards import write_shards
-from steps.settings import LabelMethod, load_settings
+from steps.settings import load_settings
 from steps.study import train
 from steps.study.cells import Cell
+from steps.study.settings import LabelMethod
 from steps.study.train import Inputs, train_cell
 from tests.support.tiny import train_settings
 
