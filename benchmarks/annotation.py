@@ -52,7 +52,8 @@ _GOOD = "0,1,2,1,2"
 def _completion(content: str | None, **changes: Any) -> bytes:
     message = {"role": "assistant", "content": content, "refusal": changes.get("refusal")}
     choice = {"index": 0, "message": message, "finish_reason": changes.get("finish_reason", "stop")}
-    return json.dumps({"choices": [choice], "usage": {"prompt_tokens": 700, "completion_tokens": 10}}).encode()
+    usage = {"prompt_tokens": 700, "completion_tokens": 10, "total_tokens": 710}
+    return json.dumps({"choices": [choice], "usage": usage}).encode()
 
 
 #: Misbehaviour -> (weight, HTTP status, headers, body). Those of status 200 are charged, as an endpoint would.
