@@ -21,7 +21,8 @@ from steps.paths import REPOSITORY
 PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 PACKAGES = [pattern.removesuffix("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
-OURS = [*PACKAGES, *PROJECT["tool"]["setuptools"]["py-modules"], "tests", "benchmarks"]
+INSTALLED = [*PACKAGES, *PROJECT["tool"]["setuptools"]["py-modules"]]
+OURS = [*INSTALLED, "tests", "benchmarks"]
 #: Declared, though nothing of ours imports them.
 NOT_IMPORTED = {
     "accelerate": "transformers.Trainer runs on it",
@@ -105,9 +106,11 @@ def test_what_is_declared_is_in_the_lock() -> None:
 
 def test_each_package_of_ours_is_the_one_that_is_imported_from_any_folder(tmp_path: Path) -> None:
     """Installed editable, they come after `site-packages`: another project's `model` or `steps` would win there."""
-    code = f"import importlib.util\nfor name in {OURS}: print(importlib.util.find_spec(name).origin)"
+    code = f"import importlib.util\nfor name in {INSTALLED}: print(importlib.util.find_spec(name).origin)"
     found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    expected = [REPOSITORY / (f"{name}/__init__.py" if (REPOSITORY / name).is_dir() else f"{name}.py") for name in OURS]
+    expected = [
+        REPOSITORY / (f"{name}/__init__.py" if (REPOSITORY / name).is_dir() else f"{name}.py") for name in INSTALLED
+    ]
     assert found.stdout.splitlines() == [str(path) for path in expected]
 
 

@@ -73,7 +73,10 @@ def test_every_other_fault_is_one_message_with_file_row_or_key_and_remedy(worksp
         "type": ({"seed": "one"}, r"config type\.yaml: seed: .*integer.*found 'one'"),
         "task": ({"task": "typo.yaml"}, r"task typo\.yaml: questions\.1\.rul: unknown key: remove it or correct"),
         "id": ({"task": "clash.yaml"}, r"task clash\.yaml: .*'label' is the name of a manifest column: rename"),
-        "missing": ({"posts": "my/posts.jsonl"}, r"manifest .*/my/posts\.jsonl: no such file; give the path, or the URL"),
+        "missing": (
+            {"posts": "my/posts.jsonl"},
+            r"manifest .*/my/posts\.jsonl: no such file; give the path, or the URL",
+        ),
         "json": (own | {"posts": "faulty/broken.jsonl"}, r"broken\.jsonl:2: not JSON: .*correct or remove the line"),
         "rejects": (
             own | {"posts": manifest("strange.jsonl", strange), "ingest": {"max_reject_share": 0.05}},
