@@ -66,12 +66,13 @@ def _change(text: str) -> tuple[str, Any]:
     import yaml
 
     from model.errors import ConfigError
+    from model.yaml_file import parse_yaml
 
     key, equals, value = text.partition("=")
-    if not equals:
+    if not equals or not value.strip():  # an empty variable of a shell would take a cap away
         raise ConfigError(f"--set {text}: KEY=VALUE is expected, for example --set max_cost=5")
     try:
-        return key, yaml.safe_load(value)
+        return key, parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value cannot be read as YAML: {error}") from error
 

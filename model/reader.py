@@ -13,7 +13,9 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from pandas.api.types import is_scalar
 from torch import Tensor
 
 from .agentps import normalize
@@ -75,20 +77,29 @@ def raw_post(cells: Mapping[str, Any]) -> RawPost:
         DataError: names the cell, what was found and what is expected.
     """
     texts, faults = parse(_TEXTS, {name: _digits(cells.get(name)) for name in (TITLE, TEXT)})
-    images = cells.get(IMAGES)
-    images = images.tolist() if isinstance(images, np.ndarray) else images
+    images = _listed(cells.get(IMAGES))
     if not isinstance(images, list | tuple) or not images:
         faults.append(f"{IMAGES}: {shown(images)}; a list of one or more images is expected")
-    if texts is None or images is None or faults:
+        images = []
+    hashes = _listed(cells.get(IMAGE_SHA256))
+    if is_scalar(hashes) and pd.isna(hashes):
+        hashes = [None] * len(images)
+    elif not isinstance(hashes, list | tuple) or len(hashes) != len(images):
+        faults.append(f"{IMAGE_SHA256}: {shown(hashes)}; null, or one hash per image is expected")
+    if texts is None or faults:
         raise DataError("; ".join(faults))
-    root, hashes = cells.get(ROOT), cells.get(IMAGE_SHA256)
+    root = cells.get(ROOT)
     return RawPost(
         title=getattr(texts, TITLE),
         text=getattr(texts, TEXT),
         images=images,
         root=root if isinstance(root, str) else None,
-        image_sha256=[None] * len(images) if hashes is None else list(hashes),
+        image_sha256=hashes,
     )
+
+
+def _listed(cell: Any) -> Any:
+    return cell.tolist() if isinstance(cell, np.ndarray) else cell
 
 
 def _digits(cell: Any) -> Any:

@@ -131,8 +131,7 @@ def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) 
     """
     with opened(source, what) as file:
         try:
-            parquet = _parquet(file)
-            table = parquet.read()
+            table = _whole(_parquet(file))
         except _FileError as fault:
             raise ManifestError(f"{what} {source}{fault}") from fault.__cause__
     for column in required:
@@ -225,9 +224,16 @@ def _parquet(file: IO[bytes]) -> pq.ParquetFile:
 def _read_parquet(file: IO[bytes], columns: Collection[str]) -> _Read:
     parquet = _parquet(file)
     found: list[str] = parquet.schema_arrow.names
+    table = _whole(parquet, [column for column in columns if column in found])
     try:
-        table = parquet.read(columns=[column for column in columns if column in found])
         return list(enumerate(table.to_pylist(), start=1)), found
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # text that is not UTF-8, a time in the year 100000
+        raise _FileError(f": cannot be read as Parquet: {error}") from error
+
+
+def _whole(parquet: pq.ParquetFile, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return parquet.read(columns=columns)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise _FileError(f": cannot be read as Parquet: {error}") from error
 
