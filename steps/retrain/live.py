@@ -28,6 +28,7 @@ from steps.tables import tell_unmatched
 
 COLUMNS = (POST_ID, SCORE, DECISION, MODEL_VERSION, SCORED_AT)
 LEVEL = 0.95
+_PROBABILITY, _BOOLEAN = "a number from 0 to 1", "true or false"
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ class ScoredPost(Row):
     """A row of the table of scored posts: a score and a decision, or the error that was instead."""
 
     post_id: PostId
-    score: Annotated[float | None, Field(ge=0, le=1), Expects("a number from 0 to 1")] = None
-    decision: Annotated[bool | None, Expects("true or false")] = None
+    score: Annotated[float | None, Field(ge=0, le=1), Expects(_PROBABILITY)] = None
+    decision: Annotated[bool | None, Expects(_BOOLEAN)] = None
     error: Annotated[str | None, Expects("a reason or null")] = None
     model_version: Annotated[PostId, Expects("a version")]
     scored_at: Time
@@ -119,10 +120,10 @@ def read_scores(path: Path) -> pd.DataFrame:
     """
     scored = []
     for number, row in checked_rows(path, ScoredPost, "scores", COLUMNS):
-        for column, cell in ((SCORE, row.score), (DECISION, row.decision)):
+        for column, cell, expected in ((SCORE, row.score, _PROBABILITY), (DECISION, row.decision, _BOOLEAN)):
             if cell is None and row.error is None:
                 raise ManifestError(
-                    f"scores {path}:{number}: {column}: missing, and no error says why: correct or remove the row"
+                    f"scores {path}:{number}: {column}: missing; {expected} is expected: correct or remove the row"
                 )
         if row.error is None:
             scored.append(dict(row))

@@ -69,7 +69,7 @@ def test_a_table_of_nothing_but_errors_is_a_table_without_scored_posts(tmp_path:
     assert score(Stub(), table) == (3, 3, [], 0)
 
 
-@pytest.mark.parametrize(("column", "expected"), [("score", "a number"), ("decision", "true or false")])
+@pytest.mark.parametrize(("column", "expected"), [("score", "a number from 0 to 1"), ("decision", "true or false")])
 def test_a_row_without_score_or_decision_needs_an_error(tmp_path: Path, column: str, expected: str) -> None:
     row = {"post_id": "a", "score": 0.5, "decision": True, "model_version": "1", "scored_at": "2026-03-01T00:00:00Z"}
     table = tmp_path / "scores.jsonl"
