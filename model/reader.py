@@ -75,20 +75,26 @@ def raw_post(cells: Mapping[str, Any]) -> RawPost:
         DataError: names the cell, what was found and what is expected.
     """
     texts, faults = parse(_TEXTS, {name: _digits(cells.get(name)) for name in (TITLE, TEXT)})
-    images = cells.get(IMAGES)
-    images = images.tolist() if isinstance(images, np.ndarray) else images
-    if not isinstance(images, list | tuple) or not images:
-        faults.append(f"{IMAGES}: {shown(images)}; a list of one or more images is expected")
+    images, hashes = (_listed(cells.get(name)) for name in (IMAGES, IMAGE_SHA256))
+    if images is None or not images:
+        faults.append(f"{IMAGES}: {shown(cells.get(IMAGES))}; a list of one or more images is expected")
+    elif hashes is not None and len(hashes) != len(images):
+        faults.append(f"{IMAGE_SHA256}: {len(hashes)} hashes; one for each of the {len(images)} images is expected")
     if texts is None or images is None or faults:
         raise DataError("; ".join(faults))
-    root, hashes = cells.get(ROOT), cells.get(IMAGE_SHA256)
+    root = cells.get(ROOT)
     return RawPost(
         title=getattr(texts, TITLE),
         text=getattr(texts, TEXT),
         images=images,
         root=root if isinstance(root, str) else None,
-        image_sha256=[None] * len(images) if hashes is None else list(hashes),
+        image_sha256=hashes or [None] * len(images),
     )
+
+
+def _listed(cell: Any) -> list[Any] | None:
+    """None for a cell that holds no list: NaN, where tables with and without the column were joined."""
+    return list(cell) if isinstance(cell, list | tuple | np.ndarray) else None
 
 
 def _digits(cell: Any) -> Any:
