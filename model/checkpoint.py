@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
@@ -33,7 +33,8 @@ from .images import ImageLimits
 from .integrity import refuse_pickles
 from .metrics import Calibration, OperatingPoint
 from .prompt import Prompt
-from .settings import BackboneSettings, SequenceSettings, TrainSettings
+from .settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
+from .strict import Strict
 from .task import Task, explain_validation, task_differences
 from .text import ans_token_id
 
@@ -41,10 +42,8 @@ FORMAT = 1
 _META, _TRAINED, _POINTS = "checkpoint.json", "trained.safetensors", "operating_points.json"
 
 
-class CheckpointInfo(BaseModel):
+class CheckpointInfo(Strict):
     """What `checkpoint.json` says."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int
     task: Task
@@ -63,10 +62,10 @@ class CheckpointInfo(BaseModel):
     limits: ImageLimits = ImageLimits(max_bytes=20_000_000, max_pixels=50_000_000)
 
 
-class OperatingPoints(BaseModel):
+class OperatingPoints(Strict):
     """How logits become scores and decisions; fitted on val."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     calibration: Calibration
     #: Keyed `p60` for a precision of 60 %; threshold inf where val holds no precise enough one.
@@ -96,9 +95,12 @@ def build(
 ) -> tuple[AgentPS, PreTrainedTokenizerBase, Prompt]:
     """A network to be trained: pretrained backbone, fresh heads, the right parameters trainable."""
     tokenizer = load_tokenizer(backbone)
-    llava = load_backbone(backbone, tokenizer, torch.float32 if train.precision == "float32" else torch.bfloat16)
-    model = wrap(llava, tokenizer, task, sequence, train)
-    return model, tokenizer, _prompt(tokenizer, task, train, sequence, model)
+    model = wrap(load_backbone(backbone, tokenizer, _dtype(train)), tokenizer, task, sequence, train)
+    return model, tokenizer, _prompt(tokenizer, task, train.variant, sequence, model.config)
+
+
+def _dtype(train: TrainSettings) -> torch.dtype:
+    return torch.float32 if train.precision == "float32" else torch.bfloat16
 
 
 def wrap(
@@ -144,27 +146,18 @@ def check_fits(
         PromptError: the questions leave no room for the post's own text.
     """
     _check_image_size(config, sequence)
-    Prompt(
-        tokenizer,
-        task,
-        "agentps",  # the longest sequence of all variants
-        sequence,
-        video_token_id=config.video_token_id,
-        visual_tokens=visual_tokens(config, sequence),
-    )
+    _prompt(tokenizer, task, "agentps", sequence, config)  # the longest sequence of all variants
 
 
 def _prompt(
-    tokenizer: PreTrainedTokenizerBase, task: Task, train: TrainSettings, sequence: SequenceSettings, model: AgentPS
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    variant: Variant,
+    sequence: SequenceSettings,
+    config: LlavaOnevisionConfig,
 ) -> Prompt:
-    return Prompt(
-        tokenizer,
-        task,
-        train.variant,
-        sequence,
-        video_token_id=model.config.video_token_id,
-        visual_tokens=visual_tokens(model.config, sequence),
-    )
+    visual = visual_tokens(config, sequence)
+    return Prompt(tokenizer, task, variant, sequence, video_token_id=config.video_token_id, visual_tokens=visual)
 
 
 def trainable_state(model: AgentPS) -> dict[str, torch.Tensor]:
@@ -179,7 +172,12 @@ def load_trainable_state(model: AgentPS, state: dict[str, torch.Tensor], source:
         CheckpointError: a parameter is missing, unknown or of another shape.
     """
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    _check_same(set(wanted), set(state), source)
+    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            f"{source}: does not fit the network: missing {missing[:5] or 'nothing'}, "
+            f"unknown {unknown[:5] or 'nothing'}; it was made for another task, variant or backbone"
+        )
     with torch.no_grad():
         for name, parameter in wanted.items():
             if parameter.shape != state[name].shape:
@@ -188,15 +186,6 @@ def load_trainable_state(model: AgentPS, state: dict[str, torch.Tensor], source:
                     f"{source}: {name} has shape {found}, the network {expected}: another backbone or task"
                 )
             parameter.copy_(state[name])
-
-
-def _check_same(expected: set[str], found: set[str], source: Path) -> None:
-    missing, unknown = sorted(expected - found), sorted(found - expected)
-    if missing or unknown:
-        raise CheckpointError(
-            f"{source}: does not fit the network: missing {missing[:5] or 'nothing'}, "
-            f"unknown {unknown[:5] or 'nothing'}; it was made for another task, variant or backbone"
-        )
 
 
 def save(
@@ -296,7 +285,7 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory}: its tokenizer is missing or damaged: {error}") from error
-    llava = load_backbone(backbone, tokenizer, torch.float32 if info.train.precision == "float32" else torch.bfloat16)
+    llava = load_backbone(backbone, tokenizer, _dtype(info.train))
     model = wrap(llava, tokenizer, info.task, info.sequence, info.train)
     _restore(model, directory)
     model.eval().requires_grad_(False)
@@ -306,7 +295,8 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
         model.backbone = cast(LlavaOnevisionModel, model.backbone.merge_and_unload())
     if device is not None:
         model.to(device)
-    return Loaded(model, tokenizer, _prompt(tokenizer, info.task, info.train, info.sequence, model), info)
+    prompt = _prompt(tokenizer, info.task, info.train.variant, info.sequence, model.config)
+    return Loaded(model, tokenizer, prompt, info)
 
 
 def start_from(model: AgentPS, directory: Path, task: Task, backbone: BackboneSettings) -> None:

@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from .strict import Strict
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +30,10 @@ FloatArray = NDArray[np.float64]
 _MAX_LOGIT = 700.0
 
 
-class OperatingPoint(BaseModel):
+class OperatingPoint(Strict):
     """What the rule `score >= threshold` does. In JSON an infinite threshold is the string "Infinity"."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     #: The precision that the threshold was fitted for.
     min_precision: float = Field(gt=0, le=1)
@@ -42,10 +44,8 @@ class OperatingPoint(BaseModel):
     precision: float | None = Field(ge=0, le=1)
 
 
-class Calibration(BaseModel):
+class Calibration(Strict):
     """score = sigmoid(scale * logit + bias). The scale is positive, so the order of posts never changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     bias: float = Field(default=0.0, allow_inf_nan=False)

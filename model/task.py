@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from .errors import TaskError
 from .schema import RESERVED
+from .strict import Strict
 
 TASKS_DIR = Path(__file__).resolve().parent.parent / "configs" / "tasks"
 
@@ -25,11 +26,7 @@ _IDENTIFIER = re.compile(r"^[a-z][a-z0-9_]{0,47}$")
 _RULE = re.compile(r"^\s*(count|share)\s*>=\s*([0-9]+(?:\.[0-9]+)?)\s*$")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Question(_Strict):
+class Question(Strict):
     """One intermediate question.
 
     `ask` is the short wording in the sequence that the model reads (paper: 60 tokens for all of
@@ -120,7 +117,7 @@ class Question(_Strict):
         return found
 
 
-class FinalQuestion(_Strict):
+class FinalQuestion(Strict):
     """The decision: two classes, one of them positive."""
 
     ask: str
@@ -138,7 +135,7 @@ class FinalQuestion(_Strict):
         return self
 
 
-class Task(_Strict):
+class Task(Strict):
     """A policy: intermediate questions in the order in which they are asked, then the decision."""
 
     name: str

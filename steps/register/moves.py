@@ -12,10 +12,10 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pydantic import BaseModel, ConfigDict
 
 from model.errors import RegistryError
-from steps.register.registry import CHAMPION, PREVIOUS, RegisteredVersion, get
+from model.strict import Strict
+from steps.register.registry import CHAMPION, PREVIOUS, RegisteredVersion, create_model, get
 
 _MOVE, DONE = "agentps.move", "agentps.done"
 #: MLflow wants a source of every version, and its server one with a path; a record has no files. Not `models:/…`: that
@@ -24,10 +24,8 @@ _SOURCE = "agentps-history:/record"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
-class Move(BaseModel):
+class Move(Strict):
     """One record of the history."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["registered", "promoted", "by a person", "rollback", "by hand"]
     #: UTC, ISO 8601.
@@ -108,11 +106,10 @@ def log_name(name: str) -> str:
 
 
 def append(name: str, move: Move, *, done: bool) -> int:
-    client = MlflowClient()
     log = log_name(name)
     shown = ", ".join(f"{alias} -> {version or 'none'}" for alias, version in move.sets.items())
     create = partial(
-        client.create_model_version,
+        MlflowClient().create_model_version,
         log,
         source=_SOURCE,
         tags={_MOVE: move.model_dump_json(), **({DONE: "yes"} if done else {})},
@@ -124,18 +121,10 @@ def append(name: str, move: Move, *, done: bool) -> int:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            _create_log(client, name)
+            create_model(log, description=f"Every move of an alias of {name}, one a version.")
             return int(create().version)
     except MlflowException as error:
         raise RegistryError(f"model {log}: a move could not be written down: {error}") from error
-
-
-def _create_log(client: MlflowClient, name: str) -> None:
-    try:
-        client.create_registered_model(log_name(name), description=f"Every move of an alias of {name}, one a version.")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
 
 
 def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
