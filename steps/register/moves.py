@@ -75,29 +75,32 @@ class RegistryState:
         return get(self.name, self.aliases[alias]) if alias in self.aliases else None
 
     @property
+    def _champions(self) -> list[Entry]:
+        """The moves of `champion` that count."""
+        return [entry for entry in self.entries if entry.counts and CHAMPION in entry.move.sets]
+
+    @property
     def champion_since(self) -> datetime | None:
         """When the champion became it; None where there is none."""
-        moves = [entry.move for entry in self.entries if entry.counts and CHAMPION in entry.move.sets]
-        return moves[-1].at if moves and CHAMPION in self.aliases else None
+        return self._champions[-1].move.at if CHAMPION in self.aliases else None
 
     def passed(self, version: str) -> bool:
         """Whether `version` was made champion by the gate or by a person to whom the gate left it."""
-        moves = [entry.move for entry in self.entries if entry.counts]
-        return any(m.kind in ("promoted", "by a person") and m.sets.get(CHAMPION) == version for m in moves)
+        moves = [entry.move for entry in self._champions if entry.move.kind in ("promoted", "by a person")]
+        return any(move.sets[CHAMPION] == version for move in moves)
 
     def rolled_back(self, version: str) -> Move | None:
         """The rollback that took `champion` from `version`, where it was not champion again since."""
-        for entry in reversed(self.entries):
-            if entry.counts and CHAMPION in entry.move.sets:
-                if entry.move.sets[CHAMPION] == version:
-                    return None
-                if entry.move.kind == "rollback" and entry.before[CHAMPION] == version:
-                    return entry.move
+        for entry in reversed(self._champions):
+            if entry.move.sets[CHAMPION] == version:
+                return None
+            if entry.move.kind == "rollback" and entry.before[CHAMPION] == version:
+                return entry.move
         return None
 
     def on(self, moment: datetime) -> str | None:
         """The version that was champion at `moment`."""
-        moves = [e.move for e in self.entries if e.counts and CHAMPION in e.move.sets and e.move.at <= moment]
+        moves = [entry.move for entry in self._champions if entry.move.at <= moment]
         return moves[-1].sets[CHAMPION] if moves else None
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,13 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.main import COMMANDS, main
+from cli.main import main
 from model.task import load_task
 from steps.annotate.ledger import Ledger
 from steps.paths import ledger_url
 from tests.support.annotator import COUNTS, Answer, Server, completion, make_posts, reply
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MINE = ("agreement", "annotate", "gold", "plan", "queue", "trial")
 
 
 @pytest.fixture
@@ -37,14 +34,6 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    with Server(lambda number, body: reply(completion())) as running:
-        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
-        monkeypatch.setenv("OPENAI_API_KEY", "k")
-        yield running
-
-
 Run = Callable[..., Result]
 
 
@@ -57,21 +46,6 @@ def run(agentps_home: Path, manifest: Path) -> Run:
         return result
 
     return invoke
-
-
-@pytest.mark.parametrize("command", MINE)
-def test_help_is_there_without_the_libraries_of_the_command(command: str) -> None:
-    heavy = ("pandas", "openai", "mlflow", "zenml", "torch", "sklearn", "sqlalchemy", "jinja2")
-    code = (
-        "import sys\n"
-        "from cli.main import main\n"
-        f"main([{command!r}, '--help'], standalone_mode=False)\n"
-        f"sys.exit(', '.join(name for name in {heavy!r} if name in sys.modules) or None)\n"
-    )
-    found = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    assert f"{command} [OPTIONS]" in found.stdout
-    assert command in COMMANDS
 
 
 def test_plan_tells_what_it_would_cost_and_sends_nothing(run: Run, server: Server) -> None:
