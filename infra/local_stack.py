@@ -28,8 +28,7 @@ from pydantic import Field, ValidationError
 
 from model.errors import AgentPSError, ConfigError
 from model.files import write_whole
-from model.strict import Strict
-from model.task import explain_validation
+from model.strict import Strict, explain_validation
 from steps.paths import REPOSITORY, home
 
 if TYPE_CHECKING:

@@ -71,9 +71,7 @@ def paired_gain(
 
     Args:
         metric: `metric(scores, labels, weights=counts)`, higher is better; as in `bootstrap_interval`.
-        scores_a: (N,), of the model that is judged.
-        scores_b: (N,), of the model that it is compared with, in the same order of posts.
-        labels: (N,) bool.
+        scores_a, scores_b, labels: (N,) each, in the same order of posts.
 
     Returns:
         (value, low, high). All NaN where the metric is undefined on the posts; the bounds are NaN

@@ -34,8 +34,8 @@ from .integrity import refuse_pickles
 from .metrics import Calibration, OperatingPoint
 from .prompt import Prompt
 from .settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
-from .strict import Strict
-from .task import Task, explain_validation, task_differences
+from .strict import Strict, explain_validation
+from .task import Task, task_differences
 from .text import ans_token_id
 
 FORMAT = 1
@@ -82,11 +82,10 @@ class Loaded:
     info: CheckpointInfo
 
 
-def _architecture_fingerprint(config_json: str) -> str:
-    # `transformers_version`, `_name_or_path` and dtype tell where and how it was saved, not what it is.
-    config = {
-        k: v for k, v in json.loads(config_json).items() if k not in ("transformers_version", "_name_or_path", "dtype")
-    }
+def _architecture_fingerprint(backbone: BackboneSettings) -> str:
+    config = json.loads(load_config(backbone).to_json_string())
+    for key in ("transformers_version", "_name_or_path", "dtype"):  # where and how it was saved, not what it is
+        config.pop(key, None)
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -116,15 +115,7 @@ def wrap(
         ConfigError: the frames have another size than the tower reads.
     """
     _check_image_size(llava.config, sequence)
-    model = AgentPS(
-        llava,
-        task,
-        train.variant,
-        head_hidden=train.head_hidden,
-        head_dropout=train.head_dropout,
-        final_weight=train.final_weight,
-        frame_pooling=sequence.frame_pooling,
-    )
+    model = AgentPS(llava, task, sequence, train)
     model.set_trainable(train.lora, ans_token_id(tokenizer), projector=train.train_projector)
     return model
 
@@ -209,7 +200,7 @@ def save(
         train=train,
         backbone=backbone.model_copy(update={"name": "backbone"}) if embed_backbone else backbone,
         backbone_embedded=embed_backbone,
-        backbone_fingerprint=_architecture_fingerprint(load_config(backbone).to_json_string()),
+        backbone_fingerprint=_architecture_fingerprint(backbone),
         provenance=provenance,
     )
     with replacing(directory) as part:
@@ -317,7 +308,7 @@ def start_from(model: AgentPS, directory: Path, task: Task, backbone: BackboneSe
 
 
 def _check_backbone(info: CheckpointInfo, backbone: BackboneSettings, directory: Path) -> None:
-    fingerprint = _architecture_fingerprint(load_config(backbone).to_json_string())
+    fingerprint = _architecture_fingerprint(backbone)
     if fingerprint != info.backbone_fingerprint:
         raise CheckpointError(
             f"{directory}: trained on a backbone {info.backbone_fingerprint}, {backbone.name} is {fingerprint}: "

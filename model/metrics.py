@@ -104,12 +104,7 @@ def threshold_curve(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | N
 def recall_at_precision(
     scores: ArrayLike, labels: ArrayLike, min_precision: float, weights: ArrayLike | None = None
 ) -> OperatingPoint:
-    """The highest recall of any threshold whose precision is at least `min_precision`.
-
-    Args:
-        scores: (N,) probabilities in [0, 1].
-        labels: (N,) bool, True = positive.
-        min_precision: in (0, 1].
+    """The highest recall of any threshold whose precision is at least `min_precision`, which is in (0, 1].
 
     Returns:
         The point for the rule `score >= threshold`, the rule that serving applies; of several with
@@ -266,10 +261,6 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Calibration:
 
     Platt's targets, (P + 1) / (P + 2) for the P positives and 1 / (Q + 2) for the Q negatives, keep
     the fit finite where one threshold separates the classes.
-
-    Args:
-        logits: (N,) before the sigmoid.
-        labels: (N,) bool.
 
     Returns:
         The identity (scale 1, bias 0), with a warning in the log, where there is nothing to fit (one

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from .errors import TaskError
 from .schema import RESERVED
-from .strict import Strict
+from .strict import Strict, explain_validation
 
 TASKS_DIR = Path(__file__).resolve().parent.parent / "configs" / "tasks"
 
@@ -201,20 +201,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
     return flat
-
-
-def explain_validation(error: ValidationError) -> str:
-    """Pydantic's findings as one line each: the key, what is wrong with it, what was found."""
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "(top level)"
-        whole = item["type"] in ("missing", "extra_forbidden") or isinstance(item["input"], dict)
-        found = "" if whole else f" (found {item['input']!r:.120})"
-        what = {"extra_forbidden": "unknown key: remove it or correct its name", "missing": "is missing"}.get(
-            item["type"], item["msg"].removeprefix("Value error, ")
-        )
-        lines.append(f"{where}: {what}{found}")
-    return "; ".join(lines)
 
 
 def load_task(source: str | Path) -> Task:

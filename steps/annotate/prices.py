@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from model.errors import ConfigError
-from model.task import explain_validation
+from model.strict import explain_validation
 from steps.annotate.prompt import model_size
 from steps.paths import REPOSITORY
 

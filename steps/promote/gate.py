@@ -57,6 +57,7 @@ class Unscored:
 
 
 Outcome = Literal["passed", "failed", "open"]
+Verdict = Literal["promoted", "kept", "needs a person", "already champion"]
 
 
 class Check(BaseModel):
@@ -78,7 +79,7 @@ class Decision(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    verdict: Literal["promoted", "kept", "needs a person", "already champion"]
+    verdict: Verdict
     reason: str
     checks: tuple[Check, ...] = ()
 
@@ -107,16 +108,19 @@ def decide(
         ConfigError: the settings name a metric that the report does not have.
     """
     checks = _floors(candidate, posts, settings)
+
+    def ends(verdict: Verdict, reason: str) -> Decision:
+        return Decision(verdict=verdict, reason=reason, checks=tuple(checks))
+
     for check in checks:
         if check.outcome == "failed":
-            return Decision(verdict="kept", reason=_floor_reason(check), checks=tuple(checks))
-    metric, value = settings.metric, checks[0].value
+            return ends("kept", _floor_reason(check))
+    metric = settings.metric
+    reached = f"{metric} {checks[0].value:.4f} reaches the floor {settings.floor:g}"
     if champion is None:
-        reason = f"{metric} {value:.4f} reaches the floor {settings.floor:g}; there was no champion"
-        return Decision(verdict="promoted", reason=reason, checks=tuple(checks))
+        return ends("promoted", f"{reached}; there was no champion")
     if isinstance(champion, Unscored):
-        reason = f"{metric} {value:.4f} reaches the floor {settings.floor:g}; {champion.reason}"
-        return Decision(verdict="needs a person", reason=reason, checks=tuple(checks))
+        return ends("needs a person", f"{reached}; {champion.reason}")
 
     stale = alarmed or champion_age > timedelta(days=settings.stale_days)
     gain = _gain(metric, candidate, champion, posts, settings, limit=-settings.stale_tolerance if stale else 0.0)
@@ -127,19 +131,18 @@ def decide(
     elif stale:
         said += f", champion for {champion_age.days} days"
     if gain.value == 0:
-        return Decision(verdict="kept", reason=f"a tie: {said}", checks=tuple(checks))
+        return ends("kept", f"a tie: {said}")
     if gain.outcome != "passed":
-        reason = f"{said}: its lower bound is not above {gain.limit:g}"
-        return Decision(verdict="kept", reason=reason, checks=tuple(checks))
+        return ends("kept", f"{said}: its lower bound is not above {gain.limit:g}")
     slices = _slices(candidate, champion, posts, settings)
     checks += slices
-    for outcome, verdict in (("failed", "kept"), ("open", "needs a person")):
+    verdicts: dict[Outcome, Verdict] = {"failed": "kept", "open": "needs a person"}
+    for outcome, verdict in verdicts.items():
         fallen = [check for check in slices if check.outcome == outcome]
         if fallen:
             named = "; ".join(f"{check.name} {_signed(check)}" for check in fallen)
-            reason = f"{said}, but slices fell by more than {settings.max_slice_drop:g}: {named}"
-            return Decision(verdict=verdict, reason=reason, checks=tuple(checks))  # type: ignore[arg-type]
-    return Decision(verdict="promoted", reason=said, checks=tuple(checks))
+            return ends(verdict, f"{said}, but slices fell by more than {settings.max_slice_drop:g}: {named}")
+    return ends("promoted", said)
 
 
 def slices_of(posts: pd.DataFrame) -> dict[str, _Mask]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Literal
 
 import mlflow
@@ -111,23 +110,17 @@ def log_name(name: str) -> str:
 def append(name: str, move: Move, *, done: bool) -> int:
     log = log_name(name)
     shown = ", ".join(f"{alias} -> {version or 'none'}" for alias, version in move.sets.items())
-    create = partial(
-        MlflowClient().create_model_version,
-        log,
-        source=_SOURCE,
-        tags={_MOVE: move.model_dump_json(), **({DONE: "yes"} if done else {})},
-        description=f"{move.kind}: {shown}" + (f" ({move.reason})" if move.reason else ""),
-    )
     try:
-        try:
-            return int(create().version)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            create_model(log, description=f"Every move of an alias of {name}, one a version.")
-            return int(create().version)
+        create_model(log, description=f"Every move of an alias of {name}, one a version.")
+        record = MlflowClient().create_model_version(
+            log,
+            source=_SOURCE,
+            tags={_MOVE: move.model_dump_json(), **({DONE: "yes"} if done else {})},
+            description=f"{move.kind}: {shown}" + (f" ({move.reason})" if move.reason else ""),
+        )
     except MlflowException as error:
         raise RegistryError(f"model {log}: a move could not be written down: {error}") from error
+    return int(record.version)
 
 
 def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
