@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -75,11 +76,14 @@ def raw_post(cells: Mapping[str, Any]) -> RawPost:
         DataError: names the cell, what was found and what is expected.
     """
     texts, faults = parse(_TEXTS, {name: _digits(cells.get(name)) for name in (TITLE, TEXT)})
-    images, hashes = (_listed(cells.get(name)) for name in (IMAGES, IMAGE_SHA256))
+    given = cells.get(IMAGE_SHA256)
+    images, hashes = _listed(cells.get(IMAGES)), _listed(given)
     if images is None or not images:
         faults.append(f"{IMAGES}: {shown(cells.get(IMAGES))}; a list of one or more images is expected")
-    elif hashes is not None and len(hashes) != len(images):
-        faults.append(f"{IMAGE_SHA256}: {len(hashes)} hashes; one for each of the {len(images)} images is expected")
+    elif not _is_null(given) and (hashes is None or len(hashes) != len(images)):
+        faults.append(
+            f"{IMAGE_SHA256}: {shown(given)}; null, or one hash for each of the {len(images)} images is expected"
+        )
     if texts is None or images is None or faults:
         raise DataError("; ".join(faults))
     root = cells.get(ROOT)
@@ -93,8 +97,12 @@ def raw_post(cells: Mapping[str, Any]) -> RawPost:
 
 
 def _listed(cell: Any) -> list[Any] | None:
-    """None for a cell that holds no list: NaN, where tables with and without the column were joined."""
     return list(cell) if isinstance(cell, list | tuple | np.ndarray) else None
+
+
+def _is_null(cell: Any) -> bool:
+    """NaN stands where tables with and without the column were joined."""
+    return cell is None or cell is pd.NA or (isinstance(cell, float) and cell != cell)
 
 
 def _digits(cell: Any) -> Any:

@@ -76,9 +76,8 @@ def challenge(version: RegisteredVersion) -> None:
     with _lock():
         if _sync(version.name).aliases.get(CHALLENGER) != version.version:
             sets: dict[str, str | None] = {CHALLENGER: version.version}
-            _make(
-                version.name, Move(kind="registered", at=datetime.now(UTC), by=_who(), reason="", expects={}, sets=sets)
-            )
+            move = Move(kind="registered", at=datetime.now(UTC), by=_who(), reason="", expects={}, sets=sets)
+            _make(version.name, move)
 
 
 def settle(version: RegisteredVersion, decide: Callable[[RegistryState], Decision]) -> Decision:

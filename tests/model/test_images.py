@@ -310,6 +310,8 @@ def test_read_source_refuses_with_its_reason(tmp_path: Path) -> None:
         ("a.jpg", "nonsense://refused", "cannot be read: Protocol not known: nonsense"),
         ("data:image/png,abc", None, "no data URL in base64"),
         ("data:image/png;base64,a", None, "base64 text is damaged"),
+        ("data:image/png;base64,é", None, "base64 text is damaged"),
+        ("/9j/é", None, "nor is it a picture in base64"),
         ("data:image/png;base64," + "A" * 140_000, None, "bytes; at most 100,000 are read"),
         ("/9j/" + "A" * 140_000, None, "bytes; at most 100,000 are read"),
         (None, None, "NoneType given; the path or the bytes of one image"),

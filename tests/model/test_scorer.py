@@ -303,9 +303,14 @@ def test_posts_as_ingest_makes_them_are_read_under_their_root_and_held_to_their_
     )
     scorer = Scorer.from_directory(directory)
     assert scorer.score(ingested)["score"].to_numpy() == pytest.approx(table["score"], abs=1e-6)
-    ingested["image_sha256"] = [["0" * 64, *hashes[1:]] for hashes in ingested["image_sha256"]]
-    errors = Scorer.from_directory(directory).score(ingested.iloc[:2])["error"]
+    joined = scorer.score(pd.concat([posts.iloc[:2], ingested.iloc[2:]]))  # root and hashes of the first two are NaN
+    assert joined["score"].to_numpy() == pytest.approx(table["score"], abs=1e-6)
+    ingested["image_sha256"] = [["0" * 64], [], "0" * 64, *ingested["image_sha256"].iloc[3:]]
+    errors = scorer.score(ingested)["error"]
     assert "was changed since it was ingested" in errors.iloc[0]
+    assert "image_sha256: []; null, or one hash for each of the 2 images is expected" in errors.iloc[1]
+    assert "image_sha256: '000" in errors.iloc[2]
+    assert errors.iloc[3:].isna().all()
 
 
 @pytest.mark.parametrize("variant", ["vanilla", "multitask"])
