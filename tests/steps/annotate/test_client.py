@@ -6,8 +6,6 @@ import base64
 import json
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -37,6 +35,7 @@ from tests.support.annotator import (
     SOURCE,
     Answer,
     Server,
+    annotating,
     completion,
     error,
     make_posts,
@@ -44,16 +43,7 @@ from tests.support.annotator import (
     settings_of,
 )
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-
-
 # --- a run
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -266,33 +256,6 @@ def test_structured_output_is_asked_for_and_read_by_its_keys(posts: pd.DataFrame
 
 # --- several processes on one ledger
 
-_SCRIPT = """
-import sys
-import pandas as pd
-from model.task import load_task
-from steps.annotate.client import annotate_posts
-from steps.annotate.ledger import Ledger
-from steps.settings import AnnotateSettings
-settings = AnnotateSettings.model_validate({settings!r})
-posts = pd.read_parquet({posts!r})
-with Ledger({url!r}) as ledger:
-    result = annotate_posts(posts, load_task("ucc"), settings, ledger, base_url=sys.argv[1], api_key="k",
-        on_progress=lambda progress: print(progress.done, flush=True))
-    print("asked", result.asked, "answered", int(result.labels["missing_reason"].isna().sum()))
-"""
-
-
-def start(folder: Path, base_url: str, **changes: Any) -> subprocess.Popen[str]:
-    """A process that annotates `posts.parquet` of the folder with the ledger there."""
-    script = _SCRIPT.format(
-        settings=settings_of(**changes).model_dump(),
-        posts=str(folder / "posts.parquet"),
-        url=f"sqlite:///{folder / 'ledger.db'}",
-        source=SOURCE,
-    )
-    command = [sys.executable, "-c", script, base_url]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-
 
 def test_of_processes_that_work_on_the_same_posts_each_key_is_asked_by_one(tmp_path: Path) -> None:
     posts = make_posts(tmp_path, 200)
@@ -303,7 +266,7 @@ def test_of_processes_that_work_on_the_same_posts_each_key_is_asked_by_one(tmp_p
         return reply(completion())
 
     with Server(behave) as server:
-        processes = [start(tmp_path, server.base_url) for _ in range(2)]
+        processes = [annotating(tmp_path, server.base_url) for _ in range(2)]
         ends = [process.communicate(timeout=60)[0].strip().splitlines()[-1] for process in processes]
     assert [end.split()[2:] for end in ends] == [["answered", "200"]] * 2
     assert sum(int(end.split()[1]) for end in ends) == 200
@@ -324,7 +287,7 @@ def test_killed_ten_times_the_ledger_ends_as_that_of_an_undisturbed_run(tmp_path
     with Server(behave) as server:
         kills = 0
         while kills < 10:
-            with start(tmp_path, server.base_url) as process:
+            with annotating(tmp_path, server.base_url) as process:
                 assert process.stdout is not None
                 wanted = int(rng.integers(3, 20))
                 for line in process.stdout:
@@ -332,7 +295,7 @@ def test_killed_ten_times_the_ledger_ends_as_that_of_an_undisturbed_run(tmp_path
                         process.kill()
                         kills += 1
                         break
-        with start(tmp_path, server.base_url) as process:
+        with annotating(tmp_path, server.base_url) as process:
             assert process.communicate(timeout=60)[0].split()[-1] == "300"
         asked = len(server.requests)
     with sqlite3.connect(tmp_path / "ledger.db") as database:

@@ -8,27 +8,10 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 from model.errors import DataError
 from model.metrics import Calibration
 from model.settings import Variant
-from model.task import Task
 from steps.evaluate.report import EvalReport, Metric, build_report
 from steps.settings import EvaluateSettings
+from tests.support.tasks import MENU as TASK
 
-TASK = Task.model_validate(
-    {
-        "name": "menu",
-        "version": 1,
-        "questions": [
-            {"id": "spicy", "ask": "Spicy?", "annotate": "Count spicy dishes.", "rule": "count >= 1"},
-            {
-                "id": "course",
-                "ask": "Which course?",
-                "annotate": "Which course?",
-                "classes": ["starter", "main", "dessert"],
-                "answer": "class",
-            },
-        ],
-        "final": {"ask": "Is the dish vegan?", "classes": ["other", "vegan"], "positive": "vegan"},
-    }
-)
 SETTINGS = EvaluateSettings(precisions=(60, 80), bootstrap=50, examples=2)
 
 
