@@ -27,7 +27,6 @@ from scipy.optimize import brentq
 from benchmarks.record import write
 from model import metrics
 from model.files import write_whole
-from model.metrics import Calibration
 from steps.evaluate.report import EvalReport, Metric
 from steps.paths import REPOSITORY
 from steps.promote.gate import Judged, Posts, decide, gain_of
@@ -60,24 +59,9 @@ def population() -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
 
 
 def judged(scores_N: NDArray[np.float64], f1_threshold: float = 0.5, **values: float) -> Judged:
-    report = EvalReport(
-        task="synthetic",
-        task_fingerprint="0" * 16,
-        variant="vanilla",
-        seed=0,
-        backbone="none",
-        annotator="none",
-        n_posts=len(scores_N),
-        n_positive=0,
-        n_unlabelled=0,
-        n_val=0,
-        n_val_unlabelled=0,
-        metrics={name: Metric(value=value) for name, value in values.items()},
-        operating_points={},
-        f1_threshold=f1_threshold,
-        calibration=Calibration(),
-        missing_share={},
-        annotated_missing_share={},
+    # what the gate reads of a report, and no more
+    report = EvalReport.model_construct(
+        metrics={name: Metric(value=value) for name, value in values.items()}, f1_threshold=f1_threshold
     )
     return Judged(scores_N=scores_N, report=report)
 

@@ -483,21 +483,20 @@ def test_too_many_missing_answers_stop_the_run_after_all_is_recorded(tmp_path: P
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
+@pytest.mark.parametrize(
+    "disturbed",
+    [
+        *(reply(error(), status) for status in (408, 409, 429, 500, 502, 503)),
+        reply(completion(), content_length="100000"),  # cut by a closed connection
+        *(reply(error(), 429, retry_after=senseless) for senseless in ("soon", "-5", "nan", "")),
+    ],
+)
 def test_a_passing_disturbance_is_waited_out_within_one_attempt(
-    status: int, posts: pd.DataFrame, ledger: Ledger
+    disturbed: Answer, posts: pd.DataFrame, ledger: Ledger
 ) -> None:
-    with Server(lambda number, body: reply(error(), status) if number < 3 else reply(completion())) as server:
+    with Server(lambda number, body: disturbed if number < 3 else reply(completion())) as server:
         result = run(posts, ledger, server.base_url)
     assert (result.missing, result.requests) == (0, 3)
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_reply_cut_by_a_closed_connection_is_asked_again(posts: pd.DataFrame, ledger: Ledger) -> None:
-    cut = reply(completion(), content_length="100000")
-    with Server(lambda number, body: cut if number == 1 else reply(completion())) as server:
-        result = run(posts, ledger, server.base_url)
-    assert (result.missing, result.requests) == (0, 2)
 
 
 @pytest.mark.usefixtures("quick")
@@ -523,15 +522,6 @@ def test_retry_after_ends_with_the_deadline_and_uses_up_no_retry(
         result = run(posts, ledger, server.base_url, timeout=0.5)
         assert result.labels["missing_reason"].tolist() == ["rate limited"]
         assert time.monotonic() - started < 3
-        assert run(posts, ledger, server.base_url).missing == 0
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("retry_after", ["soon", "-5", "nan", ""])
-def test_a_senseless_retry_after_is_not_followed(retry_after: str, posts: pd.DataFrame, ledger: Ledger) -> None:
-    with Server(
-        lambda number, body: reply(error(), 429, retry_after=retry_after) if number == 1 else reply(completion())
-    ) as server:
         assert run(posts, ledger, server.base_url).missing == 0
 
 
@@ -616,14 +606,7 @@ def test_no_key_is_one_clear_error(posts: pd.DataFrame, ledger: Ledger, monkeypa
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     for key, message in ((None, "no API key"), ("k\n", "cannot"), ("schlüssel", "cannot")):
         with pytest.raises(AnnotationError, match=message):
-            annotate_posts(
-                posts,
-                load_task("ucc"),
-                settings_of(),
-                ledger,
-                base_url="http://127.0.0.1:9",
-                api_key=key,
-            )
+            annotate_posts(posts, load_task("ucc"), settings_of(), ledger, base_url="http://127.0.0.1:9", api_key=key)
 
 
 @pytest.mark.parametrize("detail", ["low", "high"])  # for the cost of a high one its size is read first

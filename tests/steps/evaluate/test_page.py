@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from model.metrics import Calibration
 from model.settings import Variant
 from steps.evaluate.page import render
-from steps.evaluate.report import build_report
 from steps.settings import EvaluateSettings
+from tests.support import predictions as support
 from tests.support.html import Page, needs_nothing_from_outside
 from tests.support.posts import ingested
 from tests.support.tasks import MENU as TASK
@@ -41,24 +40,10 @@ def posts(tmp_path: Path) -> pd.DataFrame:
 
 
 def predictions(seed: int, split: str, variant: Variant) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    scores = rng.random(N)
-    frame = pd.DataFrame(
-        {
-            "post_id": [f"{split}{i}" for i in range(N)],
-            "split": split,
-            "label": pd.array((rng.random(N) < scores).astype(int), dtype="Int8"),
-            "logit": np.log(scores / (1 - scores)),
-            "score": scores,
-            "spicy": pd.array([1] * N, dtype="Int8"),
-            "course": pd.array([pd.NA] * N, dtype="Int8"),
-        }
-    )
-    if variant != "vanilla":
-        frame = frame.assign(
-            answer_spicy="no", probability_spicy=0.88, answer_course="dessert", probability_course=0.44
-        )
-    return frame
+    people = {"spicy": pd.array([1] * N, dtype="Int8"), "course": pd.array([pd.NA] * N, dtype="Int8")}
+    answers = {"answer_spicy": "no", "probability_spicy": 0.88, "answer_course": "dessert", "probability_course": 0.44}
+    asked = variant != "vanilla"
+    return support.predictions(N, seed, split, asked).assign(**people, **(answers if asked else {}))
 
 
 def page_of(
@@ -69,18 +54,7 @@ def page_of(
 ) -> str:
     val = predictions(0, "val", variant) if val is None else val
     test = predictions(1, "test", variant)
-    report = build_report(
-        val,
-        test,
-        TASK,
-        settings,
-        variant=variant,
-        seed=0,
-        backbone="tiny",
-        annotator="simulated:gpt-4o",
-        annotated_missing_share={"spicy": 0.1, "course": 0.2},
-        calibration=Calibration(),
-    )
+    report = support.report_of(val, test, variant, settings)
     return render(report, val, test, posts, TASK, settings)
 
 
