@@ -199,20 +199,11 @@ def page(record: dict[str, list[dict[str, Any]]]) -> str:
             dashes="---|" * (len(GAINS) - 1) + "---",
             rows=rows,
         )
-    return (
-        _PAGE.format(
-            positive=POSITIVE,
-            champion=CHAMPION_AP,
-            population=POPULATION,
-            metric=f"`{default.metric}`",
-            bootstrap=default.bootstrap,
-            size=GATE_SIZE,
-            draws=GATE_DRAWS,
-            gate=gate,
-            curve=curve,
-        ).rstrip()
-        + "\n"
-    )
+    text = _PAGE.format(
+        positive=POSITIVE, champion=CHAMPION_AP, population=POPULATION, metric=f"`{default.metric}`",
+        bootstrap=default.bootstrap, size=GATE_SIZE, draws=GATE_DRAWS, gate=gate, curve=curve,
+    )  # fmt: skip
+    return text.rstrip() + "\n"
 
 
 def main() -> None:
@@ -229,10 +220,6 @@ def main() -> None:
             continue
         record[kind].append(row | verdicts(metric, gain, size, draws, whole_gate=kind == "gate"))
         write(RECORD, record)
-    render(record)
-
-
-def render(record: dict[str, list[dict[str, Any]]]) -> None:
     if record["curve"]:
         plot(record["curve"])
     write_whole(PAGE, page(record))

@@ -24,14 +24,8 @@ def run(peer: str | None, *arguments: object, **environment: str) -> Any:
     """
     python = sys.executable if peer is None else str(REPOSITORY / ".agentps" / "peers" / peer / "bin" / "python")
     command = [python, *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=os.environ | _ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    variables = os.environ | _ENVIRONMENT | environment
+    done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
