@@ -66,12 +66,13 @@ def _change(text: str) -> tuple[str, Any]:
     import yaml
 
     from model.errors import ConfigError
+    from model.yaml_file import parse_yaml
 
     key, equals, value = text.partition("=")
-    if not equals:
+    if not equals or not value.strip():  # an empty variable of a shell would take a cap away
         raise ConfigError(f"--set {text}: KEY=VALUE is expected, for example --set max_cost=5")
     try:
-        return key, yaml.safe_load(value)
+        return key, parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value cannot be read as YAML: {error}") from error
 
@@ -245,7 +246,10 @@ def agreement_(
     posts, labels = _read(manifest, policy, settings), _labels(labels_file)
     tell_unmatched(labels["post_id"], posts["post_id"], f"labels {labels_file}", f"the posts of {manifest}")
     questions = agreement(posts, labels, policy)
-    drifts = drift(_labels(against), labels, policy, posts) if against is not None else []
+    earlier = _labels(against) if against is not None else None
+    if earlier is not None:
+        tell_unmatched(earlier["post_id"], labels["post_id"], f"labels {against}", f"the posts of {labels_file}")
+    drifts = drift(earlier, labels, policy, posts) if earlier is not None else []
     click.echo(table(questions).to_string(index=False, float_format="{:.3f}".format))
     if against is not None:
         click.echo(f"\nchanged since {against}:")
@@ -287,7 +291,9 @@ def queue(
         tell_unmatched(table["post_id"], posts["post_id"], f"labels {name}", f"the posts of {manifest}")
     if predictions is not None:
         name, given = next(iter(tables.items()))
-        found = doubtful(_labels(predictions), given, policy, name=predictions.stem, annotator=name)
+        said = _labels(predictions)
+        tell_unmatched(said["post_id"], given["post_id"], f"predictions {predictions}", f"the posts of labels {name}")
+        found = doubtful(said, given, policy, name=predictions.stem, annotator=name)
     else:
         found = disagreements(tables, policy)
     found = found[found["post_id"].isin(posts["post_id"])]

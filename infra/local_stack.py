@@ -29,6 +29,7 @@ from pydantic import Field, ValidationError
 from model.errors import AgentPSError, ConfigError
 from model.files import write_whole
 from model.strict import Strict, explain_validation
+from model.yaml_file import load_yaml
 from steps.paths import REPOSITORY, home
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def load_stack(path: Path, home_dir: Path) -> LocalStack:
             f"AGENTPS_HOME {home_dir}: ?, # and % have a meaning in MLflow's database URI; use a path without them"
         )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = load_yaml(path)
         stack = LocalStack.model_validate(_expand(raw, str(home_dir)))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"stack {path}: cannot be read as YAML: {error}") from error

@@ -30,6 +30,7 @@ from .errors import ImageError
 
 #: What Pillow's readers raise on damaged or hostile files; their classes have no common base but Exception.
 _BROKEN = (
+    AssertionError,
     EOFError,
     KeyError,
     IndexError,
@@ -236,7 +237,7 @@ def _read_url(root: str, name: str, limits: ImageLimits) -> bytes:
     except FileNotFoundError:
         raise ImageError("no such file") from None
     except Exception as error:
-        raise ImageError(f"cannot be read: {error or type(error).__name__}") from error
+        raise ImageError(f"cannot be read: {str(error) or type(error).__name__}") from error
 
 
 def _read_data_url(url: str, limits: ImageLimits) -> bytes:
@@ -286,7 +287,7 @@ def _explained(limits: ImageLimits) -> Iterator[None]:
         most = min(limits.max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or limits.max_pixels))
         raise ImageError(f"too many pixels; at most {most / 1e6:g} megapixels are read") from error
     except _BROKEN as error:
-        raise ImageError(f"cut or corrupt: {error or type(error).__name__}") from error
+        raise ImageError(f"cut or corrupt: {str(error) or type(error).__name__}") from error
 
 
 def _open(data: bytes, limits: ImageLimits) -> ImageFile:

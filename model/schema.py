@@ -26,8 +26,13 @@ SPLITS = (TRAIN, VAL, TEST)
 LABEL_SOURCE = "label_source"
 MISSING_REASON = "missing_reason"
 
-#: Names that a question id may not take: the columns above.
-RESERVED = frozenset((*MANIFEST_COLUMNS, ROOT, IMAGE_SHA256, LABEL_SOURCE, MISSING_REASON, "score", "final"))
+#: Names that a question id may not take: the columns above, and those of other tables that have one column per question
+#: (shards, predictions, scores, profiles, queues; of Label Studio's page its parts).
+RESERVED = frozenset((
+    *MANIFEST_COLUMNS, ROOT, IMAGE_SHA256, LABEL_SOURCE, MISSING_REASON, "frames", "text_ids", "logit", "score",
+    "error", "decision", "model_version", "scored_at", "characters", "n_images", "features", "disputed", "post",
+    "album", "said", "final",
+))  # fmt: skip
 
 #: A class index that means "no label": torch's `ignore_index` for cross-entropy.
 NO_LABEL = -100

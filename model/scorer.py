@@ -140,13 +140,16 @@ class Scorer:
         """The network's answers, NaN for a post that cannot be read, and the reason for each of these."""
         errors: list[str | None] = [None] * len(posts)
         parsed: dict[int, RawPost] = {}
-        ids = posts.get(POST_ID)
+        if not posts.columns.is_unique:
+            twice = posts.columns[posts.columns.duplicated()].unique().tolist()
+            raise DataError(f"posts: more than one column has the name {', '.join(map(repr, twice))}: keep one")
+        records = posts.to_dict("records")
 
         def refuse(row: int, error: AgentPSError) -> None:
-            post = "" if ids is None else f" (post {ids.iloc[row]!r:.80})"
+            post = f" (post {records[row][POST_ID]!r:.80})" if POST_ID in posts else ""
             errors[row] = f"row {row + 1}{post}: {error}"
 
-        for row, cells in enumerate(posts.to_dict("records")):
+        for row, cells in enumerate(records):
             try:
                 parsed[row] = raw_post({str(name): cell for name, cell in cells.items()})
             except DataError as error:
@@ -182,6 +185,9 @@ class Scorer:
         Returns:
             The columns of `model.columns`: logit, score, a decision for each operating point (nullable boolean),
             answer and probability of each question that the variant answers, error.
+
+        Raises:
+            DataError: two columns have one name.
         """
         answers, errors = self._answers(posts)
         scores = self._points.calibration.apply(answers.final_N)

@@ -16,13 +16,17 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from .columns import answer_column, decision_column, probability_column
 from .errors import TaskError
 from .schema import RESERVED
 from .strict import Strict, explain_validation
+from .yaml_file import load_yaml
 
 TASKS_DIR = Path(__file__).resolve().parent.parent / "configs" / "tasks"
 
 _IDENTIFIER = re.compile(r"^[a-z][a-z0-9_]{0,47}$")
+#: In a table of predictions `answer_price` is the answer to `price`: no question may have that name.
+_RESERVED_STARTS = tuple(column("") for column in (answer_column, probability_column, decision_column))
 _RULE = re.compile(r"^\s*(count|share)\s*>=\s*([0-9]+(?:\.[0-9]+)?)\s*$")
 
 
@@ -55,7 +59,9 @@ class Question(Strict):
         if not _IDENTIFIER.match(value):
             raise ValueError(f"{value!r} is no id: use a-z, 0-9 and _, a letter first, 48 characters at most")
         if value in RESERVED:
-            raise ValueError(f"{value!r} is the name of a manifest column: rename the question")
+            raise ValueError(f"{value!r} is the name of another column: rename the question")
+        if value.startswith(_RESERVED_STARTS):
+            raise ValueError(f"{value!r} begins as a column of predictions does: rename the question")
         return value
 
     @field_validator("ask", "annotate")
@@ -69,6 +75,13 @@ class Question(Strict):
     def _consistent(self) -> Question:
         if len(self.classes) < 2 or len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes {list(self.classes)}: two or more distinct names are needed")
+        for index, name in enumerate(self.classes):
+            if not name or name != name.strip():
+                raise ValueError(f"class {name!r}: a name that neither begins nor ends with a blank is needed")
+            if name.isdecimal() and name != str(index):
+                raise ValueError(
+                    f"class {name!r} is the class of number {index}: a cell {name} could mean either; name it in words"
+                )
         if self.positive is not None and self.positive not in self.classes:
             raise ValueError(f"positive {self.positive!r} is not one of the classes {list(self.classes)}")
         if self.answer == "class":
@@ -213,7 +226,7 @@ def load_task(source: str | Path) -> Task:
     if path.suffix not in (".yaml", ".yml"):
         path = TASKS_DIR / f"{source}.yaml"
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = load_yaml(path)
     except FileNotFoundError:
         shipped = ", ".join(sorted(p.stem for p in TASKS_DIR.glob("*.yaml")))
         raise TaskError(f"task {source}: no file {path}; give a path to a YAML file or one of: {shipped}") from None

@@ -68,9 +68,11 @@ def _places(path: Path, raw: dict[str, Any]) -> Iterator[tuple[str, dict[str, An
 
 
 def _mapping(path: Path, name: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value or {}, dict):
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
         raise ConfigError(f"config {path}: {name}: a mapping was expected, found {type(value).__name__}")
-    return value or {}
+    return value
 
 
 def read_options(config: Path | None) -> dict[str, Any]:

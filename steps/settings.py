@@ -19,6 +19,7 @@ from model.schema import SPLITS
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
 from model.strict import explain_validation
 from model.task import Task
+from model.yaml_file import load_yaml
 from steps.paths import DEFAULT_CONFIG
 
 #: The value of `posts` that stands for the embedded sample.
@@ -364,7 +365,7 @@ def read_yaml(config: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, or holds something else.
     """
     try:
-        raw = yaml.safe_load(config.read_text(encoding="utf-8"))
+        raw = load_yaml(config)
     except FileNotFoundError:
         raise ConfigError(
             f"config {config}: no such file: give a path relative to the working directory, or absolute"

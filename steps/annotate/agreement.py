@@ -80,8 +80,14 @@ def checked_labels(table: pd.DataFrame, task: Task, name: str) -> pd.DataFrame:
         name: of the table, for the message.
 
     Raises:
-        AnnotationError: a post stands there twice, or a cell is no class index of its question.
+        AnnotationError: a post stands there twice, a cell is no class index of its question, or no question has a
+            column.
     """
+    if task.questions and not set(task.question_ids) & set(table.columns):
+        raise AnnotationError(
+            f"{name}: no column for any of {', '.join(task.question_ids)} (found "
+            f"{', '.join(map(str, table.columns))}): labels of this task are expected"
+        )
     if table[POST_ID].duplicated().any():
         twice = table.loc[table[POST_ID].duplicated(), POST_ID].iloc[0]
         raise AnnotationError(f"{name}: post {twice!r} stands there twice; one row per post is expected")

@@ -16,7 +16,7 @@ from model.files import replacing
 from model.post import columns_of, parse, post_id_of, row_of
 from model.schema import POST_ID
 from model.task import Task
-from steps.ingest.rows import is_csv, json_object, opened, read_rows
+from steps.ingest.rows import is_csv, json_object, json_value, opened, read_rows
 
 #: post_id -> question id -> class index
 Answers = dict[str, dict[str, int]]
@@ -34,7 +34,11 @@ def read_answers(path: Path, task: Task) -> Answers:
     if path.suffix == ".json":
         rows = _exported(path)
     else:
-        rows = iter(read_rows(path, columns_of(row), (POST_ID,), "answers", text=True)[0])
+        numbered, columns = read_rows(path, columns_of(row), (POST_ID,), "answers", text=True)
+        rows = iter(numbered)
+        for column in columns:  # others are the queue's own
+            if column not in task.question_ids and column.strip().lower() in task.question_ids:
+                raise ManifestError(f"answers {path}: the column {column!r}: write {column.strip().lower()!r}")
     found: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
     for number, cells in rows:
         answers, faults = parse(row, cells, text=is_csv(path))
@@ -48,6 +52,8 @@ def read_answers(path: Path, task: Task) -> Answers:
     if not found:
         raise ManifestError(f"answers {path}: no answer to any of {', '.join(task.question_ids)}: are these its names?")
     agreed = {post: {id_: min(said) for id_, said in given.items() if len(said) == 1} for post, given in found.items()}
+    if not any(agreed.values()):
+        raise ManifestError(f"answers {path}: people answered each question of each post differently: nothing is left")
     return {post: given for post, given in agreed.items() if given}
 
 
@@ -55,7 +61,7 @@ def _exported(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """One row per choice that a person made; the number is that of the Label Studio task in the file."""
     try:
         with opened(path, "answers") as file:
-            items = json.load(file)
+            items = json_value(file.read())
         for number, item in enumerate(items, start=1):
             for annotation in item.get("annotations", []):
                 for choice in [] if annotation.get("was_cancelled") else annotation["result"]:

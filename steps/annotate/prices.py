@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from model.errors import ConfigError
 from model.strict import explain_validation
+from model.yaml_file import load_yaml
 from steps.annotate.prompt import model_size
 from steps.paths import REPOSITORY
 from steps.settings import Section
@@ -57,7 +58,7 @@ def load_prices(path: Path = PRICES) -> dict[str, Price]:
         ConfigError: no such file, not YAML, or a price that is none; the message names it.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = load_yaml(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"price table {path}: cannot be read as YAML: {error}") from error
     try:

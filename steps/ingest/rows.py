@@ -137,6 +137,8 @@ def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) 
         with _as_parquet():
             table = parquet.read()
     _require(required, table.column_names, f"{what} {source}", "is it another table?")
+    if not len(table):
+        raise ManifestError(f"{what} {source}: it holds no rows")
     frame: pd.DataFrame = table.to_pandas()
     ids = [post.post_id_of(cell) for cell in table.column(POST_ID).to_pylist()]
     if None in ids:
@@ -160,16 +162,19 @@ def _refuse_twice(names: list[str]) -> None:
             raise _FileError(f": the column {name!r} stands there {count} times (columns {places}): keep one")
 
 
-def json_object(line: bytes) -> dict[str, Any]:
-    """Raises: ValueError: no JSON object, or a key stands in it twice."""
+def json_value(text: bytes) -> Any:
+    """Raises: ValueError: no JSON, or a key stands in an object twice."""
     try:
-        row = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_unique)
-    except RecursionError as error:
-        raise ValueError(f"not JSON: {error} (found {post.shown(line)})") from error
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except _DuplicateKeyError:
         raise
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise ValueError(f"not JSON: {error} (found {post.shown(line)})") from error
+    except (RecursionError, ValueError) as error:  # too deep; not JSON, or not UTF-8
+        raise ValueError(f"not JSON: {error} (found {post.shown(text)})") from error
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """Raises: ValueError: no JSON object, or a key stands in it twice."""
+    row = json_value(line)
     if not isinstance(row, dict):
         raise ValueError(f"found the {type(row).__name__} {post.shown(row)}")
     return row
@@ -215,7 +220,7 @@ def _read_jsonl(file: IO[bytes], columns: Collection[str]) -> _Read:
 def _as_parquet() -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # not UTF-8; a time in the year 100000
         raise _FileError(f": cannot be read as Parquet: {error}") from error
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
+from pydantic import Field
 
 from model.columns import DECISION, MODEL_VERSION, SCORE, SCORED_AT
 from model.errors import ConfigError, ManifestError
@@ -103,7 +104,7 @@ class ScoredPost(Row):
     """A row of the table of scored posts: a score and a decision, or the error that was instead."""
 
     post_id: PostId
-    score: Annotated[float | None, Expects("a number")] = None
+    score: Annotated[float | None, Field(ge=0, le=1), Expects("a number from 0 to 1")] = None
     decision: Annotated[bool | None, Expects("true or false")] = None
     error: Annotated[str | None, Expects("a reason or null")] = None
     model_version: Annotated[PostId, Expects("a version")]
@@ -118,10 +119,10 @@ def read_scores(path: Path) -> pd.DataFrame:
     """
     scored = []
     for number, row in checked_rows(path, ScoredPost, "scores", COLUMNS):
-        for column, cell, expected in ((SCORE, row.score, "a number"), (DECISION, row.decision, "true or false")):
+        for column, cell in ((SCORE, row.score), (DECISION, row.decision)):
             if cell is None and row.error is None:
                 raise ManifestError(
-                    f"scores {path}:{number}: {column}: missing; {expected} is expected: correct or remove the row"
+                    f"scores {path}:{number}: {column}: missing, and no error says why: correct or remove the row"
                 )
         if row.error is None:
             scored.append(dict(row))
@@ -139,7 +140,8 @@ def live(scores: Path, labels: Path, version: str, settings: RetrainSettings) ->
     table, known_labels = read_scores(scores), read_labels(labels)
     tell_unmatched(known_labels, set(table[POST_ID]), f"labels {labels}", f"the scored posts of {scores}")
     table = table[table[MODEL_VERSION] == version]
-    table = table[table[SCORED_AT] > table[SCORED_AT].max() - timedelta(days=settings.live_days)]
+    newest = min(table[SCORED_AT].max(), pd.Timestamp.now(UTC))  # a wrong clock must not make all other scores old
+    table = table[table[SCORED_AT] > newest - timedelta(days=settings.live_days)]
     label = table[POST_ID].map(known_labels)
     known = label.notna()
     flagged, positive = table.loc[known, DECISION].astype(bool), label[known] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,35 @@ def test_labels_of_other_posts_are_refused_and_those_of_a_part_said(
     assert len(pd.read_csv(queue)) == 11
     labels.drop(columns="post_id").to_parquet(two)
     assert "no column 'post_id' (found watermark, " in run("agreement", "--labels", two, exit_code=1).output
+
+
+@pytest.fixture
+def labels(manifest: Path) -> pd.DataFrame:
+    """Of the twelve posts, as an annotator of the task `ucc` gives them."""
+    ids = [json.loads(line)["post_id"] for line in manifest.read_text().splitlines()]
+    return pd.DataFrame({"post_id": ids, **{id_: pd.array([1] * 12, "Int8") for id_ in load_task("ucc").question_ids}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.assign(post_id="x" + table["post_id"]), "none of its 12 posts is among"),
+        (lambda table: table.head(0), "it holds no rows"),
+        (lambda table: table[["post_id"]].assign(other=1), r"no column for any of .* \(found "),
+    ],
+)
+@pytest.mark.parametrize("role", ["--labels", "--against"])
+def test_a_table_that_has_nothing_to_compare_is_an_error(
+    role: str,
+    change: Callable[[pd.DataFrame], pd.DataFrame],
+    message: str,
+    labels: pd.DataFrame,
+    tmp_path: Path,
+    run: Run,
+) -> None:
+    labels.to_parquet(tmp_path / "right.parquet")
+    change(labels).to_parquet(tmp_path / "wrong.parquet")
+    given = ["--labels", tmp_path / "right.parquet", "--against", tmp_path / "right.parquet"]
+    run("agreement", *given)
+    given[given.index(role) + 1] = tmp_path / "wrong.parquet"
+    assert re.search(message, run("agreement", *given, exit_code=1).output)

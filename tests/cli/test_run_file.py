@@ -59,9 +59,21 @@ def test_a_cap_in_dollars_holds_wherever_it_stands(server: Server, command: str,
         ("parameters: {anotate: {max_cost: 5}}\n", "parameters.anotate: unknown key"),
         ("parameters: {annotate: {max_costs: 5}}\n", "annotate.max_costs: unknown key"),
         ("fine_tune: {epochs: 0}\n", "fine_tune.epochs: "),
+        ("annotate: {max_cost: 5, max_cost: 500}\n", "cannot be read as YAML: in the mapping"),
+        ("annotate: {max_cost: 5}\nannotate: {model: x}\n", "cannot be read as YAML: in the mapping"),
+        ("annotate: {max_cost: 2025-13-45}\n", "cannot be read as YAML: month must be"),
+        ("parameters: []\nannotate: {max_cost: 5}\n", "parameters: a mapping was expected, found list"),
     ],
 )
 def test_a_wrong_key_ends_every_command_with_one_message(command: str, text: str, message: str) -> None:
     result = call(command, text)
     assert result.exit_code == 1
     assert result.output.startswith(f"Error: config run.yaml: {message}")
+
+
+@pytest.mark.parametrize("change", ["max_cost=", "max_cost= ", "max_cost=2025-13-45", "max_cost: 5"])
+def test_a_change_without_a_value_that_can_be_read_is_refused(server: Server, change: str) -> None:
+    result = CliRunner().invoke(main, ["annotate", *COMMANDS["annotate"], "--set", change], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert result.output.startswith(f"Error: --set {change}: ")
+    assert server.requests == []

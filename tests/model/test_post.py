@@ -21,7 +21,7 @@ TASK = Task.model_validate(
         "name": "t",
         "version": 1,
         "questions": [
-            {"id": "copy", "ask": "?", "annotate": "?", "answer": "class", "classes": ["1", "0"]},
+            {"id": "copy", "ask": "?", "annotate": "?", "answer": "class", "classes": ["0", "1"]},
             {"id": "model_dump", "ask": "?", "annotate": "?", "rule": "count >= 1"},
         ],
         "final": {"ask": "Bad?", "classes": ["good", "bad"], "positive": "bad"},
@@ -43,10 +43,10 @@ def test_every_form_of_null_is_an_absent_cell(null: Any) -> None:
     ]
 
 
-def test_a_question_may_have_any_name_and_a_class_s_name_comes_before_an_index() -> None:
+def test_a_question_may_have_any_name_and_a_class_is_named_or_numbered() -> None:
     parsed, faults = parse(row_of(TASK), cells(copy="1", model_dump="yes"))
     assert (faults, parsed is None) == ([], False)
-    assert parsed.model_dump(by_alias=True)["copy"] == 0
+    assert parsed.model_dump(by_alias=True)["copy"] == 1
     assert parsed.model_dump(by_alias=True)["model_dump"] == 1
     assert (
         "model_dump: 2; a class index 0 to 1, one of ['no', 'yes'] or null is expected"
@@ -64,7 +64,7 @@ def test_the_schema_says_what_is_taken_and_the_json_body_is_held_to_it() -> None
     schema = row_of(TASK).model_json_schema()
     assert schema["required"] == ["post_id", "images"]
     assert all("description" in column for column in schema["properties"].values())
-    assert schema["properties"]["copy"]["anyOf"][0] == {"enum": [0, 1, "1", "0"]}
+    assert schema["properties"]["copy"]["anyOf"][0] == {"enum": [0, 1, "0", "1"]}
     body = '{"post_id": 7, "images": ["a.jpg"], "created_at": "2025-03-01T12:00:00+01:00", "title": null, "label": 1}'
     parsed = Post.model_validate_json(body)
     assert (parsed.post_id, parsed.title, parsed.label) == ("7", "", 1)

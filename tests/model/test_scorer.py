@@ -18,6 +18,7 @@ from model.agentps import normalize
 from model.backbone import load_tokenizer
 from model.checkpoint import Loaded, OperatingPoints, load, read_info, write_info, write_operating_points
 from model.data import Batches, Shards
+from model.errors import DataError
 from model.images import ImageLimits, decode, to_frame
 from model.metrics import Calibration, OperatingPoint
 from model.reader import PostReader, raw_post
@@ -349,3 +350,23 @@ def test_with_little_memory_the_images_read_last_are_kept_and_scores_are_the_sam
     assert len(kept) == room
     last_album = [hashlib.sha256(Path(path).read_bytes()).digest() for path in posts["images"].iloc[-1]]
     assert set(kept) <= set(last_album)
+
+
+@pytest.mark.parametrize("hashes", [["00"], "00", 5, ["00", "00", "00"]])
+def test_a_post_with_other_hashes_than_one_per_image_costs_no_other_post_its_score(
+    hashes: object, directory: Path, posts: pd.DataFrame, table: pd.DataFrame
+) -> None:
+    two = posts.iloc[[1, 1, 1]].assign(image_sha256=[None, float("nan"), hashes])
+    found = Scorer.from_directory(directory).score(two)
+    assert found["score"].to_numpy() == pytest.approx([table["score"].iloc[1]] * 2 + [math.nan], nan_ok=True)
+    assert "row 3: image_sha256: " in found["error"].iloc[2]
+
+
+def test_two_columns_of_one_name_are_refused(directory: Path, posts: pd.DataFrame) -> None:
+    with pytest.raises(DataError, match="more than one column has the name 'title'"):
+        Scorer.from_directory(directory).score(pd.concat([posts, posts[["title"]]], axis=1))
+
+
+def test_an_error_names_a_post_by_its_id_as_it_was_given(directory: Path) -> None:
+    posts = pd.DataFrame({"post_id": [1000, 1001], "images": [["/no.png"], ["/no.png"]]})
+    assert Scorer.from_directory(directory).score(posts)["error"].iloc[1].startswith("row 2 (post 1001): image 1")

@@ -7,8 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
+from model.columns import ERROR, LOGIT, SCORE
+from model.data import FRAMES, TEXT_IDS
 from model.errors import TaskError
+from model.schema import ROOT
 from model.task import Question, Task, load_task, task_differences
+from steps.annotate.disagreement import DISPUTED
+from steps.retrain.profile import CHARACTERS, FEATURES, N_IMAGES
 
 TASK: dict[str, Any] = {
     "name": "pets",
@@ -85,8 +90,8 @@ def test_a_task_may_have_no_intermediate_question() -> None:
         (changed("name", to="My pets"), "'My pets' is no name"),
         (changed("questions", 0, "ask", to="  "), "questions.0.ask: the wording is empty"),
         (changed("questions", 1, "id", to="animal"), "question id 'animal' is used twice"),
-        (changed("questions", 0, "id", to="label"), "'label' is the name of a manifest column"),
-        (changed("questions", 0, "id", to="image_sha256"), "'image_sha256' is the name of a manifest column"),
+        (changed("questions", 0, "id", to="label"), "'label' is the name of another column"),
+        (changed("questions", 0, "id", to="image_sha256"), "'image_sha256' is the name of another column"),
         (changed("questions", 0, "id", to="Animal?"), "'Animal?' is no id"),
         (changed("questions", 0, "weight", to=-1), "questions.0.weight:"),
         (changed("questions", 0, "classes", to=["yes"]), "two or more distinct names"),
@@ -238,3 +243,24 @@ def test_answers_already_paid_for_outlive_a_change_that_the_annotator_does_not_r
 )
 def test_the_annotation_fingerprint_changes_with_what_the_annotator_reads(other: dict[str, Any]) -> None:
     assert Task.model_validate(other).annotation_fingerprint != task_of().annotation_fingerprint
+
+
+def with_question(**changes: Any) -> dict[str, Any]:
+    return TASK | {"questions": [TASK["questions"][0] | changes]}
+
+
+@pytest.mark.parametrize(
+    "id_",
+    [FRAMES, TEXT_IDS, LOGIT, SCORE, ERROR, CHARACTERS, N_IMAGES, FEATURES, DISPUTED, ROOT, "answer_animal",
+     "probability_animal", "decision_p80", "post", "album", "said"],
+)  # fmt: skip
+def test_a_question_may_not_take_the_place_of_another_column(id_: str, tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=rf"questions\.0\.id: '{id_}' .*: rename the question"):
+        load_task(write(tmp_path / "task.yaml", with_question(id=id_)))
+
+
+@pytest.mark.parametrize("classes", [["1", "2"], ["0", "2"], ["no", " yes"], ["no", ""]])
+def test_a_cell_means_one_class(classes: list[str], tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"questions\.0: class '"):
+        load_task(write(tmp_path / "task.yaml", with_question(classes=classes)))
+    load_task(write(tmp_path / "task.yaml", with_question(classes=["0", "1"])))

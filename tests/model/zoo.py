@@ -123,6 +123,7 @@ def _pngs() -> dict[str, Animal]:
                 seen = [_on_white(colour, alpha.get(colour, 255)) for colour in shown]
                 data = draw(index, depth, 3, plte, chunk(b"tRNS", bytes(body)))
                 zoo[f"{name}png palette {depth}, {what} transparent"] = Animal(data, squares(*seen), levels=1)
+        zoo[f"{name}png palette 8 without it"] = Animal(draw(index, 8, 3), refusal="cut or corrupt: Assertion")
         zoo[f"{name}png grey 16"] = Animal(
             draw(squares(0x00FF, 0x12FF, 0x8000, 0xFFFF), 16, 0), grey(0, 0x12, 0x80, 0xFF)
         )

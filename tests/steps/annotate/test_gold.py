@@ -106,7 +106,7 @@ def test_answers_by_number_and_in_every_format_of_rows_are_the_same(tmp_path: Pa
     [
         ("post_id,ugc,ugc\np0,yes,no\n", r"the column 'ugc' stands there 2 times \(columns 2, 3\)"),
         ("id,ugc\np0,yes\n", r"no column 'post_id' \(found id, ugc\)"),
-        ("post_id,UGC\np0,yes\n", "no answer to any of ugc, kind"),
+        ("post_id,sort\np0,yes\n", "no answer to any of ugc, kind"),
         ("post_id,ugc\np0,\n", "no answer to any of ugc, kind"),
         ("post_id,ugc\np0,yes,no\n", r"answers.*a\.csv:2: 3 cells for 2 columns"),
         ("post_id,kind\np0,3\n", r"post p0: kind: '3'; a class index 0 to 2"),
@@ -153,3 +153,18 @@ def test_names_stay_names_and_half_a_character_stays_what_it_was(tmp_path: Path)
     first, blank, last = manifest.read_text(encoding="utf-8").splitlines()
     assert first == '{"post_id": 7, "title": "\\ud83d", "kind": "c"}'
     assert (blank, last) == ("", '{"post_id": "8", "n": 1.50}')
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "post_id,ugc, Kind\np0,yes,a\n", "the column ' Kind': write 'kind'"),
+        ("a.csv", "post_id,ugc\np0,yes\np0,no\n", "answered each question of each post differently"),
+        ("a.json", '[{"data": {"post_id": "p0", "post_id": "p1"}, "annotations": []}]', "'post_id' stands there more"),
+    ],
+)
+def test_no_answer_is_lost_without_a_word(name: str, text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        read_answers(path, TASK)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import ManifestError
-from steps.ingest.rows import read_table
+from steps.ingest.rows import read_rows, read_table
 
 
 def test_a_table_keeps_its_types_and_ids_by_number_are_text(tmp_path: Path) -> None:
@@ -57,3 +57,19 @@ def test_another_file_is_named(tmp_path: Path) -> None:
     path.write_text("post_id,ugc\n")
     with pytest.raises(ManifestError, match=f"labels {path}: cannot be read as Parquet"):
         read_table(path, "labels")
+
+
+def test_a_damaged_page_and_a_time_that_python_has_not_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "posts.parquet"
+    times = pa.array([3_093_527_980_800]).cast(pa.timestamp("s", "UTC"))  # in the year 100000
+    pq.write_table(pa.table({"post_id": ["a"], "created_at": times}), path)
+    with pytest.raises(ManifestError, match=f"manifest {path}: cannot be read as Parquet: .*out of range"):
+        read_rows(path, ["post_id", "created_at"], ["post_id"])
+    pq.write_table(pa.table({"post_id": [f"post {n}" for n in range(1000)]}), path, compression="zstd")
+    data = bytearray(path.read_bytes())
+    data[60:400] = bytes(340)
+    path.write_bytes(data)
+    with pytest.raises(ManifestError, match=f"{path}: cannot be read"):
+        read_table(path, "labels")
+    with pytest.raises(ManifestError, match=f"{path}: cannot be read"):
+        read_rows(path, ["post_id"], ["post_id"])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,21 @@ def test_scores_and_labels_are_the_same_in_every_format_of_rows(tmp_path: Path) 
     for suffix in ("parquet", "csv"):
         pd.testing.assert_frame_equal(read_scores(tmp_path / f"s.{suffix}"), expected)
     assert [read_labels(tmp_path / f"l.{suffix}") for suffix in ("jsonl", "parquet", "csv")] == [{"1000": 1}] * 3
+
+
+def test_a_wrong_clock_does_not_make_all_other_scores_old(tmp_path: Path) -> None:
+    rows = [scored(f"p{n}", decision=True, at=datetime.now(UTC).isoformat()) for n in range(20)]
+    rows.append(scored("future", decision=True, at="2999-01-01T00:00:00Z"))
+    labels = [{"post_id": f"p{n}", "label": 0} for n in range(20)]
+    settings = load_settings({"retrain": {"live_days": 14}}).retrain
+    one = live(write(tmp_path / "s.jsonl", rows), write(tmp_path / "l.jsonl", labels), "2", settings)
+    assert one.labelled == 20
+    assert one.alarm
+
+
+@pytest.mark.parametrize("score", ["nan", "inf", "1.5"])
+def test_a_score_is_a_probability_in_every_format(score: str, tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_text(f"post_id,score,decision,model_version,scored_at\np,{score},true,2,2026-03-01T00:00:00Z\n")
+    with pytest.raises(ManifestError, match=rf"s\.csv:2: score: '{score}'; a number from 0 to 1 is expected"):
+        read_scores(path)

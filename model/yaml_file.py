@@ -1,0 +1,43 @@
+"""The one reader of YAML that people write: run files, tasks, prices, stacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping: of the two, YAML's readers silently take the last."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.composer.ComposerError(
+                    "in the mapping that begins",
+                    node.start_mark,
+                    f"the key {key.value!r} stands there twice: keep one",
+                    key.start_mark,
+                )
+            seen.add((key.tag, key.value))
+        return node
+
+
+def parse_yaml(text: str) -> Any:
+    """Raises: yaml.YAMLError: it is no YAML, or a key stands twice in a mapping."""
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, RecursionError) as error:  # a date that is none; a thousand brackets
+        raise yaml.YAMLError(str(error)) from error
+
+
+def load_yaml(path: Path) -> Any:
+    """Raises: OSError, UnicodeDecodeError; or as `parse_yaml`."""
+    return parse_yaml(path.read_text(encoding="utf-8"))
