@@ -75,7 +75,7 @@ class Answers:
     """What the heads say of B posts, before softmax and sigmoid.
 
     Attributes:
-        questions: one (B, C) tensor a question, in the task's order; empty for `vanilla`.
+        questions: one (B, C) tensor per question, in the task's order; empty for `vanilla`.
         final_B: the final question's logit.
         loss_sum, weight_sum: where labels were given (see `model.loss`).
     """
@@ -94,7 +94,7 @@ def _head(inputs: int, outputs: int, train: TrainSettings) -> nn.Sequential:
 
 
 class AgentPS(nn.Module):
-    """A backbone and one MLP head a question."""
+    """A backbone and one MLP head per question."""
 
     def __init__(
         self, backbone: LlavaOnevisionModel, task: Task, sequence: SequenceSettings, train: TrainSettings

@@ -104,7 +104,7 @@ def read_source(source: Source, limits: ImageLimits, *, root: str | None = None,
     else:
         data = _read_path_or_base64(os.fspath(source), limits)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise ImageError("was changed since it was ingested (its sha256 is another); ingest the posts again")
+        raise ImageError("was changed since it was ingested (its sha256 is another)")
     return data
 
 

@@ -23,7 +23,7 @@ from steps.tables import rows_of
 class Candidate:
     """Decides against whichever version is champion, each time that it is asked.
 
-    `scores`: post_id, label, score (the candidate's), one row a labelled test post; and champion, once one
+    `scores`: post_id, label, score (the candidate's), one row per labelled test post; and champion, once one
     was scored.
     """
 

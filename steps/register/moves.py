@@ -111,7 +111,7 @@ def append(name: str, move: Move, *, done: bool) -> int:
     log = log_name(name)
     shown = ", ".join(f"{alias} -> {version or 'none'}" for alias, version in move.sets.items())
     try:
-        create_model(log, description=f"Every move of an alias of {name}, one a version.")
+        create_model(log, description=f"Every move of an alias of {name}, one per version.")
         record = MlflowClient().create_model_version(
             log,
             source=_SOURCE,
