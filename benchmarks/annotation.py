@@ -14,11 +14,11 @@ import contextlib
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import random
 import re
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -78,7 +78,7 @@ STORM: dict[str, tuple[float, int, dict[str, str], bytes]] = {
 _QUOTA_AT = (3000, 9000)
 
 
-class _Server:
+class Server:
     def __init__(self, mode: str) -> None:
         self._mode = mode
         self._random = random.Random(0)
@@ -139,24 +139,25 @@ class _Server:
                 await asyncio.sleep(drip)
 
 
-async def _serve(mode: str, descriptor: int, parent: int) -> None:
-    server = await asyncio.start_server(_Server(mode).handle, sock=socket.socket(fileno=descriptor), limit=1 << 26)
-    async with server:
-        while os.getppid() == parent:
-            await asyncio.sleep(0.5)
+def _serve(kind: type[Server], mode: str, listener: socket.socket) -> None:
+    async def run() -> None:
+        server = await asyncio.start_server(kind(mode).handle, sock=listener, limit=1 << 26)
+        await server.serve_forever()
+
+    asyncio.run(run())
 
 
 @contextmanager
-def server(mode: str) -> Iterator[str]:
+def server(mode: str, kind: type[Server]) -> Iterator[str]:
+    """The URL of one in a process of its own."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        port = listener.getsockname()[1]
-        command = [sys.executable, __file__, "serve", mode, str(listener.fileno()), str(os.getpid())]
-        process = subprocess.Popen(command, pass_fds=[listener.fileno()])
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait()
+        process = multiprocessing.get_context("spawn").Process(target=_serve, args=(kind, mode, listener), daemon=True)
+        process.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            process.kill()
+            process.join()
 
 
 def stats(url: str) -> dict[str, Any]:
@@ -212,7 +213,7 @@ def storm(n: int, folder: Path) -> dict[str, Any]:
         if progress.done % max(1, n // 20) == 0:
             memory[progress.done] = resident_mb()
 
-    with server("storm") as endpoint:
+    with server("storm", Server) as endpoint:
         started = time.monotonic()
         cpu = time.process_time()
         while True:
@@ -263,7 +264,7 @@ def throughput(n: int, folder: Path) -> dict[str, Any]:
         place = folder / name.replace(" ", "-")
         place.mkdir()
         posts = make_posts(place, n, side, images, 50)
-        with server("throughput") as endpoint, Ledger(f"sqlite:///{place / 'ledger.db'}") as ledger:
+        with server("throughput", Server) as endpoint, Ledger(f"sqlite:///{place / 'ledger.db'}") as ledger:
             stats(endpoint)  # it accepts
             cpu = time.process_time()
             result = annotate_posts(
@@ -281,9 +282,6 @@ def throughput(n: int, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["serve"]:
-        asyncio.run(_serve(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
-        return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("what", choices=("storm", "throughput"))
     parser.add_argument("--posts", type=int)

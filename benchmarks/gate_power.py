@@ -27,7 +27,6 @@ from scipy.optimize import brentq
 from benchmarks.record import write
 from model import metrics
 from model.files import write_whole
-from model.metrics import Calibration
 from steps.evaluate.report import EvalReport, Metric
 from steps.paths import REPOSITORY
 from steps.promote.gate import Judged, Posts, decide, gain_of
@@ -60,24 +59,9 @@ def population() -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
 
 
 def judged(scores_N: NDArray[np.float64], f1_threshold: float = 0.5, **values: float) -> Judged:
-    report = EvalReport(
-        task="synthetic",
-        task_fingerprint="0" * 16,
-        variant="vanilla",
-        seed=0,
-        backbone="none",
-        annotator="none",
-        n_posts=len(scores_N),
-        n_positive=0,
-        n_unlabelled=0,
-        n_val=0,
-        n_val_unlabelled=0,
-        metrics={name: Metric(value=value) for name, value in values.items()},
-        operating_points={},
-        f1_threshold=f1_threshold,
-        calibration=Calibration(),
-        missing_share={},
-        annotated_missing_share={},
+    # what the gate reads of a report, and no more
+    report = EvalReport.model_construct(
+        metrics={name: Metric(value=value) for name, value in values.items()}, f1_threshold=f1_threshold
     )
     return Judged(scores_N=scores_N, report=report)
 
@@ -215,20 +199,11 @@ def page(record: dict[str, list[dict[str, Any]]]) -> str:
             dashes="---|" * (len(GAINS) - 1) + "---",
             rows=rows,
         )
-    return (
-        _PAGE.format(
-            positive=POSITIVE,
-            champion=CHAMPION_AP,
-            population=POPULATION,
-            metric=f"`{default.metric}`",
-            bootstrap=default.bootstrap,
-            size=GATE_SIZE,
-            draws=GATE_DRAWS,
-            gate=gate,
-            curve=curve,
-        ).rstrip()
-        + "\n"
-    )
+    text = _PAGE.format(
+        positive=POSITIVE, champion=CHAMPION_AP, population=POPULATION, metric=f"`{default.metric}`",
+        bootstrap=default.bootstrap, size=GATE_SIZE, draws=GATE_DRAWS, gate=gate, curve=curve,
+    )  # fmt: skip
+    return text.rstrip() + "\n"
 
 
 def main() -> None:
@@ -245,10 +220,6 @@ def main() -> None:
             continue
         record[kind].append(row | verdicts(metric, gain, size, draws, whole_gate=kind == "gate"))
         write(RECORD, record)
-    render(record)
-
-
-def render(record: dict[str, list[dict[str, Any]]]) -> None:
     if record["curve"]:
         plot(record["curve"])
     write_whole(PAGE, page(record))

@@ -58,6 +58,7 @@ MICRO_BATCH = {OV_05B.name: 4, OV_7B.name: 2, TINY.name: 4}
 
 Batch = dict[str, Tensor]
 Step = Callable[[Iterator[Batch]], None]
+Collate = Callable[[list[int]], Batch]
 
 
 def peak_of(device_name: str) -> float | None:
@@ -86,20 +87,15 @@ class Runner:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
 
-    def loader(self, collate: Callable[[list[int]], Batch]) -> Iterator[Batch]:
+    def loader(self, collate: Collate) -> Iterator[Batch]:
         """Micro-batches without end, made ahead as the profiles' `loader_workers` do, moved to the device.
 
         What needs the device itself, to compute the tower's states once, is made in this process.
         """
         apart = self.on_gpu and isinstance(collate, Batches | PlainBatches)
         rows = PostDataset(np.tile(np.arange(POSTS), 10_000))  # an epoch's end would stop those who work ahead
-        data = DataLoader(
-            rows,
-            self.micro,
-            collate_fn=collate,
-            pin_memory=self.on_gpu,
-            num_workers=LOADER_WORKERS if apart else 0,
-        )
+        workers = LOADER_WORKERS if apart else 0
+        data = DataLoader(rows, self.micro, collate_fn=collate, pin_memory=self.on_gpu, num_workers=workers)
         for batch in data:
             yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
@@ -111,7 +107,7 @@ class Runner:
         if self.on_gpu:
             torch.cuda.synchronize()
 
-    def _seconds(self, step: Callable[[Iterator[Batch]], None], feed: Iterator[Batch]) -> float:
+    def _seconds(self, step: Step, feed: Iterator[Batch]) -> float:
         """A step's, over as many as `self.seconds` hold; the first two also prepare kernels."""
         step(feed)
         self._sync()
@@ -125,7 +121,7 @@ class Runner:
         self._sync()
         return (time.perf_counter() - started) / count
 
-    def train(self, module: nn.Module) -> Callable[[Iterator[Batch]], None]:
+    def train(self, module: nn.Module) -> Step:
         def step(feed: Iterator[Batch]) -> None:
             module.train()
             for _ in range(BATCH // self.micro):
@@ -137,7 +133,7 @@ class Runner:
 
         return step
 
-    def score(self, module: nn.Module) -> Callable[[Iterator[Batch]], None]:
+    def score(self, module: nn.Module) -> Step:
         @torch.no_grad()
         def step(feed: Iterator[Batch]) -> None:
             module.eval()
@@ -146,14 +142,7 @@ class Runner:
 
         return step
 
-    def measure(
-        self,
-        step: Callable[[Iterator[Batch]], None],
-        collate: Callable[[list[int]], Batch],
-        *,
-        training: bool,
-        images: float,
-    ) -> dict[str, float | None]:
+    def measure(self, step: Step, collate: Collate, *, training: bool, images: float) -> dict[str, float | None]:
         """
         Args:
             images: that the tower must read for a post.
@@ -179,14 +168,14 @@ class Runner:
             "times_the_papers_rate": rate / (paper * peak / PEAKS["A100"]) if paper and peak else None,
         }
 
-    def _ready(self, collate: Callable[[list[int]], Batch]) -> Iterator[Batch]:
+    def _ready(self, collate: Collate) -> Iterator[Batch]:
         """The posts' micro-batches, on the device before the clock runs."""
         feed = self.loader(collate)
         batches = [next(feed) for _ in range(BATCH // self.micro)]
         while True:
             yield from batches
 
-    def states(self) -> Callable[[list[int]], Batch]:
+    def states(self) -> Collate:
         """Batches of the tower's states, computed once and kept in main memory as a tower cache would on disk."""
         kept: dict[tuple[int, ...], Batch] = {}
 
@@ -203,7 +192,7 @@ class Runner:
     def run(self) -> dict[str, Any]:
         """By arm, what was measured, or why it could not be."""
         states = self.states()
-        arms: dict[str, tuple[Step, Callable[[list[int]], Batch], bool, float]] = {
+        arms: dict[str, tuple[Step, Collate, bool, float]] = {
             "training": (self.train(self.model), self.batches, True, self.images),
             "training, the tower's states kept": (self.train(self.model), states, True, 0.0),
             "training, plain": (self.train(self.plain), self.plain_batches, True, self.images),

@@ -23,7 +23,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from benchmarks.record import cpu_seconds, forget_peak, machine, memory, put, table, write
+from benchmarks.peers.meter import cpu_seconds
+from benchmarks.record import forget_peak, machine, memory, put, table, write
 from model.columns import SCORE, answer_column, probability_column
 from model.images import ImageLimits
 from model.integrity import sha256_of

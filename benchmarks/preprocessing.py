@@ -30,7 +30,8 @@ import torch
 from PIL import Image, features
 from transformers import Qwen2Tokenizer
 
-from benchmarks.record import cpu_seconds, forget_peak, machine, memory, put, table, write
+from benchmarks.peers.meter import cpu_seconds
+from benchmarks.record import forget_peak, in_turn, machine, memory, put, table, write
 from model.images import ImageLimits, decode, read_frame, read_source
 from model.settings import SequenceSettings
 from model.task import load_task
@@ -93,29 +94,19 @@ def plain_frame(source: str | bytes, size: int, limits: ImageLimits, **where: st
     return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
 
 
-def in_turn(*functions: Callable[[], object]) -> list[float]:
-    """The median CPU milliseconds of each function."""
-    spent: list[list[float]] = [[] for _ in functions]
-    for _ in range(ROUNDS):
-        for function, times in zip(functions, spent, strict=True):
-            start = time.process_time()
-            function()
-            times.append(1000 * (time.process_time() - start))
-    return [statistics.median(times) for times in spent]
-
-
 def difference(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     gap = np.abs(found.astype(int) - expected)
     return {"mean": round(float(gap.mean()), 2), "p99": float(np.percentile(gap, 99)), "max": int(gap.max())}
 
 
 def frame_row(name: str, data: bytes) -> dict[str, Any]:
-    plain, ours, check, full = in_turn(
-        lambda: plain_frame(data, SIDE, LIMITS),
-        lambda: read_frame(data, SIDE, LIMITS),
-        lambda: decode(data, LIMITS, least_side=1),
-        lambda: decode(data, LIMITS),
-    )
+    arms: dict[str, Callable[[], object]] = {
+        "plain": lambda: plain_frame(data, SIDE, LIMITS),
+        "ours": lambda: read_frame(data, SIDE, LIMITS),
+        "check": lambda: decode(data, LIMITS, least_side=1),
+        "full": lambda: decode(data, LIMITS),
+    }
+    plain, ours, check, full = (1000 * found["cpu"] for found in in_turn(arms, ROUNDS, warm=False).values())
     expected = plain_frame(data, SIDE, LIMITS)
     twice = decode(data, LIMITS, least_side=2 * SIDE).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     return {

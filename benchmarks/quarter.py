@@ -11,7 +11,6 @@ lies under `.agentps/quarter`, ZenML's database too.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +23,6 @@ from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +103,7 @@ def render_day(folder: Path, day: int, per_day: int) -> tuple[list[dict[str, Any
     for index in range(per_day):
         rng = np.random.default_rng((_SEED, day + HISTORY_DAYS, index))
         post = compose(rng, SIGNED[day >= 7 * (CHANGED - 1)])
-        names, hashes = [], []
-        for k, parts in enumerate(zip(post.subjects, post.styles, post.overlays, strict=True)):
-            buffer = BytesIO()
-            sample.draw_image(rng, *parts).save(buffer, "JPEG", quality=92, subsampling=0)
-            names.append(f"images/{day:+04d}/{index:04d}-{k}.jpg")
-            hashes.append(hashlib.sha256(buffer.getvalue()).hexdigest())
-            (folder / names[-1]).write_bytes(buffer.getvalue())
+        names, hashes = sample.write_album(folder, f"images/{day:+04d}/{index:04d}", post, rng)
         answers = {q.id: q.class_of(post.counts[q.id], len(names)) for q in task.questions}
         post_id = f"{day:+04d}-{index:04d}"
         created = FIRST_MONDAY + timedelta(days=day + index / per_day)

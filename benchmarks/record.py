@@ -1,4 +1,4 @@
-"""What the speed benchmarks have in common: the machine, CPU seconds, the committed record, the page's tables."""
+"""What the speed benchmarks have in common: the machine, medians, memory, the committed record, the page's tables."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 import os
 import platform
 import re
-import resource
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from model.files import write_whole
@@ -31,10 +32,18 @@ def machine(*packages: str) -> dict[str, Any]:
     }
 
 
-def cpu_seconds() -> float:
-    """Of this process and of its children that ended."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+def in_turn(arms: dict[str, Callable[[], object]], rounds: int, *, warm: bool = True) -> dict[str, dict[str, float]]:
+    """Median seconds of each arm, `wall` and `cpu`; `warm`: not of a first round, which also prepares kernels."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+    for _ in range(rounds + warm):
+        for name, run in arms.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: {clock: median(pair[k] for pair in pairs[warm:]) for k, clock in enumerate(("wall", "cpu"))}
+        for name, pairs in seconds.items()
+    }
 
 
 def memory(field: str) -> float:

@@ -12,14 +12,12 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 from unittest.mock import patch
@@ -31,7 +29,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from benchmarks.peers import network as peers
-from benchmarks.record import machine, write
+from benchmarks.record import in_turn, machine, write
 from benchmarks.workload import (
     MID,
     OV_05B,
@@ -72,23 +70,8 @@ OTHERS = {
     "both": replace(MID, repeat_frames=False, frame_pooling=4),
 }
 NEW_IMAGES = "the tower computed (images that are new)"
-
-Clock = tuple[float, float]
-
-
-def in_turn(arms: dict[str, Callable[[], object]], rounds: int, *, warm: bool = True) -> dict[str, dict[str, float]]:
-    """Median seconds of each arm, `wall` and `cpu`; `warm`: not of a first round, which also prepares kernels."""
-    seconds: dict[str, list[Clock]] = {name: [] for name in arms}
-    for _ in range(rounds + warm):
-        for name, run in arms.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {
-        name: {clock: median(pair[k] for pair in pairs[warm:]) for k, clock in enumerate(("wall", "cpu"))}
-        for name, pairs in seconds.items()
-    }
-
+#: What is done with a batch.
+Run = Callable[[dict[str, Tensor]], object]
 
 # --- each optimisation switched off
 
@@ -308,16 +291,14 @@ def ablation(bench: Bench, rows: Sequence[int]) -> dict[str, dict[str, Callable[
     """By what is measured: the arms, each with one thing switched off; all give the same numbers."""
     states, pixels, plain = bench.with_states(rows), bench.batches(rows), bench.plain_batches(rows)
 
-    def off(
-        context: AbstractContextManager[object], run: Callable[[dict[str, Tensor]], object]
-    ) -> Callable[[], object]:
+    def off(context: AbstractContextManager[object], run: Run) -> Callable[[], object]:
         def arm() -> object:
             with context:
                 return run(states)
 
         return arm
 
-    def arms(run: Callable[[dict[str, Tensor]], object], model: AgentPS) -> dict[str, Callable[[], object]]:
+    def arms(run: Run, model: AgentPS) -> dict[str, Callable[[], object]]:
         return {
             "all on": lambda: run(states),
             NEW_IMAGES: lambda: run(pixels),
@@ -641,20 +622,9 @@ def page(record: dict[str, Any]) -> str:
     as_they_come, by_size = (record["by_length"]["seconds"][name] for name in ("as they come", "sorted by length"))
     real_tokens = visual_tokens_of(OV_05B) + QUESTION_TOKENS + float(np.mean(TEXT_TOKENS))
     real_bounds = {shape.name: bounds(shape, 5, real_tokens, merged=False) for shape in (OV_05B, OV_7B)}
-    plain_keys = (
-        "machine",
-        "date",
-        "threads",
-        "load",
-        "cores",
-        "rounds",
-        "posts",
-        "images",
-        "tokens",
-        "batch",
-    )
+    plain_keys = "machine date threads load cores rounds posts images tokens batch"
     return _PAGE.format(
-        **{key: record[key] for key in plain_keys},
+        **{key: record[key] for key in plain_keys.split()},
         **record["difference"],
         epochs=EPOCHS,
         fit_rounds=fit_rounds(record["rounds"]),

@@ -47,7 +47,7 @@ def _options(function: F) -> F:
     function = click.option(
         "--set", "changes", multiple=True, metavar="KEY=VALUE", help="An option of the section annotate; repeatable."
     )(function)
-    return click.option("--config", type=_FILE, help="A pipeline's config file.")(function)
+    return click.option("-c", "--config", type=_FILE, help="A pipeline's config file.")(function)
 
 
 def _settings(config: Path | None, changes: tuple[str, ...]) -> TrainingSettings:

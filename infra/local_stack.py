@@ -24,11 +24,11 @@ from uuid import UUID
 
 import click
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from model.errors import AgentPSError, ConfigError
 from model.files import write_whole
-from model.task import explain_validation
+from model.strict import Strict, explain_validation
 from model.yaml_file import load_yaml
 from steps.paths import REPOSITORY, home
 
@@ -40,27 +40,23 @@ HOME_PLACEHOLDER = "${AGENTPS_HOME}"
 SQLITE = "sqlite:///"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Orchestrator(_Strict):
+class Orchestrator(Strict):
     flavor: Literal["local"]
 
 
-class ArtifactStore(_Strict):
+class ArtifactStore(Strict):
     flavor: Literal["local"]
     #: Absolute directory.
     path: str = Field(pattern="^/")
 
 
-class ExperimentTracker(_Strict):
+class ExperimentTracker(Strict):
     flavor: Literal["mlflow"]
     #: `sqlite:///` and the absolute path of the database.
     tracking_uri: str = Field(pattern=f"^{SQLITE}/")
 
 
-class Experiments(_Strict):
+class Experiments(Strict):
     """The MLflow experiments: one per pipeline, with its name."""
 
     names: list[str]
@@ -68,7 +64,7 @@ class Experiments(_Strict):
     artifact_location: str = Field(pattern="^/")
 
 
-class LocalStack(_Strict):
+class LocalStack(Strict):
     """The content of `infra/stacks/local.yaml` for one home."""
 
     name: str
@@ -271,21 +267,17 @@ def main(arguments: list[str] | None = None) -> int:
         if options.remove:
             removed = unregister(stack, REPOSITORY)
             _stamp_path(home_dir).unlink(missing_ok=True)
-            _say(f"stack {stack.name}: {'removed' if removed else 'was not registered'}")
+            click.echo(f"stack {stack.name}: {'removed' if removed else 'was not registered'}")
         elif is_current(stack, REPOSITORY, home_dir):
-            _say(f"stack {stack.name}: active")
+            click.echo(f"stack {stack.name}: active")
         else:
             register(stack, REPOSITORY)
             write_stamp(stack, REPOSITORY, home_dir)
-            _say(f"stack {stack.name}: registered and active, artifacts in {home_dir}")
+            click.echo(f"stack {stack.name}: registered and active, artifacts in {home_dir}")
     except AgentPSError as error:
-        sys.stderr.write(f"error: {error}\n")
+        click.echo(f"error: {error}", err=True)
         return 1
     return 0
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedCo
 from .language import hidden_states_at
 from .loss import task_loss
 from .schema import NO_FRAME
-from .settings import LoraSettings, SequenceSettings, Variant, answers_questions
+from .settings import LoraSettings, SequenceSettings, TrainSettings, answers_questions
 from .task import Task
 
 #: The seven linear layers of a Qwen2 block. Anchored: `q_proj` alone would also match the tower's.
@@ -75,7 +75,7 @@ class Answers:
     """What the heads say of B posts, before softmax and sigmoid.
 
     Attributes:
-        questions: one (B, C) tensor a question, in the task's order; empty for `vanilla`.
+        questions: one (B, C) tensor per question, in the task's order; empty for `vanilla`.
         final_B: the final question's logit.
         loss_sum, weight_sum: where labels were given (see `model.loss`).
     """
@@ -86,48 +86,39 @@ class Answers:
     weight_sum: Tensor | None = None
 
 
-def _head(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, outputs))
+def _head(inputs: int, outputs: int, train: TrainSettings) -> nn.Sequential:
+    hidden = train.head_hidden
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.GELU(), nn.Dropout(train.head_dropout), nn.Linear(hidden, outputs)
+    )
 
 
 class AgentPS(nn.Module):
-    """A backbone and one MLP head a question."""
+    """A backbone and one MLP head per question."""
 
     def __init__(
-        self,
-        backbone: LlavaOnevisionModel,
-        task: Task,
-        variant: Variant,
-        *,
-        head_hidden: int,
-        head_dropout: float = 0.0,
-        final_weight: float = 1.0,
-        frame_pooling: int = 2,
+        self, backbone: LlavaOnevisionModel, task: Task, sequence: SequenceSettings, train: TrainSettings
     ) -> None:
         super().__init__()
-        self._poolings = int(math.log2(frame_pooling))
+        self._poolings = int(math.log2(sequence.frame_pooling))
         self.backbone: LlavaOnevisionModel | PeftModel = backbone
         self.config: LlavaOnevisionConfig = backbone.config
-        self.variant = variant
+        self.variant = train.variant
         self.question_weights = [question.weight for question in task.questions]
-        self.final_weight = final_weight
+        self.final_weight = train.final_weight
         width = sub_config(backbone.config, "text_config").hidden_size
-        questions = task.questions if answers_questions(variant) else ()
-        self.heads = nn.ModuleDict({q.id: _head(width, head_hidden, len(q.classes), head_dropout) for q in questions})
+        questions = task.questions if answers_questions(self.variant) else ()
         #: Classes of each question that has a head.
         self.n_classes = {question.id: len(question.classes) for question in questions}
+        self.heads = nn.ModuleDict({id_: _head(width, classes, train) for id_, classes in self.n_classes.items()})
         inputs = width
-        if variant == "agentps_answers":
+        if self.variant == "agentps_answers":
             inputs += len(questions) * width
-        elif variant == "siglip":
-            inputs += self._tower_width
-        self.final_head = _head(inputs, head_hidden, 1, head_dropout)
-
-    @property
-    def _tower_width(self) -> int:
-        layers = self.config.vision_feature_layer
-        width: int = sub_config(self.config, "vision_config").hidden_size
-        return width * (1 if isinstance(layers, int) else len(layers))
+        elif self.variant == "siglip":
+            layers = self.config.vision_feature_layer
+            tower_width = sub_config(self.config, "vision_config").hidden_size
+            inputs += tower_width if isinstance(layers, int) else tower_width * len(layers)
+        self.final_head = _head(inputs, 1, train)
 
     @property
     def llava(self) -> LlavaOnevisionModel:

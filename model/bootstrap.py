@@ -43,10 +43,14 @@ def bootstrap_interval(
     if n == 0 or len(arrays[0]) == 0:
         return None
     values = np.array([fn(*arrays, weights=counts) for counts in resample_counts(len(arrays[0]), n, seed)])
-    values = values[~np.isnan(values)]
-    if len(values) == 0:
+    return _interval(values, level)
+
+
+def _interval(values: NDArray[np.float64], level: float) -> tuple[float, float] | None:
+    defined = values[~np.isnan(values)]
+    if len(defined) == 0:
         return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -67,9 +71,7 @@ def paired_gain(
 
     Args:
         metric: `metric(scores, labels, weights=counts)`, higher is better; as in `bootstrap_interval`.
-        scores_a: (N,), of the model that is judged.
-        scores_b: (N,), of the model that it is compared with, in the same order of posts.
-        labels: (N,) bool.
+        scores_a, scores_b, labels: (N,) each, in the same order of posts.
 
     Returns:
         (value, low, high). All NaN where the metric is undefined on the posts; the bounds are NaN
@@ -91,8 +93,4 @@ def paired_gain(
             for counts in resample_counts(len(label_N), n, seed)
         ]
     )
-    gains = gains[~np.isnan(gains)]
-    if len(gains) == 0:
-        return value, math.nan, math.nan
-    low, high = np.quantile(gains, [(1 - level) / 2, (1 + level) / 2])
-    return value, float(low), float(high)
+    return value, *(_interval(gains, level) or (math.nan, math.nan))

@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
@@ -33,18 +33,17 @@ from .images import ImageLimits
 from .integrity import refuse_pickles
 from .metrics import Calibration, OperatingPoint
 from .prompt import Prompt
-from .settings import BackboneSettings, SequenceSettings, TrainSettings
-from .task import Task, explain_validation, task_differences
+from .settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
+from .strict import Strict, explain_validation
+from .task import Task, task_differences
 from .text import ans_token_id
 
 FORMAT = 1
 _META, _TRAINED, _POINTS = "checkpoint.json", "trained.safetensors", "operating_points.json"
 
 
-class CheckpointInfo(BaseModel):
+class CheckpointInfo(Strict):
     """What `checkpoint.json` says."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int
     task: Task
@@ -63,10 +62,10 @@ class CheckpointInfo(BaseModel):
     limits: ImageLimits = ImageLimits(max_bytes=20_000_000, max_pixels=50_000_000)
 
 
-class OperatingPoints(BaseModel):
+class OperatingPoints(Strict):
     """How logits become scores and decisions; fitted on val."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     calibration: Calibration
     #: Keyed `p60` for a precision of 60 %; threshold inf where val holds no precise enough one.
@@ -83,11 +82,10 @@ class Loaded:
     info: CheckpointInfo
 
 
-def _architecture_fingerprint(config_json: str) -> str:
-    # `transformers_version`, `_name_or_path` and dtype tell where and how it was saved, not what it is.
-    config = {
-        k: v for k, v in json.loads(config_json).items() if k not in ("transformers_version", "_name_or_path", "dtype")
-    }
+def _architecture_fingerprint(backbone: BackboneSettings) -> str:
+    config = json.loads(load_config(backbone).to_json_string())
+    for key in ("transformers_version", "_name_or_path", "dtype"):  # where and how it was saved, not what it is
+        config.pop(key, None)
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -96,9 +94,12 @@ def build(
 ) -> tuple[AgentPS, PreTrainedTokenizerBase, Prompt]:
     """A network to be trained: pretrained backbone, fresh heads, the right parameters trainable."""
     tokenizer = load_tokenizer(backbone)
-    llava = load_backbone(backbone, tokenizer, torch.float32 if train.precision == "float32" else torch.bfloat16)
-    model = wrap(llava, tokenizer, task, sequence, train)
-    return model, tokenizer, _prompt(tokenizer, task, train, sequence, model)
+    model = wrap(load_backbone(backbone, tokenizer, _dtype(train)), tokenizer, task, sequence, train)
+    return model, tokenizer, _prompt(tokenizer, task, train.variant, sequence, model.config)
+
+
+def _dtype(train: TrainSettings) -> torch.dtype:
+    return torch.float32 if train.precision == "float32" else torch.bfloat16
 
 
 def wrap(
@@ -114,15 +115,7 @@ def wrap(
         ConfigError: the frames have another size than the tower reads.
     """
     _check_image_size(llava.config, sequence)
-    model = AgentPS(
-        llava,
-        task,
-        train.variant,
-        head_hidden=train.head_hidden,
-        head_dropout=train.head_dropout,
-        final_weight=train.final_weight,
-        frame_pooling=sequence.frame_pooling,
-    )
+    model = AgentPS(llava, task, sequence, train)
     model.set_trainable(train.lora, ans_token_id(tokenizer), projector=train.train_projector)
     return model
 
@@ -144,27 +137,18 @@ def check_fits(
         PromptError: the questions leave no room for the post's own text.
     """
     _check_image_size(config, sequence)
-    Prompt(
-        tokenizer,
-        task,
-        "agentps",  # the longest sequence of all variants
-        sequence,
-        video_token_id=config.video_token_id,
-        visual_tokens=visual_tokens(config, sequence),
-    )
+    _prompt(tokenizer, task, "agentps", sequence, config)  # the longest sequence of all variants
 
 
 def _prompt(
-    tokenizer: PreTrainedTokenizerBase, task: Task, train: TrainSettings, sequence: SequenceSettings, model: AgentPS
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    variant: Variant,
+    sequence: SequenceSettings,
+    config: LlavaOnevisionConfig,
 ) -> Prompt:
-    return Prompt(
-        tokenizer,
-        task,
-        train.variant,
-        sequence,
-        video_token_id=model.config.video_token_id,
-        visual_tokens=visual_tokens(model.config, sequence),
-    )
+    visual = visual_tokens(config, sequence)
+    return Prompt(tokenizer, task, variant, sequence, video_token_id=config.video_token_id, visual_tokens=visual)
 
 
 def trainable_state(model: AgentPS) -> dict[str, torch.Tensor]:
@@ -179,7 +163,12 @@ def load_trainable_state(model: AgentPS, state: dict[str, torch.Tensor], source:
         CheckpointError: a parameter is missing, unknown or of another shape.
     """
     wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    _check_same(set(wanted), set(state), source)
+    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            f"{source}: does not fit the network: missing {missing[:5] or 'nothing'}, "
+            f"unknown {unknown[:5] or 'nothing'}; it was made for another task, variant or backbone"
+        )
     with torch.no_grad():
         for name, parameter in wanted.items():
             if parameter.shape != state[name].shape:
@@ -188,15 +177,6 @@ def load_trainable_state(model: AgentPS, state: dict[str, torch.Tensor], source:
                     f"{source}: {name} has shape {found}, the network {expected}: another backbone or task"
                 )
             parameter.copy_(state[name])
-
-
-def _check_same(expected: set[str], found: set[str], source: Path) -> None:
-    missing, unknown = sorted(expected - found), sorted(found - expected)
-    if missing or unknown:
-        raise CheckpointError(
-            f"{source}: does not fit the network: missing {missing[:5] or 'nothing'}, "
-            f"unknown {unknown[:5] or 'nothing'}; it was made for another task, variant or backbone"
-        )
 
 
 def save(
@@ -220,7 +200,7 @@ def save(
         train=train,
         backbone=backbone.model_copy(update={"name": "backbone"}) if embed_backbone else backbone,
         backbone_embedded=embed_backbone,
-        backbone_fingerprint=_architecture_fingerprint(load_config(backbone).to_json_string()),
+        backbone_fingerprint=_architecture_fingerprint(backbone),
         provenance=provenance,
     )
     with replacing(directory) as part:
@@ -296,7 +276,7 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory}: its tokenizer is missing or damaged: {error}") from error
-    llava = load_backbone(backbone, tokenizer, torch.float32 if info.train.precision == "float32" else torch.bfloat16)
+    llava = load_backbone(backbone, tokenizer, _dtype(info.train))
     model = wrap(llava, tokenizer, info.task, info.sequence, info.train)
     _restore(model, directory)
     model.eval().requires_grad_(False)
@@ -306,7 +286,8 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
         model.backbone = cast(LlavaOnevisionModel, model.backbone.merge_and_unload())
     if device is not None:
         model.to(device)
-    return Loaded(model, tokenizer, _prompt(tokenizer, info.task, info.train, info.sequence, model), info)
+    prompt = _prompt(tokenizer, info.task, info.train.variant, info.sequence, model.config)
+    return Loaded(model, tokenizer, prompt, info)
 
 
 def start_from(model: AgentPS, directory: Path, task: Task, backbone: BackboneSettings) -> None:
@@ -327,7 +308,7 @@ def start_from(model: AgentPS, directory: Path, task: Task, backbone: BackboneSe
 
 
 def _check_backbone(info: CheckpointInfo, backbone: BackboneSettings, directory: Path) -> None:
-    fingerprint = _architecture_fingerprint(load_config(backbone).to_json_string())
+    fingerprint = _architecture_fingerprint(backbone)
     if fingerprint != info.backbone_fingerprint:
         raise CheckpointError(
             f"{directory}: trained on a backbone {info.backbone_fingerprint}, {backbone.name} is {fingerprint}: "

@@ -127,7 +127,6 @@ class Shards:
             raise CheckpointError(f"{root}: no {_META}; run the preprocess step again") from None
         self.root = root
         self.sequence = SequenceSettings.model_validate(meta["sequence"])
-        self.tokenizer_name: str = meta["tokenizer"]
         self.n_images: int = meta["images"]
         self.images_sha256: str = meta["images_sha256"]
         self._per_file: int = meta["images_per_file"]

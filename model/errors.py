@@ -1,18 +1,6 @@
 """The errors that a user can cause, and fix.
 
 Each message names the file, row or key, what was found, what was expected and what to do.
-
-AgentPSError
-├── ConfigError        an option, or the file that holds it
-├── TaskError          the policy file: questions, classes, rules
-├── ManifestError      the posts file as a whole, or too many rejected rows
-├── ImageError         one image: unreadable, too large, outside its root
-├── AnnotationError    the annotator's endpoint
-├── DataError          the validated data break a critical rule
-├── PromptError        a post whose sequence cannot be built
-├── CheckpointError    a checkpoint that does not fit what it is loaded for
-├── RegistryError      the model registry
-└── ScheduleError      the machine's scheduler
 """
 
 

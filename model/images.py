@@ -7,7 +7,6 @@ Nothing global is changed in Pillow, so that a process that embeds a scorer keep
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import io
 import math
@@ -105,7 +104,7 @@ def read_source(source: Source, limits: ImageLimits, *, root: str | None = None,
     else:
         data = _read_path_or_base64(os.fspath(source), limits)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        raise ImageError("was changed since it was ingested (its sha256 is another); ingest the posts again")
+        raise ImageError("was changed since it was ingested (its sha256 is another)")
     return data
 
 
@@ -247,7 +246,7 @@ def _read_data_url(url: str, limits: ImageLimits) -> bytes:
         raise ImageError(f"{url!r:.60} is no data URL in base64 (data:image/jpeg;base64,...)")
     try:
         return _from_base64(text, limits)
-    except binascii.Error as error:
+    except ValueError as error:
         raise ImageError(f"a data URL whose base64 text is damaged: {error}") from error
 
 
@@ -264,12 +263,12 @@ def _read_path_or_base64(text: str, limits: ImageLimits) -> bytes:
             raise
         try:
             return _from_base64(text, limits)
-        except binascii.Error as damage:
+        except ValueError as damage:
             raise ImageError(f"{error}; nor is it a picture in base64 ({damage})") from None
 
 
 def _from_base64(text: str, limits: ImageLimits) -> bytes:
-    """Line breaks, which some encoders write, are no part of it. Raises: binascii.Error."""
+    """Line breaks, which some encoders write, are no part of it. Raises: ValueError, where it is no base64."""
     text = "".join(text.split())
     _check_bytes(len(text) * 3 // 4 - 2, limits)  # two of padding
     return base64.b64decode(text, validate=True)

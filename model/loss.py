@@ -25,7 +25,7 @@ def task_loss(
     """Weighted cross-entropy, summed over the labelled cells.
 
     Args:
-        question_logits: one (B, C) tensor a question; empty for a variant without question heads.
+        question_logits: one (B, C) tensor per question; empty for a variant without question heads.
         question_labels_BQ: class indices, NO_LABEL where the annotator gave none.
         final_logits_B: before the sigmoid.
         final_labels_B: 1, 0 or NO_LABEL.

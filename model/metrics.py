@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from .strict import Strict
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +30,10 @@ FloatArray = NDArray[np.float64]
 _MAX_LOGIT = 700.0
 
 
-class OperatingPoint(BaseModel):
+class OperatingPoint(Strict):
     """What the rule `score >= threshold` does. In JSON an infinite threshold is the string "Infinity"."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     #: The precision that the threshold was fitted for.
     min_precision: float = Field(gt=0, le=1)
@@ -42,10 +44,8 @@ class OperatingPoint(BaseModel):
     precision: float | None = Field(ge=0, le=1)
 
 
-class Calibration(BaseModel):
+class Calibration(Strict):
     """score = sigmoid(scale * logit + bias). The scale is positive, so the order of posts never changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     bias: float = Field(default=0.0, allow_inf_nan=False)
@@ -104,12 +104,7 @@ def threshold_curve(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | N
 def recall_at_precision(
     scores: ArrayLike, labels: ArrayLike, min_precision: float, weights: ArrayLike | None = None
 ) -> OperatingPoint:
-    """The highest recall of any threshold whose precision is at least `min_precision`.
-
-    Args:
-        scores: (N,) probabilities in [0, 1].
-        labels: (N,) bool, True = positive.
-        min_precision: in (0, 1].
+    """The highest recall of any threshold whose precision is at least `min_precision`, which is in (0, 1].
 
     Returns:
         The point for the rule `score >= threshold`, the rule that serving applies; of several with
@@ -266,10 +261,6 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Calibration:
 
     Platt's targets, (P + 1) / (P + 2) for the P positives and 1 / (Q + 2) for the Q negatives, keep
     the fit finite where one threshold separates the classes.
-
-    Args:
-        logits: (N,) before the sigmoid.
-        labels: (N,) bool.
 
     Returns:
         The identity (scale 1, bias 0), with a warning in the log, where there is nothing to fit (one

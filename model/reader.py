@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pandas.api.types import is_scalar
 from torch import Tensor
 
 from .agentps import normalize
@@ -77,16 +76,15 @@ def raw_post(cells: Mapping[str, Any]) -> RawPost:
         DataError: names the cell, what was found and what is expected.
     """
     texts, faults = parse(_TEXTS, {name: _digits(cells.get(name)) for name in (TITLE, TEXT)})
-    images = _listed(cells.get(IMAGES))
-    if not isinstance(images, list | tuple) or not images:
-        faults.append(f"{IMAGES}: {shown(images)}; a list of one or more images is expected")
-        images = []
-    hashes = _listed(cells.get(IMAGE_SHA256))
-    if is_scalar(hashes) and pd.isna(hashes):
-        hashes = [None] * len(images)
-    elif not isinstance(hashes, list | tuple) or len(hashes) != len(images):
-        faults.append(f"{IMAGE_SHA256}: {shown(hashes)}; null, or one hash per image is expected")
-    if texts is None or faults:
+    given = cells.get(IMAGE_SHA256)
+    images, hashes = _listed(cells.get(IMAGES)), _listed(given)
+    if images is None or not images:
+        faults.append(f"{IMAGES}: {shown(cells.get(IMAGES))}; a list of one or more images is expected")
+    elif not _is_null(given) and (hashes is None or len(hashes) != len(images)):
+        faults.append(
+            f"{IMAGE_SHA256}: {shown(given)}; null, or one hash for each of the {len(images)} images is expected"
+        )
+    if texts is None or images is None or faults:
         raise DataError("; ".join(faults))
     root = cells.get(ROOT)
     return RawPost(
@@ -94,12 +92,17 @@ def raw_post(cells: Mapping[str, Any]) -> RawPost:
         text=getattr(texts, TEXT),
         images=images,
         root=root if isinstance(root, str) else None,
-        image_sha256=hashes,
+        image_sha256=hashes or [None] * len(images),
     )
 
 
-def _listed(cell: Any) -> Any:
-    return cell.tolist() if isinstance(cell, np.ndarray) else cell
+def _listed(cell: Any) -> list[Any] | None:
+    return list(cell) if isinstance(cell, list | tuple | np.ndarray) else None
+
+
+def _is_null(cell: Any) -> bool:
+    """NaN stands where tables with and without the column were joined."""
+    return cell is None or cell is pd.NA or (isinstance(cell, float) and cell != cell)
 
 
 def _digits(cell: Any) -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from .strict import Strict
 
 #: `siglip`: no language model, the final head reads pooled embeddings of images and text (the paper's online
 #: baseline, Table 1). `vanilla`: the final head only. `multitask`: every head on the last token. `agentps`: question
@@ -25,11 +27,7 @@ TINY = "tiny"
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BackboneSettings(_Section):
+class BackboneSettings(Strict):
     """The pretrained LLaVA-OneVision to start from."""
 
     #: `tiny`, a model hub's id, or a local directory in its format.
@@ -51,7 +49,7 @@ class BackboneSettings(_Section):
         return self
 
 
-class SequenceSettings(_Section):
+class SequenceSettings(Strict):
     """The sequence that the model reads (paper 3.1.2)."""
 
     #: Frames of a post, at most: uniform sampling in order above; below, see `repeat_frames`.
@@ -77,7 +75,7 @@ class SequenceSettings(_Section):
         return self
 
 
-class LoraSettings(_Section):
+class LoraSettings(Strict):
     """LoRA on the language model's linear layers (paper 3.1.2: rank 128, alpha 256)."""
 
     rank: int = Field(ge=1)
@@ -85,7 +83,7 @@ class LoraSettings(_Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
-class TrainSettings(_Section):
+class TrainSettings(Strict):
     """Fine-tuning, on `transformers.Trainer`."""
 
     variant: Variant

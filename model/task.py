@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from .columns import answer_column, decision_column, probability_column
 from .errors import TaskError
 from .schema import RESERVED
+from .strict import Strict, explain_validation
 from .yaml_file import load_yaml
 
 TASKS_DIR = Path(__file__).resolve().parent.parent / "configs" / "tasks"
@@ -29,11 +30,7 @@ _RESERVED_STARTS = tuple(column("") for column in (answer_column, probability_co
 _RULE = re.compile(r"^\s*(count|share)\s*>=\s*([0-9]+(?:\.[0-9]+)?)\s*$")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Question(_Strict):
+class Question(Strict):
     """One intermediate question.
 
     `ask` is the short wording in the sequence that the model reads (paper: 60 tokens for all of
@@ -133,7 +130,7 @@ class Question(_Strict):
         return found
 
 
-class FinalQuestion(_Strict):
+class FinalQuestion(Strict):
     """The decision: two classes, one of them positive."""
 
     ask: str
@@ -151,7 +148,7 @@ class FinalQuestion(_Strict):
         return self
 
 
-class Task(_Strict):
+class Task(Strict):
     """A policy: intermediate questions in the order in which they are asked, then the decision."""
 
     name: str
@@ -217,20 +214,6 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, inner in value.items():
         flat |= _flat(inner, f"{prefix}.{key}" if prefix else key)
     return flat
-
-
-def explain_validation(error: ValidationError) -> str:
-    """Pydantic's findings as one line each: the key, what is wrong with it, what was found."""
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "(top level)"
-        whole = item["type"] in ("missing", "extra_forbidden") or isinstance(item["input"], dict)
-        found = "" if whole else f" (found {item['input']!r:.120})"
-        what = {"extra_forbidden": "unknown key: remove it or correct its name", "missing": "is missing"}.get(
-            item["type"], item["msg"].removeprefix("Value error, ")
-        )
-        lines.append(f"{where}: {what}{found}")
-    return "; ".join(lines)
 
 
 def load_task(source: str | Path) -> Task:

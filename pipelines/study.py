@@ -17,17 +17,8 @@ def _study(options: dict[str, Any] | None = None) -> None:
     _fingerprint, table, labels, shards = prepare(settings, policy)
     from steps.study.step import study
 
-    study(
-        shards,
-        table,
-        labels,
-        policy,
-        settings.backbone,
-        settings.fine_tune,
-        settings.evaluate,
-        settings.posts,
-        settings.study,
-    )
+    options_of = (settings.backbone, settings.fine_tune, settings.evaluate, settings.posts, settings.study)
+    study(shards, table, labels, policy, *options_of)
 
 
 agentps_study = CheckedPipeline(name="agentps_study", entrypoint=_study, kind=StudyRunSettings)

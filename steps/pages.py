@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _STYLE = "style.css"
+_PERCENT = "\N{NO-BREAK SPACE}%"
 
 
 def template(name: str, **filters: Callable[..., Any]) -> Template:
@@ -33,7 +34,7 @@ def template(name: str, **filters: Callable[..., Any]) -> Template:
 
 
 def share(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+    return "–" if value is None else f"{100 * value:.{digits}f}{_PERCENT}"
 
 
 def number(value: float | None, kind: str = "number") -> str:
@@ -41,6 +42,13 @@ def number(value: float | None, kind: str = "number") -> str:
     if value is None:
         return "–"
     return share(value) if kind == "percent" else f"{value:.3f}"
+
+
+def interval(low: float | None, high: float | None, kind: str = "number") -> str:
+    """As `number`, with the unit once; a dash where an end is undefined."""
+    if low is None or high is None:
+        return "–"
+    return f"{number(low, kind).removesuffix(_PERCENT)} to {number(high, kind)}"
 
 
 def shortened(text: str, length: int) -> str:

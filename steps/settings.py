@@ -17,7 +17,8 @@ from model.errors import ConfigError
 from model.metrics import comparable_names, is_accuracy
 from model.schema import SPLITS
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
-from model.task import Task, explain_validation
+from model.strict import explain_validation
+from model.task import Task
 from model.yaml_file import load_yaml
 from steps.paths import DEFAULT_CONFIG
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import multiprocessing
 import os
-import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from benchmarks import record
-from benchmarks.annotation import _TITLE, STORM, _Server, make_posts, settings_of, stats
+from benchmarks.annotation import _TITLE, STORM, Server, make_posts, server, settings_of, stats
 from benchmarks.peers.meter import REPOSITORY, Meter, run, versions
 from model.task import load_task
 from steps.annotate.client import annotate_posts
@@ -36,7 +32,7 @@ SOONEST = "soonest repeat, ms"
 _TOO_SLOW = ("429 with Retry-After: 120", "slow drip")
 
 
-class PeerServer(_Server):
+class PeerServer(Server):
     """Answers after REPLY_S: well (`good`), as in STORM (`storm`), or to the first request of a post 429 (`limit`)."""
 
     def __init__(self, mode: str) -> None:
@@ -70,26 +66,6 @@ class PeerServer(_Server):
         self._charged[number] += status == 200
         await self._reply(writer, status, ({} if name.startswith("HTML") else JSON) | headers, data)
         return True
-
-
-def serve(mode: str, listener: socket.socket) -> None:
-    async def run() -> None:
-        server = await asyncio.start_server(PeerServer(mode).handle, sock=listener, limit=1 << 26)
-        await server.serve_forever()
-
-    asyncio.run(run())
-
-
-@contextmanager
-def server(mode: str) -> Iterator[str]:
-    """The URL of one in a process of its own."""
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
-        process = multiprocessing.get_context("spawn").Process(target=serve, args=(mode, listener), daemon=True)
-        process.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        finally:
-            process.kill()
 
 
 def ours(url: str, posts: str, folder: str, retries: str) -> None:
@@ -141,7 +117,7 @@ class Sides:
             "CURATOR_DISABLE_RICH_DISPLAY": "1",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         }
-        with server(mode) as url:
+        with server(mode, PeerServer) as url:
             stats(url)  # it accepts
             found = run(peer, "-m", f"benchmarks.peers.{module}", url, posts, kept, retries, **environment)
             told = stats(url)

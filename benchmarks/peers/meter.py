@@ -24,14 +24,8 @@ def run(peer: str | None, *arguments: object, **environment: str) -> Any:
     """
     python = sys.executable if peer is None else str(REPOSITORY / ".agentps" / "peers" / peer / "bin" / "python")
     command = [python, *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=os.environ | _ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    variables = os.environ | _ENVIRONMENT | environment
+    done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -43,20 +37,21 @@ def versions(peer: str, *packages: str) -> dict[str, str]:
     return found
 
 
+def cpu_seconds() -> float:
+    """Of this process and of its children that ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
 class Meter:
     """Seconds since it was made, of this process and of its children that ended."""
 
     def __init__(self) -> None:
-        self._start = self._now()
-
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(usage.ru_utime + usage.ru_stime for usage in used), time.perf_counter()
+        self._cpu, self._wall = cpu_seconds(), time.perf_counter()
 
     def per(self, posts: int) -> dict[str, float]:
         """`cpu` and `wall`, divided by the number of posts."""
-        cpu, wall = (now - start for now, start in zip(self._now(), self._start, strict=True))
+        cpu, wall = cpu_seconds() - self._cpu, time.perf_counter() - self._wall
         return {"cpu": round(cpu / posts, 5), "wall": round(wall / posts, 5)}
 
 

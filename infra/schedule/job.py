@@ -6,19 +6,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from model.errors import ScheduleError
 from model.files import replacing
+from model.strict import Strict
 from steps.locks import locked
 from steps.settings import NotifySettings
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Launch(_Strict):
+class Launch(Strict):
     """What is run, and who is told of a failure."""
 
     #: As `zenml pipeline run` takes it.
@@ -36,7 +33,7 @@ class Job(Launch):
     cron: str
 
 
-class Progress(_Strict):
+class Progress(Strict):
     """What became of the schedule's times so far."""
 
     #: Every time up to this one has been run, or left out because a run was still going.

@@ -1,4 +1,7 @@
-"""The schedule of a clone on the scheduler of this machine: systemd where it can be reached, else cron."""
+"""The schedule of a clone on the scheduler of this machine: systemd where it can be reached, else cron.
+
+Where the machine has neither, or the one it has refuses, that is a ScheduleError.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,6 @@ def install(job: Job, home_dir: Path, now: datetime) -> str:
 
     Returns:
         Where it stands, and when it runs next, in one line.
-
-    Raises:
-        ScheduleError: the machine has neither scheduler, or refuses.
     """
     files = Files(home_dir)
     if systemd.is_reachable():
@@ -33,11 +33,7 @@ def install(job: Job, home_dir: Path, now: datetime) -> str:
 
 
 def remove(home_dir: Path) -> bool:
-    """Take the schedule away; logs stay, and a run that is going goes on. False where there was none.
-
-    Raises:
-        ScheduleError: the machine's scheduler refuses.
-    """
+    """Take the schedule away; logs stay, and a run that is going goes on. False where there was none."""
     files = Files(home_dir)
     found = [systemd.remove(home_dir), crontab.remove(home_dir), files.job.exists()]
     files.job.unlink(missing_ok=True)

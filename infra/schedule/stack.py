@@ -2,7 +2,8 @@
 
 ZenML fixes a scheduled pipeline's parameters when the schedule is made, but which posts are fresh is known only when a
 run begins. So what is scheduled is `agentps_scheduled`, whose one step starts the literal command. A second call
-changes the schedule in place, or takes the old one away first: there are never two.
+changes the schedule in place, or takes the old one away first: there are never two. A stack that does not exist is a
+ScheduleError.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def install(job: Job, stack: str, home_dir: Path) -> str:
 
     Raises:
         ConfigError: the config file cannot be read.
-        ScheduleError: the stack does not exist or has no schedules, or refuses; a schedule that ZenML cannot change.
+        ScheduleError: the stack has no schedules, or refuses; a schedule that ZenML cannot change.
     """
     from zenml.client import Client
 
@@ -66,11 +67,7 @@ def install(job: Job, stack: str, home_dir: Path) -> str:
 
 
 def remove(stack: str, home_dir: Path) -> bool:
-    """Take the schedule away; a run that is going goes on. False where there was none.
-
-    Raises:
-        ScheduleError: there is no such stack.
-    """
+    """Take the schedule away; a run that is going goes on. False where there was none."""
     from zenml.client import Client
 
     _orchestrator, found = _look_up(stack, home_dir)
@@ -80,11 +77,7 @@ def remove(stack: str, home_dir: Path) -> bool:
 
 
 def show(stack: str, home_dir: Path) -> str:
-    """What is scheduled there, in one line.
-
-    Raises:
-        ScheduleError: there is no such stack.
-    """
+    """What is scheduled there, in one line."""
     _orchestrator, found = _look_up(stack, home_dir)
     if found is None:
         return f"there is no schedule on stack {stack}"

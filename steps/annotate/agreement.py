@@ -18,12 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import (
-    accuracy_score,
-    cohen_kappa_score,
-    confusion_matrix,
-    precision_recall_fscore_support,
-)
+from sklearn.metrics import accuracy_score, cohen_kappa_score, precision_recall_fscore_support
 
 from model.errors import AnnotationError
 from model.schema import POST_ID
@@ -126,8 +121,8 @@ def _pairs(joined: pd.DataFrame, question: Question) -> tuple[NDArray[np.int64],
 
 def _of_question(joined: pd.DataFrame, question: Question, seed: int) -> QuestionAgreement:
     gold_N, label_N, n_gold = _pairs(joined, question)
-    n, classes = len(gold_N), range(len(question.classes))
-    counts_CC = confusion_matrix(gold_N, label_N, labels=list(classes)) if n else np.zeros((len(classes),) * 2, int)
+    n = len(gold_N)
+    counts_CC = _counts(gold_N, label_N, question)
     positive = question.positive_index
     figures: dict[str, float | None] = dict.fromkeys(("accuracy", "precision", "recall", "f1", "kappa"))
     kappa_interval = f1_interval = None
@@ -137,8 +132,7 @@ def _of_question(joined: pd.DataFrame, question: Question, seed: int) -> Questio
         )
         figures["accuracy"] = float(accuracy_score(gold_N, label_N))
         figures |= {"precision": _defined(precision), "recall": _defined(recall), "f1": _defined(f1)}
-        if len(set(gold_N) | set(label_N)) > 1:  # else chance agrees always, and kappa is 0 / 0
-            figures["kappa"] = float(cohen_kappa_score(gold_N, label_N, labels=list(classes)))
+        figures["kappa"] = _kappa(gold_N, label_N, question)
         kappa_interval, f1_interval = _resampled(counts_CC, positive, seed)
     return QuestionAgreement(
         question=question.id,
@@ -154,6 +148,18 @@ def _of_question(joined: pd.DataFrame, question: Question, seed: int) -> Questio
         counts=tuple(tuple(int(cell) for cell in row) for row in counts_CC),
         **figures,
     )
+
+
+def _counts(gold_N: NDArray[np.int64], label_N: NDArray[np.int64], question: Question) -> NDArray[np.int64]:
+    """(C, C) posts by people's class (row) and the annotator's (column)."""
+    size = len(question.classes)
+    return np.bincount(gold_N * size + label_N, minlength=size * size).reshape(size, size)
+
+
+def _kappa(one_N: NDArray[np.int64], other_N: NDArray[np.int64], question: Question) -> float | None:
+    if len(set(one_N) | set(other_N)) < 2:  # chance agrees always, and kappa is 0 / 0
+        return None
+    return float(cohen_kappa_score(one_N, other_N, labels=list(range(len(question.classes)))))
 
 
 def _defined(value: float) -> float | None:
@@ -220,8 +226,7 @@ def confusion(
     found = {}
     for question in task.questions:
         gold_N, label_N, _ = _pairs(joined, question)
-        size = len(question.classes)
-        counts_CC = np.bincount(gold_N * size + label_N, minlength=size * size).reshape(size, size) + float(smoothing)
+        counts_CC = _counts(gold_N, label_N, question) + float(smoothing)
         with np.errstate(invalid="ignore"):
             found[question.id] = counts_CC / counts_CC.sum(axis=1, keepdims=True)
     return found
@@ -272,12 +277,6 @@ def drift(before: pd.DataFrame, after: pd.DataFrame, task: Task, gold: pd.DataFr
                     kappa = kappas[1] - kappas[0]
         found.append(Drift(question.id, int(both.sum()), changed, accuracy, kappa, missing, p_value))
     return found
-
-
-def _kappa(one_N: NDArray[np.int64], other_N: NDArray[np.int64], question: Question) -> float | None:
-    if len(set(one_N) | set(other_N)) < 2:
-        return None
-    return float(cohen_kappa_score(one_N, other_N, labels=list(range(len(question.classes)))))
 
 
 @dataclass(frozen=True)

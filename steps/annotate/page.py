@@ -9,7 +9,7 @@ from steps.annotate.agreement import Drift, Interval, QuestionAgreement, Verdict
 from steps.annotate.client import AnnotationResult
 from steps.annotate.plan import Plan
 from steps.annotate.tally import duration
-from steps.pages import number, template
+from steps.pages import interval, template
 from steps.settings import AnnotateSettings
 
 
@@ -71,11 +71,9 @@ def dollars(value: float | None) -> str:
     return f"${value:,.2f}" if value >= 1 or value == 0 else f"${value:.4f}"
 
 
-def interval(value: Interval, kind: str = "number") -> str:
-    if value is None:
-        return "–"
-    low, high = number(value[0], kind).removesuffix("\N{NO-BREAK SPACE}%"), number(value[1], kind)
-    return f"{low} to {high}"
+def _interval(value: Interval, kind: str = "number") -> str:
+    low, high = value or (None, None)
+    return interval(low, high, kind)
 
 
 def _signed(value: float | None) -> str:
@@ -83,4 +81,4 @@ def _signed(value: float | None) -> str:
 
 
 def _page(name: str, **values: object) -> str:
-    return template(name, interval=interval, dollars=dollars, duration=duration, signed=_signed).render(**values)
+    return template(name, interval=_interval, dollars=dollars, duration=duration, signed=_signed).render(**values)

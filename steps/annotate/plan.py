@@ -44,9 +44,9 @@ def make_plan(requests: Requests, ledger: Ledger) -> tuple[Plan, dict[str, Ledge
     """
     distinct = requests.distinct()
     known = ledger.lookup(request.key for request in distinct)
-    retries, price, batch = requests.settings.retries, requests.price, requests.settings.mode == "batch"
+    price, batch = requests.price, requests.settings.mode == "batch"
     held = {item.key for batch_file in ledger.batch_files(requests.source) for item in batch_file.items}
-    todo = [request for request in distinct if not is_settled(known.get(request.key), retries)]
+    todo = todo_of(requests, known)
     to_ask = [request for request in todo if request.key not in held]
     prompt = completion = dollars = most = 0.0
     for request in to_ask:
@@ -75,6 +75,5 @@ def make_plan(requests: Requests, ledger: Ledger) -> tuple[Plan, dict[str, Ledge
 
 def todo_of(requests: Requests, known: dict[str, LedgerAnswer]) -> list[Request]:
     """The requests that are not settled, in the order of the posts."""
-    return [
-        request for request in requests.distinct() if not is_settled(known.get(request.key), requests.settings.retries)
-    ]
+    retries = requests.settings.retries
+    return [request for request in requests.distinct() if not is_settled(known.get(request.key), retries)]

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from model.errors import ConfigError
-from model.task import explain_validation
+from model.strict import explain_validation
 from model.yaml_file import load_yaml
 from steps.annotate.prompt import model_size
 from steps.paths import REPOSITORY
+from steps.settings import Section
 
 PRICES = REPOSITORY / "configs" / "prices.yaml"
 
@@ -25,18 +26,14 @@ _BYTES_PER_TOKEN = 4
 _TOKENS_PER_NUMBER = 2
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ImagePrice(_Strict):
+class ImagePrice(Section):
     """Tokens of an image: `base`, and `tile` more for each tile where the detail is not low."""
 
     base: int = Field(ge=0)
     tile: int = Field(ge=0)
 
 
-class Price(_Strict):
+class Price(Section):
     """Dollars per million tokens, and how the model counts an image's."""
 
     input: float = Field(ge=0)

@@ -24,7 +24,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from model.errors import AnnotationError
@@ -174,9 +173,7 @@ class SimulatedAnnotator:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):  # it may have been ended from outside
             self._served = self.requests
         self._stop()

@@ -21,7 +21,7 @@ from model.task import Question, Task
 from steps.evaluate import charts
 from steps.evaluate.charts import QuestionRow
 from steps.evaluate.report import EvalReport, Metric, labelled, score_arrays
-from steps.pages import data_uri, number, share, shortened, template
+from steps.pages import data_uri, interval, share, shortened, template
 from steps.settings import EvaluateSettings
 from steps.tables import rows_of
 
@@ -244,10 +244,8 @@ def _thumbnail(root: str, name: str, sha256: str) -> _Thumbnail:
 
 
 def _interval(metric: Metric, kind: str = "number") -> Markup:
-    if metric.low is None or metric.high is None:
-        return Markup("–")
-    low, high = number(metric.low, kind).removesuffix("\N{NO-BREAK SPACE}%"), number(metric.high, kind)
-    return Markup('<span class="nowrap">{} to {}</span>').format(low, high)
+    shown = interval(metric.low, metric.high, kind)
+    return Markup(shown) if metric.low is None else Markup('<span class="nowrap">{}</span>').format(shown)
 
 
 def _threshold(point: OperatingPoint) -> str:

@@ -26,7 +26,7 @@ from model.errors import ImageError, ManifestError
 from model.images import ImageLimits, decode, read_source
 from model.post import Row, columns_of, parse, post_id_of, row_of, shown
 from model.task import Task
-from steps.ingest.rows import is_url, opened, parent_of, read_rows
+from steps.ingest.rows import absolute, is_url, opened, parent_of, read_rows
 from steps.parallel import ordered_map
 from steps.settings import IngestSettings
 
@@ -97,7 +97,7 @@ def read_manifest(
         ManifestError: the file as a whole cannot be used; names file, line, remedy.
         RejectsError: every post, or a larger share than `settings.max_reject_share`, is rejected.
     """
-    folder = parent_of(path) if root is None else _folder(root)
+    folder = parent_of(path) if root is None else absolute(root)
     named = partial(_name_images, name_of=_namer(folder), max_images=settings.max_images)
     found, rejects = parse_posts(path, row_of(task), named, chosen=root is not None)
     n_rows = len(found) + len(rejects)
@@ -235,10 +235,6 @@ def split_of(post_id: str, val_share: float, test_share: float) -> str:
 
 
 # --- images -----------------------------------------------------------------------------------
-
-
-def _folder(root: str | Path) -> str:
-    return str(root) if is_url(root) else os.path.realpath(root)
 
 
 def _namer(root: str) -> Callable[[str], str]:

@@ -57,6 +57,8 @@ def opened(source: str | Path, what: str) -> Iterator[IO[bytes]]:
         raise ManifestError(f"{what} {source}: no such file; give the path, or the URL, of a file") from None
     except OSError as error:
         raise ManifestError(f"{what} {source}: cannot be read: {error.strerror or error}") from error
+    except _FileError as fault:
+        raise ManifestError(f"{what} {source}{fault}") from fault.__cause__
 
 
 def _open(source: str | Path) -> IO[bytes]:
@@ -96,16 +98,17 @@ def read_rows(
     if suffix.lower() not in readers:
         raise ManifestError(f"{what} {source}: suffix {suffix!r}; one of {', '.join(readers)} is expected")
     with opened(source, what) as file:
-        try:
-            rows, found = readers[suffix.lower()](file, columns)
-        except _FileError as fault:
-            raise ManifestError(f"{what} {source}{fault}") from fault.__cause__
+        rows, found = readers[suffix.lower()](file, columns)
     if not rows:
         raise ManifestError(f"{what} {source}: it holds no rows; write one row per post")
-    for column in required:
-        if column not in found:
-            raise ManifestError(f"{what} {source}: no column {column!r} (found {', '.join(found)}); add or rename it")
+    _require(required, found, f"{what} {source}", "add or rename it")
     return rows, found
+
+
+def _require(columns: Collection[str], found: Collection[str], where: str, remedy: str) -> None:
+    for column in columns:
+        if column not in found:
+            raise ManifestError(f"{where}: no column {column!r} (found {', '.join(found)}); {remedy}")
 
 
 def checked_rows(source: str | Path, row: type[_R], what: str, required: Collection[str]) -> list[tuple[int, _R]]:
@@ -130,14 +133,10 @@ def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) 
         ManifestError: as `read_rows`; or a `post_id` is no id.
     """
     with opened(source, what) as file:
-        try:
-            table = _whole(_parquet(file))
-        except _FileError as fault:
-            raise ManifestError(f"{what} {source}{fault}") from fault.__cause__
-    for column in required:
-        if column not in table.column_names:
-            found = ", ".join(table.column_names)
-            raise ManifestError(f"{what} {source}: no column {column!r} (found {found}); is it another table?")
+        parquet = _parquet(file)
+        with _as_parquet():
+            table = parquet.read()
+    _require(required, table.column_names, f"{what} {source}", "is it another table?")
     if not len(table):
         raise ManifestError(f"{what} {source}: it holds no rows")
     frame: pd.DataFrame = table.to_pandas()
@@ -217,11 +216,17 @@ def _read_jsonl(file: IO[bytes], columns: Collection[str]) -> _Read:
     return rows, list(found)
 
 
-def _parquet(file: IO[bytes]) -> pq.ParquetFile:
+@contextmanager
+def _as_parquet() -> Iterator[None]:
     try:
-        parquet = pq.ParquetFile(file)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+        yield
+    except (pa.ArrowException, ValueError, OverflowError) as error:  # not UTF-8; a time in the year 100000
         raise _FileError(f": cannot be read as Parquet: {error}") from error
+
+
+def _parquet(file: IO[bytes]) -> pq.ParquetFile:
+    with _as_parquet():
+        parquet = pq.ParquetFile(file)
     _refuse_twice(parquet.schema_arrow.names)
     return parquet
 
@@ -229,18 +234,9 @@ def _parquet(file: IO[bytes]) -> pq.ParquetFile:
 def _read_parquet(file: IO[bytes], columns: Collection[str]) -> _Read:
     parquet = _parquet(file)
     found: list[str] = parquet.schema_arrow.names
-    table = _whole(parquet, [column for column in columns if column in found])
-    try:
+    with _as_parquet():
+        table = parquet.read(columns=[column for column in columns if column in found])
         return list(enumerate(table.to_pylist(), start=1)), found
-    except (pa.ArrowException, ValueError, OverflowError) as error:  # text that is not UTF-8, a time in the year 100000
-        raise _FileError(f": cannot be read as Parquet: {error}") from error
-
-
-def _whole(parquet: pq.ParquetFile, columns: list[str] | None = None) -> pa.Table:
-    try:
-        return parquet.read(columns=columns)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise _FileError(f": cannot be read as Parquet: {error}") from error
 
 
 def _read_csv(file: IO[bytes], columns: Collection[str]) -> _Read:

@@ -132,35 +132,10 @@ _PLAIN = (
     "{w} daily",
 )
 # Enough of them that two posts hardly ever say the same: a text in train and test would be a leak.
-_TAGS = tuple(
-    f"#{tag}"
-    for tag in [
-        "fyp",
-        "album",
-        "daily",
-        "viral",
-        "mood",
-        "pics",
-        "weekend",
-        "travel",
-        "nature",
-        "city",
-        "vibes",
-        "life",
-        "art",
-        "photo",
-        "trend",
-        "love",
-        "fun",
-        "summer",
-        "spring",
-        "night",
-        "morning",
-        "memories",
-        "friends",
-        "today",
-    ]
-)
+_TAGS = tuple("#" + tag for tag in (
+    "fyp", "album", "daily", "viral", "mood", "pics", "weekend", "travel", "nature", "city", "vibes", "life", "art",
+    "photo", "trend", "love", "fun", "summer", "spring", "night", "morning", "memories", "friends", "today",
+))  # fmt: skip
 _INKS = ("#7a1f1f", "#1f3f7a", "#1f6b35", "#5a2a70", "#7a5a10", "#222222", "#0f6068", "#8a2f60")
 _PAPERS = ("#f4e3c1", "#cfe3f5", "#d9f0d3", "#f5d6df", "#ece4f7", "#fff7c9", "#dfe6e6", "#f7dcc4")
 
@@ -290,6 +265,18 @@ def final_label(answers: dict[str, int]) -> int:
     return int((not answers["ugc"] and not relevant) or (answers["watermark"] and not own))
 
 
+def write_album(root: Path, stem: str, post: SamplePost, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """Draw a post's images, `root/STEM-0.jpg` and so on. Returns their names below `root`, and their sha256."""
+    names, hashes = [], []
+    for k, parts in enumerate(zip(post.subjects, post.styles, post.overlays, strict=True)):
+        buffer = BytesIO()
+        draw_image(rng, *parts).save(buffer, "JPEG", quality=92, subsampling=0)
+        names.append(f"{stem}-{k}.jpg")
+        hashes.append(hashlib.sha256(buffer.getvalue()).hexdigest())
+        (root / names[-1]).write_bytes(buffer.getvalue())
+    return names, hashes
+
+
 def _write_posts(
     root: Path, task: Task, settings: SampleSettings, split: str, start: int, stop: int
 ) -> tuple[list, list]:
@@ -302,13 +289,7 @@ def _write_posts(
     for index in range(start, stop):
         rng = np.random.default_rng((settings.seed, split_index, index))
         post = compose_post(rng, settings.difficulty)
-        names, hashes = [], []
-        for k, parts in enumerate(zip(post.subjects, post.styles, post.overlays, strict=True)):
-            buffer = BytesIO()
-            draw_image(rng, *parts).save(buffer, "JPEG", quality=92, subsampling=0)
-            names.append(f"{folder}/{index:06d}-{k}.jpg")
-            hashes.append(hashlib.sha256(buffer.getvalue()).hexdigest())
-            (root / names[-1]).write_bytes(buffer.getvalue())
+        names, hashes = write_album(root, f"{folder}/{index:06d}", post, rng)
         answers = {q.id: q.class_of(post.counts[q.id], len(names)) for q in task.questions}
         label = final_label(answers) ^ int(rng.random() < LABEL_NOISE)
         gold = split != TRAIN or rng.random() < settings.gold_share

@@ -39,7 +39,9 @@ def _frame(file: _File, size: int, limits: ImageLimits) -> np.ndarray:
     try:
         return read_frame(name, size, limits, root=root, sha256=sha256)
     except ImageError as error:  # it could be read when it was ingested
-        raise ImageError(f"{root}/{name}: {error}; it has changed since ingest: run the pipeline again") from error
+        raise ImageError(
+            f"{root}/{name}: {error}; the same post was read when it was ingested: run the pipeline again, which ingests it anew"
+        ) from error
 
 
 def _distinct_images(posts: pd.DataFrame) -> tuple[dict[str, int], list[_File]]:

@@ -23,7 +23,7 @@ from steps.tables import rows_of
 class Candidate:
     """Decides against whichever version is champion, each time that it is asked.
 
-    `scores`: post_id, label, score (the candidate's), one row a labelled test post; and champion, once one
+    `scores`: post_id, label, score (the candidate's), one row per labelled test post; and champion, once one
     was scored.
     """
 
@@ -53,17 +53,20 @@ class Candidate:
     def decide(self, state: RegistryState) -> Decision:
         """Raises: CheckpointError, RegistryError where the champion's files are not those that were registered."""
         champion = state.champion
-        if champion is None:
-            return decide(self._judged, None, self._posts, self._settings)
-        if champion.version == self._version.version:
+        if champion is not None and champion.version == self._version.version:
             return Decision(verdict="already champion", reason="this version is the champion")
+        held = None if champion is None else self._held(state, champion)
+        age = datetime.now(UTC) - state.champion_since if state.champion_since else timedelta(0)
+        alarmed = champion is not None and champion.version == self._alarmed
+        return decide(self._judged, held, self._posts, self._settings, age, alarmed=alarmed)
+
+    def _held(self, state: RegistryState, champion: RegisteredVersion) -> Judged | Unscored:
         if (move := state.rolled_back(self._version.version)) is not None:
-            why = f"it was champion until {move.by} went back on {move.at:%Y-%m-%d} ({move.reason})"
-            return decide(self._judged, Unscored(why), self._posts, self._settings)
+            return Unscored(f"it was champion until {move.by} went back on {move.at:%Y-%m-%d} ({move.reason})")
         report = registry.report_of(champion)
+        name = f"the champion, version {champion.version}"
         if report.task_fingerprint != self._task.fingerprint:
-            why = f"the champion, version {champion.version}, answers another task: the two cannot be compared"
-            return decide(self._judged, Unscored(why), self._posts, self._settings)
+            return Unscored(f"{name}, answers another task: the two cannot be compared")
         from steps.promote.champion import score_posts  # with torch and transformers, which no other decision needs
 
         scores_N, errors = score_posts(
@@ -75,12 +78,6 @@ class Candidate:
         )
         self.scores["champion"] = scores_N
         if errors:
-            why = (
-                f"the champion, version {champion.version}, cannot score {len(errors)} of the {len(scores_N)} test "
-                f"posts ({errors[0]}): the two cannot be compared"
-            )
-            return decide(self._judged, Unscored(why), self._posts, self._settings)
-        held = Judged(scores_N=scores_N, report=report)
-        age = datetime.now(UTC) - state.champion_since if state.champion_since else timedelta(0)
-        alarmed = champion.version == self._alarmed
-        return decide(self._judged, held, self._posts, self._settings, age, alarmed=alarmed)
+            few = f"{len(errors)} of the {len(scores_N)} test posts ({errors[0]})"
+            return Unscored(f"{name}, cannot score {few}: the two cannot be compared")
+        return Judged(scores_N=scores_N, report=report)

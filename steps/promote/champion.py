@@ -56,9 +56,7 @@ def score_posts(
 
 def _reads(checkpoint: Path, shards: Shards, candidate: Path) -> bool:
     """Whether the shards hold what this checkpoint would make of the posts."""
-    if read_info(checkpoint).sequence != shards.sequence:
-        return False
-    return _tokens(checkpoint) == _tokens(candidate)
+    return read_info(checkpoint).sequence == shards.sequence and _tokens(checkpoint) == _tokens(candidate)
 
 
 def _tokens(checkpoint: Path) -> str:

@@ -56,6 +56,10 @@ class Unscored:
     reason: str
 
 
+Outcome = Literal["passed", "failed", "open"]
+Verdict = Literal["promoted", "kept", "needs a person", "already champion"]
+
+
 class Check(BaseModel):
     """One line of the gate. `open`: the data do not tell, a person must."""
 
@@ -67,7 +71,7 @@ class Check(BaseModel):
     low: float | None = None
     high: float | None = None
     limit: float
-    outcome: Literal["passed", "failed", "open"]
+    outcome: Outcome
 
 
 class Decision(BaseModel):
@@ -75,7 +79,7 @@ class Decision(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    verdict: Literal["promoted", "kept", "needs a person", "already champion"]
+    verdict: Verdict
     reason: str
     checks: tuple[Check, ...] = ()
 
@@ -103,17 +107,20 @@ def decide(
     Raises:
         ConfigError: the settings name a metric that the report does not have.
     """
-    checks = list(_floors(candidate, posts, settings))
+    checks = _floors(candidate, posts, settings)
+
+    def ends(verdict: Verdict, reason: str) -> Decision:
+        return Decision(verdict=verdict, reason=reason, checks=tuple(checks))
+
     for check in checks:
         if check.outcome == "failed":
-            return Decision(verdict="kept", reason=_floor_reason(check), checks=tuple(checks))
-    metric, value = settings.metric, checks[0].value
+            return ends("kept", _floor_reason(check))
+    metric = settings.metric
+    reached = f"{metric} {checks[0].value:.4f} reaches the floor {settings.floor:g}"
     if champion is None:
-        reason = f"{metric} {value:.4f} reaches the floor {settings.floor:g}; there was no champion"
-        return Decision(verdict="promoted", reason=reason, checks=tuple(checks))
+        return ends("promoted", f"{reached}; there was no champion")
     if isinstance(champion, Unscored):
-        reason = f"{metric} {value:.4f} reaches the floor {settings.floor:g}; {champion.reason}"
-        return Decision(verdict="needs a person", reason=reason, checks=tuple(checks))
+        return ends("needs a person", f"{reached}; {champion.reason}")
 
     stale = alarmed or champion_age > timedelta(days=settings.stale_days)
     gain = _gain(metric, candidate, champion, posts, settings, limit=-settings.stale_tolerance if stale else 0.0)
@@ -124,19 +131,18 @@ def decide(
     elif stale:
         said += f", champion for {champion_age.days} days"
     if gain.value == 0:
-        return Decision(verdict="kept", reason=f"a tie: {said}", checks=tuple(checks))
+        return ends("kept", f"a tie: {said}")
     if gain.outcome != "passed":
-        reason = f"{said}: its lower bound is not above {gain.limit:g}"
-        return Decision(verdict="kept", reason=reason, checks=tuple(checks))
-    slices = list(_slices(candidate, champion, posts, settings))
+        return ends("kept", f"{said}: its lower bound is not above {gain.limit:g}")
+    slices = _slices(candidate, champion, posts, settings)
     checks += slices
-    for outcome, verdict in (("failed", "kept"), ("open", "needs a person")):
+    verdicts: dict[Outcome, Verdict] = {"failed": "kept", "open": "needs a person"}
+    for outcome, verdict in verdicts.items():
         fallen = [check for check in slices if check.outcome == outcome]
         if fallen:
             named = "; ".join(f"{check.name} {_signed(check)}" for check in fallen)
-            reason = f"{said}, but slices fell by more than {settings.max_slice_drop:g}: {named}"
-            return Decision(verdict=verdict, reason=reason, checks=tuple(checks))  # type: ignore[arg-type]
-    return Decision(verdict="promoted", reason=said, checks=tuple(checks))
+            return ends(verdict, f"{said}, but slices fell by more than {settings.max_slice_drop:g}: {named}")
+    return ends("promoted", said)
 
 
 def slices_of(posts: pd.DataFrame) -> dict[str, _Mask]:
@@ -172,16 +178,16 @@ def _floors(candidate: Judged, posts: Posts, settings: PromoteSettings) -> list[
         if name not in found:
             raise ConfigError(f"promote: {name!r} is not in the report; choose one of {sorted(found)}")
         value = found[name].value
-        outcome: Literal["passed", "failed"] = "passed" if value is not None and value >= floor else "failed"
-        checks.append(Check(name=name, value=value, limit=floor, outcome=outcome))
+        passed = value is not None and value >= floor
+        checks.append(Check(name=name, value=value, limit=floor, outcome="passed" if passed else "failed"))
     limit = settings.max_calibration_error
     if limit is None:
         return checks
     error = metrics.expected_calibration_error(candidate.scores_N, posts.labels_N)
     if error > limit:  # chance is asked only then: it takes two hundred draws
         limit = max(limit, _calibration_noise(candidate.scores_N))
-    passed: Literal["passed", "failed"] = "passed" if error <= limit else "failed"
-    return [*checks, Check(name=metrics.CALIBRATION_ERROR, value=error, limit=limit, outcome=passed)]
+    outcome: Outcome = "passed" if error <= limit else "failed"
+    return [*checks, Check(name=metrics.CALIBRATION_ERROR, value=error, limit=limit, outcome=outcome)]
 
 
 def _calibration_noise(scores_N: _Scores) -> float:
@@ -206,14 +212,7 @@ def _gain(
 ) -> Check:
     value, low, high = gain_of(metric, candidate, champion, posts.labels_N, n=settings.bootstrap)
     passed = value != 0 and low > limit  # NaN is above nothing
-    return Check(
-        name=f"gain in {metric}",
-        value=_or_none(value),
-        low=_or_none(low),
-        high=_or_none(high),
-        limit=limit,
-        outcome="passed" if passed else "failed",
-    )
+    return _check(f"gain in {metric}", (value, low, high), limit, "passed" if passed else "failed")
 
 
 def _slices(candidate: Judged, champion: Judged, posts: Posts, settings: PromoteSettings) -> list[Check]:
@@ -225,22 +224,14 @@ def _slices(candidate: Judged, champion: Judged, posts: Posts, settings: Promote
         a, b = (Judged(scores_N=model.scores_N[member_N], report=model.report) for model in (candidate, champion))
         value, low, high = gain_of(settings.metric, a, b, labels, n=settings.bootstrap)
         fell = value < -settings.max_slice_drop
-        outcome: Literal["passed", "failed", "open"] = "passed" if not fell else "failed" if high < 0 else "open"
-        checks.append(
-            Check(
-                name=name,
-                value=_or_none(value),
-                low=_or_none(low),
-                high=_or_none(high),
-                limit=-settings.max_slice_drop,
-                outcome=outcome,
-            )
-        )
+        outcome: Outcome = "passed" if not fell else "failed" if high < 0 else "open"
+        checks.append(_check(name, (value, low, high), -settings.max_slice_drop, outcome))
     return checks
 
 
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _check(name: str, gain: tuple[float, float, float], limit: float, outcome: Outcome) -> Check:
+    value, low, high = (None if math.isnan(found) else found for found in gain)
+    return Check(name=name, value=value, low=low, high=high, limit=limit, outcome=outcome)
 
 
 def _signed(check: Check) -> str:

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 import mlflow
 from mlflow.tracking import MlflowClient
@@ -33,6 +33,7 @@ from sqlalchemy.engine import make_url
 from model.errors import RegistryError
 from steps.locks import locked
 from steps.paths import home
+from steps.promote.gate import Decision
 from steps.register.moves import DONE, Entry, Move, RegistryState, aliases_of, append, log_name, read, versions_of
 from steps.register.registry import (
     CHALLENGER,
@@ -50,24 +51,6 @@ VERDICT, REASON = "agentps.verdict", "agentps.reason"
 NEEDS_A_PERSON, PROMOTED = "needs a person", "promoted"
 _ALIASES = (CHAMPION, PREVIOUS, CHALLENGER)
 _COPY_OF = "agentps.copy_of"
-
-
-class Verdict(Protocol):
-    """What `settle` reads of a decision."""
-
-    @property
-    def promote(self) -> bool: ...
-    @property
-    def verdict(self) -> str: ...
-    @property
-    def reason(self) -> str: ...
-
-
-D = TypeVar("D", bound=Verdict)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
 
 
 def sync(name: str) -> RegistryState:
@@ -93,10 +76,11 @@ def challenge(version: RegisteredVersion) -> None:
     with _lock():
         if _sync(version.name).aliases.get(CHALLENGER) != version.version:
             sets: dict[str, str | None] = {CHALLENGER: version.version}
-            _make(version.name, Move(kind="registered", at=_now(), by=_who(), reason="", expects={}, sets=sets))
+            move = Move(kind="registered", at=datetime.now(UTC), by=_who(), reason="", expects={}, sets=sets)
+            _make(version.name, move)
 
 
-def settle(version: RegisteredVersion, decide: Callable[[RegistryState], D]) -> D:
+def settle(version: RegisteredVersion, decide: Callable[[RegistryState], Decision]) -> Decision:
     """Decide about `version` and move `champion` accordingly; the verdict goes into the version's tags.
 
     Args:
@@ -142,7 +126,7 @@ def approve(version: RegisteredVersion, because: str) -> RegistryState:
                     f"{NEEDS_A_PERSON!r}, or a version that was champion, can be promoted by a person: change the "
                     "policy or the version, and run the pipeline"
                 )
-            now = _now()
+            now = datetime.now(UTC)
             said = {
                 VERDICT: PROMOTED,
                 "agentps.approved_by": _who(),
@@ -212,7 +196,7 @@ def _champion_move(
     tags: dict[str, str],
 ) -> Move:
     sets: dict[str, str | None] = {CHAMPION: version} if held is None else {PREVIOUS: held, CHAMPION: version}
-    return Move(kind=kind, at=_now(), by=by, reason=reason, expects={CHAMPION: held}, sets=sets, tags=tags)
+    return Move(kind=kind, at=datetime.now(UTC), by=by, reason=reason, expects={CHAMPION: held}, sets=sets, tags=tags)
 
 
 def _who() -> str:
@@ -252,7 +236,7 @@ def _sync(name: str) -> RegistryState:
     if (version := moved.get(CHAMPION)) is not None:
         verdict = tags_of(get(name, version)).get(VERDICT, "none")
     reason = "not by this project" + (f"; the gate's verdict on this champion: {verdict}" if verdict else "")
-    move = Move(kind="by hand", at=_now(), by="unknown", reason=reason, expects={}, sets=moved)
+    move = Move(kind="by hand", at=datetime.now(UTC), by="unknown", reason=reason, expects={}, sets=moved)
     append(name, move, done=True)  # there is nothing to carry out
     return read(client, name)
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Literal
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from pydantic import BaseModel, ConfigDict
 
 from model.errors import RegistryError
-from steps.register.registry import CHAMPION, PREVIOUS, RegisteredVersion, get
+from model.strict import Strict
+from steps.register.registry import CHAMPION, PREVIOUS, RegisteredVersion, create_model, get
 
 _MOVE, DONE = "agentps.move", "agentps.done"
 #: MLflow wants a source of every version, and its server one with a path; a record has no files. Not `models:/…`: that
@@ -24,10 +23,8 @@ _SOURCE = "agentps-history:/record"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
-class Move(BaseModel):
+class Move(Strict):
     """One record of the history."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["registered", "promoted", "by a person", "rollback", "by hand"]
     #: UTC, ISO 8601.
@@ -77,29 +74,32 @@ class RegistryState:
         return get(self.name, self.aliases[alias]) if alias in self.aliases else None
 
     @property
+    def _champions(self) -> list[Entry]:
+        """The moves of `champion` that count."""
+        return [entry for entry in self.entries if entry.counts and CHAMPION in entry.move.sets]
+
+    @property
     def champion_since(self) -> datetime | None:
         """When the champion became it; None where there is none."""
-        moves = [entry.move for entry in self.entries if entry.counts and CHAMPION in entry.move.sets]
-        return moves[-1].at if moves and CHAMPION in self.aliases else None
+        return self._champions[-1].move.at if CHAMPION in self.aliases else None
 
     def passed(self, version: str) -> bool:
         """Whether `version` was made champion by the gate or by a person to whom the gate left it."""
-        moves = [entry.move for entry in self.entries if entry.counts]
-        return any(m.kind in ("promoted", "by a person") and m.sets.get(CHAMPION) == version for m in moves)
+        moves = [entry.move for entry in self._champions if entry.move.kind in ("promoted", "by a person")]
+        return any(move.sets[CHAMPION] == version for move in moves)
 
     def rolled_back(self, version: str) -> Move | None:
         """The rollback that took `champion` from `version`, where it was not champion again since."""
-        for entry in reversed(self.entries):
-            if entry.counts and CHAMPION in entry.move.sets:
-                if entry.move.sets[CHAMPION] == version:
-                    return None
-                if entry.move.kind == "rollback" and entry.before[CHAMPION] == version:
-                    return entry.move
+        for entry in reversed(self._champions):
+            if entry.move.sets[CHAMPION] == version:
+                return None
+            if entry.move.kind == "rollback" and entry.before[CHAMPION] == version:
+                return entry.move
         return None
 
     def on(self, moment: datetime) -> str | None:
         """The version that was champion at `moment`."""
-        moves = [e.move for e in self.entries if e.counts and CHAMPION in e.move.sets and e.move.at <= moment]
+        moves = [entry.move for entry in self._champions if entry.move.at <= moment]
         return moves[-1].sets[CHAMPION] if moves else None
 
 
@@ -108,34 +108,19 @@ def log_name(name: str) -> str:
 
 
 def append(name: str, move: Move, *, done: bool) -> int:
-    client = MlflowClient()
     log = log_name(name)
     shown = ", ".join(f"{alias} -> {version or 'none'}" for alias, version in move.sets.items())
-    create = partial(
-        client.create_model_version,
-        log,
-        source=_SOURCE,
-        tags={_MOVE: move.model_dump_json(), **({DONE: "yes"} if done else {})},
-        description=f"{move.kind}: {shown}" + (f" ({move.reason})" if move.reason else ""),
-    )
     try:
-        try:
-            return int(create().version)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            _create_log(client, name)
-            return int(create().version)
+        create_model(log, description=f"Every move of an alias of {name}, one per version.")
+        record = MlflowClient().create_model_version(
+            log,
+            source=_SOURCE,
+            tags={_MOVE: move.model_dump_json(), **({DONE: "yes"} if done else {})},
+            description=f"{move.kind}: {shown}" + (f" ({move.reason})" if move.reason else ""),
+        )
     except MlflowException as error:
         raise RegistryError(f"model {log}: a move could not be written down: {error}") from error
-
-
-def _create_log(client: MlflowClient, name: str) -> None:
-    try:
-        client.create_registered_model(log_name(name), description=f"Every move of an alias of {name}, one a version.")
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    return int(record.version)
 
 
 def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:

@@ -68,10 +68,6 @@ class RegisteredVersion(BaseModel):
     source: str | None
 
 
-def _client() -> MlflowClient:
-    return MlflowClient()
-
-
 def _signature(task: Task, report: EvalReport) -> ModelSignature:
     """What the scorer takes and gives. Any cell is let in, so that a wrong one costs its own post and no other."""
     optional = [ColSpec(AnyType(), name, required=False) for name in (TITLE, TEXT, POST_ID)]
@@ -95,7 +91,7 @@ def example_of(posts: pd.DataFrame) -> pd.DataFrame:
 def find_by_content(name: str, content: str) -> RegisteredVersion | None:
     """The version that holds exactly this checkpoint, if it was registered before."""
     try:
-        found = _client().search_model_versions(f"name = '{name}' and tags.`{_CONTENT}` = '{content}'")
+        found = MlflowClient().search_model_versions(f"name = '{name}' and tags.`{_CONTENT}` = '{content}'")
     except MlflowException as error:
         raise RegistryError(f"registry {mlflow.get_registry_uri()}: {error}") from error
     ready = sorted((int(v.version), v) for v in found if v.status == "READY")
@@ -183,22 +179,29 @@ def _create(
         pip_requirements=[f"{package}=={installed_version(package).split('+')[0]}" for package in packages],
     )
     mlflow.log_metrics(report.mlflow_metrics(), model_id=info.model_id)
-    client = _client()
     try:
-        client.create_registered_model(name)
+        create_model(name)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise RegistryError(f"model {name}: {error}") from error
-    created = client.create_model_version(
+        raise RegistryError(f"model {name}: {error}") from error
+    created = MlflowClient().create_model_version(
         name, source=info.model_uri, run_id=info.run_id, tags=tags, model_id=info.model_id
     )
     return _registered(created)
 
 
+def create_model(name: str, description: str | None = None) -> None:
+    """Make the registered model, where it is not there."""
+    try:
+        MlflowClient().create_registered_model(name, description=description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
 def get(name: str, version: str) -> RegisteredVersion:
     """Raises: RegistryError where there is no such version."""
     try:
-        return _registered(_client().get_model_version(name, version))
+        return _registered(MlflowClient().get_model_version(name, version))
     except MlflowException as error:
         raise RegistryError(
             f"model {name}: no version {version} ({error.message}): `agentps history` lists them"
@@ -206,7 +209,7 @@ def get(name: str, version: str) -> RegisteredVersion:
 
 
 def tags_of(version: RegisteredVersion) -> dict[str, str]:
-    return dict(_client().get_model_version(version.name, version.version).tags)
+    return dict(MlflowClient().get_model_version(version.name, version.version).tags)
 
 
 def _expected_files(version: RegisteredVersion) -> dict[str, str]:
@@ -291,7 +294,7 @@ def set_verdict(version: RegisteredVersion, tags: dict[str, Any]) -> None:
     """Raises: RegistryError where the version is no longer there."""
     try:
         for key, value in tags.items():
-            _client().set_model_version_tag(version.name, version.version, key, str(value))
+            MlflowClient().set_model_version_tag(version.name, version.version, key, str(value))
     except MlflowException as error:
         raise RegistryError(
             f"model {version.name} version {version.version}: {error}; if it was deleted by hand, register it again: "

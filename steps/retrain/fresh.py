@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from model.errors import ManifestError
 from model.files import write_whole
 from model.post import row_of
 from model.schema import CREATED_AT, IMAGES, LABEL, MANIFEST_COLUMNS, POST_ID, SPLIT, TEST
+from model.strict import Strict
 from model.task import Task
 from steps.ingest.posts import Post, Reject, fingerprint_of, parse_posts, refuse_too_many, split_of
 from steps.ingest.rows import absolute, checked_rows, is_url, json_object, opened, parent_of
@@ -34,10 +35,8 @@ _SUFFIXES = (".jsonl", ".json", ".parquet")
 _KEPT = 3
 
 
-class Cursor(BaseModel):
+class Cursor(Strict):
     """How far the last successful retraining of a model read, and what came of it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     #: The newest post that was read. `watermark` is its name in files of earlier versions.
     newest: datetime = Field(validation_alias=AliasChoices("newest", "watermark"))
@@ -252,10 +251,8 @@ def columns_of(task: Task) -> tuple[str, ...]:
     return (*MANIFEST_COLUMNS, *task.question_ids)
 
 
-class Run(BaseModel):
+class Run(Strict):
     """A retraining that was begun. The same posts are the same run, so a killed one is gone on with."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     #: Of the selected posts, each with the file and row that it was read from.
     manifest: Path

@@ -89,20 +89,23 @@ def _sizes(settings: StudySettings, task: Task) -> Iterator[Cell]:
                 yield cell_of(task, variant, posts, labels)
 
 
-def _questions(settings: StudySettings, task: Task, posts: int) -> Iterator[Cell]:
-    everything = cell_of(task, settings.variant, posts, PEOPLE)
+def _ends(settings: StudySettings, task: Task, posts: int) -> Iterator[Cell]:
+    """What the others are compared with: no process labels, and people's."""
     yield cell_of(task, "vanilla", posts, NONE)
-    yield everything
+    yield cell_of(task, settings.variant, posts, PEOPLE)
+
+
+def _questions(settings: StudySettings, task: Task, posts: int) -> Iterator[Cell]:
+    yield from _ends(settings, task, posts)
     if len(task.questions) > 1:
         for id_ in task.question_ids:
             yield cell_of(task, settings.variant, posts, PEOPLE, without=id_)
         for id_ in task.question_ids:
-            yield only(everything, id_)
+            yield only(cell_of(task, settings.variant, posts, PEOPLE), id_)
 
 
 def _noise(settings: StudySettings, task: Task, posts: int) -> Iterator[Cell]:
-    yield cell_of(task, "vanilla", posts, NONE)
-    yield cell_of(task, settings.variant, posts, PEOPLE)
+    yield from _ends(settings, task, posts)
     yield cell_of(task, settings.variant, posts, ANNOTATOR)
     for kind in NOISE_KINDS:
         for accuracy in settings.accuracies:
@@ -110,8 +113,7 @@ def _noise(settings: StudySettings, task: Task, posts: int) -> Iterator[Cell]:
 
 
 def _methods(settings: StudySettings, task: Task, posts: int) -> Iterator[Cell]:
-    yield cell_of(task, "vanilla", posts, NONE)
-    yield cell_of(task, settings.variant, posts, PEOPLE)
+    yield from _ends(settings, task, posts)
     yield cell_of(task, settings.variant, posts, ANNOTATOR)
     for method in settings.methods:
         yield cell_of(task, settings.variant, posts, ANNOTATOR, method=method)

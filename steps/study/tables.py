@@ -38,11 +38,6 @@ class Estimate:
     low: float
     high: float
 
-    @property
-    def is_positive(self) -> bool:
-        """Whether the whole interval lies above zero."""
-        return self.low > 0
-
 
 @dataclass(frozen=True)
 class Row:
@@ -121,7 +116,7 @@ class Comparison:
         None, "not defined", where the gain of `whole` is not surely above zero: a share of nothing.
         """
         gain = self.gain(whole, none, metric)
-        if not gain.is_positive:
+        if gain.low <= 0:
             return None
         base = self._mean(none, metric)
         resampled = (self._mean(row, metric) - base) / (self._mean(whole, metric) - base)

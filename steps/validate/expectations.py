@@ -6,6 +6,7 @@ images) becomes a derived column first; every verdict is Great Expectations' own
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import great_expectations as gx
@@ -34,6 +35,9 @@ from steps.validate.tables import (
 )
 
 POSTS, LABELS = "posts", "labels"
+# Great Expectations' words for a rule on each row.
+Between, InSet = gxe.ExpectColumnValuesToBeBetween, gxe.ExpectColumnValuesToBeInSet
+Null, NotNull = gxe.ExpectColumnValuesToBeNull, gxe.ExpectColumnValuesToNotBeNull
 _SHARED = ((IMAGE_SHARED, "an image"), (TEXT_SHARED, "title and text"))
 
 
@@ -103,89 +107,60 @@ def build_suite(task: Task, settings: ValidateSettings, *, max_images: int) -> d
 
 
 def _posts(task: Task, settings: ValidateSettings, max_images: int) -> list[Expectation]:
+    longest = settings.max_text_characters
+    splits = list(schema.SPLITS)
     return [
-        _rule(
-            "image count",
-            f"1 to {max_images} images",
-            "critical",
-            gxe.ExpectColumnValuesToBeBetween,
-            column=N_IMAGES,
-            min_value=1,
-            max_value=max_images,
+        _critical(Between, "image count", f"1 to {max_images} images", N_IMAGES, min_value=1, max_value=max_images),
+        _warning(
+            Between, "text length", f"at most {longest} characters of title and text", CHARACTERS, max_value=longest
         ),
-        _rule(
-            "text length",
-            f"at most {settings.max_text_characters} characters of title and text",
-            "warning",
-            gxe.ExpectColumnValuesToBeBetween,
-            column=CHARACTERS,
-            max_value=settings.max_text_characters,
-        ),
-        _rule(
-            "label", "0, 1 or none", "critical", gxe.ExpectColumnValuesToBeInSet, column=schema.LABEL, value_set=[0, 1]
-        ),
-        _rule("split is set", "a split", "critical", gxe.ExpectColumnValuesToNotBeNull, column=schema.SPLIT),
-        _rule(
-            "split",
-            f"one of {', '.join(schema.SPLITS)}",
-            "critical",
-            gxe.ExpectColumnValuesToBeInSet,
-            column=schema.SPLIT,
-            value_set=list(schema.SPLITS),
-        ),
+        _critical(InSet, "label", "0, 1 or none", schema.LABEL, value_set=[0, 1]),
+        _critical(NotNull, "split is set", "a split", schema.SPLIT),
+        _critical(InSet, "split", f"one of {', '.join(splits)}", schema.SPLIT, value_set=splits),
         *(_classes(question.id, question.classes, "people's label") for question in task.questions),
     ]
 
 
 def _split(split: str, settings: ValidateSettings) -> list[Expectation]:
-    low, high = settings.positive_share
-    condition = _in_split(split)
+    (low, high), least, leaked = settings.positive_share, settings.min_posts[split], settings.max_leaked_share
+    here = _in_split(split)
     return [
-        _rule(
-            f"posts in {split}",
-            f"at least {settings.min_posts[split]} posts",
-            "critical",
-            gxe.ExpectTableRowCountToBeBetween,
-            min_value=settings.min_posts[split],
-            **condition,
+        _critical(
+            gxe.ExpectTableRowCountToBeBetween, f"posts in {split}", f"at least {least} posts", min_value=least, **here
         ),
-        _rule(
+        _critical(
+            gxe.ExpectColumnMaxToBeBetween,
             f"positives in {split}",
             "a post with label 1: a split with no positives measures nothing",
-            "critical",
-            gxe.ExpectColumnMaxToBeBetween,
-            column=schema.LABEL,
+            schema.LABEL,
             min_value=1,
-            **condition,
+            **here,
         ),
-        _rule(
+        _critical(
+            gxe.ExpectColumnMinToBeBetween,
             f"negatives in {split}",
             "a post with label 0: a split with no negatives measures nothing",
-            "critical",
-            gxe.ExpectColumnMinToBeBetween,
-            column=schema.LABEL,
+            schema.LABEL,
             max_value=0,
-            **condition,
+            **here,
         ),
-        _rule(
+        _warning(
+            gxe.ExpectColumnMeanToBeBetween,
             f"positive share in {split}",
             f"{low:g} to {high:g} of the labelled posts",
-            "warning",
-            gxe.ExpectColumnMeanToBeBetween,
-            column=schema.LABEL,
+            schema.LABEL,
             min_value=low,
             max_value=high,
-            **condition,
+            **here,
         ),
         *(
-            _rule(
+            _critical(
+                Null,
                 f"leakage of {what} in {split}",
-                f"at most {settings.max_leaked_share:g} of the posts share {what} with another split",
-                "critical",
-                gxe.ExpectColumnValuesToBeNull,
-                column=column,
-                mostly=1 - settings.max_leaked_share,
-                **condition,
+                f"at most {leaked:g} of the posts share {what} with another split",
+                column,
+                mostly=1 - leaked,
+                **here,
             )
             for column, what in _SHARED
         ),
@@ -194,13 +169,7 @@ def _split(split: str, settings: ValidateSettings) -> list[Expectation]:
 
 def _leakage() -> list[Expectation]:
     return [
-        _rule(
-            f"leakage of {what}",
-            f"no post shares {what} with another split",
-            "warning",
-            gxe.ExpectColumnValuesToBeNull,
-            column=column,
-        )
+        _warning(Null, f"leakage of {what}", f"no post shares {what} with another split", column)
         for column, what in _SHARED
     ]
 
@@ -208,19 +177,13 @@ def _leakage() -> list[Expectation]:
 def _time_order() -> list[Expectation]:
     ordered = Column(schema.SPLIT).is_in([schema.TRAIN, schema.TEST])
     return [
-        _rule(
-            "time is known",
-            "a time, since time_ordered is set",
-            "critical",
-            gxe.ExpectColumnValuesToNotBeNull,
-            column=schema.CREATED_AT,
-            row_condition=ordered,
+        _critical(
+            NotNull, "time is known", "a time, since time_ordered is set", schema.CREATED_AT, row_condition=ordered
         ),
-        _rule(
+        _critical(
+            gxe.ExpectColumnPairValuesAToBeGreaterThanB,
             "time order",
             "a test post newer than every train post",
-            "critical",
-            gxe.ExpectColumnPairValuesAToBeGreaterThanB,
             column_A=schema.CREATED_AT,
             column_B=NEWEST_TRAIN,
             ignore_row_if="either_value_is_missing",
@@ -230,26 +193,23 @@ def _time_order() -> list[Expectation]:
 
 
 def _labels(task: Task, settings: ValidateSettings) -> list[Expectation]:
-    rules = [
-        _rule("post is known", "the id of a post", "critical", gxe.ExpectColumnValuesToBeNull, column=UNKNOWN),
-    ]
+    rules = [_critical(Null, "post is known", "the id of a post", UNKNOWN)]
+    least = settings.min_labelled_share
     for question in task.questions:
         rules += [
             _classes(question.id, question.classes, "annotation"),
-            _rule(
+            _warning(
+                NotNull,
                 f"labelled share of {question.id}",
-                f"a label for at least {settings.min_labelled_share:g} of the posts",
-                "warning",
-                gxe.ExpectColumnValuesToNotBeNull,
-                column=question.id,
-                mostly=settings.min_labelled_share,
+                f"a label for at least {least:g} of the posts",
+                question.id,
+                mostly=least,
             ),
-            _rule(
+            _warning(
+                gxe.ExpectColumnUniqueValueCountToBeBetween,
                 f"classes of {question.id} in train",
                 "at least 2 classes: a head learns nothing from one",
-                "warning",
-                gxe.ExpectColumnUniqueValueCountToBeBetween,
-                column=question.id,
+                question.id,
                 min_value=2,
                 **_in_split(schema.TRAIN),
             ),
@@ -261,26 +221,26 @@ def _in_split(split: str) -> dict[str, Any]:
     return {"row_condition": Column(schema.SPLIT) == split}
 
 
-def _rule(name: str, expected: str, severity: Severity, kind: type[Expectation], **arguments: Any) -> Expectation:
-    return kind(severity=FailureSeverity(severity), meta={"rule": name, "expected": expected}, **arguments)
-
-
 def _keys() -> list[Expectation]:
     return [
-        _rule("post_id is set", "an id", "critical", gxe.ExpectColumnValuesToNotBeNull, column=schema.POST_ID),
-        _rule(
-            "post_id is unique", "an id of its own", "critical", gxe.ExpectColumnValuesToBeUnique, column=schema.POST_ID
-        ),
+        _critical(NotNull, "post_id is set", "an id", schema.POST_ID),
+        _critical(gxe.ExpectColumnValuesToBeUnique, "post_id is unique", "an id of its own", schema.POST_ID),
     ]
 
 
 def _classes(question_id: str, classes: tuple[str, ...], what: str) -> Expectation:
-    return _rule(
-        f"{what} of {question_id}",
-        f"a class 0 to {len(classes) - 1} or none",
-        "critical",
-        gxe.ExpectColumnValuesToBeBetween,
-        column=question_id,
-        min_value=0,
-        max_value=len(classes) - 1,
-    )
+    last = len(classes) - 1
+    expected = f"a class 0 to {last} or none"
+    return _critical(Between, f"{what} of {question_id}", expected, question_id, min_value=0, max_value=last)
+
+
+def _rule(
+    severity: Severity, kind: type[Expectation], name: str, expected: str, column: str | None = None, **arguments: Any
+) -> Expectation:
+    """`kind` on `column`; None: of the whole table, or its columns are among the arguments."""
+    if column is not None:
+        arguments["column"] = column
+    return kind(severity=FailureSeverity(severity), meta={"rule": name, "expected": expected}, **arguments)
+
+
+_critical, _warning = partial(_rule, "critical"), partial(_rule, "warning")

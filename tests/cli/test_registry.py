@@ -275,7 +275,7 @@ def test_new_posts_are_scored_once_and_their_late_labels_tell_the_live_precision
     assert "9 of 9 scored posts are labelled" in found.output
 
 
-def test_every_command_is_found_and_none_imports_zenml_or_torch_to_print_its_help() -> None:
+def test_every_command_is_found_and_prints_its_help_without_its_libraries() -> None:
     code = (
         "import sys\n"
         "from click.testing import CliRunner\n"
@@ -283,7 +283,9 @@ def test_every_command_is_found_and_none_imports_zenml_or_torch_to_print_its_hel
         f"for name in {sorted(COMMANDS)}:\n"
         "    result = CliRunner().invoke(main, [name, '--help'])\n"
         "    assert result.exit_code == 0, result.output\n"
-        "assert not {'zenml', 'torch', 'mlflow', 'pandas'} & set(sys.modules)\n"
+        "    assert f'{name} [OPTIONS]' in result.output\n"
+        "heavy = {'zenml', 'torch', 'mlflow', 'pandas', 'openai', 'sklearn', 'sqlalchemy', 'jinja2'}\n"
+        "assert heavy & set(sys.modules) == set()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import main
-from tests.support.annotator import Server, completion, make_posts, reply
+from tests.support.annotator import Server
 
 #: Each command that takes a run file, with what else it needs.
 COMMANDS = {
@@ -35,23 +33,8 @@ CAPS = (
 
 
 @pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, agentps_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: twelve posts in `posts.jsonl`."""
-    monkeypatch.chdir(tmp_path)
-    rows = []
-    for post in make_posts(tmp_path, 12).to_dict("records"):
-        row = {key: post[key] for key in ("post_id", "title", "text", "split")} | {"ugc": 1}
-        rows.append({**row, "images": list(post["images"])})
-    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return tmp_path
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    with Server(lambda number, body: reply(completion())) as running:
-        monkeypatch.setenv("OPENAI_BASE_URL", running.base_url)
-        monkeypatch.setenv("OPENAI_API_KEY", "k")
-        yield running
+def workplace(manifest: Path, agentps_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(manifest.parent)
 
 
 def call(command: str, text: str) -> Result:

@@ -1,4 +1,7 @@
-"""model/images.py: what is read, what is refused and why, and which frames a post shows."""
+"""model/images.py: what is read, what is refused and why, and which frames a post shows.
+
+That every kind of file shows its true pixels is the subject of test_zoo.py.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
-import PIL.Image
 import pytest
 from PIL import ExifTags, Image, ImageFile
 
@@ -33,9 +35,8 @@ def encoded(image: Image.Image, fmt: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def noise(width: int = 20, height: int = 12, channels: int = 3) -> Image.Image:
-    shape = (height, width, channels) if channels > 1 else (height, width)
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+def noise(width: int = 20, height: int = 12) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -59,86 +60,13 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(("fmt", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
-def test_lossless_formats_come_back_bit_for_bit(fmt: str, options: dict) -> None:
-    image = noise()
-    found = decode(encoded(image, fmt, **options), LIMITS)
-    assert found.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(found), np.asarray(image))
-
-
-def test_jpeg_comes_back_as_pillow_reads_it() -> None:
-    data = encoded(noise(), "JPEG")
-    np.testing.assert_array_equal(np.asarray(decode(data, LIMITS)), np.asarray(Image.open(io.BytesIO(data))))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_comes_back_upright(orientation: int) -> None:
-    data = encoded(noise(), "JPEG", exif=rotated(orientation))
-    expected = PIL.ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    found = decode(data, LIMITS)
-    assert found.size == ((12, 20) if orientation >= 5 else (20, 12))
-    np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
-
-
-def test_broken_exif_does_not_refuse_the_picture() -> None:
-    plain = encoded(noise(), "JPEG")
-    broken = plain[:2] + b"\xff\xe1\x00\x10Exif\x00\x00garbage!" + plain[2:]
-    np.testing.assert_array_equal(np.asarray(decode(broken, LIMITS)), np.asarray(decode(plain, LIMITS)))
-
-
-def test_transparency_is_laid_on_white() -> None:
-    rgba = Image.new("RGBA", (3, 1), (255, 0, 0, 255))
-    rgba.putpixel((1, 0), (255, 0, 0, 0))
-    rgba.putpixel((2, 0), (255, 0, 0, 51))  # a fifth red: 255, and 255 * 4/5 = 204
-    found = decode(encoded(rgba, "PNG"), LIMITS)
-    assert [found.getpixel((x, 0)) for x in range(3)] == [(255, 0, 0), (255, 255, 255), (255, 204, 204)]
-
-
-def test_a_transparent_palette_colour_is_laid_on_white() -> None:
-    image = Image.new("P", (2, 1), 0)
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.putpixel((1, 0), 1)
-    found = decode(encoded(image, "PNG", transparency=0), LIMITS)
-    assert [found.getpixel((x, 0)) for x in range(2)] == [(255, 255, 255), (40, 50, 60)]
-
-
-def test_sixteen_bit_grey_keeps_its_high_byte() -> None:
-    grey = Image.fromarray(np.array([[0x0000, 0x12FF, 0x8000, 0xFFFF]], dtype=np.uint16))
-    found = decode(encoded(grey, "PNG"), LIMITS)
-    assert [found.getpixel((x, 0)) for x in range(4)] == [(v, v, v) for v in (0, 0x12, 0x80, 0xFF)]
-
-
-def test_cmyk_jpeg_is_read_as_rgb() -> None:
-    found = decode(encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95), LIMITS)
-    red, green, blue = found.getpixel((8, 8))
-    assert red > 240
-    assert green < 15
-    assert blue < 15
-
-
-def test_the_preview_that_phones_append_is_not_a_second_frame() -> None:
-    image = noise()
-    data = encoded(image, "MPO", save_all=True, append_images=[image.resize((4, 4))])
-    assert Image.open(io.BytesIO(data)).n_frames == 2
-    assert decode(data, LIMITS).size == (20, 12)
-
-
-GIF_FRAMES = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "empty file"),
         (SVG, r"not a JPEG, PNG or WebP image \(begins with b'<svg xml'\)"),
-        (encoded(noise(), "GIF"), "not a JPEG, PNG or WebP image"),
-        (encoded(GIF_FRAMES[0], "GIF", save_all=True, append_images=GIF_FRAMES[1:]), "not a JPEG, PNG or WebP image"),
-        (encoded(noise(), "BMP"), "not a JPEG, PNG or WebP image"),
-        (encoded(noise(), "TIFF"), "not a JPEG, PNG or WebP image"),
-        (encoded(GIF_FRAMES[0], "WEBP", save_all=True, append_images=GIF_FRAMES[1:]), "an animation of 2 frames"),
-        (encoded(GIF_FRAMES[0], "PNG", save_all=True, append_images=GIF_FRAMES[1:]), "an animation of 2 frames"),
         (png_header(20_000, 10_000), "^200 megapixels; at most 50 are read$"),
         (png_header(100_000, 100_000), "^10000 megapixels; at most 50 are read$"),
         (png_header(30_001, 400), "30001 x 400 pixels; a side of at most 30000"),
@@ -382,6 +310,8 @@ def test_read_source_refuses_with_its_reason(tmp_path: Path) -> None:
         ("a.jpg", "nonsense://refused", "cannot be read: Protocol not known: nonsense"),
         ("data:image/png,abc", None, "no data URL in base64"),
         ("data:image/png;base64,a", None, "base64 text is damaged"),
+        ("data:image/png;base64,é", None, "base64 text is damaged"),
+        ("/9j/é", None, "nor is it a picture in base64"),
         ("data:image/png;base64," + "A" * 140_000, None, "bytes; at most 100,000 are read"),
         ("/9j/" + "A" * 140_000, None, "bytes; at most 100,000 are read"),
         (None, None, "NoneType given; the path or the bytes of one image"),

@@ -32,12 +32,6 @@ def test_ans_image_and_video_are_one_token_each(tokenizer: PreTrainedTokenizerBa
         assert len(tokenizer.encode(token)) == 1
 
 
-def test_the_tokenizer_pads_on_the_left(tokenizer: PreTrainedTokenizerBase) -> None:
-    batch = tokenizer(["a walk along the sea", "a"], padding=True)
-    assert batch["attention_mask"][1][0] == 0
-    assert batch["attention_mask"][1][-1] == 1
-
-
 def test_auto_tokenizer_reads_the_same_tokens(
     tiny_backbone: BackboneSettings, tokenizer: PreTrainedTokenizerBase
 ) -> None:

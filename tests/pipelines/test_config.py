@@ -17,16 +17,6 @@ from steps.settings import load_settings
 NAMES = {"posts", "task", "seed"}
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Callable[[str], Path]:
-    def write(text: str) -> Path:
-        path = tmp_path / "run.yaml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
-
-
 @pytest.mark.parametrize(
     "text",
     [

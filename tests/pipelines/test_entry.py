@@ -19,16 +19,6 @@ from steps.settings import TrainingSettings
 OPTIONS = {"seed": 3, "fine_tune": {"epochs": 1}}
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Callable[[str], Path]:
-    def write(text: str) -> Path:
-        path = tmp_path / "run.yaml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write
-
-
 def _training(options: dict[str, Any] | None = None) -> None:
     """A pipeline without steps."""
 

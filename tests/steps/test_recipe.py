@@ -21,13 +21,11 @@ from steps import recipe
 from steps.fine_tune.backbone import fingerprint
 from steps.fine_tune.launch import TrainingJob, job_directory
 from steps.paths import REPOSITORY
-from steps.settings import load_settings
 from steps.study.cells import Cell, cells_of_tables
-from steps.study.records import Record
 from steps.study.run import Study
 from steps.study.settings import load_study_settings
-from steps.study.train import Inputs
-from tests.support.tiny import TASK, train_settings
+from tests.support.study import inputs_of, record_of
+from tests.support.tiny import TASK
 
 #: Edits of a copy: files that move, and what is replaced in every Python file.
 MOVES = {"model/loss.py": "model/objective.py", "steps/study/labels.py": "steps/study/drawn.py"}
@@ -70,17 +68,7 @@ def test_a_moved_file_a_renamed_function_and_a_new_option_leave_nothing_to_train
 ) -> None:
     labels = tiny_shards.posts[tiny_shards.posts[SPLIT] == TRAIN][[POST_ID, *TASK.question_ids]]
     labels.to_parquet(tmp_path / "labels.parquet", index=False)
-    inputs = Inputs(
-        shards=tiny_shards.root,
-        labels=tmp_path / "labels.parquet",
-        task=TASK,
-        train=train_settings(),
-        backbone=tiny_backbone,
-        backbone_id=fingerprint(tiny_backbone),
-        evaluate=load_settings({}).evaluate,
-        gold_share=0.5,
-        work=tmp_path / "work",
-    )
+    inputs = inputs_of(tiny_shards, tiny_backbone, tmp_path, backbone_id=fingerprint(tiny_backbone))
     job = TrainingJob(
         task=TASK,
         train=inputs.train,
@@ -107,19 +95,6 @@ def test_a_moved_file_a_renamed_function_and_a_new_option_leave_nothing_to_train
         "training": job_directory(job, labels, Path()).name,
         "backbone": fingerprint(BackboneSettings(name=TINY)),
     }
-
-
-def record_of(cell: Cell, key: str) -> Record:
-    return Record(
-        key=key,
-        cell=cell,
-        metrics={},
-        best_val_average_precision=0.5,
-        best_epoch=1,
-        test_ranks="",
-        seconds=1,
-        provenance={},
-    )
 
 
 def edit(root: Path) -> None:

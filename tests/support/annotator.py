@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
+from steps.paths import REPOSITORY
 from steps.settings import AnnotateSettings
 
 SOURCE = "openai:gpt-4o"
@@ -79,7 +82,39 @@ def reply(body: Any, status: int = 200, **headers: str) -> Answer:
     return status, {key.replace("_", "-"): value for key, value in headers.items()}, data
 
 
-class Server:
+class Silent(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Loopback:
+    """An endpoint on a port of its own while its `with` block runs."""
+
+    def __init__(self, handler: type[Silent]) -> None:
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 256  # with five a burst of connections is reset, which an endpoint would not do
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A client that was killed says nothing of this server."""
+
+        self._server = Quiet(("127.0.0.1", 0), handler)
+        self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class Server(Loopback):
     """A loopback endpoint that gives what `behave(number of the request, its body)` returns."""
 
     def __init__(self, behave: Callable[[int, Any], Answer], drip: float = 0) -> None:
@@ -89,9 +124,7 @@ class Server:
         lock = threading.Lock()
         outer = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(Silent):
             def do_POST(self) -> None:
                 data = self.rfile.read(int(self.headers["content-length"]))
                 if len(data) < int(self.headers["content-length"]):
@@ -118,25 +151,34 @@ class Server:
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True  # the client gave up, as it should
 
-            def log_message(self, *_: Any) -> None:
-                pass
+        super().__init__(Handler)
 
-        class Quiet(ThreadingHTTPServer):
-            request_queue_size = 256  # with five a burst of connections is reset, which an endpoint would not do
 
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                """A client that was killed says nothing of this server."""
+_SCRIPT = """
+import sys
+import pandas as pd
+from model.task import load_task
+from steps.annotate import batch
+from steps.annotate.client import annotate_posts
+from steps.annotate.ledger import Ledger
+from steps.annotate.prices import load_prices
+from steps.settings import AnnotateSettings
+batch._FIRST_POLL = batch._LONGEST_POLL = 0.05
+batch.MAX_REQUESTS = 10
+settings = AnnotateSettings.model_validate({settings!r})
+with Ledger({url!r}) as ledger:
+    result = annotate_posts(pd.read_parquet({posts!r}), load_task("ucc"), settings, ledger, base_url=sys.argv[1],
+        api_key="k", price=load_prices()["gpt-4o"], on_progress=lambda progress: print(progress.done, flush=True))
+    print("asked", result.asked, "answered", int(result.labels["missing_reason"].isna().sum()))
+"""
 
-        self._server = Quiet(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
-    def __enter__(self) -> Server:
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+def annotating(folder: Path, base_url: str, **changes: Any) -> subprocess.Popen[str]:
+    """A process that annotates `posts.parquet` of the folder with the ledger there; of a batch ten requests a file."""
+    script = _SCRIPT.format(
+        settings=settings_of(**changes).model_dump(),
+        posts=str(folder / "posts.parquet"),
+        url=f"sqlite:///{folder / 'ledger.db'}",
+    )
+    command = [sys.executable, "-c", script, base_url]
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)

@@ -12,13 +12,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.tracking import MlflowClient
 
+from steps.promote.gate import Decision
 from steps.register import history, registry
 from steps.register.moves import RegistryState
 
@@ -30,13 +30,6 @@ WRITES = (
     "set_model_version_tag",
     "copy_model_version",
 )
-
-
-@dataclass(frozen=True)
-class Decision:
-    promote: bool
-    verdict: str
-    reason: str
 
 
 def use(database: Path) -> MlflowClient:
@@ -64,7 +57,8 @@ def quality_of(version: registry.RegisteredVersion) -> int:
 def promote(version: registry.RegisteredVersion) -> Decision:
     def decide(state: RegistryState) -> Decision:
         better = state.champion is None or quality_of(version) > quality_of(state.champion)
-        return Decision(better, "promoted" if better else "kept", f"against {state.aliases.get('champion')}")
+        reason = f"against {state.aliases.get('champion')}"
+        return Decision(verdict="promoted" if better else "kept", reason=reason)
 
     return history.settle(version, decide)
 

@@ -53,12 +53,6 @@ def test_the_users_own_lines_stay_byte_for_byte(machine: Machine, others: bytes)
     assert machine.crontab.read_bytes().rstrip(b"\n") == others.rstrip(b"\n")
 
 
-def test_a_user_without_a_crontab_gets_one(machine: Machine) -> None:
-    machine.with_cron()
-    install(job(), machine.home, at(24, 12))
-    assert len(machine.crontab.read_text().splitlines()) == 4
-
-
 def test_two_clones_stand_beside_each_other(machine: Machine, tmp_path: Path) -> None:
     machine.with_cron()
     other = tmp_path / "other"

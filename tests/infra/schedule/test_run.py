@@ -72,7 +72,6 @@ def test_without_a_schedule_the_command_says_so(machine: Machine) -> None:
 
 def test_the_run_gets_the_variables_of_the_file_and_the_environments_programs(scheduled: Machine) -> None:
     (scheduled.home / "schedule.env").write_text("OPENAI_API_KEY='a$b'\n")
-    scheduled.zenml('echo "$OPENAI_API_KEY $AGENTPS_HOME"')
     scheduled.script("zenml", f'/usr/bin/env > "{scheduled.ran}"')
     text = (scheduled.bin / "zenml").read_text().replace("PATH=/usr/bin:/bin\n", "")
     (scheduled.bin / "zenml").write_text(text)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +24,13 @@ from steps.annotate.plan import make_plan
 from steps.annotate.prices import load_prices
 from steps.annotate.requests import Requests
 from steps.annotate.tally import CapReachedError
-from tests.support.annotator import SOURCE, completion, error, make_posts, settings_of
+from tests.support.annotator import SOURCE, Loopback, Silent, annotating, completion, error, make_posts, settings_of
 
-REPOSITORY = Path(__file__).resolve().parents[3]
 PRICE = load_prices()["gpt-4o"]
 _FILE = re.compile(rb'filename="[^"]*"\r\n(?:[^\r\n]+\r\n)*\r\n(.*?)\r\n--', re.DOTALL)
 
 
-class BatchServer:
+class BatchServer(Loopback):
     """`/files`, `/batches` and single chat requests, kept in memory.
 
     Args:
@@ -53,9 +50,7 @@ class BatchServer:
         self.drop_create = False  # the batch is created, but the client is not told
         outer, lock = self, threading.Lock()
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(Silent, BaseHTTPRequestHandler):
             def _send(self, body: Any, status: int = 200) -> None:
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
@@ -112,17 +107,7 @@ class BatchServer:
                     else:
                         self._send(outer.files[self.path.split("/")[3]])
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                """A client that was killed says nothing of this server."""
-
-        self._server = Quiet(("127.0.0.1", 0), Handler)
-        self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        super().__init__(Handler)
 
     def requests(self, name: str) -> list[Any]:
         """The requests of a batch, by its name."""
@@ -166,16 +151,6 @@ class BatchServer:
                 found[f"{kind}_file_id"] = f"{kind}-{name}"
         return found
 
-    def __enter__(self) -> BatchServer:
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
 
 def all_answered(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
     return "completed", {request["custom_id"]: completion() for request in requests}
@@ -187,12 +162,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "_LONGEST_POLL", 0.1)
     monkeypatch.setattr(batch, "_HTTP_RETRIES", 0)
     monkeypatch.setattr(client, "_OTHERS_SECONDS", 0.02)
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as opened:
-        yield opened
 
 
 def run(posts: pd.DataFrame, ledger: Ledger, server: BatchServer, **changes: Any) -> AnnotationResult:
@@ -311,55 +280,32 @@ def test_a_line_of_no_request_of_ours_a_second_one_and_a_broken_one_change_nothi
     assert (result.missing, result.completion_tokens) == (0, 40)
 
 
-_SCRIPT = """
-import sys
-import pandas as pd
-from model.task import load_task
-from steps.annotate import batch, client
-from steps.annotate.client import annotate_posts
-from steps.annotate.ledger import Ledger
-from steps.annotate.prices import load_prices
-from steps.settings import AnnotateSettings
-batch._FIRST_POLL = batch._LONGEST_POLL = 0.05
-batch.MAX_REQUESTS = 10
-settings = AnnotateSettings.model_validate({settings!r})
-annotate_posts(pd.read_parquet({posts!r}), load_task("ucc"), settings, Ledger({url!r}), base_url=sys.argv[1],
-    api_key="k", price=load_prices()["gpt-4o"])
-"""
+def sent_and_killed(posts: pd.DataFrame, folder: Path, ledger: Ledger, server: BatchServer, files: int) -> None:
+    """A run whose process is killed as soon as the endpoint has so many batch files."""
+    posts.to_parquet(folder / "posts.parquet")
+    with annotating(folder, server.base_url, mode="batch") as process:
+        deadline = time.monotonic() + 30
+        while sum(batch_file.batch_id is not None for batch_file in ledger.batch_files(SOURCE)) < files:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
 
 
-def start(folder: Path, server: BatchServer) -> subprocess.Popen[bytes]:
-    script = _SCRIPT.format(
-        settings=settings_of(mode="batch").model_dump(),
-        posts=str(folder / "posts.parquet"),
-        url=f"sqlite:///{folder / 'ledger.db'}",
-        source=SOURCE,
-    )
-    return subprocess.Popen([sys.executable, "-c", script, server.base_url], cwd=REPOSITORY)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def unless(ready: threading.Event) -> BatchServer:
+    """All is answered, but not before `ready`."""
+    return BatchServer(lambda number, requests: all_answered(number, requests) if ready.is_set() else None)
 
 
 def test_killed_between_upload_and_download_the_next_run_collects_and_asks_nothing_again(
     tmp_path: Path, ledger: Ledger
 ) -> None:
     posts = make_posts(tmp_path, 30)
-    posts.to_parquet(tmp_path / "posts.parquet")
     ready = threading.Event()
-    with BatchServer(lambda number, requests: all_answered(number, requests) if ready.is_set() else None) as server:
-        with start(tmp_path, server) as process:
-            wait_for(
-                lambda: len(ledger.batch_files(SOURCE)) == 3 and all(s.batch_id for s in ledger.batch_files(SOURCE))
-            )
-            process.kill()
+    with unless(ready) as server:
+        sent_and_killed(posts, tmp_path, ledger, server, 3)
         plan, _ = make_plan(Requests(posts, load_task("ucc"), settings_of(), PRICE), ledger)
         assert (plan.under_way, plan.to_ask) == (30, 0)
-        with start(tmp_path, server) as process:  # finds them, and finds them unfinished
+        with annotating(tmp_path, server.base_url, mode="batch") as process:  # finds them, and finds them unfinished
             time.sleep(2)
             process.kill()
         ready.set()
@@ -370,14 +316,9 @@ def test_killed_between_upload_and_download_the_next_run_collects_and_asks_nothi
 
 def test_toggled_to_single_requests_what_lies_in_a_batch_is_waited_for(tmp_path: Path, ledger: Ledger) -> None:
     posts = make_posts(tmp_path, 30)
-    posts.iloc[:20].to_parquet(tmp_path / "posts.parquet")
     ready = threading.Event()
-    with BatchServer(lambda number, requests: all_answered(number, requests) if ready.is_set() else None) as server:
-        with start(tmp_path, server) as process:
-            wait_for(
-                lambda: len(ledger.batch_files(SOURCE)) == 2 and all(s.batch_id for s in ledger.batch_files(SOURCE))
-            )
-            process.kill()
+    with unless(ready) as server:
+        sent_and_killed(posts.iloc[:20], tmp_path, ledger, server, 2)
         timer = threading.Timer(0.5, ready.set)
         timer.start()
         result = run(posts, ledger, server, mode="online")
@@ -389,14 +330,9 @@ def test_toggled_to_single_requests_what_lies_in_a_batch_is_waited_for(tmp_path:
 
 def test_in_single_mode_a_cap_that_a_batch_fills_is_waited_out(tmp_path: Path, ledger: Ledger) -> None:
     posts = make_posts(tmp_path, 12)
-    posts.iloc[:10].to_parquet(tmp_path / "posts.parquet")
     ready = threading.Event()
-    with BatchServer(lambda number, requests: all_answered(number, requests) if ready.is_set() else None) as server:
-        with start(tmp_path, server) as process:
-            wait_for(
-                lambda: len(ledger.batch_files(SOURCE)) == 1 and all(s.batch_id for s in ledger.batch_files(SOURCE))
-            )
-            process.kill()
+    with unless(ready) as server:
+        sent_and_killed(posts.iloc[:10], tmp_path, ledger, server, 1)
         (batch_file,) = ledger.batch_files(SOURCE)
         timer = threading.Timer(0.5, ready.set)
         timer.start()
@@ -430,10 +366,8 @@ def test_an_answer_is_asked_again_as_often_as_allowed_however_often_that_is(tmp_
 
 def test_a_batch_that_the_endpoint_does_not_know_is_named_and_can_be_given_up(tmp_path: Path, ledger: Ledger) -> None:
     posts = make_posts(tmp_path, 3)
-    posts.to_parquet(tmp_path / "posts.parquet")
-    with BatchServer(lambda number, requests: None) as server, start(tmp_path, server) as process:
-        wait_for(lambda: any(batch_file.batch_id for batch_file in ledger.batch_files(SOURCE)))
-        process.kill()
+    with unless(threading.Event()) as server:
+        sent_and_killed(posts, tmp_path, ledger, server, 1)
     with BatchServer(all_answered) as other:
         with pytest.raises(AnnotationError, match=r"batch batch-1, which holds requests of an earlier run.*not known"):
             run(posts, ledger, other)
@@ -475,8 +409,9 @@ def test_two_processes_send_no_request_up_twice(tmp_path: Path, ledger: Ledger) 
     posts = make_posts(tmp_path, 60)
     posts.to_parquet(tmp_path / "posts.parquet")
     with BatchServer(all_answered) as server:
-        processes = [start(tmp_path, server) for _ in range(2)]
-        assert [process.wait(timeout=60) for process in processes] == [0, 0]
+        processes = [annotating(tmp_path, server.base_url, mode="batch") for _ in range(2)]
+        ends = [process.communicate(timeout=60)[0] for process in processes]
+        assert [end.split()[-1] for end in ends] == ["60", "60"]
         assert len(server.asked()) == len(set(server.asked())) == 60
         assert run(posts, ledger, server).asked == 0
 

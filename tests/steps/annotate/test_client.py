@@ -6,8 +6,6 @@ import base64
 import json
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -37,6 +35,7 @@ from tests.support.annotator import (
     SOURCE,
     Answer,
     Server,
+    annotating,
     completion,
     error,
     make_posts,
@@ -44,16 +43,7 @@ from tests.support.annotator import (
     settings_of,
 )
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-
-
 # --- a run
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as opened:
-        yield opened
 
 
 @pytest.fixture
@@ -266,33 +256,6 @@ def test_structured_output_is_asked_for_and_read_by_its_keys(posts: pd.DataFrame
 
 # --- several processes on one ledger
 
-_SCRIPT = """
-import sys
-import pandas as pd
-from model.task import load_task
-from steps.annotate.client import annotate_posts
-from steps.annotate.ledger import Ledger
-from steps.settings import AnnotateSettings
-settings = AnnotateSettings.model_validate({settings!r})
-posts = pd.read_parquet({posts!r})
-with Ledger({url!r}) as ledger:
-    result = annotate_posts(posts, load_task("ucc"), settings, ledger, base_url=sys.argv[1], api_key="k",
-        on_progress=lambda progress: print(progress.done, flush=True))
-    print("asked", result.asked, "answered", int(result.labels["missing_reason"].isna().sum()))
-"""
-
-
-def start(folder: Path, base_url: str, **changes: Any) -> subprocess.Popen[str]:
-    """A process that annotates `posts.parquet` of the folder with the ledger there."""
-    script = _SCRIPT.format(
-        settings=settings_of(**changes).model_dump(),
-        posts=str(folder / "posts.parquet"),
-        url=f"sqlite:///{folder / 'ledger.db'}",
-        source=SOURCE,
-    )
-    command = [sys.executable, "-c", script, base_url]
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
-
 
 def test_of_processes_that_work_on_the_same_posts_each_key_is_asked_by_one(tmp_path: Path) -> None:
     posts = make_posts(tmp_path, 200)
@@ -303,7 +266,7 @@ def test_of_processes_that_work_on_the_same_posts_each_key_is_asked_by_one(tmp_p
         return reply(completion())
 
     with Server(behave) as server:
-        processes = [start(tmp_path, server.base_url) for _ in range(2)]
+        processes = [annotating(tmp_path, server.base_url) for _ in range(2)]
         ends = [process.communicate(timeout=60)[0].strip().splitlines()[-1] for process in processes]
     assert [end.split()[2:] for end in ends] == [["answered", "200"]] * 2
     assert sum(int(end.split()[1]) for end in ends) == 200
@@ -324,7 +287,7 @@ def test_killed_ten_times_the_ledger_ends_as_that_of_an_undisturbed_run(tmp_path
     with Server(behave) as server:
         kills = 0
         while kills < 10:
-            with start(tmp_path, server.base_url) as process:
+            with annotating(tmp_path, server.base_url) as process:
                 assert process.stdout is not None
                 wanted = int(rng.integers(3, 20))
                 for line in process.stdout:
@@ -332,7 +295,7 @@ def test_killed_ten_times_the_ledger_ends_as_that_of_an_undisturbed_run(tmp_path
                         process.kill()
                         kills += 1
                         break
-        with start(tmp_path, server.base_url) as process:
+        with annotating(tmp_path, server.base_url) as process:
             assert process.communicate(timeout=60)[0].split()[-1] == "300"
         asked = len(server.requests)
     with sqlite3.connect(tmp_path / "ledger.db") as database:
@@ -520,21 +483,20 @@ def test_too_many_missing_answers_stop_the_run_after_all_is_recorded(tmp_path: P
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
+@pytest.mark.parametrize(
+    "disturbed",
+    [
+        *(reply(error(), status) for status in (408, 409, 429, 500, 502, 503)),
+        reply(completion(), content_length="100000"),  # cut by a closed connection
+        *(reply(error(), 429, retry_after=senseless) for senseless in ("soon", "-5", "nan", "")),
+    ],
+)
 def test_a_passing_disturbance_is_waited_out_within_one_attempt(
-    status: int, posts: pd.DataFrame, ledger: Ledger
+    disturbed: Answer, posts: pd.DataFrame, ledger: Ledger
 ) -> None:
-    with Server(lambda number, body: reply(error(), status) if number < 3 else reply(completion())) as server:
+    with Server(lambda number, body: disturbed if number < 3 else reply(completion())) as server:
         result = run(posts, ledger, server.base_url)
     assert (result.missing, result.requests) == (0, 3)
-
-
-@pytest.mark.usefixtures("quick")
-def test_a_reply_cut_by_a_closed_connection_is_asked_again(posts: pd.DataFrame, ledger: Ledger) -> None:
-    cut = reply(completion(), content_length="100000")
-    with Server(lambda number, body: cut if number == 1 else reply(completion())) as server:
-        result = run(posts, ledger, server.base_url)
-    assert (result.missing, result.requests) == (0, 2)
 
 
 @pytest.mark.usefixtures("quick")
@@ -560,15 +522,6 @@ def test_retry_after_ends_with_the_deadline_and_uses_up_no_retry(
         result = run(posts, ledger, server.base_url, timeout=0.5)
         assert result.labels["missing_reason"].tolist() == ["rate limited"]
         assert time.monotonic() - started < 3
-        assert run(posts, ledger, server.base_url).missing == 0
-
-
-@pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("retry_after", ["soon", "-5", "nan", ""])
-def test_a_senseless_retry_after_is_not_followed(retry_after: str, posts: pd.DataFrame, ledger: Ledger) -> None:
-    with Server(
-        lambda number, body: reply(error(), 429, retry_after=retry_after) if number == 1 else reply(completion())
-    ) as server:
         assert run(posts, ledger, server.base_url).missing == 0
 
 
@@ -653,14 +606,7 @@ def test_no_key_is_one_clear_error(posts: pd.DataFrame, ledger: Ledger, monkeypa
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     for key, message in ((None, "no API key"), ("k\n", "cannot"), ("schlüssel", "cannot")):
         with pytest.raises(AnnotationError, match=message):
-            annotate_posts(
-                posts,
-                load_task("ucc"),
-                settings_of(),
-                ledger,
-                base_url="http://127.0.0.1:9",
-                api_key=key,
-            )
+            annotate_posts(posts, load_task("ucc"), settings_of(), ledger, base_url="http://127.0.0.1:9", api_key=key)
 
 
 @pytest.mark.parametrize("detail", ["low", "high"])  # for the cost of a high one its size is read first

@@ -13,21 +13,9 @@ import pandas as pd
 import pytest
 
 from model.errors import AnnotationError
-from model.task import Task
 from steps.annotate.disagreement import disagreements, doubtful, write_csv, write_label_studio
 from steps.annotate.gold import read_answers
-
-TASK = Task.model_validate(
-    {
-        "name": "t",
-        "version": 1,
-        "questions": [
-            {"id": "ugc", "ask": 'Own "photo" & <text>?', "annotate": "?", "rule": "count >= 1"},
-            {"id": "kind", "ask": "Which?", "annotate": "?", "answer": "class", "classes": ["a", "b", "c"]},
-        ],
-        "final": {"ask": "Bad?", "classes": ["good", "bad"], "positive": "bad"},
-    }
-)
+from tests.support.tasks import QUEUE as TASK
 
 
 def labels(**columns: list[Any]) -> pd.DataFrame:

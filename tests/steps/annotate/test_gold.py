@@ -12,20 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import ManifestError
-from model.task import Task
 from steps.annotate.gold import add_gold, read_answers
-
-TASK = Task.model_validate(
-    {
-        "name": "t",
-        "version": 1,
-        "questions": [
-            {"id": "ugc", "ask": 'Own "photo" & <text>?', "annotate": "?", "rule": "count >= 1"},
-            {"id": "kind", "ask": "Which?", "annotate": "?", "answer": "class", "classes": ["a", "b", "c"]},
-        ],
-        "final": {"ask": "Bad?", "classes": ["good", "bad"], "positive": "bad"},
-    }
-)
+from tests.support.tasks import QUEUE as TASK
 
 
 def test_label_studios_export_comes_back_without_what_people_disagree_on(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from steps.annotate.page import dollars, render_agreement, render_report
 from steps.annotate.plan import Plan
 from steps.annotate.tally import Progress
 from tests.support.annotator import settings_of
+from tests.support.html import needs_nothing_from_outside
 
 TASK = load_task("ucc")
 PLAN = Plan(
@@ -53,22 +54,15 @@ def page(result: AnnotationResult = RESULT, gold: pd.DataFrame = GOLD, below: tu
 
 def test_the_report_has_progress_money_reasons_and_agreement() -> None:
     found = page(below=(Verdict("ugc", 0.5, 0.0),))
-    for text in (
-        "80.0\N{NO-BREAK SPACE}%",
-        "$0.0022",
-        "$0.0021",
-        "1 min 15 s",
-        "Below the floor",
-        "50.0\N{NO-BREAK SPACE}%",
-    ):
-        assert text in found
+    for text in ("80.0 %", "$0.0022", "$0.0021", "1 min 15 s", "Below the floor", "50.0 %"):
+        assert text in found.replace("\N{NO-BREAK SPACE}", " ")
     assert "&lt;refusal&gt;" in found
     assert "Task &lt;ucc&gt;" in found
     assert "<refusal>" not in found
 
 
 def test_the_report_needs_no_network() -> None:
-    assert not any(word in page() for word in ("<script", "src=", "href=", "http:", "https:", "@import", "url("))
+    assert needs_nothing_from_outside(page())
 
 
 def test_without_gold_the_report_says_that_nothing_is_known() -> None:

@@ -53,8 +53,8 @@ def trial(posts: pd.DataFrame, url: str, ledger: Ledger, tasks: dict[str, Task],
 WORDINGS = {"good": task_of("good {title}"), "bad": task_of("bad {title}")}
 
 
-def test_only_posts_that_people_labelled_are_asked_and_none_of_test(posts: pd.DataFrame, tmp_path: Path) -> None:
-    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger, Server(behave) as server:
+def test_only_posts_that_people_labelled_are_asked_and_none_of_test(posts: pd.DataFrame, ledger: Ledger) -> None:
+    with Server(behave) as server:
         good, bad = trial(posts, server.base_url, ledger, WORDINGS)
         assert len(server.requests) == 2 * (4 + 4)
         assert (good.questions[0].accuracy, good.questions[0].kappa, good.questions[0].answered) == (1.0, 1.0, 8)
@@ -70,26 +70,23 @@ def test_only_posts_that_people_labelled_are_asked_and_none_of_test(posts: pd.Da
     assert "http" not in page.replace("http-equiv", "")
 
 
-def test_the_cap_is_of_the_whole_trial(posts: pd.DataFrame, tmp_path: Path) -> None:
+def test_the_cap_is_of_the_whole_trial(posts: pd.DataFrame, ledger: Ledger) -> None:
     requests = Requests(posts, WORDINGS["good"], settings_of(), PRICE)
     cap = 10 * PRICE.dollars(100, 10) + max(map(requests.most, requests.distinct()))
-    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger, Server(behave) as server:
+    with Server(behave) as server:
         with pytest.raises(CapReachedError):
             trial(posts, server.base_url, ledger, WORDINGS, max_cost=cap)
         assert 8 < len(server.requests) < 16
         assert ledger.spent() <= cap
 
 
-def test_without_gold_there_is_nothing_to_compare_on(posts: pd.DataFrame, tmp_path: Path) -> None:
+def test_without_gold_there_is_nothing_to_compare_on(posts: pd.DataFrame, ledger: Ledger) -> None:
     bare = posts.assign(ugc=pd.array([None] * len(posts), dtype="Int8"))
-    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger, pytest.raises(AnnotationError, match="agentps queue"):
+    with pytest.raises(AnnotationError, match="agentps queue"):
         trial(bare, "http://127.0.0.1:9/v1", ledger, WORDINGS)
 
 
-def test_wordings_of_other_classes_cannot_be_compared(posts: pd.DataFrame, tmp_path: Path) -> None:
+def test_wordings_of_other_classes_cannot_be_compared(posts: pd.DataFrame, ledger: Ledger) -> None:
     other = task_of("x", classes=["never", "always"])
-    with (
-        Ledger(f"sqlite:///{tmp_path / 'ledger.db'}") as ledger,
-        pytest.raises(TaskError, match="task other: question ugc"),
-    ):
+    with pytest.raises(TaskError, match="task other: question ugc"):
         trial(posts, "http://127.0.0.1:9/v1", ledger, WORDINGS | {"other": other})

@@ -1,6 +1,5 @@
 import base64
 import re
-from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
@@ -9,31 +8,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from model.metrics import Calibration
 from model.settings import Variant
-from model.task import Task
 from steps.evaluate.page import render
-from steps.evaluate.report import build_report
 from steps.settings import EvaluateSettings
+from tests.support import predictions as support
+from tests.support.html import Page, needs_nothing_from_outside
 from tests.support.posts import ingested
+from tests.support.tasks import MENU as TASK
 
-TASK = Task.model_validate(
-    {
-        "name": "menu",
-        "version": 1,
-        "questions": [
-            {"id": "spicy", "ask": "Spicy & hot, $5 or $9?", "annotate": "Count.", "rule": "count >= 1"},
-            {
-                "id": "course",
-                "ask": "Which course?",
-                "annotate": "Which course?",
-                "classes": ["starter", "main", "dessert"],
-                "answer": "class",
-            },
-        ],
-        "final": {"ask": "Is the dish vegan?", "classes": ["other", "vegan"], "positive": "vegan"},
-    }
-)
 SETTINGS = EvaluateSettings(precisions=(60, 70, 80), bootstrap=20, examples=2)
 N = 120
 
@@ -58,24 +40,10 @@ def posts(tmp_path: Path) -> pd.DataFrame:
 
 
 def predictions(seed: int, split: str, variant: Variant) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    scores = rng.random(N)
-    frame = pd.DataFrame(
-        {
-            "post_id": [f"{split}{i}" for i in range(N)],
-            "split": split,
-            "label": pd.array((rng.random(N) < scores).astype(int), dtype="Int8"),
-            "logit": np.log(scores / (1 - scores)),
-            "score": scores,
-            "spicy": pd.array([1] * N, dtype="Int8"),
-            "course": pd.array([pd.NA] * N, dtype="Int8"),
-        }
-    )
-    if variant != "vanilla":
-        frame = frame.assign(
-            answer_spicy="no", probability_spicy=0.88, answer_course="dessert", probability_course=0.44
-        )
-    return frame
+    people = {"spicy": pd.array([1] * N, dtype="Int8"), "course": pd.array([pd.NA] * N, dtype="Int8")}
+    answers = {"answer_spicy": "no", "probability_spicy": 0.88, "answer_course": "dessert", "probability_course": 0.44}
+    asked = variant != "vanilla"
+    return support.predictions(N, seed, split, asked).assign(**people, **(answers if asked else {}))
 
 
 def page_of(
@@ -86,52 +54,15 @@ def page_of(
 ) -> str:
     val = predictions(0, "val", variant) if val is None else val
     test = predictions(1, "test", variant)
-    report = build_report(
-        val,
-        test,
-        TASK,
-        settings,
-        variant=variant,
-        seed=0,
-        backbone="tiny",
-        annotator="simulated:gpt-4o",
-        annotated_missing_share={"spicy": 0.1, "course": 0.2},
-        calibration=Calibration(),
-    )
+    report = support.report_of(val, test, variant, settings)
     return render(report, val, test, posts, TASK, settings)
-
-
-class Elements(HTMLParser):
-    """Every start tag with its attributes, and a check that tags close in order."""
-
-    VOID = {"meta", "img", "br"}
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 @pytest.mark.parametrize("variant", ["agentps", "vanilla"])
 def test_page_is_well_formed_and_fetches_nothing(posts: pd.DataFrame, variant: Variant) -> None:
     page = page_of(posts, variant)
-    elements = Elements(page).found
-    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in elements}
-    sources = [attributes["src"] for _, attributes in elements if "src" in attributes]
-    assert sources
-    assert all(source.startswith("data:image/") for source in sources)
-    assert not re.search(r"https?://|@import|url\(", page)
+    assert needs_nothing_from_outside(page)
+    assert Page(page).links
     assert len(page) < 2_000_000
 
 

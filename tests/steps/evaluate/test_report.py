@@ -6,69 +6,19 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from model.errors import DataError
-from model.metrics import Calibration
 from model.settings import Variant
-from model.task import Task
-from steps.evaluate.report import EvalReport, Metric, build_report
+from steps.evaluate.report import EvalReport, Metric
 from steps.settings import EvaluateSettings
+from tests.support import predictions as support
+from tests.support.predictions import predictions
 
-TASK = Task.model_validate(
-    {
-        "name": "menu",
-        "version": 1,
-        "questions": [
-            {"id": "spicy", "ask": "Spicy?", "annotate": "Count spicy dishes.", "rule": "count >= 1"},
-            {
-                "id": "course",
-                "ask": "Which course?",
-                "annotate": "Which course?",
-                "classes": ["starter", "main", "dessert"],
-                "answer": "class",
-            },
-        ],
-        "final": {"ask": "Is the dish vegan?", "classes": ["other", "vegan"], "positive": "vegan"},
-    }
-)
 SETTINGS = EvaluateSettings(precisions=(60, 80), bootstrap=50, examples=2)
-
-
-def predictions(n: int, seed: int, split: str, answers: bool = True) -> pd.DataFrame:
-    """A predictions table of a calibrated model; every tenth post lacks the label of `spicy`."""
-    rng = np.random.default_rng(seed)
-    scores = rng.random(n)
-    frame = pd.DataFrame(
-        {
-            "post_id": [f"{split}{i}" for i in range(n)],
-            "split": split,
-            "label": pd.array((rng.random(n) < scores).astype(int), dtype="Int8"),
-            "logit": np.log(scores / (1 - scores)),
-            "score": scores,
-            "spicy": pd.array([pd.NA if i % 10 == 0 else i % 2 for i in range(n)], dtype="Int8"),
-            "course": pd.array([i % 3 for i in range(n)], dtype="Int8"),
-        }
-    )
-    if answers:
-        for question, probability in zip(TASK.questions, (0.9, 0.7), strict=True):
-            frame[f"answer_{question.id}"] = question.classes[-1]
-            frame[f"probability_{question.id}"] = probability
-    return frame
 
 
 def report_of(
     val: pd.DataFrame, test: pd.DataFrame, variant: Variant = "agentps", settings: EvaluateSettings = SETTINGS
 ) -> EvalReport:
-    return build_report(
-        val,
-        test,
-        TASK,
-        settings,
-        variant=variant,
-        seed=1,
-        backbone="tiny",
-        annotator="human",
-        annotated_missing_share={"spicy": 0.25, "course": 0.0},
-        calibration=Calibration(scale=2.0, bias=0.5),
-    )
+    return support.report_of(val, test, variant, settings)
 
 
 def test_metrics_are_those_of_the_test_split() -> None:

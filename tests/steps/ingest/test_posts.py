@@ -24,19 +24,9 @@ from PIL import Image
 
 from model.errors import ManifestError
 from model.images import ImageLimits, read_source
-from model.task import FinalQuestion, Question, Task
 from steps.ingest.posts import RejectsError, manifest_fingerprint, read_manifest, split_of
 from steps.settings import IngestSettings
-
-TASK = Task(
-    name="demo",
-    version=1,
-    questions=(
-        Question(id="blurred", ask="Blurred?", annotate="How many?", rule="count >= 1"),
-        Question(id="kind", ask="Kind?", annotate="Which?", classes=("photo", "drawing", "text"), answer="class"),
-    ),
-    final=FinalQuestion(ask="Bad?", classes=("good", "bad"), positive="bad"),
-)
+from tests.support.tasks import DEMO as TASK
 
 
 def settings(**changes: Any) -> IngestSettings:

@@ -145,13 +145,7 @@ def test_the_final_label_is_the_rule_s_but_for_the_people_s_mistakes(
 def test_the_rule_of_the_sample_s_policy(
     watermark: int, ugc: int, title: int, text: int, theme: int, expected: int
 ) -> None:
-    answers = dict(
-        zip(
-            ("watermark", "ugc", "title_relevant", "text_relevant", "theme_relevant"),
-            (watermark, ugc, title, text, theme),
-            strict=True,
-        )
-    )
+    answers = dict(zip(TASK.question_ids, (watermark, ugc, title, text, theme), strict=True))
     assert final_label(answers) == expected
 
 
@@ -236,10 +230,6 @@ def test_turning_what_is_drawn_alone_gives_pillow_s_rotation(subject: sample.Sub
         reach = subject.reach * r * side + sample._PEN
         assert whole.getcolors() != image.getcolors()
         assert sample._turned(image, angle, (x * side, y * side), reach, "#f4e3c1").tobytes() == whole.tobytes()
-
-
-def test_a_post_depends_on_its_generator_alone() -> None:
-    assert compose_post(np.random.default_rng((1, 2, 3))) == compose_post(np.random.default_rng((1, 2, 3)))
 
 
 def told(wording: str) -> int | None:

@@ -75,7 +75,7 @@ def test_an_image_that_changed_since_ingest_is_named(
     """Another picture would be trained on with this one's labels."""
     posts = posts_of(tmp_path)
     (tmp_path / "20.png").write_bytes((tmp_path / other).read_bytes() if other else b"no picture")
-    with pytest.raises(ImageError, match=r"20\.png: .*; it has changed since ingest: run the pipeline again"):
+    with pytest.raises(ImageError, match=r"20\.png: .*; ingest could read it: run the pipeline again"):
         written(tmp_path / "s", posts, tiny_backbone)
 
 

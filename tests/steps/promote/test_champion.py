@@ -10,7 +10,6 @@ import pytest
 
 from model.backbone import load_tokenizer
 from model.checkpoint import OperatingPoints, write_operating_points
-from model.errors import CheckpointError
 from model.images import ImageLimits
 from model.metrics import Calibration
 from model.scorer import Scorer
@@ -71,11 +70,3 @@ def test_the_champion_scores_the_candidates_posts_as_it_would_serve_them(
     scores, errors = champion.score_posts(held, candidate, ["c", "a"], root, posts)
     np.testing.assert_allclose(scores, expected[[2, 0]], atol=1e-5)
     assert errors == []
-
-
-def test_a_champion_without_operating_points_is_refused(
-    posts: pd.DataFrame, checkpoints: tuple[Path, Path], tiny_backbone: BackboneSettings, tmp_path: Path
-) -> None:
-    root = shards(tmp_path, posts, tiny_backbone, SEQUENCE)
-    with pytest.raises(CheckpointError, match="only a registered checkpoint has thresholds"):
-        champion.score_posts(checkpoints[1], checkpoints[0], ["a"], root, posts)

@@ -9,35 +9,18 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from model.errors import ConfigError
-from model.metrics import Calibration, average_precision, brier_skill, expected_calibration_error
+from model.metrics import average_precision, brier_skill, expected_calibration_error
 from steps.evaluate.report import EvalReport, Metric
 from steps.promote.gate import Decision, Judged, Posts, Unscored, decide, gain_of, slices_of
 from steps.settings import PromoteSettings, load_settings
+from tests.support.reports import made_up
 
 N = 2000
 DAY = timedelta(days=1)
 
 
 def report(f1_threshold: float = 0.5, **values: float | None) -> EvalReport:
-    return EvalReport(
-        task="small",
-        task_fingerprint="0" * 16,
-        variant="agentps",
-        seed=0,
-        backbone="tiny",
-        annotator="human",
-        n_posts=10,
-        n_positive=4,
-        n_unlabelled=0,
-        n_val=10,
-        n_val_unlabelled=0,
-        metrics={name: Metric(value=value) for name, value in values.items()},
-        operating_points={},
-        f1_threshold=f1_threshold,
-        calibration=Calibration(),
-        missing_share={},
-        annotated_missing_share={},
-    )
+    return made_up(metrics={name: Metric(value=value) for name, value in values.items()}, f1_threshold=f1_threshold)
 
 
 def policy(**changes: Any) -> PromoteSettings:

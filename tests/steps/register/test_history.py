@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from model.errors import RegistryError
 from steps.paths import REPOSITORY
+from steps.promote.gate import Decision
 from steps.register import history, registry
 from steps.register.moves import RegistryState
 from tests.support.promoters import NAME, TARGET, add_version, promote
@@ -130,12 +131,11 @@ def test_of_two_that_replace_the_same_champion_the_second_is_decided_again(track
     better, best = add_version(2), add_version(3)
     asked: list[str | None] = []
 
-    def decide(state: RegistryState) -> Any:
+    def decide(state: RegistryState) -> Decision:
         asked.append(state.aliases.get("champion"))
         if len(asked) == 1:
             promote(best)  # while this one is being decided
-        verdict = "promoted" if state.aliases.get("champion") == "1" else "kept"
-        return type("Decision", (), {"promote": verdict == "promoted", "verdict": verdict, "reason": ""})()
+        return Decision(verdict="promoted" if state.aliases.get("champion") == "1" else "kept", reason="")
 
     assert history.settle(better, decide).verdict == "kept"
     assert asked == ["1", "3"]

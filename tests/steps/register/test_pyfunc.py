@@ -27,7 +27,7 @@ from model.scorer import Scorer
 from model.settings import BackboneSettings
 from steps.register import own_code, registry
 from steps.register.pyfunc import CODE, differences
-from tests.steps.register.test_registry import NAME, PREDICTIONS, report
+from tests.steps.register.test_registry import NAME, PREDICTIONS, flip_one_bit, report
 from tests.support.tiny import TASK, train_settings, write_checkpoint, write_images
 
 
@@ -218,13 +218,6 @@ def directory(tmp_path: Path) -> Path:
     return root
 
 
-def flip_one_bit(directory: Path) -> None:
-    path = directory / "trained.safetensors"
-    data = bytearray(path.read_bytes())
-    data[100] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -250,23 +243,26 @@ def test_a_manifest_that_was_rewritten_with_its_files_is_told_by_the_hashes_that
     assert [line.split()[0] for line in differences(directory, kept)] == ["manifest.json", "trained.safetensors"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", None])
-def test_a_version_with_a_damaged_manifest_runs_no_code(
-    register: Register, content: str | None, tmp_path: Path
+DAMAGED = r"manifest\.json: .*the checkpoint is damaged"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda manifest: manifest.write_text(""), DAMAGED),
+        (lambda manifest: manifest.write_text("[]"), DAMAGED),
+        (lambda manifest: manifest.write_text("{"), DAMAGED),
+        (Path.unlink, DAMAGED),
+        (lambda manifest: None, r"code/model/__init__\.py has sha256"),
+    ],
+    ids=["empty", "a list", "cut", "gone", "whole"],
+)
+def test_changed_code_is_refused_before_it_runs_whatever_the_manifest_says(
+    register: Register, damage: Callable[[Path], object], message: str, tmp_path: Path
 ) -> None:
     path = registry.fetch(register()) / MANIFEST
     (path.parent / CODE / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    path.unlink()
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(MlflowException, match=r"manifest\.json: .*the checkpoint is damaged"):
-        mlflow.pyfunc.load_model(f"models:/{NAME}/1")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_changed_code_is_refused_before_it_runs(register: Register, tmp_path: Path) -> None:
-    checkpoint = registry.fetch(register())
-    (checkpoint / CODE / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(MlflowException, match=r"code/model/__init__\.py has sha256"):
+    damage(path)
+    with pytest.raises(MlflowException, match=message):
         mlflow.pyfunc.load_model(f"models:/{NAME}/1")
     assert not (tmp_path / "ran").exists()

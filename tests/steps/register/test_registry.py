@@ -25,6 +25,7 @@ from model.scorer import Scorer
 from model.settings import BackboneSettings, LoraSettings, Variant
 from steps.evaluate.report import EvalReport, Metric
 from steps.register import registry
+from tests.support.reports import made_up
 from tests.support.tiny import TASK, train_settings, write_checkpoint, write_images
 
 NAME = "agentps-small"
@@ -35,25 +36,9 @@ POINTS = {
 
 
 def report(variant: Variant = "agentps_answers", f1: float = 0.75) -> EvalReport:
-    return EvalReport(
-        task=TASK.name,
-        task_fingerprint=TASK.fingerprint,
-        variant=variant,
-        seed=0,
-        backbone="tiny",
-        annotator="human",
-        n_posts=10,
-        n_positive=4,
-        n_unlabelled=0,
-        n_val=10,
-        n_val_unlabelled=0,
-        metrics={"f1": Metric(value=f1, low=0.5, high=0.9), "roc_auc": Metric(value=None)},
-        operating_points=POINTS,
-        f1_threshold=0.5,
-        calibration=Calibration(scale=1.5, bias=-0.25),
-        missing_share={"bright": 0.0},
-        annotated_missing_share={"bright": 0.0},
-    )
+    metrics = {"f1": Metric(value=f1, low=0.5, high=0.9), "roc_auc": Metric(value=None)}
+    calibration = Calibration(scale=1.5, bias=-0.25)
+    return made_up(variant=variant, metrics=metrics, operating_points=POINTS, calibration=calibration)
 
 
 PREDICTIONS = pd.DataFrame({"post_id": ["a", "b"], "split": "test", "label": pd.array([0, None], dtype="Int8")})

@@ -14,6 +14,7 @@ from steps.study.cells import Cell, cells_of_tables
 from steps.study.records import Record, encoded_ranks
 from steps.study.report import Report, build
 from steps.study.settings import StudySettings, load_study_settings
+from tests.support.study import record_of as finished
 
 UCC = load_task("ucc")
 N = 60
@@ -31,16 +32,8 @@ def settings(**changes: Any) -> StudySettings:
 def record(cell: Cell) -> Record:
     rng = np.random.default_rng([cell.seed, len(cell.questions), cell.train_posts])
     values = {name: round(float(rng.random()), 4) for name in METRICS}
-    return Record(
-        key=f"{hash(cell):x}",
-        cell=cell,
-        metrics=values,
-        best_val_average_precision=0.4321,
-        best_epoch=2,
-        test_ranks=encoded_ranks(rng.random(N) + 0.5 * len(cell.questions) * LABELS),
-        seconds=1,
-        provenance={},
-    )
+    ranks = encoded_ranks(rng.random(N) + 0.5 * len(cell.questions) * LABELS)
+    return finished(cell, f"{hash(cell):x}", metrics=values, best_val_average_precision=0.4321, test_ranks=ranks)
 
 
 def report(chosen: StudySettings, lacking: frozenset[Cell] = frozenset()) -> Report:

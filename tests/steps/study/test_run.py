@@ -19,12 +19,12 @@ from model.task import load_task
 from steps import recipe
 from steps.fine_tune.backbone import fingerprint
 from steps.paths import REPOSITORY
-from steps.settings import load_settings
 from steps.study.cells import ANNOTATOR, NONE, PEOPLE, Cell, cell_of, cells_of_tables, only
 from steps.study.records import add_record, read_records
 from steps.study.run import Study, cell_key
 from steps.study.settings import load_study_settings
 from steps.study.train import Inputs, _chosen, train_cell
+from tests.support.study import inputs_of
 from tests.support.tiny import TASK, train_settings, write_posts
 
 
@@ -36,17 +36,7 @@ def annotators_labels(shards: Shards) -> pd.DataFrame:
 @pytest.fixture
 def inputs(tiny_shards: Shards, tiny_backbone: BackboneSettings, tmp_path: Path) -> Inputs:
     annotators_labels(tiny_shards).to_parquet(tmp_path / "labels.parquet", index=False)
-    return Inputs(
-        shards=tiny_shards.root,
-        labels=tmp_path / "labels.parquet",
-        task=TASK,
-        train=train_settings(epochs=1),
-        backbone=tiny_backbone,
-        backbone_id="tiny",
-        evaluate=load_settings({}).evaluate,
-        gold_share=0.5,
-        work=tmp_path / "work",
-    )
+    return inputs_of(tiny_shards, tiny_backbone, tmp_path, train=train_settings(epochs=1))
 
 
 def study(inputs: Inputs, **changes: Any) -> Study:
@@ -144,16 +134,10 @@ def test_every_cell_of_a_committed_study_has_its_record(config: str, tmp_path: P
     settings = load_study_settings(yaml.safe_load((REPOSITORY / "configs" / f"{config}.yaml").read_text("utf-8")))
     task = load_task(settings.task)
     inputs = Inputs(
-        shards=tmp_path,
-        labels=tmp_path,
-        task=task,
-        train=settings.fine_tune,
-        backbone=settings.backbone,
-        backbone_id=fingerprint(settings.backbone),
-        evaluate=settings.evaluate,
-        gold_share=settings.study.gold_share,
+        shards=tmp_path, labels=tmp_path, task=task, train=settings.fine_tune, backbone=settings.backbone,
+        backbone_id=fingerprint(settings.backbone), evaluate=settings.evaluate, gold_share=settings.study.gold_share,
         work=tmp_path,
-    )
+    )  # fmt: skip
     shards = {"posts": POSTS[config], "images": IMAGES, "sequence": recipe.options(settings.preprocess)}
     records = read_records(REPOSITORY / settings.study.output / "records.jsonl")
     cells = {cell for of_table in cells_of_tables(settings.study, task).values() for cell in of_table}

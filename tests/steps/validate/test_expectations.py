@@ -11,20 +11,12 @@ import pandas as pd
 import pytest
 
 from model.errors import DataError
-from model.task import FinalQuestion, Question, Task
+from model.task import Task
 from steps.settings import ValidateSettings
 from steps.validate.expectations import build_suite, validate_posts
 from steps.validate.results import ValidationOutcome
+from tests.support.tasks import DEMO as TASK
 
-TASK = Task(
-    name="demo",
-    version=1,
-    questions=(
-        Question(id="blurred", ask="Blurred?", annotate="How many?", rule="count >= 1"),
-        Question(id="kind", ask="Kind?", annotate="Which?", classes=("photo", "drawing", "text"), answer="class"),
-    ),
-    final=FinalQuestion(ask="Bad?", classes=("good", "bad"), positive="bad"),
-)
 N_TRAIN, N_VAL, N_TEST = 20, 10, 10
 
 
