@@ -40,7 +40,7 @@ def _frame(file: _File, size: int, limits: ImageLimits) -> np.ndarray:
         return read_frame(name, size, limits, root=root, sha256=sha256)
     except ImageError as error:  # it could be read when it was ingested
         raise ImageError(
-            f"{root}/{name}: {error}; the same post was read when it was ingested: run the pipeline again, which ingests it anew"
+            f"{root}/{name}: {error}; ingest could read it: run the pipeline again, which ingests it anew"
         ) from error
 
 
