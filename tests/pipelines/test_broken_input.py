@@ -72,7 +72,7 @@ def test_every_other_fault_is_one_message_with_file_row_or_key_and_remedy(worksp
         "section": ({"fine_tune": {"epoch": 3}}, r"config section\.yaml: fine_tune\.epoch: unknown key"),
         "type": ({"seed": "one"}, r"config type\.yaml: seed: .*integer.*found 'one'"),
         "task": ({"task": "typo.yaml"}, r"task typo\.yaml: questions\.1\.rul: unknown key: remove it or correct"),
-        "id": ({"task": "clash.yaml"}, r"task clash\.yaml: .*'label' is the name of a manifest column: rename"),
+        "id": ({"task": "clash.yaml"}, r"task clash\.yaml: .*'label' is the name of another column: rename"),
         "missing": (
             {"posts": "my/posts.jsonl"},
             r"manifest .*/my/posts\.jsonl: no such file; give the path, or the URL",

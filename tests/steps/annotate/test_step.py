@@ -25,6 +25,7 @@ def told(agentps_home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
     monkeypatch.setattr(step, "log_metadata", found.update)
     mlflow.set_tracking_uri(f"sqlite:///{agentps_home / 'mlflow.db'}")
+    mlflow.set_experiment("annotate")  # the one that a test before has set is in another database
     monkeypatch.chdir(agentps_home)
     return found
 
