@@ -25,8 +25,8 @@ def told(agentps_home: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
     monkeypatch.setattr(step, "log_metadata", found.update)
     mlflow.set_tracking_uri(f"sqlite:///{agentps_home / 'mlflow.db'}")
+    monkeypatch.chdir(agentps_home)  # where MLflow puts a new experiment's artifacts
     mlflow.set_experiment("annotate")  # the one that a test before has set is in another database
-    monkeypatch.chdir(agentps_home)
     return found
 
 
