@@ -1,11 +1,11 @@
-"""AgentPS on LLaVA-OneVision: frames and text in, one answer a question out (paper 2.1).
+"""AgentPS on LLaVA-OneVision: frames and text in, one answer per question out (paper 2.1).
 
 The backbone is `transformers.LlavaOnevisionModel`, without a language-model head: no logits over
 the vocabulary are ever made. The album goes the video way: every frame's tokens are pooled 2x2, one
 newline token ends them.
 
-Dimensions: B posts · U distinct images of the batch · F frames · T tokens · V visual tokens a post
-            · P patches a frame · W width of the tower's states · K pooled tokens a frame · D hidden size
+Dimensions: B posts · U distinct images of the batch · F frames · T tokens · V visual tokens per post
+            · P patches per frame · W width of the tower's states · K pooled tokens per frame · D hidden size
             · Q intermediate questions · A answers: Q and the final one · C classes
 """
 

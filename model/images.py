@@ -232,11 +232,9 @@ def _read_url(root: str, name: str, limits: ImageLimits) -> bytes:
             _check_bytes(status["size"], limits)
         data: bytes = files.cat_file(path)
         return data
-    except ImageError:
-        raise
     except FileNotFoundError:
         raise ImageError("no such file") from None
-    except Exception as error:
+    except (OSError, ValueError, ImportError) as error:  # the last two: no such file system, or its package is missing
         raise ImageError(f"cannot be read: {str(error) or type(error).__name__}") from error
 
 

@@ -58,7 +58,7 @@ class Calibration(Strict):
 
 
 class Curve(NamedTuple):
-    """What each threshold would do: one entry a distinct score, highest first. Posts of one score go together."""
+    """What each threshold would do: one entry per distinct score, highest first. Posts of one score go together."""
 
     thresholds: FloatArray
     #: Weight of the positives at or above the threshold; its last entry is that of all positives.

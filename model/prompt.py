@@ -64,7 +64,7 @@ class Prompt:
     ) -> None:
         """
         Args:
-            visual_tokens: placeholders of a post with all frames: frames x pooled tokens a frame, and one newline.
+            visual_tokens: placeholders of a post with all frames: frames x pooled tokens per frame, and one newline.
 
         Raises:
             PromptError: the questions leave no room for the post's own text, or hold a special token.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .columns import DECISION, ERROR, LOGIT, MODEL_VERSION, SCORE, SCORED_AT
+
 POST_ID = "post_id"
 CREATED_AT = "created_at"
 TITLE = "title"
@@ -29,9 +31,8 @@ MISSING_REASON = "missing_reason"
 #: Names that a question id may not take: the columns above, and those of other tables that have one column per question
 #: (shards, predictions, scores, profiles, queues; of Label Studio's page its parts).
 RESERVED = frozenset((
-    *MANIFEST_COLUMNS, ROOT, IMAGE_SHA256, LABEL_SOURCE, MISSING_REASON, "frames", "text_ids", "logit", "score",
-    "error", "decision", "model_version", "scored_at", "characters", "n_images", "features", "disputed", "post",
-    "album", "said", "final",
+    *MANIFEST_COLUMNS, ROOT, IMAGE_SHA256, LABEL_SOURCE, MISSING_REASON, LOGIT, SCORE, ERROR, DECISION, MODEL_VERSION,
+    SCORED_AT, "frames", "text_ids", "characters", "n_images", "features", "disputed", "post", "album", "said", "final",
 ))  # fmt: skip
 
 #: A class index that means "no label": torch's `ignore_index` for cross-entropy.

@@ -72,7 +72,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
         shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune, name, start, after=["drift"]
     )
     report, page, predictions = evaluate(
-        checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotator_name, settings.evaluate
+        checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotate.source, settings.evaluate
     )
     version = register(
         checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest, profile

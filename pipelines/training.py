@@ -60,7 +60,7 @@ def _training(options: dict[str, Any] | None = None) -> None:
 
     checkpoint = fine_tune(shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune)
     report, page, predictions = evaluate(
-        checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotator_name, settings.evaluate
+        checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotate.source, settings.evaluate
     )
     version = register(checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest)
     promote(version, report, page, predictions, shards, table, policy, settings.promote)

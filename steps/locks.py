@@ -28,6 +28,3 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
         if not lock_descriptor(file.fileno(), blocking=wait):
             raise Timeout(str(path))
         yield file.fileno()
-
-
-__all__ = ["Timeout", "locked"]

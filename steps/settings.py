@@ -295,10 +295,6 @@ class TrainingSettings(RunOptions):
     retrain: RetrainSettings
     notify: NotifySettings
 
-    @property
-    def annotator_name(self) -> str:
-        return self.annotate.source
-
     @model_validator(mode="after")
     def _known_metric(self) -> TrainingSettings:
         # found now, not in the last step; only metrics of which more is better

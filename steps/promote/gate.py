@@ -1,4 +1,4 @@
-"""The gate between a new model version and the alias `champion`: a pure function of two models and a settings.
+"""The gate between a new model version and the alias `champion`: a pure function of two models and the settings.
 
 Both models scored the same test posts. Dimensions: N test posts with a final label.
 """

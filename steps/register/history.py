@@ -164,7 +164,7 @@ def rollback(name: str, because: str) -> RegistryState:
 
 
 def publish(name: str, target: str) -> str | None:
-    """Copy the champion into the registered model `target` and make it champion there; once a version.
+    """Copy the champion into the registered model `target` and make it champion there; once per version.
 
     Returns:
         The copy's version; None where there is no champion.

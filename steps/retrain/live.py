@@ -1,8 +1,8 @@
 """How the champion does on what it served: people's labels that came after the score, joined by `post_id`.
 
-A table of scored posts is JSON Lines or Parquet, one row per scored post: `post_id`, `score`, `decision` (true: flagged
-at the served threshold), `model_version`, `scored_at` (ISO 8601 with a zone). Of a post that one version scored twice
-the newest row counts. A row whose `error` says why the post has no score counts as neither flagged nor passed.
+A table of scored posts is JSON Lines, Parquet or CSV, one row per scored post: `post_id`, `score`, `decision` (true:
+flagged at the served threshold), `model_version`, `scored_at` (ISO 8601 with a zone). Of a post that one version scored
+twice the newest row counts. A row whose `error` says why the post has no score counts as neither flagged nor passed.
 """
 
 from __future__ import annotations

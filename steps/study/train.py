@@ -16,6 +16,7 @@ from transformers import set_seed
 
 from model import checkpoint
 from model.agentps import AgentPS
+from model.columns import SCORE
 from model.data import Batches, Shards, class_labels
 from model.prompt import Prompt
 from model.schema import LABEL, POST_ID, SPLIT, TEST, TRAIN
@@ -24,7 +25,7 @@ from model.settings import BackboneSettings, TrainSettings
 from model.task import Task
 from model.train import FitResult, fit
 from steps.evaluate.predictions import prediction_tables
-from steps.evaluate.report import SCORE, build_report, labelled
+from steps.evaluate.report import build_report, labelled
 from steps.settings import EvaluateSettings
 from steps.study import methods
 from steps.study.cells import ANNOTATOR, NONE, PEOPLE, Cell

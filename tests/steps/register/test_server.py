@@ -36,8 +36,9 @@ def server(url: str, agentps_home: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setenv(name, url)
     mlflow.set_tracking_uri(url)
     mlflow.set_registry_uri(url)
-    mlflow.set_experiment("tests")
-    with mlflow.start_run():
+    known = mlflow.get_experiment_by_name("tests")
+    # not by `set_experiment`: later tests of this process, on other databases, would look for it
+    with mlflow.start_run(experiment_id=known.experiment_id if known else mlflow.create_experiment("tests")):
         yield
     mlflow.set_tracking_uri(before)
     mlflow.set_registry_uri("")
