@@ -27,7 +27,7 @@ from steps.annotate.prompt import (
     image_payload,
     image_url,
 )
-from steps.settings import AnnotateSettings
+from steps.settings import COMPLETION_LIMITS, AnnotateSettings
 
 #: Data URLs that are kept for the next request with the same image: a distinct image is encoded once as long as
 #: the album's repetitions lie within so many bytes.
@@ -114,13 +114,18 @@ class Requests:
         """
         index, settings = request.index, self.settings
         urls = [self._url(index, position) for position in range(len(self.images[index]))]
-        body = {
-            "model": settings.model,
-            "messages": build_messages(self.text(request), urls, settings.detail),
-            "max_tokens": settings.max_tokens,
-            "temperature": 0,
-        }
-        return body | self._response_format(request)
+        messages = build_messages(self.text(request), urls, settings.detail)
+        return {"model": settings.model, "messages": messages} | self.fields(request)
+
+    def fields(self, request: Request | None = None) -> dict[str, Any]:
+        """What is sent beside model and messages, as the settings have it.
+
+        Args:
+            request: whose `response_format` is included; None: what all requests have in common.
+        """
+        fields = {"max_tokens": self.settings.max_tokens, "temperature": 0}
+        fields |= self._response_format(request) if request else {}
+        return {name: value for name, value in (fields | self.settings.request_fields).items() if value is not None}
 
     def _response_format(self, request: Request) -> dict[str, Any]:
         if self.settings.format != "json_schema":
@@ -171,7 +176,8 @@ class Requests:
             images = sum(image_tokens(*size, settings.detail, image) for size in sizes)
         form = self._response_format(request)
         text = self.text(request) + (json.dumps(form) if form else "")
-        return request_tokens(text, images, len(self.task_of(request).questions), settings.max_tokens)
+        limit = max(limit for name, limit in self.fields().items() if name in COMPLETION_LIMITS)
+        return request_tokens(text, images, len(self.task_of(request).questions), limit)
 
     def _size(self, index: int, position: int) -> tuple[int, int]:
         sha256 = self.hashes[index][position]

@@ -99,6 +99,26 @@ def test_the_request_has_the_form_of_the_protocol_and_the_settings(posts: pd.Dat
     assert "title 0" in content[0]["text"]
 
 
+def test_fields_of_the_settings_are_laid_over_a_request_and_none_removes_one(
+    posts: pd.DataFrame, ledger: Ledger
+) -> None:
+    fields = {"temperature": None, "seed": 0, "provider": {"sort": "price"}, "response_format": None}
+    with Server(lambda number, body: reply(completion())) as server:
+        run(posts, ledger, server.base_url, request_fields=fields)
+    (request,) = server.requests
+    del request["messages"]
+    assert request == {"model": "gpt-4o", "max_tokens": 64, "seed": 0, "provider": {"sort": "price"}}
+
+
+def test_the_most_that_an_answer_costs_follows_the_limit_that_is_sent(posts: pd.DataFrame) -> None:
+    fields = {"max_tokens": None, "max_completion_tokens": 2000}
+    task = load_task("ucc")
+    plain, longer = (Requests(posts, task, settings_of(request_fields=given)) for given in ({}, fields))
+    (request,) = plain.distinct()
+    assert (plain.tokens(request).most_completion, longer.tokens(request).most_completion) == (64, 2000)
+    assert longer.fields() == {"max_completion_tokens": 2000, "temperature": 0}
+
+
 def test_a_question_of_three_classes_is_read_by_its_class(posts: pd.DataFrame, ledger: Ledger) -> None:
     question = {"id": "q", "ask": "?", "annotate": "?", "answer": "class", "classes": ["no", "some", "all"]}
     final = {"ask": "Bad?", "classes": ["good", "bad"], "positive": "bad"}
