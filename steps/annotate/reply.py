@@ -85,11 +85,21 @@ class Reply:
     billed: bool = True
 
     def attempt(
-        self, key: str, number: int, post_id: str, source: str, *, latency: float, cost: float | None
+        self,
+        key: str,
+        number: int,
+        post_id: str,
+        source: str,
+        *,
+        latency: float,
+        cost: float | None,
+        options: str | None = None,
     ) -> Attempt:
         """The reply as the ledger keeps it."""
         tokens = self.prompt_tokens, self.completion_tokens
-        return Attempt(key, number, post_id, source, self.raw, self.counts, self.missing, *tokens, latency, cost)
+        return Attempt(
+            key, number, post_id, source, self.raw, self.counts, self.missing, *tokens, latency, cost, options
+        )
 
 
 def read_reply(body: bytes, task: Task, n_images: int, answer_format: str) -> Reply:
