@@ -21,7 +21,7 @@ from model.errors import AnnotationError
 from model.task import Task
 from steps.annotate.batch import BatchRun
 from steps.annotate.endpoint import connect
-from steps.annotate.ledger import Ledger, LedgerAnswer, Missing
+from steps.annotate.ledger import UNPAID, Ledger, LedgerAnswer, Missing
 from steps.annotate.online import OnlineRun
 from steps.annotate.outlook import HopelessError, Outlook
 from steps.annotate.owner import describe
@@ -103,7 +103,8 @@ def annotate_posts(
     tally = Tally(len(todo), price, settings.max_cost, outlook, on_progress)
     if todo:
         try:
-            outlook.check()
+            if outlook.hopeless:
+                raise HopelessError
             asyncio.run(_ask(requests, todo, ledger, tally, base_url, api_key))
         except HopelessError:
             raise AnnotationError(_too_many_missing(requests, known | tally.answers, ledger)) from None
@@ -158,15 +159,17 @@ def _too_many_missing(requests: Requests, answers: dict[str, LedgerAnswer], ledg
     missing, left = reasons.total(), len(todo_of(requests, answers))
     hopeless = f", which can no longer be kept, so that {left} are not asked" if left else ""
     remedies = [
-        "raise annotate.max_tokens, or have the model reason less (annotate.request_fields)" * (Missing.CUT in reasons),
-        "raise annotate.retries to ask again" * bool(set(reasons) - FINAL),
-        "change the questions' wording, ask another model, or raise annotate.max_missing_share",
+        "raise annotate.max_tokens or have the model reason less (annotate.request_fields); "
+        * (Missing.CUT in reasons),
+        "start the same command again, for those that were not served; " * bool(set(reasons) & UNPAID),
+        "raise annotate.retries to ask again; " * bool(set(reasons) - FINAL - UNPAID),
     ]
     return (
         f"annotator {settings.source}: {missing} of {len(every)} {what} have no answer "
         f"({', '.join(f'{reason}: {n}' for reason, n in reasons.most_common())}); at most "
         f"{settings.max_missing_share:.0%} may have none{hopeless}. A reply ({first}): {raw[:300]!r}. "
-        f"What was answered is kept. {'; or '.join(filter(None, remedies)).capitalize()}"
+        f"What was answered is kept. To go on: {''.join(remedies)}"
+        "change the questions' wording or the model; or raise annotate.max_missing_share"
     )
 
 

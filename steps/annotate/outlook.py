@@ -56,8 +56,8 @@ class Outlook:
         """
         self._count(key, answer)
         self._settled += 1
-        if self._settled >= _ENOUGH:
-            self.check()
+        if self._settled >= _ENOUGH and self.hopeless:
+            raise HopelessError
 
     def _count(self, key: str, answer: LedgerAnswer) -> None:
         if is_settled(answer, self._requests):
@@ -66,14 +66,11 @@ class Outlook:
             self._looked += key in self.look
             self._look_missing += missing and key in self.look
 
-    def check(self) -> None:
-        """
-        Raises:
-            HopelessError: see there.
-        """
-        too_many = self._looked >= _ENOUGH and self._look_missing > self._look_allowed
-        if self._missing > self._allowed or too_many:
-            raise HopelessError
+    @property
+    def hopeless(self) -> bool:
+        """Whether the share can no longer be kept: for certain, or by the look."""
+        looked = self._looked >= _ENOUGH and self._look_missing > self._look_allowed
+        return looked or self._missing > self._allowed
 
     def is_due(self, n: int) -> bool:
         """Whether the look is to be taken before `n` requests are sent up at once."""
