@@ -103,8 +103,6 @@ def annotate_posts(
     tally = Tally(len(todo), price, settings.max_cost, outlook, on_progress)
     if todo:
         try:
-            if outlook.hopeless:
-                raise HopelessError
             asyncio.run(_ask(requests, todo, ledger, tally, base_url, api_key))
         except HopelessError:
             raise AnnotationError(_too_many_missing(requests, known | tally.answers, ledger, stopped=True)) from None
@@ -193,6 +191,8 @@ async def _ask(
                 under_way = await batch.collect()
                 free = [request for request in waiting if request.key not in under_way]
                 waiting = [request for request in waiting if request.key in under_way]
+                if free and tally.outlook.hopeless:
+                    raise HopelessError
                 if free:
                     waiting += await (batch if requests.settings.mode == "batch" else online).ask(free)
                 if not waiting:

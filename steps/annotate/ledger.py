@@ -43,6 +43,7 @@ class Missing(StrEnum):
     SERVER_ERROR = "server error"
     CONNECTION = "connection failed"
     REJECTED = "request rejected"
+    ERROR = "error that was charged"
 
 
 #: The endpoint did no work and took no money. Such an attempt does not use up a retry: the next run
