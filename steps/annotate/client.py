@@ -105,7 +105,8 @@ def annotate_posts(
         try:
             asyncio.run(_ask(requests, todo, ledger, tally, base_url, api_key))
         except HopelessError:
-            raise AnnotationError(_too_many_missing(requests, known | tally.answers, ledger, stopped=True)) from None
+            answers = ledger.lookup(request.key for request in requests.distinct())  # those in flight are in it too
+            raise AnnotationError(_too_many_missing(requests, answers, ledger, stopped=True)) from None
         finally:
             ledger.release()
     result = _result(requests, plan, known, tally, time.perf_counter() - started)
