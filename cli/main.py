@@ -45,8 +45,13 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except AgentPSError as error:
-            raise click.ClickException(str(error)) from error
+        except Exception as error:
+            from steps.secrets import mask_error
+
+            mask_error(error)
+            if isinstance(error, AgentPSError):
+                raise click.ClickException(str(error)) from error
+            raise
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -18,6 +18,7 @@ from model.files import write_whole
 from pipelines import importing, startup
 from pipelines.config import OPTIONS, PARAMETERS, RunFile, read_run_file
 from steps.paths import home
+from steps.secrets import mask_error
 from steps.settings import RunOptions, load_options
 
 startup.prepare()
@@ -67,14 +68,18 @@ class CheckedPipeline(Pipeline):
                 click.echo(f"{self.name}: {line}")
                 raise click.exceptions.Exit(0)
         except AgentPSError as error:
+            mask_error(error)
             raise click.ClickException(str(error)) from error
         return super().with_options(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().__call__(*args, **kwargs)
-        except AgentPSError as error:  # the edge: a message and an exit code instead of a traceback
-            raise click.ClickException(str(error)) from error
+        except Exception as error:  # the edge: a message and an exit code instead of a traceback
+            mask_error(error)
+            if isinstance(error, AgentPSError):
+                raise click.ClickException(str(error)) from error
+            raise
 
 
 def _write(file: RunFile) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 
+from steps.secrets import masked
 from steps.settings import NotifySettings
 
 #: Seconds that a webhook or a command may take.
@@ -19,10 +20,11 @@ def send(line: str, settings: NotifySettings) -> list[str]:
     """Hand a line to the webhook and to the command, whichever are named.
 
     Returns:
-        What could not be delivered and why; a webhook's path, which is a secret, is left out.
+        What could not be delivered and why, without secrets: a webhook's path is one.
     """
+    line = masked(line)
     return [
-        f"the notice was not delivered: {reason}"
+        masked(f"the notice was not delivered: {reason}")
         for reason in (_post(line, settings.webhook), _pipe(line, settings.command))
         if reason is not None
     ]

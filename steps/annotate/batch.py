@@ -66,6 +66,16 @@ class BatchRun:
 
     async def ask(self, todo: Sequence[Request]) -> list[Request]:
         """Settle what can be settled and send up the rest. Returns what is not settled yet."""
+        outlook = self._tally.outlook
+        if not outlook.is_due(len(todo)):
+            return await self._ask(todo)
+        if self._under_way & outlook.look:
+            return list(todo)
+        # a small batch file, before very many requests are paid for; those of the look stand first
+        n = sum(request.key in outlook.look for request in todo) or len(todo)
+        return [*await self._ask(todo[:n]), *todo[n:]]
+
+    async def _ask(self, todo: Sequence[Request]) -> list[Request]:
         queue, waiting = deque(todo), list[Request]()
         ready: deque[Request] = deque()
         while queue or ready:
@@ -102,7 +112,7 @@ class BatchRun:
             answer, tries = known.get(request.key), self._tries[request.key]
             hopeless = answer is not None and answer.missing in UNPAID and tries > 0
             if answer is not None and (
-                is_settled(answer, self._requests.settings.retries)
+                is_settled(answer, self._requests)
                 or (hopeless and (answer.missing is Missing.REJECTED or tries >= _TRIES))
             ):
                 settled.append(request.key)
@@ -143,6 +153,7 @@ class BatchRun:
             "task": requests.task.model_dump(mode="json"),
             "format": requests.settings.format,
             "fields": sorted({*requests.adapted(requests.fields()), "response_format"}),
+            "options": requests.options(),
         }
         batch_file = BatchFile(uuid.uuid4().hex, requests.source, form, tuple(items), None, None, reserved)
         self._ledger.claim([batch_file.id])
@@ -284,6 +295,7 @@ class BatchRun:
                     batch_file.source,
                     latency=latency,
                     cost=cost,
+                    options=batch_file.form.get("options"),
                 )
             )
         return attempts, spent, stop

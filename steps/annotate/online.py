@@ -17,7 +17,7 @@ import openai
 
 from model.errors import AnnotationError
 from steps.annotate.faults import Fault, Kind
-from steps.annotate.ledger import UNPAID, Ledger, LedgerAnswer, Missing
+from steps.annotate.ledger import UNPAID, Ledger, LedgerAnswer, Missing, later
 from steps.annotate.plan import is_settled
 from steps.annotate.rates import RateLimits
 from steps.annotate.reply import Reply, read_reply
@@ -64,7 +64,7 @@ class OnlineRun:
         self._failures = self._barren = self._under_way = 0
         self._down_since = 0.0
         self._todo: deque[Request] = deque()
-        self._ready: deque[tuple[Request, int]] = deque()
+        self._ready: deque[tuple[Request, LedgerAnswer | None]] = deque()
         self._held: list[Request] = []
 
     async def ask(self, todo: Sequence[Request]) -> list[Request]:
@@ -93,8 +93,8 @@ class OnlineRun:
         while not self._stopping.is_set() and not self._full and (job := self._next()) is not None:
             await self._settle(*job)
 
-    def _next(self) -> tuple[Request, int] | None:
-        """A request that only this process may ask, and how often it was asked before; None: there is no more."""
+    def _next(self) -> tuple[Request, LedgerAnswer | None] | None:
+        """A request that only this process may ask, and what is known of it; None: there is no more."""
         while not self._ready and self._todo:
             size = min(_CLAIMED, self._settings.concurrency, len(self._todo))
             chunk = [self._todo.popleft() for _ in range(size)]
@@ -105,16 +105,16 @@ class OnlineRun:
                 answer = known.get(request.key)
                 if request.key not in claimed:
                     self._held.append(request)
-                elif answer is not None and is_settled(answer, self._settings.retries):
+                elif answer is not None and is_settled(answer, self._requests):
                     settled.append(request.key)
                     self._tally.settle(request.key, answer)
                 else:
-                    self._ready.append((request, answer.attempts if answer else 0))
+                    self._ready.append((request, answer))
             if settled:
                 self._ledger.release(settled)
         return self._ready.popleft() if self._ready else None
 
-    async def _settle(self, request: Request, attempts: int) -> None:
+    async def _settle(self, request: Request, known: LedgerAnswer | None) -> None:
         """Ask until there is an answer or the retries are used up; record every attempt."""
         requests, tally = self._requests, self._tally
         if requests.file_bytes(request.index) <= _INLINE_BYTES:
@@ -141,25 +141,23 @@ class OnlineRun:
             cost = tally.cost(reply, most)
             requests.learn(request, most, cost)
             spent = None if cost is None else cost + most * lost
-            attempt = attempts + 1
-            attempts += reply.missing not in UNPAID
-            settled = reply.counts is not None or reply.missing in UNPAID or attempts > self._settings.retries
-            self._ledger.record(
-                reply.attempt(
-                    request.key,
-                    attempt,
-                    requests.ids[request.index],
-                    self._source,
-                    latency=time.perf_counter() - started,
-                    cost=spent,
-                ),
-                settled=settled,
+            attempt = reply.attempt(
+                request.key,
+                (known.attempts if known else 0) + 1,
+                requests.ids[request.index],
+                self._source,
+                latency=time.perf_counter() - started,
+                cost=spent,
+                options=requests.options(reply.missing),
             )
+            known = later(known, reply.counts, reply.missing, attempt.options, reply.completion_tokens)
+            settled = reply.missing in UNPAID or is_settled(known, requests)
+            self._ledger.record(attempt, settled=settled)
             tally.budget.settle(most * (1 + lost), spent or 0.0, 1 + lost)
             self._freed.set()
             tally.count(reply)
             if settled:
-                tally.settle(request.key, LedgerAnswer(reply.counts, reply.missing, attempts))
+                tally.settle(request.key, known)
             self._watch_replies(reply)
             if settled or self._stopping.is_set():
                 return

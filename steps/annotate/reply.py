@@ -135,11 +135,21 @@ class Reply:
     fault: Fault | None = None
 
     def attempt(
-        self, key: str, number: int, post_id: str, source: str, *, latency: float, cost: float | None
+        self,
+        key: str,
+        number: int,
+        post_id: str,
+        source: str,
+        *,
+        latency: float,
+        cost: float | None,
+        options: str | None = None,
     ) -> Attempt:
         """The reply as the ledger keeps it."""
         tokens = self.prompt_tokens, self.completion_tokens
-        return Attempt(key, number, post_id, source, self.raw, self.counts, self.missing, *tokens, latency, cost)
+        return Attempt(
+            key, number, post_id, source, self.raw, self.counts, self.missing, *tokens, latency, cost, options
+        )
 
 
 @dataclass(frozen=True, slots=True)

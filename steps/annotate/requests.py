@@ -18,7 +18,7 @@ from model.images import INGESTED, read_source, sides
 from model.schema import IMAGE_SHA256, IMAGES, LABEL_SOURCE, MISSING_REASON, POST_ID, ROOT, SPLIT, TEXT, TITLE
 from model.task import Task
 from steps.annotate.faults import Fault
-from steps.annotate.ledger import BatchItem, LedgerAnswer
+from steps.annotate.ledger import BatchItem, LedgerAnswer, Missing
 from steps.annotate.prices import FREE, Price, Tokens, image_tokens, request_tokens
 from steps.annotate.prompt import (
     Payloads,
@@ -179,6 +179,22 @@ class Requests:
         fields = [name for name in body if name not in ("model", "messages")]
         return Asked(self.task_of(request), len(self.images[request.index]), self.settings.format, fields)
 
+    @property
+    def limit(self) -> int:
+        """The most tokens that an answer may have."""
+        return int(max(limit for name, limit in self.fields().items() if name in COMPLETION_LIMITS))
+
+    def options(self, reason: Missing | None = None) -> str:
+        """What an outcome depends on beside its key: the fields of the request, whatever the limit's is called.
+
+        Args:
+            reason: of a missing answer; a timeout also depends on `annotate.timeout`.
+        """
+        fields = {name: value for name, value in self.fields().items() if name not in COMPLETION_LIMITS}
+        fields |= {"max_tokens": self.limit}
+        fields |= {"timeout": self.settings.timeout} if reason is Missing.TIMEOUT else {}
+        return json.dumps(fields, sort_keys=True)
+
     def _response_format(self, request: Request) -> dict[str, Any]:
         if self.settings.format != "json_schema":
             return {}
@@ -228,8 +244,7 @@ class Requests:
             images = sum(image_tokens(*size, settings.detail, image) for size in sizes)
         form = self._response_format(request)
         text = self.text(request) + (json.dumps(form) if form else "")
-        limit = max(limit for name, limit in self.fields().items() if name in COMPLETION_LIMITS)
-        return request_tokens(text, images, len(self.task_of(request).questions), limit)
+        return request_tokens(text, images, len(self.task_of(request).questions), self.limit)
 
     def _size(self, index: int, position: int) -> tuple[int, int]:
         sha256 = self.hashes[index][position]

@@ -9,6 +9,10 @@ from typing import Any
 import click
 import pytest
 import yaml
+from zenml import step
+from zenml.client import Client
+from zenml.config.global_config import GlobalConfiguration
+from zenml.logger import get_logger
 
 import pipelines
 from model.errors import AnnotationError
@@ -64,3 +68,32 @@ def test_an_error_for_the_user_is_logged_without_traceback_and_told_once() -> No
     assert told_once(traced)
     assert traced.exc_info, "a bug keeps its traceback"
     assert told_once(_record("Failed to run step `%s`: %s", "annotate", bug))
+
+
+@step(enable_cache=False)
+def leaking() -> None:
+    url = "http://ann:hunter2{}@host/v1".format("-22")  # in two parts: ZenML keeps a step's source code
+    get_logger("leaking").warning("asking %s", url)
+    try:
+        raise ValueError(f"{url}: no URL")
+    except ValueError as error:
+        raise AnnotationError(f"annotator at {url}: down") from error
+
+
+def test_no_secret_reaches_the_terminal_zenml_s_logs_or_its_database(
+    own_zenml: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    def entrypoint(options: dict[str, Any] | None = None) -> None:
+        leaking()
+
+    pipeline = CheckedPipeline(name="leaking", entrypoint=entrypoint, kind=TrainingSettings)
+    folder = Path(GlobalConfiguration().config_directory)
+
+    with pytest.raises(click.ClickException, match=r"annotator at http://\*\*\*@host/v1: down"):
+        pipeline.with_options(enable_cache=False)()
+
+    assert "asking http://***@host/v1" in caplog.text
+    assert "hunter2-22" not in caplog.text
+    kept = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(b"http://***@host/v1" in path.read_bytes() for path in kept)
+    assert [path for path in kept if b"hunter2-22" in path.read_bytes()] == []
