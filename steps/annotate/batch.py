@@ -152,8 +152,8 @@ class BatchRun:
         form = {
             "task": requests.task.model_dump(mode="json"),
             "format": requests.settings.format,
-            "options": requests.options(),
             "fields": sorted({*requests.adapted(requests.fields()), "response_format"}),
+            "options": requests.options(),
         }
         batch_file = BatchFile(uuid.uuid4().hex, requests.source, form, tuple(items), None, None, reserved)
         self._ledger.claim([batch_file.id])

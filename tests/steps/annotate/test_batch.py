@@ -261,6 +261,63 @@ def test_refusals_are_asked_again_as_allowed_and_rejected_requests_are_not(tmp_p
     assert sizes == [5, 1]
 
 
+def test_a_field_that_the_model_does_not_take_is_left_out_of_the_next_file(tmp_path: Path, ledger: Ledger) -> None:
+    def picky(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+        results: dict[str, Any] = {}
+        for request in requests:
+            for name in ("max_tokens", "temperature"):
+                if name in request["body"]:
+                    refused = error(f"Unsupported parameter: '{name}'", param=name, code="unsupported_parameter")
+                    results[request["custom_id"]] = (400, refused)
+                    break
+            else:
+                results[request["custom_id"]] = completion()
+        return "completed", results
+
+    with BatchServer(picky) as server:
+        result = run(make_posts(tmp_path, 5), ledger, server)
+        bodies = [server.requests(name)[0]["body"] for name in server.batches]
+        assert (result.missing, result.asked, len(bodies)) == (0, 5, 3)
+        assert "max_completion_tokens" in bodies[2]
+        with pytest.raises(AnnotationError, match=r"Unsupported parameter: 'temperature'.*request_fields"):
+            run(make_posts(tmp_path, 6), ledger, server, request_fields={"temperature": 1})
+    assert result.cost == pytest.approx(5 * PRICE.dollars(100, 10) / 2)
+
+
+def test_lines_are_read_as_single_replies_are(tmp_path: Path, ledger: Ledger) -> None:
+    flagged = (403, error("Your input was flagged", metadata={"reasons": ["x"]}))
+    lines = {"title 0": flagged, "title 1": error("slow", code=429), "title 2": (503, "<html>busy</html>")}
+
+    def end(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+        def result(request: Any) -> Any:
+            return next((line for title, line in lines.items() if title in str(request)), completion())
+
+        return "completed", {request["custom_id"]: result(request) for request in requests}
+
+    with BatchServer(end) as server:
+        result = run(make_posts(tmp_path, 4), ledger, server)
+        assert [len(server.requests(name)) for name in server.batches] == [4, 2, 2]
+    assert result.labels["missing_reason"].tolist() == ["content filter", "rate limited", "server error", None]
+    assert result.cost == pytest.approx(PRICE.dollars(100, 10) / 2)
+
+
+def test_a_line_that_every_other_would_meet_ends_the_run_after_the_rest_is_recorded(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    def end(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+        spent = (429, error("You exceeded your current quota", code="insufficient_quota"))
+        answers = {request["custom_id"]: completion() for request in requests[:3]}
+        return "completed", answers | {request["custom_id"]: spent for request in requests[3:]}
+
+    with BatchServer(end) as server:
+        with pytest.raises(AnnotationError, match=r"exceeded your current quota; add credit"):
+            run(make_posts(tmp_path, 5), ledger, server)
+        assert len(server.batches) == 1
+        server.end = all_answered
+        result = run(make_posts(tmp_path, 5), ledger, server)
+    assert (result.reused, result.asked, result.missing) == (3, 2, 0)
+
+
 def test_a_line_of_no_request_of_ours_a_second_one_and_a_broken_one_change_nothing(
     tmp_path: Path, ledger: Ledger
 ) -> None:
