@@ -113,19 +113,28 @@ def _progress(label: str) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _plan_lines(plan: Plan) -> list[str]:
+def _plan_lines(plan: Plan, model: str) -> list[str]:
     from steps.annotate.page import dollars
+    from steps.annotate.prices import PRICES, prices_as_of
 
+    if plan.dollars is None:
+        prices = f"{model!r} is not in {PRICES}: no cost is recorded, and annotate.max_cost is refused, until it is"
+    else:
+        prices = f"of {prices_as_of()} ({PRICES})"
     return [
         f"posts              {plan.posts:,}",
         f"distinct images    {plan.images:,}",
         f"requests           {plan.requests:,}",
         f"  in the ledger    {plan.answered:,} answered, {plan.given_up:,} without an answer",
+        *(f"    given up       {lack}" for lack in plan.given_up_for),
         f"  under way        {plan.under_way:,} in batches",
         f"  to ask           {plan.to_ask:,}",
+        *(f"    once more      {lack}" for lack in plan.again),
+        *([f"    of that        {dollars(plan.again_dollars)} for these"] if plan.again else []),
         f"prompt tokens      {plan.prompt_tokens:,.0f}",
         f"completion tokens  {plan.completion_tokens:,.0f}",
         f"dollars            {dollars(plan.dollars)} expected, {dollars(plan.most_dollars)} at most",
+        f"prices             {prices}",
     ]
 
 
@@ -137,6 +146,7 @@ def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...
     """Posts, images, tokens and dollars of an annotation, and what the ledger has already. Sends nothing."""
     from model.task import load_task
     from steps.annotate.ledger import Ledger
+    from steps.annotate.outlook import Outlook
     from steps.annotate.plan import make_plan
     from steps.annotate.prices import load_prices
     from steps.annotate.requests import Requests
@@ -147,8 +157,14 @@ def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...
     posts = _read(manifest, policy, settings)
     with Ledger(ledger_url(annotate_.ledger)) as ledger:
         requests = Requests(posts, policy, annotate_, load_prices().get(annotate_.model))
-        found, _ = make_plan(requests, ledger)
-    click.echo("\n".join(_plan_lines(found)))
+        found, known = make_plan(requests, ledger)
+    click.echo("\n".join(_plan_lines(found, annotate_.model)))
+    if found.to_ask and Outlook(requests, known).hopeless:
+        click.echo(
+            f"warning: too many are given up for annotate.max_missing_share {annotate_.max_missing_share:.0%}; "
+            "`agentps annotate` says what to change, and asks nothing before",
+            err=True,
+        )
 
 
 @click.command()
