@@ -19,9 +19,7 @@ from steps.secrets import mask_error, masked
 
 #: ZenML sets the root logger to INFO, and so makes others speak: a line for each class that Great Expectations
 #: imports, for each request to the annotator; and, after every step, for a package that is not installed (fastai).
-#: bitsandbytes, where it is installed, warns on a CPU that it can do without a kernel of a hub.
 _LEVELS = {
-    "bitsandbytes": logging.ERROR,
     "great_expectations": logging.WARNING,
     "httpx": logging.WARNING,
     "httpx2": logging.WARNING,
