@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import click
@@ -47,6 +49,13 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except AgentPSError as error:
             raise click.ClickException(str(error)) from error
+        except Exception as error:
+            from model.files import full_disk
+            from steps.paths import home
+
+            if (line := full_disk(error, home(), Path(tempfile.gettempdir()))) is None:
+                raise
+            raise click.ClickException(line) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from zenml.enums import ExecutionMode
 from zenml.pipelines.pipeline_definition import Pipeline
 
 from model.errors import AgentPSError
-from model.files import write_whole
+from model.files import full_disk, write_whole
 from pipelines import importing, startup
 from pipelines.config import OPTIONS, PARAMETERS, RunFile, read_run_file
 from steps.paths import home
@@ -75,6 +76,10 @@ class CheckedPipeline(Pipeline):
             return super().__call__(*args, **kwargs)
         except AgentPSError as error:  # the edge: a message and an exit code instead of a traceback
             raise click.ClickException(str(error)) from error
+        except Exception as error:
+            if (line := full_disk(error, home(), Path(tempfile.gettempdir()))) is None:
+                raise
+            raise click.ClickException(line) from error
 
 
 def _write(file: RunFile) -> Path:

@@ -12,6 +12,7 @@ from zenml.integrations.pytorch import PytorchIntegration
 from zenml.integrations.sklearn import SklearnIntegration
 
 from model.errors import AgentPSError
+from model.files import is_full
 
 #: ZenML sets the root logger to INFO, and so makes others speak: a line for each class that Great Expectations
 #: imports, for each request to the annotator; and, after every step, for a package that is not installed (fastai).
@@ -63,7 +64,7 @@ def told_once(record: logging.LogRecord) -> bool:
     ZenML's orchestrator logs it with its traceback (only the line that names the step is kept), its
     launcher with its message.
     """
-    if record.exc_info and isinstance(record.exc_info[1], AgentPSError):
+    if record.exc_info and (isinstance(record.exc_info[1], AgentPSError) or is_full(record.exc_info[1])):
         record.exc_info = record.exc_text = None
         return True
     return not (isinstance(record.args, tuple) and any(isinstance(value, AgentPSError) for value in record.args))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +64,8 @@ def test_a_cache_that_the_disk_has_no_room_for_is_not_made(
 ) -> None:
     model, _, _ = network(tiny_backbone, tiny_shards, train_settings())
     size = 5 * 16 * 64 * 4  # images, patches of 8 x 8 pixels, width, bytes of a float32
-    usage = namedtuple("usage", "free")
     for free, made in ((2 * size, False), (2 * size + 2, True)):
-        monkeypatch.setattr(tower_cache.shutil, "disk_usage", lambda _, free=free: usage(free))
+        monkeypatch.setattr(tower_cache, "free_bytes", lambda _, free=free: free)
         cache = tower_cache.tower_cache(model, tiny_shards, np.arange(5), tmp_path / "states", ALWAYS_PAYS)
         assert (cache is not None) == made
 
