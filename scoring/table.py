@@ -120,16 +120,17 @@ def _scored_before(table: Path, version: str) -> set[str]:
     if not table.is_dir() and (not table.exists() or not table.stat().st_size):
         return set()
     place, last = _open_end(table)
-    if place or not last.startswith(_BEGIN[: len(last)]):  # else one line that was cut off is all there is
-        known = read_scores(table)
-    else:
+    cut_off = last != b"" and not _is_row(last)
+    if cut_off and not place and last.startswith(_BEGIN[: len(last)]):  # it is all there is
         known = pd.DataFrame({POST_ID: [], MODEL_VERSION: []})
-    if last and _is_row(last):
-        _append(table, b"\n")
-    elif last:  # only now it is sure that the file is a table of scores, not one of somebody else's
+    else:
+        known = read_scores(table)
+    if cut_off:  # only now it is sure that the file is a table of scores, not one of somebody else's
         with disk_told(table), table.open("r+b") as file:
             file.truncate(place)
         logger.warning("scores %s: its last line was cut off: it is dropped, and its post scored again", table)
+    elif last:
+        _append(table, b"\n")
     return set(known.loc[known[MODEL_VERSION] == version, POST_ID])
 
 

@@ -49,10 +49,9 @@ def disagreements(tables: Mapping[str, pd.DataFrame], task: Task) -> pd.DataFram
         raise ValueError(f"two or more label tables are needed, found {len(tables)}")
     by_post = {name: checked_labels(table, task, name) for name, table in tables.items()}
     for name, table in by_post.items():
-        others = {post for other, found in by_post.items() if other != name for post in found.index}
-        tell_unmatched(
-            table.index, others, f"labels {name}", f"the posts of the other labels ({_others(tables, name)})"
-        )
+        others = [other for other in by_post if other != name]
+        known = {post for other in others for post in by_post[other].index}
+        tell_unmatched(table.index, known, f"labels {name}", f"the posts of {', '.join(others)}")
     posts = list(dict.fromkeys(post for table in by_post.values() for post in table.index))
     columns: dict[str, Any] = {}
     agree_QN = []
@@ -76,10 +75,6 @@ def disagreements(tables: Mapping[str, pd.DataFrame], task: Task) -> pd.DataFram
             "compared. Give labels of the same posts and questions"
         )
     return _ranked(posts, agree_QN, [agree < 1 for agree in agree_QN], columns, task)
-
-
-def _others(tables: Mapping[str, pd.DataFrame], name: str) -> str:
-    return ", ".join(other for other in tables if other != name)
 
 
 def doubtful(
