@@ -177,6 +177,7 @@ def annotate(
     manifest: Path, task: str, out: Path, page: Path | None, config: Path | None, changes: tuple[str, ...]
 ) -> None:
     """Ask an endpoint for the process labels of a manifest's posts; what was paid is never asked again."""
+    from model.files import replacing, write_whole
     from model.task import load_task
     from steps.annotate.agreement import agreement, gate
     from steps.annotate.client import annotate_posts
@@ -195,7 +196,7 @@ def annotate(
     action = annotate_.on_low_agreement
     labels, below = gate(result.labels, questions, annotate_.min_agreement, "warn" if action == "fail" else action)
     if page is not None:
-        page.write_text(render_report(result, questions, below, annotate_, f"Task {policy.name}"), "utf-8")
+        write_whole(page, render_report(result, questions, below, annotate_, f"Task {policy.name}"))
     click.echo(
         f"asked {result.asked:,}, from the ledger {result.reused:,}, without an answer {result.missing:,}; "
         f"spent {dollars(result.cost)}, planned {dollars(result.plan.dollars)}"
@@ -204,7 +205,8 @@ def annotate(
         click.echo(f"warning: {verdict}", err=True)
     if action == "fail":
         gate(result.labels, questions, annotate_.min_agreement, action)
-    labels.to_parquet(out)
+    with replacing(out) as part:
+        labels.to_parquet(part)
 
 
 @click.command()
@@ -214,6 +216,7 @@ def annotate(
 @_options
 def trial(manifest: Path, tasks: tuple[str, ...], out: Path, config: Path | None, changes: tuple[str, ...]) -> None:
     """Compare wordings on the posts that people labelled: agreement and cost, side by side."""
+    from model.files import write_whole
     from model.task import load_task
     from steps.annotate.agreement import table
     from steps.annotate.ledger import Ledger
@@ -228,7 +231,7 @@ def trial(manifest: Path, tasks: tuple[str, ...], out: Path, config: Path | None
     with Ledger(ledger_url(settings.annotate.ledger)) as ledger, _progress("trial") as show:
         price = load_prices().get(settings.annotate.model)
         rows = run_trial(posts, wordings, settings.annotate, ledger, price=price, on_progress=show)
-    out.write_text(render_trial(rows, f"{len(rows)} wordings", settings.annotate.source), "utf-8")
+    write_whole(out, render_trial(rows, f"{len(rows)} wordings", settings.annotate.source))
     for row in rows:
         click.echo(f"{row.name}: spent {dollars(row.result.cost)}, all posts {dollars(row.plan.dollars)}")
         click.echo(table(row.questions).to_string(index=False, float_format="{:.3f}".format))
@@ -253,6 +256,7 @@ def agreement_(
     """How far labels agree with people's, question by question, and what changed since another run."""
     import pandas as pd
 
+    from model.files import write_whole
     from model.task import load_task
     from steps.annotate.agreement import agreement, drift, table
     from steps.annotate.page import render_agreement
@@ -272,7 +276,7 @@ def agreement_(
         click.echo(pd.DataFrame(drifts).to_string(index=False, float_format="{:+.3f}".format))
     if out is not None:
         heading, since = f"Task {policy.name}", str(against) if against else None
-        out.write_text(render_agreement(questions, drifts, heading, since), "utf-8")
+        write_whole(out, render_agreement(questions, drifts, heading, since))
 
 
 @click.command()

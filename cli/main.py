@@ -7,8 +7,6 @@ from typing import Any
 
 import click
 
-from model.errors import AgentPSError
-
 #: Command -> where it is defined. Its module imports at its top what `--help` needs, and no more.
 COMMANDS: dict[str, str] = {
     "agreement": "cli.annotation:agreement_",
@@ -46,12 +44,11 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            from steps.secrets import mask_error
+            from steps.edge import told
 
-            mask_error(error)
-            if isinstance(error, AgentPSError):
-                raise click.ClickException(str(error)) from error
-            raise
+            if (line := told(error)) is None:
+                raise
+            raise click.ClickException(line) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -17,8 +17,9 @@ from model.errors import AgentPSError
 from model.files import write_whole
 from pipelines import importing, startup
 from pipelines.config import OPTIONS, PARAMETERS, RunFile, read_run_file
+from steps.edge import told
 from steps.paths import home
-from steps.secrets import mask_error, set_apart
+from steps.secrets import set_apart
 from steps.settings import RunOptions, load_options
 
 startup.prepare()
@@ -68,18 +69,16 @@ class CheckedPipeline(Pipeline):
                 click.echo(f"{self.name}: {line}")
                 raise click.exceptions.Exit(0)
         except AgentPSError as error:
-            mask_error(error)
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(told(error) or "") from error
         return super().with_options(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return super().__call__(*args, **kwargs)
         except Exception as error:  # the edge: a message and an exit code instead of a traceback
-            mask_error(error)
-            if isinstance(error, AgentPSError):
-                raise click.ClickException(str(error)) from error
-            raise
+            if (line := told(error)) is None:
+                raise
+            raise click.ClickException(line) from error
 
 
 def _write(file: RunFile) -> Path:

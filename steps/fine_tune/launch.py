@@ -26,7 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from model import checkpoint
 from model.data import Batches, Shards
 from model.errors import AgentPSError
-from model.files import write_whole
+from model.files import disk_told, replacing, write_whole
 from model.integrity import MANIFEST, sha256_of
 from model.schema import POST_ID, SPLIT, TRAIN
 from model.settings import TINY, BackboneSettings, TrainSettings
@@ -119,8 +119,9 @@ def run(job: TrainingJob, labels: pd.DataFrame, root: Path) -> tuple[Path, FitRe
     directory.mkdir(parents=True, exist_ok=True)
     _forget_old(root, directory)
     _tell_of_other_code(directory)
-    labels.to_parquet(directory / _LABELS, index=False)
-    (directory / _JOB).write_text(job.model_dump_json(indent=1), encoding="utf-8")
+    with replacing(directory / _LABELS) as part:
+        labels.to_parquet(part, index=False)
+    write_whole(directory / _JOB, job.model_dump_json(indent=1))
     if job.train.processes == 1:
         train_job(directory, [MlflowMetrics()])
     else:
@@ -165,7 +166,8 @@ def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> Non
     labels, train = pd.read_parquet(directory / _LABELS), shards.posts[SPLIT] == TRAIN
     rows_of(labels, shards.posts.loc[train, POST_ID].tolist(), "labels")  # a post without a row would train nothing
     batches = Batches(shards, prompt, job.task, labels)
-    result = fit(network, batches, job.train, directory / "trainer", callbacks=callbacks)
+    with disk_told(directory):
+        result = fit(network, batches, job.train, directory / "trainer", callbacks=callbacks)
     if int(os.environ.get("RANK", "0")) == 0:
         checkpoint.save(
             directory / _CHECKPOINT,
@@ -178,7 +180,7 @@ def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> Non
             embed_backbone=job.backbone.name == TINY,
             provenance={**job.provenance, "commit": _commit(), **{name: version(name) for name in _PACKAGES}},
         )
-        (directory / _RESULT).write_text(json.dumps(asdict(result)), encoding="utf-8")
+        write_whole(directory / _RESULT, json.dumps(asdict(result)))
 
 
 def _main() -> None:
