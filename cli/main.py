@@ -43,8 +43,11 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        from steps.lifetime import ends_by_signal
+
         try:
-            return super().invoke(ctx)
+            with ends_by_signal():
+                return super().invoke(ctx)
         except AgentPSError as error:
             raise click.ClickException(str(error)) from error
 
