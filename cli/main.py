@@ -41,8 +41,11 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        from steps.lifetime import ends_by_signal
+
         try:
-            return super().invoke(ctx)
+            with ends_by_signal():
+                return super().invoke(ctx)
         except Exception as error:
             from steps.edge import told
 
