@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 
+from model.errors import plain
 from steps.settings import NotifySettings
 
 #: Seconds that a webhook or a command may take.
@@ -12,7 +13,7 @@ PATIENCE = 60
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return plain(" ".join(text.split()))
 
 
 def send(line: str, settings: NotifySettings) -> list[str]:

@@ -6,7 +6,6 @@ the model gives to the label under suspicion. Source: Northcutt et al., "Confide
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping
@@ -20,9 +19,11 @@ import pandas as pd
 
 from model.columns import answer_column, probability_column
 from model.errors import AnnotationError
+from model.files import write_whole
 from model.schema import IMAGES, POST_ID, ROOT, TEXT, TITLE
 from model.task import Question, Task
 from steps.annotate.agreement import checked_labels
+from steps.ingest.rows import csv_text
 from steps.tables import rows_of, tell_unmatched
 
 #: Of a queue beside its posts' columns.
@@ -140,14 +141,12 @@ def write_csv(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, path: Path) 
     """The queue with the posts' own columns, and an empty column per question for people's answers."""
     own = rows_of(posts, queue[POST_ID].tolist(), "posts")
     table = queue.reset_index(drop=True).join(own[[TITLE, TEXT, IMAGES]])
-    for column in (TITLE, TEXT):  # people's own words: a spreadsheet would run one that begins as a formula
-        table[column] = ["'" + text if text[:1] in ("=", "+", "-", "@", "\t") else text for text in table[column]]
     table[IMAGES] = [
         " ".join(os.path.join(root, name) for name in names) for root, names in zip(own[ROOT], own[IMAGES], strict=True)
     ]
     for question in task.questions:
         table[question.id] = ""
-    table.to_csv(path, index=False, quoting=csv.QUOTE_MINIMAL)
+    write_whole(path, csv_text(table))
 
 
 def write_label_studio(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, path: Path, root: Path) -> None:
@@ -165,7 +164,7 @@ def write_label_studio(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, pat
         images = [f"/data/local-files/?d={quote(path)}" for path in paths]
         data = {POST_ID: row[POST_ID], TITLE: post[TITLE], TEXT: post[TEXT], IMAGES: images, "said": "\n".join(said)}
         tasks.append({"data": data})
-    path.write_text(json.dumps(tasks, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_whole(path, json.dumps(tasks, ensure_ascii=False, indent=1))
     lines = ["<View>", f'  <Header value="${TITLE}"/>', f'  <Text name="post" value="${TEXT}"/>']
     lines += [f'  <Image name="album" valueList="${IMAGES}"/>', '  <Text name="said" value="$said"/>']
     for question in task.questions:
@@ -173,4 +172,4 @@ def write_label_studio(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, pat
         lines.append(f'  <Choices name="{question.id}" toName="post" choice="single">')
         lines += [f"    <Choice value={quoteattr(name)}/>" for name in question.classes]
         lines.append("  </Choices>")
-    path.with_suffix(".xml").write_text("\n".join([*lines, "</View>", ""]), encoding="utf-8")
+    write_whole(path.with_suffix(".xml"), "\n".join([*lines, "</View>", ""]))
