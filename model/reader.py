@@ -29,6 +29,8 @@ from .text import encode_post_text
 _TEXTS = row_of(columns=(TITLE, TEXT))
 #: Of a whole number that is read as text: Python refuses to write out much longer ones.
 _MOST_BITS = 4096
+#: Characters of an image's path, or of its base64 text, that a message shows.
+_NAME = 200
 
 
 def padded_frames(posts: Iterable[Sequence[int]], frames: int) -> np.ndarray:
@@ -185,7 +187,7 @@ class PostReader:
                 elif kept is None:
                     decode(data, limits, least_side=1)  # as ingest does
             except ImageError as error:
-                name = f" {shown(source)}" if isinstance(source, str) else ""
+                name = f" {source[:_NAME]!r}" if isinstance(source, str) else ""
                 raise ImageError(f"image {place + 1}{name}: {error}") from None
             keys.append(key)
         return keys
