@@ -7,7 +7,7 @@ The endpoint and its key come from OPENAI_BASE_URL and OPENAI_API_KEY; the optio
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -75,6 +75,14 @@ def _change(text: str) -> tuple[str, Any]:
         return key, parse_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {text}: the value cannot be read as YAML: {error}") from error
+
+
+def _refuse_inputs(outs: Sequence[Path | None], *inputs: Path | None) -> None:
+    from steps.ingest.rows import refuse_input
+
+    for out in outs:
+        if out is not None:
+            refuse_input(out, *inputs)
 
 
 def _read(manifest: Path, task: Task, settings: TrainingSettings) -> pd.DataFrame:
@@ -186,6 +194,7 @@ def annotate(
     from steps.annotate.prices import load_prices
     from steps.paths import ledger_url
 
+    _refuse_inputs([out, page], manifest, config)
     settings, policy = _settings(config, changes), load_task(task)
     annotate_ = settings.annotate
     posts = _read(manifest, policy, settings)
@@ -225,6 +234,7 @@ def trial(manifest: Path, tasks: tuple[str, ...], out: Path, config: Path | None
     from steps.annotate.trial import run_trial, union_of
     from steps.paths import ledger_url
 
+    _refuse_inputs([out], manifest, config, *map(Path, tasks))
     settings = _settings(config, changes)
     wordings = {name: load_task(name) for name in tasks}
     posts = _read(manifest, union_of(wordings), settings)
@@ -262,6 +272,7 @@ def agreement_(
     from steps.annotate.page import render_agreement
     from steps.tables import tell_unmatched
 
+    _refuse_inputs([out], manifest, config, labels_file, against)
     settings, policy = _settings(config, changes), load_task(task)
     posts, labels = _read(manifest, policy, settings), _labels(labels_file)
     tell_unmatched(labels["post_id"], posts["post_id"], f"labels {labels_file}", f"the posts of {manifest}")
@@ -302,6 +313,8 @@ def queue(
 
     if (len(label_files) < 2) == (predictions is None) or out.suffix != ".csv":
         raise click.UsageError("give two or more --labels, or one and --predictions; --out ends in .csv")
+    outs = [out, out.with_suffix(".json"), out.with_suffix(".xml")]
+    _refuse_inputs(outs, manifest, config, predictions, *label_files)
     settings, policy = _settings(config, changes), load_task(task)
     posts = _read(manifest, policy, settings)
     tables = {path.stem: _labels(path) for path in label_files}
@@ -332,6 +345,7 @@ def gold(manifest: Path, task: str, answers: Path, out: Path) -> None:
     from model.task import load_task
     from steps.annotate.gold import add_gold, read_answers
 
+    _refuse_inputs([out], manifest, answers)
     policy = load_task(task)
     n = add_gold(manifest, read_answers(answers, policy), policy, out)
     click.echo(f"{n:,} posts have people's answers: {out}")

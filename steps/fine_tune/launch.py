@@ -26,11 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from model import checkpoint
 from model.data import Batches, Shards
 from model.errors import AgentPSError
-<<<<<<< HEAD
 from model.files import disk_told, replacing, write_whole
-=======
-from model.files import replacing, write_whole
->>>>>>> twice
 from model.integrity import MANIFEST, sha256_of
 from model.schema import POST_ID, SPLIT, TRAIN
 from model.settings import TINY, BackboneSettings, TrainSettings
@@ -122,24 +118,6 @@ def run(job: TrainingJob, labels: pd.DataFrame, root: Path) -> tuple[Path, FitRe
         AgentPSError: a process of a training over several failed.
     """
     directory = job_directory(job, labels, root)
-<<<<<<< HEAD
-    directory.mkdir(parents=True, exist_ok=True)
-    _forget_old(root, directory)
-    _tell_of_other_code(directory)
-    with replacing(directory / _LABELS) as part:
-        labels.to_parquet(part, index=False)
-    write_whole(directory / _JOB, job.model_dump_json(indent=1))
-    if job.train.processes == 1:
-        train_job(directory, [MlflowMetrics()])
-    else:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc_per_node={job.train.processes}", "-m", "steps.fine_tune.launch", str(directory)]
-        active = mlflow.active_run()
-        environment = {**os.environ, **({"MLFLOW_RUN_ID": active.info.run_id} if active else {})}
-        if subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode:
-            raise AgentPSError(f"A training process failed; its output is above. Run again to resume from {directory}")
-    return directory / _CHECKPOINT, FitResult(**json.loads((directory / _RESULT).read_text(encoding="utf-8")))
-=======
     with locked(root / f"{directory.name}.lock", f"the same training, {directory}"):
         directory.mkdir(parents=True, exist_ok=True)
         os.utime(directory)  # the newest: who forgets old trainings meanwhile leaves it
@@ -169,7 +147,6 @@ def _train_by_several(directory: Path, processes: int) -> None:
         torchrun.wait()
     if failed:
         raise AgentPSError(f"A training process failed; its output is above. Run again to resume from {directory}")
->>>>>>> twice
 
 
 def _tell_of_other_code(directory: Path) -> None:
@@ -217,14 +194,9 @@ def _train_job(directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
     labels, train = pd.read_parquet(directory / _LABELS), shards.posts[SPLIT] == TRAIN
     rows_of(labels, shards.posts.loc[train, POST_ID].tolist(), "labels")  # a post without a row would train nothing
     batches = Batches(shards, prompt, job.task, labels)
-<<<<<<< HEAD
     with disk_told(directory):
         result = fit(network, batches, job.train, directory / "trainer", callbacks=callbacks)
-    if int(os.environ.get("RANK", "0")) == 0:
-=======
-    result = fit(network, batches, job.train, directory / "trainer", callbacks=callbacks)
     if _rank() == 0:
->>>>>>> twice
         checkpoint.save(
             directory / _CHECKPOINT,
             network,
