@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +28,14 @@ def _open(config: Path | None) -> tuple[TrainingSettings, str]:
     from model.task import load_task
     from pipelines.config import read_options
     from steps.paths import home
+    from steps.register.names import check_names
     from steps.settings import load_settings
 
     settings = load_settings(read_options(config), f"config {config}")
     mlflow.set_tracking_uri(tracking_uri(home()))
-    return settings, settings.register_.model_name(load_task(settings.task))
+    name = settings.register_.model_name(load_task(settings.task))
+    check_names(name, settings.promote.target)
+    return settings, name
 
 
 def _say(state: RegistryState) -> None:
@@ -92,7 +96,10 @@ def history(on: object, config: Path | None) -> None:
 def _line(name: str, entry: Entry) -> str:
     move = entry.move
     moved = ", ".join(f"{alias} {entry.before[alias] or '-'} > {v or '-'}" for alias, v in move.sets.items())
-    line = f"{entry.number:>4}  {move.at:%Y-%m-%d %H:%M:%S}Z  {move.kind} ({move.by}): {moved}"
+    moved = moved or f"version {move.judged}"
+    line = f"{entry.number:>4}  {entry.at:%Y-%m-%d %H:%M:%S}Z  {move.kind} ({move.by}): {moved}"
+    if abs(entry.at - move.at) > timedelta(minutes=5):
+        line += f"  [its machine's clock said {move.at:%Y-%m-%d %H:%M:%S}Z]"
     if not entry.counts:
         line += "  [came second: changed nothing]"
     if move.reason:

@@ -58,7 +58,8 @@ def test_twenty_processes_that_promote_at_once_leave_one_champion_and_a_gap_free
     (state,) = promoters(empty_database, tmp_path, "crowd", "20")
     assert state["numbers"] == list(range(1, len(state["numbers"]) + 1))
     assert state["done"]
-    assert len(state["champions"]) == len(state["numbers"]), "every record counts"
+    assert state["counts"], "every record counts"
+    assert len(state["numbers"]) == 20, "each was promoted or kept once"
     # Version n has quality n - 1: each champion beat the one that it replaced, and the best of all is the last.
     champions = [int(version) for _, version in state["champions"]]
     assert champions == sorted(set(champions))
@@ -121,7 +122,9 @@ def test_a_version_that_is_kept_moves_nothing_and_is_told_why(tracking: Path) ->
     promote(add_version(2))
     worse = add_version(1)
     assert promote(worse).verdict == "kept"
-    assert kinds() == ["promoted"]
+    assert kinds() == ["promoted", "kept"]
+    assert promote(worse).verdict == "kept"
+    assert kinds() == ["promoted", "kept"], "the same verdict is written down once"
     assert registry.tags_of(worse)[history.VERDICT] == "kept"
     assert registry.tags_of(worse)[history.REASON] == "against 1"
 
@@ -182,7 +185,7 @@ def test_only_what_the_gate_left_to_a_person_can_be_promoted_by_one(tracking: Pa
         history.approve(kept, "I want it")
     with pytest.raises(RegistryError, match="the gate said 'nothing yet'"):
         history.approve(open_, "I want it")
-    registry.set_verdict(open_, {history.VERDICT: history.NEEDS_A_PERSON, history.REASON: "a slice fell"})
+    history.settle(open_, lambda _: Decision(verdict=history.NEEDS_A_PERSON, reason="a slice fell"))
     history.approve(open_, "the slice is gone from the product")
     tags = registry.tags_of(open_)
     assert tags[history.VERDICT] == "promoted"
@@ -190,7 +193,7 @@ def test_only_what_the_gate_left_to_a_person_can_be_promoted_by_one(tracking: Pa
     assert tags["agentps.approved_by"]
     assert abs((datetime.now(UTC) - datetime.fromisoformat(tags["agentps.approved_at"])).total_seconds()) < 60
     assert aliases() == {"champion": "3", "previous": "1"}
-    assert kinds() == ["promoted", "by a person"]
+    assert kinds() == ["promoted", "kept", "needs a person", "by a person"]
     with pytest.raises(RegistryError, match="it is the champion already"):
         history.approve(open_, "again")
 
@@ -208,7 +211,7 @@ def test_an_alias_moved_by_hand_is_noticed_and_written_down(tracking: Path) -> N
     assert state.aliases == {"champion": "3", "previous": "1"}
     client.delete_registered_model_alias(NAME, "champion")
     assert history.sync(NAME).champion is None
-    assert kinds() == ["promoted", "promoted", "by hand", "by hand"]
+    assert kinds() == ["promoted", "promoted", "kept", "by hand", "by hand"]
     assert kinds() == kinds(), "written down once"
 
 
