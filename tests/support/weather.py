@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 #: `lose`: the server does the work, its answer is thrown away. `cut`: the server never hears of it. A number: this
@@ -16,14 +17,24 @@ from urllib.parse import urlsplit
 Trouble = str | int | None
 
 
+class Request(NamedTuple):
+    method: str
+    path: str
+    body: bytes
+
+    @property
+    def is_write(self) -> bool:
+        return self.method != "GET" and "/search" not in self.path
+
+
 class Weather:
-    """`url`: for the client. `trouble`: asked for each request, with method and path. `seen`: all that came through."""
+    """`url`: for the client. `trouble`: asked for each request. `seen`: all that came through."""
 
     def __init__(self, upstream: str) -> None:
         self._upstream = urlsplit(upstream)
-        self.trouble: Callable[[str, str], Trouble] = lambda method, path: None
+        self.trouble: Callable[[Request], Trouble] = lambda request: None
         self.login: tuple[str, str] | None = None
-        self.seen: list[tuple[str, str]] = []
+        self.seen: list[Request] = []
         self._one = Lock()
         weather = self
 
@@ -50,8 +61,8 @@ class Weather:
                 self._answer(request, 401, b"You are not authenticated.\nSee the documentation.")
                 return
         with self._one:
-            self.seen.append((request.command, request.path))
-            trouble = self.trouble(request.command, request.path)
+            self.seen.append(Request(request.command, request.path, body))
+            trouble = self.trouble(self.seen[-1])
         if trouble == "slow":
             time.sleep(2)
         if isinstance(trouble, int):
@@ -79,21 +90,12 @@ class Weather:
         request.wfile.write(content)
 
     def clear(self) -> None:
-        self.trouble, self.login = lambda method, path: None, None
+        self.trouble, self.login = lambda request: None, None
         self.seen.clear()
 
-    @property
-    def writes(self) -> list[tuple[str, str]]:
-        return [(method, path) for method, path in self.seen if is_write(method, path)]
-
-
-def is_write(method: str, path: str) -> bool:
-    return method != "GET" and "/search" not in path
-
-
-def at_write(weather: Weather, number: int, trouble: Trouble) -> Callable[[str, str], Trouble]:
-    """`trouble` at the write of this number, from 0 on; asked after `weather` has noted the request."""
-    return lambda method, path: trouble if is_write(method, path) and len(weather.writes) == number + 1 else None
+    def each_write_once(self, trouble: Trouble) -> Callable[[Request], Trouble]:
+        """`trouble` for each write when it comes for the first time."""
+        return lambda request: trouble if request.is_write and self.seen.count(request) == 1 else None
 
 
 @contextmanager

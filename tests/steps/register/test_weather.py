@@ -18,7 +18,7 @@ from steps.register import cache, history, registry
 from tests.steps.register.test_registry import PREDICTIONS, report
 from tests.support.mlflow_server import mlflow_server
 from tests.support.tiny import TASK, train_settings, write_checkpoint, write_images
-from tests.support.weather import Trouble, Weather, at_write, weather
+from tests.support.weather import Request, Trouble, Weather, weather
 
 #: How often MLflow's client asks again by itself; and never.
 PATIENT, AT_ONCE = "3", "0"
@@ -86,37 +86,42 @@ def is_whole(name: str) -> None:
     assert aliases(target) == {"champion": "2", "previous": "1"}
 
 
-@pytest.mark.parametrize("retries", [PATIENT, AT_ONCE])
-def test_a_lost_reply_to_any_write_of_a_promotion_leaves_the_state_of_an_undisturbed_one(
-    way: Weather, retries: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def prepared(name: str) -> str:
-        way.clear()
-        version_of(name, 1)
-        promote(name, 1)
-        version_of(name, 2)
-        way.clear()
-        return name
+@pytest.fixture
+def prepared(way: Weather, request: pytest.FixtureRequest) -> str:
+    """A model whose first version is champion, and has a copy; the second one is there."""
+    name = f"model-{len(MlflowClient().search_registered_models())}"
+    version_of(name, 1)
+    promote(name, 1)
+    version_of(name, 2)
+    way.seen.clear()
+    return name
 
-    name = prepared(f"undisturbed-{retries}")
-    promote(name, 2)
-    count = len(way.writes)
-    is_whole(name)
-    assert count >= 12, "two records, three aliases, three tags, two marks; the copy with its tag and two aliases"
-    for number in range(count):
-        name = prepared(f"lost-{retries}-{number}")
-        way.trouble = at_write(way, number, "lose")
-        with monkeypatch.context() as patch:
-            patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
-            if retries == PATIENT:
-                promote(name, 2)
-            else:
-                with pytest.raises(RegistryError, match=r"no connection \(.*: run the same command again"):
-                    promote(name, 2)
-        way.clear()
-        if retries == AT_ONCE:
-            promote(name, 2)
-        is_whole(name)
+
+def test_a_promotion_whose_every_write_is_answered_into_the_void_once_is_made_once(way: Weather, prepared: str) -> None:
+    way.trouble = way.each_write_once("lose")
+    promote(prepared, 2)
+    writes = [request for request in way.seen if request.is_write]
+    assert len({*writes}) >= 14, "two records, three aliases, tags and marks; the copy with its tag and two aliases"
+    way.clear()
+    is_whole(prepared)
+
+
+def test_a_promotion_that_each_lost_answer_ends_goes_on_where_it_stopped(
+    way: Weather, prepared: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", AT_ONCE)
+    way.trouble = way.each_write_once("lose")
+    said: list[str] = []
+    while True:
+        try:
+            promote(prepared, 2)
+            break
+        except RegistryError as error:
+            said.append(str(error))
+    assert len(said) >= 11
+    assert all("run the same command again" in line for line in said)
+    way.clear()
+    is_whole(prepared)
 
 
 Register = Callable[[str], tuple[registry.RegisteredVersion, bool]]
@@ -136,10 +141,10 @@ def register(tmp_path: Path, tiny_backbone: BackboneSettings) -> Register:
     return call
 
 
-def at_version(trouble: Trouble) -> Callable[[str, str], Trouble]:
+def at_version(trouble: Trouble) -> Callable[[Request], Trouble]:
     """Once, at the request that creates the version."""
     left = [trouble]
-    return lambda method, path: left.pop() if left and path.endswith("/model-versions/create") else None
+    return lambda request: left.pop() if left and request.path.endswith("/model-versions/create") else None
 
 
 def test_a_version_whose_creation_was_answered_into_the_void_is_there_once(
@@ -156,7 +161,7 @@ def test_a_version_whose_creation_was_answered_into_the_void_is_there_once(
         register("at-once")
     assert register("at-once") == (registry.get("at-once", "1"), False)
 
-    way.trouble = lambda method, path: 503 if method == "PUT" and path.endswith("report.json") else None
+    way.trouble = lambda request: 503 if request.method == "PUT" and request.path.endswith("report.json") else None
     with pytest.raises(RegistryError, match=r"the server failed \(503\): run the same command again"):
         register("upload")
     assert not MlflowClient().search_registered_models("name = 'upload'"), "the version comes last"
@@ -167,8 +172,8 @@ def test_a_version_whose_creation_was_answered_into_the_void_is_there_once(
 def test_an_artifact_store_that_gives_back_other_bytes_is_told_before_there_is_a_version(
     way: Weather, register: Register, folder: Path
 ) -> None:
-    def damage(method: str, path: str) -> Trouble:
-        if method == "GET" and path.endswith("trained.safetensors"):
+    def damage(request: Request) -> Trouble:
+        if request.method == "GET" and request.path.endswith("trained.safetensors"):
             newest = max(folder.rglob("trained.safetensors"), key=lambda found: found.stat().st_mtime_ns)
             newest.write_bytes(newest.read_bytes()[:-1] + b"!")
         return None
@@ -217,7 +222,7 @@ def test_whatever_the_server_says_one_line_names_it_without_credentials(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1" if trouble == "slow" else "60")
     use(monkeypatch, f"http://team:a-secret-word@{way.host}")
-    way.trouble = lambda method, path: trouble
+    way.trouble = lambda request: trouble
     version = registry.RegisteredVersion(name="any", version="1", run_id=None, source=None)
     for call in (lambda: history.sync("any"), lambda: registry.report_of(version), lambda: registry.get("any", "1")):
         with pytest.raises(RegistryError, match=message) as caught:
@@ -240,7 +245,7 @@ def test_a_version_is_downloaded_once_held_to_its_hashes_on_each_use_and_leaves_
     assert list(scratch.iterdir()) == []
 
     def downloads() -> int:
-        return sum(path.endswith("trained.safetensors") for method, path in way.seen if method == "GET")
+        return sum(r.path.endswith("trained.safetensors") for r in way.seen if r.method == "GET")
 
     way.seen.clear()
     directory = registry.fetch(version)
@@ -262,7 +267,7 @@ def test_a_version_is_downloaded_once_held_to_its_hashes_on_each_use_and_leaves_
     assert downloads() == 1, "having been loaded added no file"
 
     (agentps_home / "versions" / "abc.7.part").mkdir()
-    way.trouble = lambda method, path: "cut" if path.endswith("trained.safetensors") else None
+    way.trouble = lambda request: "cut" if request.path.endswith("trained.safetensors") else None
     weights.unlink()
     with pytest.raises(RegistryError, match=r"models:/cached/1 cannot be read: "):
         registry.fetch(version)
