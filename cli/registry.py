@@ -94,16 +94,18 @@ def history(on: object, config: Path | None) -> None:
 
 
 def _line(name: str, entry: Entry) -> str:
+    from model.errors import plain
+
     move = entry.move
     moved = ", ".join(f"{alias} {entry.before[alias] or '-'} > {v or '-'}" for alias, v in move.sets.items())
     moved = moved or f"version {move.judged}"
-    line = f"{entry.number:>4}  {entry.at:%Y-%m-%d %H:%M:%S}Z  {move.kind} ({move.by}): {moved}"
+    line = f"{entry.number:>4}  {entry.at:%Y-%m-%d %H:%M:%S}Z  {move.kind} ({plain(move.by)}): {plain(moved)}"
     if abs(entry.at - move.at) > timedelta(minutes=5):
         line += f"  [its machine's clock said {move.at:%Y-%m-%d %H:%M:%S}Z]"
     if not entry.counts:
         line += "  [came second: changed nothing]"
     if move.reason:
-        line += f"\n      {move.reason}"
+        line += f"\n      {plain(move.reason)}"
     version = move.sets.get("champion")
     return line + (f"\n      models:/{name}/{version}/artifacts/checkpoint/report.json" if version else "")
 

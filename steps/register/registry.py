@@ -6,13 +6,14 @@ before. A version's tags say what it was made of and what the gate said of it.
 
 from __future__ import annotations
 
-import io
+import base64
 import json
 import logging
 import shutil
 import tempfile
 import uuid
 from importlib.metadata import version as installed_version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from pydantic import BaseModel, ConfigDict
 
 from model.columns import ERROR, LOGIT, SCORE, answer_column, decision_column, probability_column
 from model.errors import CheckpointError, RegistryError
-from model.images import ImageLimits
+from model.images import INGESTED, ImageLimits, decode, read_source
 from model.integrity import MANIFEST, seal, sha256_of
+from model.post import PostLimits
 from model.schema import IMAGES, POST_ID, ROOT, SPLIT, TEST, TEXT, TITLE
 from model.settings import answers_questions
 from model.task import Task
@@ -49,6 +51,8 @@ _CONTENT, _FILES, _TASK = "agentps.content", "agentps.files", "agentps.task"
 _ATTEMPT = "agentps.attempt"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _REPORT, _PREDICTIONS, _PROFILE = "report.json", "predictions.parquet", "profile.parquet"
+#: Pixels of the longer side of the image that a version's example holds.
+_EXAMPLE = 64
 #: What a fresh process needs to score; pinned to what is installed here.
 _REQUIREMENTS = (
     "mlflow",
@@ -93,9 +97,13 @@ def _signature(task: Task, report: EvalReport) -> ModelSignature:
 
 
 def example_of(posts: pd.DataFrame) -> pd.DataFrame:
-    """One post of the test split, its images as paths: what the pyfunc takes."""
+    """One post of the test split with its first image, small, as base64 text: what the pyfunc takes from anybody."""
     post = posts[posts[SPLIT] == TEST].to_dict("records")[0]
-    images = [f"{post[ROOT]}/{name}" for name in post[IMAGES]]
+    data = read_source(post[IMAGES][0], INGESTED, root=post[ROOT])
+    image, small = decode(data, INGESTED, least_side=_EXAMPLE), BytesIO()
+    image.thumbnail((_EXAMPLE, _EXAMPLE))
+    image.save(small, "JPEG")
+    images = [base64.b64encode(small.getvalue()).decode()]
     return pd.DataFrame([{TITLE: post[TITLE], TEXT: post[TEXT], IMAGES: images}])
 
 
@@ -162,6 +170,7 @@ def register(
     tags: dict[str, str],
     profile: pd.DataFrame | None = None,
     limits: ImageLimits | None = None,
+    post_limits: PostLimits | None = None,
 ) -> tuple[RegisteredVersion, bool]:
     """Log the checkpoint with its code, operating points, report and predictions as a pyfunc and make it a version.
 
@@ -171,7 +180,8 @@ def register(
     Args:
         checkpoint: a trained one gets today's code; that of a registered version keeps its own.
         profile: of the training posts (see `steps.retrain.profile`), for `profile_of`.
-        limits: of the images that were trained on, and so of those that are scored; None: as the checkpoint says.
+        limits, post_limits: of the images and posts that were trained on, and so of those that are scored; None: as the
+            checkpoint says.
 
     Returns:
         The version, and whether it is new.
@@ -186,8 +196,9 @@ def register(
         shutil.copytree(checkpoint, directory)
         info = read_info(directory)
         check_task(info, task, checkpoint)
-        if limits is not None:
-            write_info(directory, info.model_copy(update={"limits": limits}))
+        largest = {"limits": limits, "post_limits": post_limits}
+        if given := {name: most for name, most in largest.items() if most is not None}:
+            write_info(directory, info.model_copy(update=given))
         if not (directory / CODE).exists():
             shutil.copytree(MODEL, directory / CODE, ignore=shutil.ignore_patterns("__pycache__"))
         points = OperatingPoints(calibration=report.calibration, thresholds=report.operating_points)
@@ -349,14 +360,14 @@ def report_of(version: RegisteredVersion) -> EvalReport:
 
 def predictions_of(version: RegisteredVersion) -> pd.DataFrame:
     """The predictions table of val and test (see `steps.evaluate.report`) that the report was made of."""
-    return pd.read_parquet(io.BytesIO(_verified(version, _PREDICTIONS)))
+    return pd.read_parquet(BytesIO(_verified(version, _PREDICTIONS)))
 
 
 def profile_of(version: RegisteredVersion) -> pd.DataFrame | None:
     """The profile of its training posts; None where it was registered without one."""
     if f"{CHECKPOINT}/{_PROFILE}" not in _expected_files(version):
         return None
-    return pd.read_parquet(io.BytesIO(_verified(version, _PROFILE)))
+    return pd.read_parquet(BytesIO(_verified(version, _PROFILE)))
 
 
 def set_verdict(version: RegisteredVersion, tags: dict[str, Any]) -> None:
