@@ -31,7 +31,7 @@ def kept(key: str, is_whole: Callable[[Path], bool], fill: Callable[[Path], None
     """
     root = home() / "versions"
     try:
-        with locked(home() / "locks" / "versions.lock"):
+        with locked(home() / "locks" / "versions.lock", f"the versions that are kept in {root}"):
             for left in root.glob("*.part"):  # of a process that was killed: a live one would hold the lock
                 shutil.rmtree(left)
             entry = root / key

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import getpass
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -36,7 +37,7 @@ from model.errors import RegistryError
 from steps.locks import locked
 from steps.paths import home
 from steps.promote.gate import Decision
-from steps.register.moves import DONE, Entry, Move, RegistryState, append, read
+from steps.register.moves import DONE, Entry, Move, RegistryState, append, read, worded
 from steps.register.names import check_names, log_name
 from steps.register.reach import answered, place
 from steps.register.registry import (
@@ -115,8 +116,8 @@ def settle(version: RegisteredVersion, decide: Callable[[RegistryState], Decisio
 
 def _judge(version: RegisteredVersion, decision: Decision, tags: dict[str, str]) -> None:
     """Write down a verdict that moves nothing; the same one again is in the history already."""
-    if _sync(version.name).verdict(version.version) == (decision.verdict, decision.reason):
-        set_verdict(version, tags)
+    if _sync(version.name).verdict(version.version) == (decision.verdict, worded(decision.reason)):
+        set_verdict(version, {key: worded(value) for key, value in tags.items()})
         return
     kind: Literal["kept", "needs a person"] = "kept" if decision.verdict == "kept" else "needs a person"
     move = Move(
@@ -244,18 +245,31 @@ def _champion_move(
 
 
 def _who() -> str:
-    return getpass.getuser()
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"
 
 
 # --- under the lock -----------------------------------------------------------------------------
 
 
-def _lock() -> AbstractContextManager[object]:
-    """One process of this machine at a time, for all models of the registry in use."""
+@contextmanager
+def _lock() -> Iterator[None]:
+    """One process of this machine at a time, for all models of the registry in use.
+
+    Raises: RegistryError where the lock file cannot be written.
+    """
     uri = mlflow.get_registry_uri()
+    path = home() / "locks" / f"{hashlib.sha256(place().encode()).hexdigest()[:16]}.lock"
     if uri.startswith("sqlite:"):
-        return locked(Path(f"{make_url(uri).database}.lock"))
-    return locked(home() / "locks" / f"{hashlib.sha256(place().encode()).hexdigest()[:16]}.lock")
+        path = Path(f"{make_url(uri).database}.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, f"the registry {place()}"))
+        except OSError as error:
+            raise RegistryError(f"registry {place()}: its lock {path} cannot be written: {error.strerror}") from error
+        yield
 
 
 def _make(name: str, move: Move) -> bool:

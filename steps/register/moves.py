@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Literal
+from typing import Annotated, Literal
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
 
+from model.errors import plain
 from model.strict import Strict
 from steps.register.names import log_name
 from steps.register.reach import answered
@@ -29,8 +30,17 @@ _MOVE, DONE = "agentps.move", "agentps.done"
 _SOURCE = "agentps-history:/record"
 #: No record is older: a machine that says so has lost its clock.
 _FIRST = datetime(2025, 1, 1, tzinfo=UTC)
-#: Of the sentence that MLflow's page shows; its databases take 5,000 characters.
-_LONGEST_SENTENCE = 2000
+#: Of a text in a record; MLflow's databases take 5,000 characters for the sentence that is made of it.
+_LONGEST = 2000
+
+
+def worded(text: str) -> str:
+    """Words of others, which may come from a post, as every database takes them and a terminal can show them."""
+    text = plain(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+_Words = Annotated[str, AfterValidator(worded)]
 
 
 class Move(Strict):
@@ -40,14 +50,14 @@ class Move(Strict):
     #: By the clock of the machine that wrote it; UTC, ISO 8601.
     at: AwareDatetime
     #: The gate, or the person's user name.
-    by: str
-    reason: str
+    by: _Words
+    reason: _Words
     #: What these aliases must hold for the move to count; None: the alias is not there.
     expects: dict[str, str | None]
     #: Alias -> version; None removes it.
     sets: dict[str, str | None]
     #: Tags for the version that `sets` makes champion, or that was judged.
-    tags: dict[str, str] = {}
+    tags: dict[str, _Words] = {}
     #: The version that the gate did not promote: `kind` is its verdict, and no alias moves.
     judged: str | None = None
     #: Two records of one id are one move: the reply to the first was lost, and MLflow's client asked again.
@@ -142,7 +152,7 @@ def append(name: str, move: Move, *, done: bool) -> None:
         log,
         source=f"{_SOURCE}/{_sha256(content)}",
         tags={_MOVE: content, **({DONE: "yes"} if done else {})},
-        description=sentence[:_LONGEST_SENTENCE],
+        description=sentence,
     )
 
 

@@ -38,7 +38,12 @@ def place() -> str:
 
 
 def told(error: Exception) -> str:
-    """What MLflow's error means, and what to do."""
+    """What the error means, and what to do; where that is not known, what it says."""
+    return trouble(error) or _first(str(error))
+
+
+def trouble(error: Exception) -> str | None:
+    """What went wrong on the way to a server or in its database, and what to do; None: it is something else."""
     text, status = str(error), _status(error)
     if "timed out" in text or "timeout exception" in text:
         return f"no answer in time: {_AGAIN}; MLFLOW_HTTP_REQUEST_TIMEOUT sets the seconds to wait"
@@ -50,7 +55,7 @@ def told(error: Exception) -> str:
     if status == 403:
         return f"the server does not allow this (403): {_first(text)}: ask for the right to edit model and history"
     if status is None and "failed with exception" in text:
-        return f"no connection ({_cause(text)}): {_AGAIN} once the server is up"
+        return f"no connection ({_cause(text)}): is the server up? Then {_AGAIN}"
     if status is not None and (status >= 500 or status == 429):
         return f"the server failed ({status}): {_AGAIN} once it is well"
     if status is not None and not isinstance(error, HTTPError) and _STATUS.search(text):
@@ -59,7 +64,7 @@ def told(error: Exception) -> str:
         return "the answer is not MLflow's: check MLFLOW_TRACKING_URI"
     if isinstance(error, SQLAlchemyError) or "sqlalche.me" in text:
         return f"its database cannot be used: {_first(text)}"
-    return _first(text)
+    return None
 
 
 def _status(error: Exception) -> int | None:

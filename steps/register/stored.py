@@ -18,7 +18,7 @@ from model.errors import CheckpointError, RegistryError
 from model.integrity import hashes, refuse_pickles
 from steps.register import cache
 from steps.register.pyfunc import differences
-from steps.register.reach import told
+from steps.register.reach import place, told
 
 #: Where the checkpoint lies in a version, and what MLflow describes the version in.
 CHECKPOINT, MLMODEL = "artifacts/checkpoint", "MLmodel"
@@ -84,7 +84,7 @@ def whole(uri: str, expected: dict[str, str]) -> Path:
         check(folder)
         return folder
     except (MlflowException, OSError) as error:
-        raise RegistryError(f"{uri} cannot be read: {told(error)}") from None
+        raise RegistryError(f"registry {place()}: {uri} cannot be read: {told(error)}") from None
 
 
 def one_file(uri: str, file: str, expected: str | None) -> bytes:
@@ -98,7 +98,7 @@ def one_file(uri: str, file: str, expected: str | None) -> bytes:
         with tempfile.TemporaryDirectory() as scratch:
             content = Path(_store(uri).download_artifacts(file, scratch)).read_bytes()
     except (MlflowException, OSError) as error:
-        raise RegistryError(f"{uri}/{file} cannot be read: {told(error)}") from None
+        raise RegistryError(f"registry {place()}: {uri}/{file} cannot be read: {told(error)}") from None
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise CheckpointError(
