@@ -1,4 +1,4 @@
-"""`agentps promote | rollback | history | compare | recalibrate | score | live`: the registry from a terminal."""
+"""`agentps promote`, `rollback`, `history`, `compare`, `fetch`, `recalibrate`, `score`, `live`: the registry."""
 
 from __future__ import annotations
 
@@ -126,6 +126,18 @@ def compare(a: str, b: str, config: Path | None) -> None:
         for v in (registry.get(name, a), registry.get(name, b))
     ]
     click.echo(side_by_side(versions[0], versions[1], n=settings.promote.bootstrap))
+
+
+@click.command()
+@click.argument("version", required=False)
+@_config
+def fetch(version: str | None, config: Path | None) -> None:
+    """Print the folder of VERSION (default: the champion) on this machine, once each file is as it was registered."""
+    _, name = _open(config)
+    from steps.register import registry
+    from steps.register.history import champion_of
+
+    click.echo(registry.folder_of(champion_of(name) if version is None else registry.get(name, version)))
 
 
 @click.command()

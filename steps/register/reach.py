@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.exceptions import MlflowException
-from requests import HTTPError, RequestException
+from requests import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from model.errors import RegistryError
@@ -18,6 +18,8 @@ from steps.secrets import masked
 _AGAIN = "run the same command again: it goes on where this one stopped"
 #: MLflow tells the status in words where the answer is not its own: a proxy's, for example.
 _STATUS = re.compile(r"error code (\d{3}) != |too many (\d{3}) error responses")
+#: As `requests` tells it, of files.
+_FILE_STATUS = re.compile(r"\b(\d{3}) (?:Client|Server) Error")
 _LONGEST = 300
 
 
@@ -54,24 +56,24 @@ def trouble(error: Exception) -> str | None:
         )
     if status == 403:
         return f"the server does not allow this (403): {_first(text)}: ask for the right to edit model and history"
-    if status is None and "failed with exception" in text:
+    if isinstance(error, SQLAlchemyError) or "sqlalche.me" in text:
+        return f"its database cannot be used: {_first(text)}"
+    if status is None and ("failed with exception" in text or "Max retries exceeded" in text):
         return f"no connection ({_cause(text)}): is the server up? Then {_AGAIN}"
     if status is not None and (status >= 500 or status == 429):
         return f"the server failed ({status}): {_AGAIN} once it is well"
-    if status is not None and not isinstance(error, HTTPError) and _STATUS.search(text):
+    if _STATUS.search(text):
         return f"the answer {status} is not MLflow's: check MLFLOW_TRACKING_URI"
     if "valid JSON" in text:
         return "the answer is not MLflow's: check MLFLOW_TRACKING_URI"
-    if isinstance(error, SQLAlchemyError) or "sqlalche.me" in text:
-        return f"its database cannot be used: {_first(text)}"
     return None
 
 
 def _status(error: Exception) -> int | None:
     if match := _STATUS.search(str(error)):
         return int(match[1] or match[2])
-    if isinstance(error, HTTPError) and error.response is not None:
-        return int(error.response.status_code)
+    if match := _FILE_STATUS.search(str(error)):
+        return int(match[1])
     if isinstance(error, MlflowException) and error.error_code != "INTERNAL_ERROR":
         return int(error.get_http_status_code())
     return None

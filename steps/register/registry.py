@@ -306,8 +306,8 @@ def _uri(version: RegisteredVersion) -> str:
 
 
 @answered()
-def load(version: RegisteredVersion) -> PyFuncModel:
-    """As `mlflow.pyfunc.load_model`, once every file of the version is the one that was registered.
+def folder_of(version: RegisteredVersion) -> Path:
+    """The version on this machine, as MLflow reads it, once every file was held to the hashes in the version's tags.
 
     Raises: as `fetch`.
     """
@@ -317,7 +317,12 @@ def load(version: RegisteredVersion) -> PyFuncModel:
             f"model {version.name} version {version.version} was registered when only the files of its checkpoint were "
             "hashed: register it again"
         )
-    return mlflow.pyfunc.load_model(str(whole(_uri(version), expected)))
+    return whole(_uri(version), expected)
+
+
+def load(version: RegisteredVersion) -> PyFuncModel:
+    """As `mlflow.pyfunc.load_model`, of `folder_of`."""
+    return mlflow.pyfunc.load_model(str(folder_of(version)))
 
 
 @answered()

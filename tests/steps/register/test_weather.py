@@ -269,7 +269,11 @@ def test_a_version_is_downloaded_once_held_to_its_hashes_on_each_use_and_leaves_
     (agentps_home / "versions" / "abc.7.part").mkdir()
     way.trouble = lambda request: "cut" if request.path.endswith("trained.safetensors") else None
     weights.unlink()
-    with pytest.raises(RegistryError, match=r"models:/cached/1 cannot be read: "):
+    cannot = rf"^registry {way.url}: models:/cached/1 cannot be read: "
+    with pytest.raises(RegistryError, match=cannot + "no connection"):
+        registry.fetch(version)
+    way.trouble = lambda request: 502 if request.path.endswith("trained.safetensors") else None
+    with pytest.raises(RegistryError, match=cannot + r"the server failed \(502\)"):
         registry.fetch(version)
     assert [path.name for path in (agentps_home / "versions").iterdir() if path.suffix == ".part"] == []
     way.clear()
