@@ -22,8 +22,10 @@ from model.errors import AgentPSError
 from model.files import write_whole
 from pipelines import importing, runs, startup
 from pipelines.config import OPTIONS, PARAMETERS, RunFile, read_run_file
+from steps.edge import told
 from steps.lifetime import ends_by_signal
 from steps.paths import home
+from steps.secrets import set_apart
 from steps.settings import RunOptions, load_options
 
 startup.prepare()
@@ -75,12 +77,12 @@ class CheckedPipeline(Pipeline):
                 file = read_run_file(path, self._kind.names())
                 options = file.options
                 load_options(self._kind, options, f"config {path}")
-                kwargs["config_path"] = str(_write(file))
+                kwargs["config_path"] = str(_write(RunFile(set_apart(options), file.zenml)))
             if (line := self._idle(options)) is not None:
                 click.echo(f"{self.name}: {line}")
                 raise click.exceptions.Exit(0)
         except AgentPSError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(told(error) or "") from error
         return super().with_options(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -91,8 +93,10 @@ class CheckedPipeline(Pipeline):
                 require_active(home())
                 runs.close_killed(home())
                 return super().__call__(*args, **kwargs)
-            except AgentPSError as error:  # the edge: a message and an exit code instead of a traceback
-                raise click.ClickException(str(error)) from error
+            except Exception as error:  # the edge: a message and an exit code instead of a traceback
+                if (line := told(error)) is None:
+                    raise
+                raise click.ClickException(line) from error
 
     def _get_pipeline_analytics_metadata(self, snapshot: Any, stack: Stack, run_id: UUID | None = None) -> Any:
         """ZenML calls this when it has made the run and before it starts it: nothing else is called there."""

@@ -26,7 +26,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from model import checkpoint
 from model.data import Batches, Shards
 from model.errors import AgentPSError
-from model.files import replacing, write_whole
+from model.files import disk_told, replacing, write_whole
 from model.integrity import MANIFEST, sha256_of
 from model.schema import POST_ID, SPLIT, TRAIN
 from model.settings import TINY, BackboneSettings, TrainSettings
@@ -194,7 +194,8 @@ def _train_job(directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
     labels, train = pd.read_parquet(directory / _LABELS), shards.posts[SPLIT] == TRAIN
     rows_of(labels, shards.posts.loc[train, POST_ID].tolist(), "labels")  # a post without a row would train nothing
     batches = Batches(shards, prompt, job.task, labels)
-    result = fit(network, batches, job.train, directory / "trainer", callbacks=callbacks)
+    with disk_told(directory):
+        result = fit(network, batches, job.train, directory / "trainer", callbacks=callbacks)
     if _rank() == 0:
         checkpoint.save(
             directory / _CHECKPOINT,

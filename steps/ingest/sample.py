@@ -32,6 +32,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from model.files import disk_told, to_disk
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, SPLITS, TEXT, TITLE, TRAIN
 from model.task import TASKS_DIR, Task, load_task
 from steps.lifetime import end_with_parent
@@ -353,9 +354,14 @@ def render_sample(settings: SampleSettings, home: Path) -> Path:
             if not (root / "posts.jsonl").exists():
                 work = root.with_name(f"{root.name}.{os.getpid()}.part")
                 shutil.rmtree(work, ignore_errors=True)
-                _render(work, settings)
-                shutil.rmtree(root, ignore_errors=True)
-                work.rename(root)
+                try:
+                    with disk_told(root):
+                        _render(work, settings)
+                        to_disk(work)
+                    shutil.rmtree(root, ignore_errors=True)
+                    work.rename(root)
+                finally:
+                    shutil.rmtree(work, ignore_errors=True)
     return root / "posts.jsonl"
 
 
