@@ -25,6 +25,7 @@ PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_tex
 EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 PACKAGES = [pattern.removesuffix("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
 INSTALLED = [*PACKAGES, *PROJECT["tool"]["setuptools"]["py-modules"]]
+LOCKS = sorted(REPOSITORY.glob("requirements*.lock"))
 OURS = [*INSTALLED, "tests", "benchmarks"]
 #: Declared, though nothing of ours imports them.
 NOT_IMPORTED = {
@@ -101,7 +102,7 @@ def test_what_is_declared_is_imported_or_has_a_reason() -> None:
 
 
 def test_what_is_declared_is_in_the_lock() -> None:
-    lines = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    lines = [line for path in LOCKS for line in path.read_text(encoding="utf-8").splitlines()]
     locked = {_normal(line.partition("==")[0]) for line in lines if "==" in line}
     every = _declared(PROJECT["project"]["dependencies"], *(EXTRAS[name] for name in EXTRAS.keys() - {"docs"}))
     assert every - locked == set()
@@ -130,7 +131,7 @@ case "$*" in
         mkdir -p .venv/bin .venv/lib
         echo "command = python -m venv --clear $(pwd -P)/.venv" > .venv/pyvenv.cfg
         cp "$0" .venv/bin/python ;;
-    *"importlib.metadata import requires"*) [ -e cuda ] ;;
+    *--dry-run*) [ -e cpu ] ;;
     *sysconfig*) echo "$(pwd -P)/.venv/lib" ;;
 esac
 """
@@ -146,7 +147,8 @@ class Clone:
             "Makefile",
             "pyproject.toml",
             "requirements.lock",
-            "requirements-cuda.lock",
+            "requirements-torch.lock",
+            "requirements-torch-cpu.lock",
             "infra/install.sh",
             "infra/telemetry_off.pth",
         ):
@@ -193,6 +195,8 @@ def test_setup_installs_once_in_a_folder_of_any_name(tmp_path: Path, name: str) 
     clone = Clone(tmp_path / name / "agentps")
     assert [call.split(" --quiet install ")[1] for call in clone.make("setup") if " install " in call] == [
         "--require-hashes --no-deps --only-binary :all: -r requirements.lock",
+        "--dry-run --no-deps --only-binary :all: torch==2.13.0+cpu",
+        "--require-hashes --no-deps --only-binary :all: -r requirements-torch.lock",
         "--no-deps --no-build-isolation -e .",
     ]
     assert (clone.folder / ".venv" / "lib" / "telemetry_off.pth").exists()
@@ -231,13 +235,11 @@ def test_with_a_home_elsewhere_the_folder_s_name_does_not_matter_to_mlflow(tmp_p
     assert done.returncode == 0, done.stderr
 
 
-def test_torch_s_build_with_cuda_gets_its_libraries_with_hashes(tmp_path: Path) -> None:
+def test_where_pip_finds_torch_for_the_cpu_only_that_one_is_taken(tmp_path: Path) -> None:
     clone = Clone(tmp_path / "agentps")
-    (clone.folder / "cuda").touch()
-    calls = clone.make("setup")
-    assert any(
-        call.endswith("--require-hashes --no-deps --only-binary :all: -r requirements-cuda.lock") for call in calls
-    )
+    (clone.folder / "cpu").touch()
+    taken = [call.rpartition(" -r ")[2] for call in clone.make("setup") if " -r " in call]
+    assert taken == ["requirements.lock", "requirements-torch-cpu.lock"]
 
 
 def test_two_that_set_up_at_once_install_once(tmp_path: Path) -> None:
@@ -256,23 +258,13 @@ def test_two_that_set_up_at_once_install_once(tmp_path: Path) -> None:
     assert calls.read_text().count("-r requirements.lock") == 1
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-cuda.lock"])
-def test_every_package_of_a_lock_has_a_version_and_hashes(name: str) -> None:
-    text = (REPOSITORY / name).read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
+def test_every_package_of_a_lock_has_a_version_and_hashes(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
     entries = re.split(r"\n(?=[^#\s])", "\n" + re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).rstrip())[1:]
-    assert len(entries) > 15
-    entry = re.compile(r"[\w.-]+==[\w.]+( \\\n    --hash=sha256:[0-9a-f]{64})+")
+    assert entries
+    entry = re.compile(r"[\w.-]+==[\w.+]+( ; sys_platform == 'linux')?( \\\n    --hash=sha256:[0-9a-f]{64})+")
     assert [found for found in entries if not entry.fullmatch(found)] == []
-
-
-def test_the_lock_has_the_hashes_of_every_build_of_torch() -> None:
-    from infra.lock import TORCH_CPU
-
-    text = (REPOSITORY / "requirements.lock").read_text(encoding="utf-8")
-    found = re.search(r"^torch==(\S+) \\\n((?:    --hash=\S+(?: \\)?\n)+)", text, re.MULTILINE)
-    assert found
-    assert len(TORCH_CPU[found[1]]) == 6, "two machines, three Pythons"
-    assert [value for value in TORCH_CPU[found[1]] if value not in found[2]] == []
 
 
 RESOLVED = """\
@@ -286,15 +278,15 @@ torch==2.13.0 ; python_full_version < '3.14' \\
 """.format("a" * 64, "b" * 64)
 
 
-def test_what_the_resolver_says_becomes_two_locks() -> None:
+def test_what_the_resolver_says_becomes_three_locks() -> None:
     from infra.lock import TORCH_CPU, split
 
-    common, cuda = split(RESOLVED)
-    assert cuda == f"nvidia-cublas==13.1 \\\n    --hash=sha256:{'a' * 64}\n"
-    assert common.startswith(
-        f"click==8.5.0 \\\n    --hash=sha256:{'a' * 64} \\\n    --hash=sha256:{'b' * 64}\ntorch==2.13.0 \\\n"
-    )
-    assert common.endswith(f"--hash=sha256:{TORCH_CPU['2.13.0'][-1]}\n")
+    common, torch, cpu = (text.partition("lock`.\n")[2] for text in split(RESOLVED).values())
+    a, b = (f"    --hash=sha256:{letter * 64}" for letter in "ab")
+    assert common == f"click==8.5.0 \\\n{a} \\\n{b}\n"
+    assert torch == f"nvidia-cublas==13.1 ; sys_platform == 'linux' \\\n{a}\ntorch==2.13.0 \\\n{b}\n"
+    assert cpu.startswith("torch==2.13.0+cpu \\\n")
+    assert re.findall(r"sha256:(\w+)", cpu) == list(TORCH_CPU["2.13.0"])
     for broken, said in (
         (RESOLVED.replace("2.13.0", "2.99.0"), "torch 2.99.0: add the hashes"),
         (RESOLVED.replace("sha256:b", "md5:b"), "hashes were expected"),
