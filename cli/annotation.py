@@ -121,19 +121,28 @@ def _progress(label: str) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _plan_lines(plan: Plan) -> list[str]:
+def _plan_lines(plan: Plan, model: str) -> list[str]:
     from steps.annotate.page import dollars
+    from steps.annotate.prices import PRICES, prices_as_of
 
+    if plan.dollars is None:
+        prices = f"{model!r} is not in {PRICES}: no cost is recorded, and annotate.max_cost is refused, until it is"
+    else:
+        prices = f"of {prices_as_of()} ({PRICES})"
     return [
         f"posts              {plan.posts:,}",
         f"distinct images    {plan.images:,}",
         f"requests           {plan.requests:,}",
         f"  in the ledger    {plan.answered:,} answered, {plan.given_up:,} without an answer",
+        *(f"    given up       {lack}" for lack in plan.given_up_for),
         f"  under way        {plan.under_way:,} in batches",
         f"  to ask           {plan.to_ask:,}",
+        *(f"    once more      {lack}" for lack in plan.again),
+        *([f"    of that        {dollars(plan.again_dollars)} for these"] if plan.again else []),
         f"prompt tokens      {plan.prompt_tokens:,.0f}",
         f"completion tokens  {plan.completion_tokens:,.0f}",
         f"dollars            {dollars(plan.dollars)} expected, {dollars(plan.most_dollars)} at most",
+        f"prices             {prices}",
     ]
 
 
@@ -145,6 +154,7 @@ def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...
     """Posts, images, tokens and dollars of an annotation, and what the ledger has already. Sends nothing."""
     from model.task import load_task
     from steps.annotate.ledger import Ledger
+    from steps.annotate.outlook import Outlook
     from steps.annotate.plan import make_plan
     from steps.annotate.prices import load_prices
     from steps.annotate.requests import Requests
@@ -155,8 +165,14 @@ def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...
     posts = _read(manifest, policy, settings)
     with Ledger(ledger_url(annotate_.ledger)) as ledger:
         requests = Requests(posts, policy, annotate_, load_prices().get(annotate_.model))
-        found, _ = make_plan(requests, ledger)
-    click.echo("\n".join(_plan_lines(found)))
+        found, known = make_plan(requests, ledger)
+    click.echo("\n".join(_plan_lines(found, annotate_.model)))
+    if found.to_ask and Outlook(requests, known).hopeless:
+        click.echo(
+            f"warning: too many are given up for annotate.max_missing_share {annotate_.max_missing_share:.0%}; "
+            "`agentps annotate` says what to change, and asks nothing before",
+            err=True,
+        )
 
 
 @click.command()
@@ -169,6 +185,7 @@ def annotate(
     manifest: Path, task: str, out: Path, page: Path | None, config: Path | None, changes: tuple[str, ...]
 ) -> None:
     """Ask an endpoint for the process labels of a manifest's posts; what was paid is never asked again."""
+    from model.files import replacing, write_whole
     from model.task import load_task
     from steps.annotate.agreement import agreement, gate
     from steps.annotate.client import annotate_posts
@@ -188,7 +205,7 @@ def annotate(
     action = annotate_.on_low_agreement
     labels, below = gate(result.labels, questions, annotate_.min_agreement, "warn" if action == "fail" else action)
     if page is not None:
-        page.write_text(render_report(result, questions, below, annotate_, f"Task {policy.name}"), "utf-8")
+        write_whole(page, render_report(result, questions, below, annotate_, f"Task {policy.name}"))
     click.echo(
         f"asked {result.asked:,}, from the ledger {result.reused:,}, without an answer {result.missing:,}; "
         f"spent {dollars(result.cost)}, planned {dollars(result.plan.dollars)}"
@@ -197,7 +214,8 @@ def annotate(
         click.echo(f"warning: {verdict}", err=True)
     if action == "fail":
         gate(result.labels, questions, annotate_.min_agreement, action)
-    labels.to_parquet(out)
+    with replacing(out) as part:
+        labels.to_parquet(part)
 
 
 @click.command()
@@ -207,6 +225,7 @@ def annotate(
 @_options
 def trial(manifest: Path, tasks: tuple[str, ...], out: Path, config: Path | None, changes: tuple[str, ...]) -> None:
     """Compare wordings on the posts that people labelled: agreement and cost, side by side."""
+    from model.files import write_whole
     from model.task import load_task
     from steps.annotate.agreement import table
     from steps.annotate.ledger import Ledger
@@ -222,7 +241,7 @@ def trial(manifest: Path, tasks: tuple[str, ...], out: Path, config: Path | None
     with Ledger(ledger_url(settings.annotate.ledger)) as ledger, _progress("trial") as show:
         price = load_prices().get(settings.annotate.model)
         rows = run_trial(posts, wordings, settings.annotate, ledger, price=price, on_progress=show)
-    out.write_text(render_trial(rows, f"{len(rows)} wordings", settings.annotate.source), "utf-8")
+    write_whole(out, render_trial(rows, f"{len(rows)} wordings", settings.annotate.source))
     for row in rows:
         click.echo(f"{row.name}: spent {dollars(row.result.cost)}, all posts {dollars(row.plan.dollars)}")
         click.echo(table(row.questions).to_string(index=False, float_format="{:.3f}".format))
@@ -247,6 +266,7 @@ def agreement_(
     """How far labels agree with people's, question by question, and what changed since another run."""
     import pandas as pd
 
+    from model.files import write_whole
     from model.task import load_task
     from steps.annotate.agreement import agreement, drift, table
     from steps.annotate.page import render_agreement
@@ -267,7 +287,7 @@ def agreement_(
         click.echo(pd.DataFrame(drifts).to_string(index=False, float_format="{:+.3f}".format))
     if out is not None:
         heading, since = f"Task {policy.name}", str(against) if against else None
-        out.write_text(render_agreement(questions, drifts, heading, since), "utf-8")
+        write_whole(out, render_agreement(questions, drifts, heading, since))
 
 
 @click.command()

@@ -60,3 +60,7 @@ class RegistryError(AgentPSError):
 
 class ScheduleError(AgentPSError):
     """The machine has no scheduler that can be used, refuses a schedule, or there is none."""
+
+
+class DiskError(AgentPSError):
+    """A file cannot be written: the disk is full, or its place is not ours to write to."""

@@ -48,3 +48,19 @@ def encode_post_text(tokenizer: PreTrainedTokenizerBase, title: str, text: str, 
             return list(found["input_ids"][:max_tokens])
         length *= 8
     return list(tokenizer.encode(whole, add_special_tokens=False, split_special_tokens=True)[:max_tokens])
+
+
+def known_share(tokenizer: PreTrainedTokenizerBase, text: str) -> float:
+    """The share of a text's characters, blanks aside, that its tokens stand for; 1 where it has none.
+
+    A character that the vocabulary lacks becomes the unknown token, or nothing at all.
+    """
+    wanted = {place for place, character in enumerate(text) if not character.isspace()}
+    if not wanted:
+        return 1.0
+    found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    known: set[int] = set()
+    for token, (start, end) in zip(found["input_ids"], found["offset_mapping"], strict=True):
+        if token != tokenizer.unk_token_id:
+            known.update(range(start, end))
+    return len(wanted & known) / len(wanted)

@@ -24,7 +24,7 @@ from model.schema import IMAGES, POST_ID, ROOT, TEXT, TITLE
 from model.task import Question, Task
 from steps.annotate.agreement import checked_labels
 from steps.ingest.rows import csv_text
-from steps.tables import rows_of, tell_unmatched
+from steps.tables import NoMatchError, rows_of, tell_unmatched
 
 #: Of a queue beside its posts' columns.
 SCORE, DISPUTED = "score", "disputed"
@@ -43,13 +43,19 @@ def disagreements(tables: Mapping[str, pd.DataFrame], task: Task) -> pd.DataFram
 
     Raises:
         AnnotationError: a table holds a post twice, or a label that is no class of its question.
+        NoMatchError: no post of a table is in any other, or no question of any has two answers.
     """
     if len(tables) < 2:
         raise ValueError(f"two or more label tables are needed, found {len(tables)}")
     by_post = {name: checked_labels(table, task, name) for name, table in tables.items()}
+    for name, table in by_post.items():
+        others = [other for other in by_post if other != name]
+        known = {post for other in others for post in by_post[other].index}
+        tell_unmatched(table.index, known, f"labels {name}", f"the posts of {', '.join(others)}")
     posts = list(dict.fromkeys(post for table in by_post.values() for post in table.index))
     columns: dict[str, Any] = {}
     agree_QN = []
+    compared = 0
     for question in task.questions:
         classes = {name: _classes(table, question, posts) for name, table in by_post.items()}
         for name, found in classes.items():
@@ -61,7 +67,13 @@ def disagreements(tables: Mapping[str, pd.DataFrame], task: Task) -> pd.DataFram
                 both_N = (class_AN[one] >= 0) & (class_AN[other] >= 0)
                 pairs_N += both_N
                 same_N += both_N & (class_AN[one] == class_AN[other])
+        compared += int(pairs_N.sum())
         agree_QN.append(np.divide(same_N, pairs_N, out=np.ones(len(posts)), where=pairs_N > 0))
+    if task.questions and not compared:
+        raise NoMatchError(
+            f"labels {', '.join(tables)}: no post has two answers to a question of task {task.name}: nothing can be "
+            "compared. Give labels of the same posts and questions"
+        )
     return _ranked(posts, agree_QN, [agree < 1 for agree in agree_QN], columns, task)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -23,6 +25,8 @@ import pyarrow.parquet as pq
 from model import post
 from model.errors import ManifestError, plain
 from model.schema import POST_ID
+
+logger = logging.getLogger(__name__)
 
 #: A row: its 1-based number in the file (of JSON Lines the line), and its cells.
 Numbered = tuple[int, dict[str, Any]]
@@ -87,18 +91,21 @@ def read_rows(
     what: str = "manifest",
     *,
     text: bool = False,
+    grows: bool = False,
 ) -> _Read:
     """All rows, of each the named columns that it has; and the names of all columns in the file.
 
     Args:
         what: the file is, for the messages.
         text: CSV is read, too; its cells are text (see `model.post.parse`), an empty one is absent.
+        grows: lines are added to the file: a last one that was cut off is left out, with a word.
 
     Raises:
         ManifestError: the file cannot be read, holds no row, two columns of one name, or lacks a required column.
     """
     readers: dict[str, Callable[[IO[bytes], Collection[str]], _Read]]
-    readers = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}
+    read_lines = partial(_read_jsonl, grows=grows)
+    readers = {".jsonl": read_lines, ".json": read_lines, ".parquet": _read_parquet}
     if text:
         readers[".csv"] = _read_csv
     suffix = Path(str(source)).suffix
@@ -119,14 +126,19 @@ def _require(columns: Collection[str], found: Collection[str], where: str, remed
             raise ManifestError(f"{where}: no column {column!r} (found {names:.500}); {remedy}")
 
 
-def checked_rows(source: str | Path, row: type[_R], what: str, required: Collection[str]) -> list[tuple[int, _R]]:
+def checked_rows(
+    source: str | Path, row: type[_R], what: str, required: Collection[str], *, grows: bool = False
+) -> list[tuple[int, _R]]:
     """The rows of a table that is right as a whole, or not used.
+
+    Args:
+        grows: as of `read_rows`.
 
     Raises:
         ManifestError: as `read_rows`; or a cell is not what its column holds.
     """
     checked = []
-    for number, cells in read_rows(source, post.columns_of(row), required, what, text=True)[0]:
+    for number, cells in read_rows(source, post.columns_of(row), required, what, text=True, grows=grows)[0]:
         parsed, faults = post.parse(row, cells, text=is_csv(source))
         if parsed is None:
             raise ManifestError(f"{what} {source}:{number}: {'; '.join(faults)}: correct or remove the row")
@@ -212,7 +224,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value, write null")
 
 
-def _read_jsonl(file: IO[bytes], columns: Collection[str]) -> _Read:
+def _read_jsonl(file: IO[bytes], columns: Collection[str], grows: bool = False) -> _Read:
     rows: list[Numbered] = []
     found: dict[str, None] = {}
     for number, line in enumerate(file, start=1):
@@ -223,6 +235,9 @@ def _read_jsonl(file: IO[bytes], columns: Collection[str]) -> _Read:
         try:
             row = json_object(line)
         except ValueError as error:
+            if grows and not line.endswith(b"\n"):
+                logger.warning("%s:%d: the last line was cut off and is left out", file.name, number)
+                break
             raise _FileError(
                 f":{number}: {error}; each line must hold one JSON object: correct or remove the line"
             ) from error
