@@ -24,6 +24,7 @@ from openai.types import Batch
 
 from model.errors import AnnotationError
 from model.task import Task
+from steps.annotate.endpoint import unreachable
 from steps.annotate.faults import Fault, Kind
 from steps.annotate.ledger import UNPAID, Attempt, BatchFile, BatchItem, Ledger, Missing
 from steps.annotate.plan import is_settled
@@ -317,6 +318,12 @@ class BatchRun:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except openai.APIConnectionError as error:
+            found, remedy = unreachable(error, self._client.base_url)
+            raise AnnotationError(
+                f"{self._who}: the batch interface: {found}; {remedy}. What was sent up and what was answered is kept, "
+                "and the same command goes on from there"
+            ) from error
         except openai.APIError as error:
             raise AnnotationError(
                 f"{self._who}: the batch interface: {error.message}; what was "

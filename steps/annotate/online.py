@@ -16,6 +16,7 @@ import httpx2
 import openai
 
 from model.errors import AnnotationError
+from steps.annotate.endpoint import unreachable
 from steps.annotate.faults import Fault, Kind
 from steps.annotate.ledger import UNPAID, Ledger, LedgerAnswer, Missing, later
 from steps.annotate.plan import is_settled
@@ -282,8 +283,7 @@ class OnlineRun:
         self._failures += 1
         patience = _DOWN_SECONDS if self._reached else _DOWN_AT_START_SECONDS
         if self._failures >= _DOWN_FAILURES and now - self._down_since >= patience:
-            found = f"{error.message} ({error.__cause__!r})"
-            raise self._given_up(found, "check that the endpoint runs, and OPENAI_BASE_URL") from error
+            raise self._given_up(*unreachable(error, self._client.base_url)) from error
 
     def _given_up(self, found: str, remedy: str) -> AnnotationError:
         return AnnotationError(
