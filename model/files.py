@@ -36,7 +36,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write `content` (text as UTF-8) in place of what `path` holds, in one step."""
+def write_whole(path: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Write `content` (text as UTF-8) in place of what `path` holds, in one step.
+
+    Args:
+        private: only the user can read it.
+    """
     with replacing(path) as part:
+        if private:
+            part.touch(mode=0o600)
         part.write_bytes(content.encode() if isinstance(content, str) else content)

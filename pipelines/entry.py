@@ -18,7 +18,7 @@ from model.files import write_whole
 from pipelines import importing, startup
 from pipelines.config import OPTIONS, PARAMETERS, RunFile, read_run_file
 from steps.paths import home
-from steps.secrets import mask_error
+from steps.secrets import mask_error, set_apart
 from steps.settings import RunOptions, load_options
 
 startup.prepare()
@@ -63,7 +63,7 @@ class CheckedPipeline(Pipeline):
                 file = read_run_file(path, self._kind.names())
                 options = file.options
                 load_options(self._kind, options, f"config {path}")
-                kwargs["config_path"] = str(_write(file))
+                kwargs["config_path"] = str(_write(RunFile(set_apart(options), file.zenml)))
             if (line := self._idle(options)) is not None:
                 click.echo(f"{self.name}: {line}")
                 raise click.exceptions.Exit(0)

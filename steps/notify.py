@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import subprocess
 
-from steps.secrets import masked
+from model.errors import ConfigError
+from steps.secrets import masked, resolved
 from steps.settings import NotifySettings
 
 #: Seconds that a webhook or a command may take.
@@ -36,8 +37,8 @@ def _post(line: str, webhook: str | None) -> str | None:
     import httpx2
 
     try:
-        answer = httpx2.post(webhook, json={"text": line}, timeout=PATIENCE)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        answer = httpx2.post(resolved(webhook, "notify.webhook"), json={"text": line}, timeout=PATIENCE)
+    except (httpx2.HTTPError, httpx2.InvalidURL, ConfigError) as error:
         return f"webhook: {type(error).__name__}: {error}"
     if not answer.is_success:
         return f"webhook: {answer.url.host} answered {answer.status_code} {answer.reason_phrase}"

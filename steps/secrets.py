@@ -1,5 +1,8 @@
 """Secrets stay out of what is printed, logged, sent and kept: one function finds them in a text.
 
+What a run file says goes into ZenML's database with every run. So a value that is a secret is kept in a variable of the
+environment meanwhile, and the option says `env:VARIABLE`.
+
 What is found is told by its form (user info in a URL, `password=…`, a bearer token, a key that begins with `sk-`), or
 because a variable of the environment holds it. Where a text leaves a doubt, it is taken for a secret.
 """
@@ -9,7 +12,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import quote, unquote
+
+from model.errors import ConfigError
 
 MASK = "***"
 
@@ -69,6 +75,44 @@ def _values() -> list[str]:
         elif "@" in value and (match := _PASSWORD.match(value)):
             found |= {match[1], unquote(match[1])}
     return sorted(filter(_NO_WORD.fullmatch, found), key=len, reverse=True)
+
+
+#: Option -> the variable that keeps its value during a run.
+_APART = {("annotate", "ledger"): "AGENTPS_LEDGER", ("notify", "webhook"): "AGENTPS_WEBHOOK"}
+#: ZenML itself reads `${NAME}` in a run file, and keeps what the variable holds.
+_REFERENCE = re.compile(r"env:(\w+)|\$\{(\w+)\}")
+
+
+def set_apart(options: dict[str, Any]) -> dict[str, Any]:
+    """A run's options without the values that are secrets: they stand in this process's environment instead."""
+    for (section, key), variable in _APART.items():
+        mapping = options.get(section)
+        value = mapping.get(key) if isinstance(mapping, dict) else None
+        if not isinstance(value, str):
+            continue
+        if found := _REFERENCE.fullmatch(value):
+            variable = found[1] or found[2]
+        elif key == "webhook" or masked(value) != value:  # all of a webhook is a secret
+            os.environ[variable] = value
+        else:
+            continue
+        options = options | {section: options[section] | {key: f"env:{variable}"}}
+    return options
+
+
+def resolved(value: str, option: str) -> str:
+    """What an option says, or what the variable that it names holds.
+
+    Raises:
+        ConfigError: the variable is not set.
+    """
+    found = _REFERENCE.fullmatch(value)
+    if found is None:
+        return value
+    name = found[1] or found[2]
+    if not os.environ.get(name):
+        raise ConfigError(f"{option} is {value}, and the variable {name} is not set: set it where the step runs")
+    return os.environ[name]
 
 
 def mask_error(error: BaseException) -> None:

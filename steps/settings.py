@@ -259,7 +259,7 @@ class NotifySettings(Section):
     """Who is told of a scheduled run that failed: one line. Neither: nobody."""
 
     #: Takes a POST of `{"text": …}`, as Slack and Mattermost do.
-    webhook: str | None = Field(pattern="^https?://")
+    webhook: str | None = Field(pattern=r"^(https?://|env:\w+$)")
     #: Gets the line on stdin; split as a shell would, but run without one.
     command: str | None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.errors import ScheduleError
-from model.files import replacing
+from model.files import write_whole
 from model.strict import Strict
 from steps.locks import locked
 from steps.settings import NotifySettings
@@ -79,9 +80,14 @@ class Files:
 
     def write(self, path: Path, value: Job | Progress) -> None:
         """Only the user can read it: a job may hold the secret of a webhook."""
-        with replacing(path) as part:
-            part.touch(mode=0o600)
-            part.write_text(value.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_whole(path, value.model_dump_json(indent=2) + "\n", private=True)
+
+    def warning(self) -> str | None:
+        """That others can read the variables of the runs, which may be keys; None: they cannot."""
+        if not self.environment.exists() or not self.environment.stat().st_mode & 0o077:
+            return None
+        command = shlex.join(["chmod", "600", str(self.environment)])
+        return f"warning: other users of this machine may read the keys in {self.environment}: run `{command}`"
 
     def update_progress(self, **changes: Any) -> None:
         """Change some fields. One process at a time: what a run and one that finds it say is both kept."""

@@ -103,11 +103,10 @@ def annotate_posts(
     tally = Tally(len(todo), price, settings.max_cost, outlook, on_progress)
     if todo:
         try:
-            if outlook.hopeless:
-                raise HopelessError
             asyncio.run(_ask(requests, todo, ledger, tally, base_url, api_key))
         except HopelessError:
-            raise AnnotationError(_too_many_missing(requests, known | tally.answers, ledger)) from None
+            answers = ledger.lookup(request.key for request in requests.distinct())  # those in flight are in it too
+            raise AnnotationError(_too_many_missing(requests, answers, ledger, stopped=True)) from None
         finally:
             ledger.release()
     result = _result(requests, plan, known, tally, time.perf_counter() - started)
@@ -149,15 +148,21 @@ def _result(
     )
 
 
-def _too_many_missing(requests: Requests, answers: dict[str, LedgerAnswer], ledger: Ledger) -> str:
+def _too_many_missing(
+    requests: Requests, answers: dict[str, LedgerAnswer], ledger: Ledger, *, stopped: bool = False
+) -> str:
+    """
+    Args:
+        answers: what is known by now.
+        stopped: before all were asked.
+    """
     settings = requests.settings
     every = [request.key for of_post in requests.of_posts for request in of_post]
     reasons = Counter(reason for key in every if key in answers and (reason := answers[key].missing) is not None)
     ((first, _), *_) = reasons.most_common()
     raw = ledger.raw_of([key for key in every if key in answers and answers[key].missing is first])
     what = "posts" if settings.ask == "together" else "questions"
-    missing, left = reasons.total(), len(todo_of(requests, answers))
-    hopeless = f", which can no longer be kept, so that {left} are not asked" if left else ""
+    hopeless = f", which cannot be kept: {len(todo_of(requests, answers))} are not asked" if stopped else ""
     remedies = [
         "raise annotate.max_tokens or have the model reason less (annotate.request_fields); "
         * (Missing.CUT in reasons),
@@ -165,7 +170,7 @@ def _too_many_missing(requests: Requests, answers: dict[str, LedgerAnswer], ledg
         "raise annotate.retries to ask again; " * bool(set(reasons) - FINAL - UNPAID),
     ]
     return (
-        f"annotator {settings.source}: {missing} of {len(every)} {what} have no answer "
+        f"annotator {settings.source}: {reasons.total()} of {len(every)} {what} have no answer "
         f"({', '.join(f'{reason}: {n}' for reason, n in reasons.most_common())}); at most "
         f"{settings.max_missing_share:.0%} may have none{hopeless}. A reply ({first}): {raw[:300]!r}. "
         f"What was answered is kept. To go on: {''.join(remedies)}"
@@ -187,6 +192,8 @@ async def _ask(
                 under_way = await batch.collect()
                 free = [request for request in waiting if request.key not in under_way]
                 waiting = [request for request in waiting if request.key in under_way]
+                if free and tally.outlook.hopeless:
+                    raise HopelessError
                 if free:
                     waiting += await (batch if requests.settings.mode == "batch" else online).ask(free)
                 if not waiting:

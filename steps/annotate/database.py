@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from model.errors import AnnotationError
 from steps.annotate.ledger_tables import ANSWERS, METADATA
+from steps.secrets import masked
 
 _BUSY_SECONDS = 30
 #: Seconds since the epoch by the clock of the database, which all who share it share.
@@ -25,14 +26,17 @@ _NOW = {
 _ADDED = {"cost": "FLOAT", "options": "TEXT"}
 #: What a driver says -> what to do about it.
 _REMEDIES = {
-    "locked": f"another process has held it for {_BUSY_SECONDS} s: end that one (`fuser FILE` names it)",
-    "not a database": "name the ledger's own file in annotate.ledger, or one that is not there yet",
-    "malformed": "the file is damaged: put back a copy, or save what can be read with "
+    "locked": f"Another process has held it for {_BUSY_SECONDS} s: end that one (`fuser FILE` names it)",
+    "not a database": "Name the ledger's own file in annotate.ledger, or one that is not there yet",
+    "malformed": "The file is damaged: put back a copy, or save what can be read with "
     "`sqlite3 FILE .recover | sqlite3 NEW` and name NEW in annotate.ledger",
-    "readonly": "make the file and its folder writable, or name another file in annotate.ledger",
-    "read-only": "make the file and its folder writable, or name another file in annotate.ledger",
-    "password": "put user and password where the driver looks for them (for PostgreSQL ~/.pgpass or PGPASSWORD)",
+    "readonly": "Make the file and its folder writable, or name another file in annotate.ledger",
+    "read-only": "Make the file and its folder writable, or name another file in annotate.ledger",
+    "password": "Check the user and the password of annotate.ledger, or those that the driver reads in their place",
 }
+_REMEDY = (
+    "What was answered before is kept; make the database readable and writable (URL, path, disk space, permissions)"
+)
 
 
 def open_database(url: str) -> tuple[Engine, str]:
@@ -45,21 +49,18 @@ def open_database(url: str) -> tuple[Engine, str]:
         parsed = make_url(url)
     except (SQLAlchemyError, ValueError) as error:
         raise AnnotationError(
-            "annotation ledger: annotate.ledger is no database URL; expected for example sqlite:////path/ledger.db or "
+            f"annotation ledger: {masked(url)!r} is no database URL; expected for example sqlite:////path/ledger.db or "
             "postgresql+pg8000://host:5432/ledger"
         ) from error
-    name = parsed.render_as_string(hide_password=True)
+    name = masked(parsed.render_as_string(hide_password=True))
     backend = parsed.get_backend_name()
     if backend not in _NOW:
         raise AnnotationError(
             f"annotation ledger {name}: {backend!r} is none of the databases that a ledger can be in: {', '.join(_NOW)}"
         )
     with explained(name):
-        file = Path(parsed.database) if backend == "sqlite" and parsed.database else None
-        if file is not None and file.is_dir():
-            raise AnnotationError(f"annotation ledger {name}: {file} is a folder; name a file in it")
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
+        if backend == "sqlite":
+            _make_place(parsed.database or ":memory:", name)
         try:
             engine = create_engine(parsed)
         except ModuleNotFoundError as error:
@@ -68,11 +69,26 @@ def open_database(url: str) -> tuple[Engine, str]:
                 "another one in annotate.ledger, for example postgresql+pg8000://"
             ) from error
         if backend == "sqlite":
-            event.listen(engine, "connect", _use_wal)
+            event.listen(engine, "connect", _set_up)
         _refuse_foreign(engine, name)
+        if backend == "sqlite":
+            with engine.connect() as connection:  # readers do not block the writer; the file stays so
+                connection.execute(text("PRAGMA journal_mode=WAL"))
         _create_tables(engine)
         _refuse_newer(engine, name)
     return engine, name
+
+
+def _make_place(database: str, name: str) -> None:
+    if database == ":memory:":
+        raise AnnotationError(
+            f"annotation ledger {name}: a database in memory would lose what was paid for; name a file, for example "
+            "sqlite:////path/ledger.db"
+        )
+    if Path(database).is_dir():
+        raise AnnotationError(f"annotation ledger {name}: {database} is a folder; name a file in it")
+    if not database.startswith("file:"):
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _refuse_foreign(engine: Engine, name: str) -> None:
@@ -139,12 +155,10 @@ def explained(name: str) -> Iterator[None]:
         yield
     # a driver refuses an option of the URL with TypeError or ValueError; so do values that no version of ours wrote
     except (SQLAlchemyError, OSError, ValueError, TypeError) as error:
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        reason = masked(" ".join(str(getattr(error, "orig", None) or error).split()))[:500].rstrip(".")
         remedy = next((remedy for said, remedy in _REMEDIES.items() if said in reason.lower()), None)
         raise AnnotationError(
-            f"annotation ledger {name}: {reason[:500]}. What was answered before is kept; "
-            f"{remedy or 'make the database readable and writable (URL, path, disk space, permissions)'}, then start "
-            "the same command again"
+            f"annotation ledger {name}: {reason}. {remedy or _REMEDY}, then start the same command again"
         ) from error
 
 
@@ -155,11 +169,9 @@ def storable(value: str | None, limit: int | None = None) -> str | None:
     return value[:limit].replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()[:limit]
 
 
-def _use_wal(connection: Any, record: Any) -> None:
-    """WAL: readers do not block the writer. NORMAL: a commit survives the end of the process by any
-    signal; only a loss of power can undo the last ones."""
+def _set_up(connection: Any, record: Any) -> None:
+    """NORMAL: a commit survives the end of the process by any signal; only a loss of power can undo the last ones."""
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
-    cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()

@@ -13,6 +13,8 @@ from model.task import Task
 from steps.annotate.faults import Fault, Kind, find_fault
 from steps.annotate.ledger import Attempt, Missing
 
+#: More is no usage, and no number that every database takes.
+_MOST_TOKENS = 2**31 - 1
 _LARGEST = 999_999
 _FENCE = re.compile(r"(`{3,}|~{3,})(.*?)(`{3,}|~{3,})", re.DOTALL)
 #: Reasoning before the answer, in the tags of DeepSeek, Magistral, Kimi. The opening one may be part of the prompt.
@@ -282,4 +284,4 @@ def _faulty(fault: Fault, raw: str, tokens: tuple[int | None, int | None]) -> Re
 
 
 def _natural(value: object) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None

@@ -15,6 +15,7 @@ from steps.ingest import ahead
 from steps.ingest.posts import RejectsError, read_manifest
 from steps.ingest.sample import render_sample
 from steps.paths import home
+from steps.secrets import masked
 from steps.settings import SAMPLE, IngestSettings, SampleSettings
 
 logger = get_logger(__name__)
@@ -41,6 +42,6 @@ def ingest(
         path = home() / "reports" / "rejects.csv"
         write_whole(path, error.rejects.to_csv(index=False))
         raise RejectsError(f"{error}\nAll rejected rows: {path}", error.rejects) from error
-    log_metadata({**result.counts, "manifest": str(manifest), "fingerprint": fingerprint})
+    log_metadata({**result.counts, "manifest": masked(str(manifest)), "fingerprint": fingerprint})
     logger.info("Ingested %s posts, rejected %s (%s)", len(result.posts), len(result.rejects), manifest)
     return result.posts, result.rejects

@@ -15,10 +15,12 @@ from zenml.config.global_config import GlobalConfiguration
 from zenml.logger import get_logger
 
 import pipelines
-from model.errors import AnnotationError
+from model.errors import AnnotationError, ConfigError
 from pipelines.entry import CheckedPipeline
 from pipelines.startup import told_once
-from steps.settings import TrainingSettings
+from steps.paths import ledger_url
+from steps.secrets import resolved
+from steps.settings import NotifySettings, TrainingSettings, load_settings
 
 OPTIONS = {"seed": 3, "fine_tune": {"epochs": 1}}
 
@@ -71,29 +73,57 @@ def test_an_error_for_the_user_is_logged_without_traceback_and_told_once() -> No
 
 
 @step(enable_cache=False)
-def leaking() -> None:
-    url = "http://ann:hunter2{}@host/v1".format("-22")  # in two parts: ZenML keeps a step's source code
-    get_logger("leaking").warning("asking %s", url)
+def leaking(ledger: str, notify: NotifySettings) -> None:
+    url = ledger_url(ledger)
+    get_logger("leaking").warning("asking %s, %s", url, resolved(str(notify.webhook), "notify.webhook"))
     try:
         raise ValueError(f"{url}: no URL")
     except ValueError as error:
-        raise AnnotationError(f"annotator at {url}: down") from error
+        raise AnnotationError(f"ledger {url}: down") from error
 
 
 def test_no_secret_reaches_the_terminal_zenml_s_logs_or_its_database(
-    own_zenml: Client, caplog: pytest.LogCaptureFixture
+    own_zenml: Client, caplog: pytest.LogCaptureFixture, file: Callable[[str], Path], agentps_home: Path
 ) -> None:
     def entrypoint(options: dict[str, Any] | None = None) -> None:
-        leaking()
+        settings = load_settings(options or {})
+        leaking(settings.annotate.ledger or "", settings.notify)
 
     pipeline = CheckedPipeline(name="leaking", entrypoint=entrypoint, kind=TrainingSettings)
-    folder = Path(GlobalConfiguration().config_directory)
+    path = file(
+        "annotate: {ledger: postgresql://ann:hunter2-22@db/x}\n"
+        "notify: {webhook: http://127.0.0.1/services/hunter2-22}\n"
+    )
+    config, database = pipeline.with_options(config_path=str(path)), GlobalConfiguration().config_directory
 
-    with pytest.raises(click.ClickException, match=r"annotator at http://\*\*\*@host/v1: down"):
-        pipeline.with_options(enable_cache=False)()
+    with pytest.raises(click.ClickException, match=r"ledger postgresql://\*\*\*@db/x: down"):
+        config()
 
-    assert "asking http://***@host/v1" in caplog.text
+    assert "asking postgresql://***@db/x, ***" in caplog.text
     assert "hunter2-22" not in caplog.text
-    kept = [path for path in folder.rglob("*") if path.is_file()]
-    assert any(b"http://***@host/v1" in path.read_bytes() for path in kept)
+    kept = [path for folder in (database, agentps_home) for path in Path(folder).rglob("*") if path.is_file()]
+    assert any(b"postgresql://***@db/x" in path.read_bytes() for path in kept)
+    assert any(b"env:AGENTPS_LEDGER" in path.read_bytes() for path in kept)
     assert [path for path in kept if b"hunter2-22" in path.read_bytes()] == []
+
+
+def test_a_ledger_without_a_password_stays_in_the_options(agentps_home: Path, file: Callable[[str], Path]) -> None:
+    pipeline = CheckedPipeline(name="checked", entrypoint=_training, kind=TrainingSettings)
+    ready = pipeline.with_options(config_path=str(file("annotate: {ledger: sqlite:////tmp/a@b.db}\n")))
+    assert ready.configuration.parameters == {"options": {"annotate": {"ledger": "sqlite:////tmp/a@b.db"}}}
+
+
+@pytest.mark.parametrize("reference", ["env:MY_LEDGER", "${MY_LEDGER}"])
+def test_an_option_may_name_the_variable_that_holds_it(
+    reference: str, agentps_home: Path, file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_LEDGER", "postgresql://ann:hunter2-22@db/x")
+    pipeline = CheckedPipeline(name="checked", entrypoint=_training, kind=TrainingSettings)
+    ready = pipeline.with_options(config_path=str(file(f"annotate: {{ledger: '{reference}'}}\n")))
+    assert ready.configuration.parameters == {"options": {"annotate": {"ledger": "env:MY_LEDGER"}}}
+    assert ledger_url(reference) == "postgresql://ann:hunter2-22@db/x"
+
+
+def test_a_variable_that_is_not_set_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"annotate\.ledger is env:NO_SUCH_LEDGER, and the variable NO_SUCH_LEDGER"):
+        ledger_url("env:NO_SUCH_LEDGER")

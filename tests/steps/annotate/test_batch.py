@@ -19,7 +19,7 @@ from model.errors import AnnotationError
 from model.task import load_task
 from steps.annotate import batch, client
 from steps.annotate.client import AnnotationResult, annotate_posts
-from steps.annotate.ledger import Ledger
+from steps.annotate.ledger import Attempt, Ledger, Missing
 from steps.annotate.plan import make_plan
 from steps.annotate.prices import load_prices
 from steps.annotate.requests import Requests
@@ -460,6 +460,40 @@ def test_a_batch_file_that_was_never_sent_is_given_up_and_sent_anew(tmp_path: Pa
             database.executemany("INSERT INTO annotation_leases VALUES (?, ?, ?)", rows)
         result = run(posts, ledger, server)
         assert (result.missing, result.asked, len(server.batches)) == (0, 5, 1)
+
+
+def test_before_very_many_a_small_batch_tells_whether_there_is_hope(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 330)
+
+    def cut(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+        answer = completion("0,1", finish_reason="length")
+        return "completed", {request["custom_id"]: answer for request in requests}
+
+    with BatchServer(cut) as server:
+        for _ in range(2):
+            with pytest.raises(AnnotationError, match=r"32 of 330 posts have no answer \(cut at max_tokens: 32\)"):
+                run(posts, ledger, server, max_missing_share=0.2, retries=1)
+        assert len(server.asked()) == 32
+        server.end = all_answered
+        assert run(posts, ledger, server, max_missing_share=0.2, max_tokens=500).missing == 0
+        assert [len(server.requests(name)) for name in server.batches] == [32, 32, 298]
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        options = database.execute("SELECT options, COUNT(*) FROM annotation_answers GROUP BY 1 ORDER BY 2").fetchall()
+    assert [(json.loads(text)["max_tokens"], n) for text, n in options] == [(64, 32), (500, 330)]
+
+
+def test_a_batch_under_way_is_collected_though_there_is_no_hope_for_the_rest(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 40)
+    ready = threading.Event()
+    with unless(ready) as server:
+        sent_and_killed(posts.iloc[:10], tmp_path, ledger, server, 1)
+        for request in Requests(posts.iloc[10:], load_task("ucc"), settings_of()).distinct()[:20]:
+            ledger.record(Attempt(request.key, 1, "p", SOURCE, "x", None, Missing.REFUSAL, 1, 1, 0.1))
+        ready.set()
+        with pytest.raises(AnnotationError, match="20 of 40 posts have no answer"):
+            run(posts, ledger, server, max_missing_share=0.2)
+        assert ledger.batch_files(SOURCE) == []
+        assert len(server.asked()) == 10
 
 
 def test_two_processes_send_no_request_up_twice(tmp_path: Path, ledger: Ledger) -> None:

@@ -370,6 +370,44 @@ def test_what_may_have_been_charged_counts_with_the_most_that_it_can_have_cost(
 
 
 @pytest.mark.usefixtures("quick")
+def test_what_the_server_charged_is_what_is_booked(tmp_path: Path, ledger: Ledger) -> None:
+    """Errors of every status with and without a usage; the server adds up what it charges."""
+    price, charged = load_prices()["gpt-4o"], [0.0]
+    rest = {"usage": {"prompt_tokens": 70, "completion_tokens": 0}}
+    storm = [
+        reply(completion()),
+        reply(error("flagged by moderation", code="content_filter"), 400),
+        reply({"error": {"code": 502, "message": "Provider returned error"}}),
+        reply({"error": {"code": 502, "message": "Provider returned error"}} | rest),
+        reply(error("slow down"), 429),
+        reply(error("image too large"), 400),
+        reply(completion(None, refusal="no")),
+        reply(error(), 500),
+    ]
+
+    def behave(number: int, body: Any) -> Answer:
+        answer = storm[number % len(storm)]
+        usage = json.loads(answer[2]).get("usage")
+        charged[0] += price.dollars(usage["prompt_tokens"], usage["completion_tokens"]) if usage else 0.0
+        return answer
+
+    with Server(behave) as server:
+        result = run(make_posts(tmp_path, 60), ledger, server.base_url, price=price, retries=1)
+    assert result.cost == pytest.approx(charged[0])
+    assert ledger.spent() == pytest.approx(charged[0])
+
+
+def test_a_usage_that_no_reply_can_have_is_none(posts: pd.DataFrame, ledger: Ledger) -> None:
+    price = load_prices()["gpt-4o"]
+    requests = Requests(posts, load_task("ucc"), settings_of(), price)
+    absurd = completion() | {"usage": {"prompt_tokens": 10**30, "completion_tokens": 10}}
+    with Server(lambda number, body: reply(absurd)) as server:
+        result = run(posts, ledger, server.base_url, price=price)
+        assert run(posts, ledger, server.base_url, price=price).requests == 0
+    assert (result.missing, result.cost) == (0, pytest.approx(requests.most(requests.distinct()[0])))
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_request_that_was_lost_on_the_way_is_reserved_and_counted_too(posts: pd.DataFrame, ledger: Ledger) -> None:
     price = load_prices()["gpt-4o"]
     requests = Requests(posts, load_task("ucc"), settings_of(), price)
