@@ -15,13 +15,12 @@ from zenml.models import ExceptionInfo
 from zenml.utils import exception_utils
 
 from model.errors import AgentPSError
+from model.files import is_full
 from steps.secrets import mask_error, masked
 
 #: ZenML sets the root logger to INFO, and so makes others speak: a line for each class that Great Expectations
 #: imports, for each request to the annotator; and, after every step, for a package that is not installed (fastai).
-#: bitsandbytes, where it is installed, warns on a CPU that it can do without a kernel of a hub.
 _LEVELS = {
-    "bitsandbytes": logging.ERROR,
     "great_expectations": logging.WARNING,
     "httpx": logging.WARNING,
     "httpx2": logging.WARNING,
@@ -88,7 +87,7 @@ def told_once(record: logging.LogRecord) -> bool:
     ZenML's orchestrator logs it with its traceback (only the line that names the step is kept), its
     launcher with its message.
     """
-    if record.exc_info and isinstance(record.exc_info[1], AgentPSError):
+    if record.exc_info and (isinstance(record.exc_info[1], AgentPSError) or is_full(record.exc_info[1])):
         record.exc_info = record.exc_text = None
         return True
     return not (isinstance(record.args, tuple) and any(isinstance(value, AgentPSError) for value in record.args))

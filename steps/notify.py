@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 
-from model.errors import ConfigError
+from model.errors import ConfigError, plain
 from steps.secrets import masked, resolved
 from steps.settings import NotifySettings
 
@@ -14,7 +14,7 @@ PATIENCE = 60
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return plain(" ".join(text.split()))
 
 
 def send(line: str, settings: NotifySettings) -> list[str]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from model.errors import ConfigError
 from model.metrics import comparable_names, is_accuracy
+from model.post import PostLimits
 from model.schema import SPLITS
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
 from model.strict import explain_validation
@@ -75,9 +76,15 @@ class IngestSettings(Section):
     max_image_bytes: int = Field(gt=0)
     max_image_pixels: int = Field(gt=0)
     max_images: int = Field(ge=1)
+    #: Of title and text together.
+    max_text_characters: int = Field(default=PostLimits.max_text_characters, ge=1)
     #: Split of a post that names none: shares of val and test, by a hash of its post_id.
     val_share: float = Field(gt=0, lt=1)
     test_share: float = Field(gt=0, lt=1)
+
+    @property
+    def post_limits(self) -> PostLimits:
+        return PostLimits(max_images=self.max_images, max_text_characters=self.max_text_characters)
 
     @model_validator(mode="after")
     def _room_for_train(self) -> IngestSettings:
@@ -119,6 +126,8 @@ class AnnotateSettings(Section):
     request_fields: dict[str, JsonValue]
     #: All questions of a post in one request (the paper's form), or one request per question.
     ask: Literal["together", "singly"]
+    #: The post's parts between marks that they cannot close, as data; or the paper's wording, which quotes them only.
+    prompt: Literal["delimited", "paper"] = "delimited"
     #: The paper's plain numbers, or structured output where the endpoint has it.
     format: Literal["numbers", "json_schema"]
     #: Single requests, or the endpoint's batch interface.

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import AwareDatetime, ValidationError
 
 from model.errors import ScheduleError
 from model.files import write_whole
@@ -38,7 +38,7 @@ class Progress(Strict):
     """What became of the schedule's times so far."""
 
     #: Every time up to this one has been run, or left out because a run was still going.
-    covered: datetime
+    covered: AwareDatetime
     #: The log of the run that has begun and not ended; None: none.
     running: str | None = None
 
@@ -72,7 +72,7 @@ class Files:
             ) from error
 
     def read_progress(self) -> Progress | None:
-        """None: there is none, or none that can be read; the times up to now then count as covered."""
+        """None: there is none, or none that can be read."""
         try:
             return Progress.model_validate_json(self.progress.read_bytes())
         except (FileNotFoundError, ValidationError):

@@ -51,9 +51,8 @@ def connect(settings: AnnotateSettings, base_url: str | None, api_key: str | Non
         else:
             client = openai.AsyncOpenAI(base_url=base_url, **common)
     except (ImportError, ValueError, httpx2.InvalidURL) as error:  # what the base URL is was looked at before
-        hint = (
-            "install `socksio` for a SOCKS proxy" if isinstance(error, ImportError) else "http:// is always understood"
-        )
+        socks = isinstance(error, ImportError)
+        hint = "or, for a SOCKS proxy, run `pip install socksio`" if socks else "for example http://HOST:PORT"
         raise AnnotationError(
             f"annotator {settings.source}: the proxy that {_proxy_variables() or 'this system'} names cannot be used: "
             f"{str(error).partition('. Make sure')[0]}; correct or unset it, {hint}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from model.errors import AnnotationError, ImageError
+from model.errors import AnnotationError, ImageError, plain
 from model.images import INGESTED, read_source, sides
 from model.schema import IMAGE_SHA256, IMAGES, LABEL_SOURCE, MISSING_REASON, POST_ID, ROOT, SPLIT, TEXT, TITLE
 from model.task import Task
@@ -97,8 +97,9 @@ class Requests:
     def _key(self, index: int, task: Task, title: str, text: str) -> str:
         settings = self.settings
         return annotation_key(
-            self.hashes[index], title, text, task, self.source, answer_format=settings.format, detail=settings.detail
-        )
+            self.hashes[index], title, text, task, self.source,
+            answer_format=settings.format, detail=settings.detail, form=settings.prompt,
+        )  # fmt: skip
 
     def distinct(self) -> list[Request]:
         """One request per key: posts of the same content share its answer."""
@@ -115,8 +116,9 @@ class Requests:
     def text(self, request: Request) -> str:
         """The questions as they are sent, with the form of the answer."""
         index = request.index
-        task, n_images = self.task_of(request), len(self.images[index])
-        return build_questions(task, self._titles[index], self._texts[index], n_images, self.settings.format)
+        task, n_images, settings = self.task_of(request), len(self.images[index]), self.settings
+        title, text = self._titles[index], self._texts[index]
+        return build_questions(task, title, text, n_images, settings.format, settings.prompt)
 
     def body(self, request: Request) -> dict[str, Any]:
         """The whole request, as `POST /v1/chat/completions` takes it.
@@ -218,8 +220,8 @@ class Requests:
             yield
         except ImageError as error:  # it could be read when it was ingested
             raise AnnotationError(
-                f"post {self.ids[index]}: image {self.images[index][position]} under {self._roots[index]}: {error}; "
-                "ingest the posts again, or remove the post"
+                f"post {self.ids[index]}: image {plain(self.images[index][position])} under {self._roots[index]}: "
+                f"{error}; ingest the posts again, or remove the post"
             ) from error
 
     def file_bytes(self, index: int) -> float:
