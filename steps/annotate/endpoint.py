@@ -9,6 +9,7 @@ import httpx2
 import openai
 
 from model.errors import AnnotationError
+from steps.secrets import masked
 from steps.settings import AnnotateSettings
 
 _CONNECT_SECONDS = 10.0
@@ -33,7 +34,8 @@ def connect(settings: AnnotateSettings, base_url: str | None, api_key: str | Non
         url = httpx2.URL(base_url or "")
     except httpx2.InvalidURL as error:
         raise AnnotationError(
-            f"annotator {settings.source}: {base_url!r} is no URL ({error}); check OPENAI_BASE_URL"
+            f"annotator {settings.source}: {masked(base_url or '')!r} is no URL ({masked(str(error))}); check "
+            "OPENAI_BASE_URL"
         ) from error
     common: dict[str, Any] = {
         "api_key": api_key or os.environ.get("OPENAI_API_KEY"),
@@ -55,7 +57,7 @@ def connect(settings: AnnotateSettings, base_url: str | None, api_key: str | Non
         hint = "or, for a SOCKS proxy, run `pip install socksio`" if socks else "for example http://HOST:PORT"
         raise AnnotationError(
             f"annotator {settings.source}: the proxy that {_proxy_variables() or 'this system'} names cannot be used: "
-            f"{str(error).partition('. Make sure')[0]}; correct or unset it, {hint}"
+            f"{masked(str(error)).partition('. Make sure')[0]}; correct or unset it, {hint}"
         ) from error
     except openai.OpenAIError as error:
         raise AnnotationError(

@@ -24,6 +24,7 @@ from steps.annotate.rates import RateLimits
 from steps.annotate.reply import Reply, read_reply
 from steps.annotate.requests import Request, Requests
 from steps.annotate.tally import Tally
+from steps.secrets import masked
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 8.0  # seconds, before jitter
 #: The endpoint counts as down when no connection succeeded for so many seconds and attempts: soon at the
@@ -287,6 +288,6 @@ class OnlineRun:
 
     def _given_up(self, found: str, remedy: str) -> AnnotationError:
         return AnnotationError(
-            f"annotator {self._source} at {self._endpoint}: {found}; {remedy}. "
-            f"Done before: {self._tally.done} of {self._tally.total} requests; their answers are kept"
+            masked(f"annotator {self._source} at {self._endpoint}: {found}; {remedy}. ")
+            + f"Done before: {self._tally.done} of {self._tally.total} requests; their answers are kept"
         )

@@ -13,7 +13,7 @@ from model.task import load_task
 from steps.annotate import batch, online
 from steps.annotate.client import AnnotationResult, annotate_posts
 from steps.annotate.ledger import Ledger
-from tests.support.annotator import Loopback, Server, Silent, completion, make_posts, reply, settings_of
+from tests.support.annotator import Loopback, Server, Silent, completion, error, make_posts, reply, settings_of
 
 
 @pytest.fixture
@@ -65,6 +65,19 @@ def test_a_base_url_that_is_none_is_named(url: str, tmp_path: Path, monkeypatch:
         run(tmp_path)
 
 
+@pytest.mark.parametrize("mode", ["online", "batch"])
+def test_user_and_password_in_the_base_url_and_a_key_in_a_reply_are_in_no_message(mode: str, tmp_path: Path) -> None:
+    answer = reply(error("Incorrect API key provided: sk-abcdefgh12345678"), 401)
+    with Server(lambda number, body: answer) as server, pytest.raises(AnnotationError) as caught:
+        run(tmp_path, server.base_url.replace("://", "://me:hunter2@"), mode=mode)
+    assert "127.0.0.1" in str(caught.value)
+    for secret in ("hunter2", "sk-abcdefgh12345678"):
+        assert secret not in str(caught.value)
+    with pytest.raises(AnnotationError, match="is no URL") as caught:
+        run(tmp_path, "http://me:hunter2@host:port/v1")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_url_with_an_api_version_needs_a_key_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -85,8 +98,12 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "proxy", "message"),
     [
-        ("ALL_PROXY", "socks5://127.0.0.1:9", "the proxy that ALL_PROXY names cannot be used: .*`socksio`"),
-        ("all_proxy", "socks5h://127.0.0.1:9", "the proxy that all_proxy names cannot be used: .*`socksio`"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "the proxy that ALL_PROXY names cannot be used: .*`pip install socksio`"),
+        (
+            "all_proxy",
+            "socks5h://127.0.0.1:9",
+            "the proxy that all_proxy names cannot be used: .*`pip install socksio`",
+        ),
         ("HTTPS_PROXY", "ftp://user:secret@host:1", "HTTPS_PROXY names cannot be used: .*correct or unset it"),
         ("HTTPS_PROXY", "socks4://host:1", "HTTPS_PROXY names cannot be used: .*correct or unset it"),
         ("HTTP_PROXY", "http://user:secret@host:port", "HTTP_PROXY names cannot be used: .*correct or unset it"),
