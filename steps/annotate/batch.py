@@ -268,11 +268,21 @@ class BatchRun:
 
     async def _find(self, id_: str) -> str | None:
         """The batch of a file whose sender got no reply with its name, or died before it could record it."""
-        async for batch in self._object(await self._client.batches.list(limit=100), "data"):
-            if (batch.metadata or {}).get(_METADATA) == id_:
-                self._ledger.sent_batch_file(id_, batch_id=batch.id)
-                return batch.id
-        return None
+        more: dict[str, Any] = {}
+        while True:
+            # raw: the client's own pages end in an AttributeError at HTML, and are empty at an error with HTTP 200
+            raw = await self._client.batches.with_raw_response.list(limit=100, **more)
+            page = raw.http_response.json()
+            found = page.get("data") if isinstance(page, dict) else None
+            if not isinstance(found, list):
+                raise self._foreign(raw.http_response.text)
+            for batch in found:
+                if (batch.get("metadata") or {}).get(_METADATA) == id_:
+                    self._ledger.sent_batch_file(id_, batch_id=batch["id"])
+                    return str(batch["id"])
+            if not found or not page.get("has_more"):
+                return None
+            more = {"after": found[-1]["id"]}
 
     async def _retrieve(self, batch_id: str) -> Batch:
         try:
@@ -332,22 +342,21 @@ class BatchRun:
     def _object(self, reply: _T, field: str = "id") -> _T:
         """`reply`, held to have the field; the client hands on an error, or a page of HTML, that came with HTTP 200."""
         if getattr(reply, field, None) is None:
-            shown = reply if isinstance(reply, str) else getattr(reply, "model_extra", None)
-            raise AnnotationError(
-                f"{self._who}: the batch interface replied with {masked(str(shown)[:200])!r} in place of what was "
-                "asked for; check OPENAI_BASE_URL, and start the same command again"
-            )
+            raise self._foreign(reply if isinstance(reply, str) else str(getattr(reply, "model_extra", None)))
         return reply
+
+    def _foreign(self, text: str) -> AnnotationError:
+        return AnnotationError(
+            f"{self._who}: the batch interface replied with {masked(text[:200])!r} in place of what was asked for; "
+            "check OPENAI_BASE_URL, and start the same command again"
+        )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
         except json.JSONDecodeError as error:  # cut, or empty
-            raise AnnotationError(
-                f"{self._who}: the batch interface replied with {masked(error.doc[:200])!r} and no JSON; check "
-                "OPENAI_BASE_URL, and start the same command again"
-            ) from error
+            raise self._foreign(error.doc) from error
         except openai.APIError as error:
             found, remedy = error.message, "an endpoint without /files and /batches takes `annotate.mode: online` only"
             if isinstance(error, openai.APIConnectionError):
