@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -77,11 +79,20 @@ class Files:
         except (FileNotFoundError, ValidationError):
             return None
 
-    def write(self, path: Path, value: Job | Progress) -> None:
-        """Only the user can read it: a job may hold the secret of a webhook."""
+    @contextmanager
+    def writing(self, path: Path, value: Job | Progress) -> Iterator[None]:
+        """The value takes the place of `path` when the block ends well; that there is room for it is known before.
+
+        Only the user can read it: a job may hold the secret of a webhook.
+        """
         with replacing(path) as part:
             part.touch(mode=0o600)
             part.write_text(value.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            yield
+
+    def write(self, path: Path, value: Job | Progress) -> None:
+        with self.writing(path, value):
+            pass
 
     def update_progress(self, **changes: Any) -> None:
         """Change some fields. One process at a time: what a run and one that finds it say is both kept."""
