@@ -13,14 +13,15 @@ import yaml
 from zenml.enums import ExecutionMode
 from zenml.pipelines.pipeline_definition import Pipeline
 
-from model.errors import AgentPSError
+from model.errors import AgentPSError, ImageError
 from model.files import write_whole
-from pipelines import importing, startup
+from pipelines import importing, lost, startup
 from pipelines.config import OPTIONS, PARAMETERS, RunFile, read_run_file
 from steps.paths import home
 from steps.settings import RunOptions, load_options
 
 startup.prepare()
+lost.prepare()
 
 
 class CheckedPipeline(Pipeline):
@@ -74,6 +75,8 @@ class CheckedPipeline(Pipeline):
         try:
             return super().__call__(*args, **kwargs)
         except AgentPSError as error:  # the edge: a message and an exit code instead of a traceback
+            if isinstance(error, ImageError):
+                lost.forget_ingest(self.name)
             raise click.ClickException(str(error)) from error
 
 
