@@ -7,8 +7,6 @@ from typing import Any
 
 import click
 
-from model.errors import AgentPSError
-
 #: Command -> where it is defined. Its module imports at its top what `--help` needs, and no more.
 COMMANDS: dict[str, str] = {
     "agreement": "cli.annotation:agreement_",
@@ -43,10 +41,17 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        from steps.lifetime import ends_by_signal
+
         try:
-            return super().invoke(ctx)
-        except AgentPSError as error:
-            raise click.ClickException(str(error)) from error
+            with ends_by_signal():
+                return super().invoke(ctx)
+        except Exception as error:
+            from steps.edge import told
+
+            if (line := told(error)) is None:
+                raise
+            raise click.ClickException(line) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

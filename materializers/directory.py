@@ -18,6 +18,9 @@ from zenml.enums import ArtifactType
 from zenml.io import fileio
 from zenml.materializers.base_materializer import BaseMaterializer
 
+from model.errors import DiskError
+from model.files import disk_told
+
 
 @dataclass(frozen=True)
 class ShardDirectory:
@@ -54,7 +57,12 @@ class DirectoryMaterializer(BaseMaterializer):
     def save(self, data: ShardDirectory | CheckpointDirectory) -> None:
         """Store every file; the caller's directory is gone afterwards."""
         if self._is_local:
-            shutil.move(data.path, self._root)
+            try:
+                with disk_told(Path(self._root)):
+                    shutil.move(data.path, self._root)  # a copy, where the store is another disk
+            except DiskError:
+                shutil.rmtree(self._root, ignore_errors=True)
+                raise
             return
         for path in sorted(data.path.rglob("*")):
             if path.is_file():

@@ -33,6 +33,7 @@ from .files import replacing
 from .images import ImageLimits
 from .integrity import refuse_pickles
 from .metrics import Calibration, OperatingPoint
+from .post import PostLimits
 from .prompt import Prompt
 from .settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
 from .strict import Strict, explain_validation
@@ -63,6 +64,8 @@ class CheckpointInfo(Strict):
     #: The largest image that is scored: as large as what ingest let into training. A checkpoint that was registered
     #: before this was written down has the limits of that time.
     limits: ImageLimits = ImageLimits(max_bytes=20_000_000, max_pixels=50_000_000)
+    #: The same of a post.
+    post_limits: PostLimits = PostLimits()
 
 
 class OperatingPoints(Strict):

@@ -16,6 +16,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from .agentps import normalize
 from .errors import CheckpointError
+from .files import disk_told, to_disk, write_whole
 from .prompt import Prompt
 from .reader import make_batch, padded_frames
 from .schema import LABEL, NO_FRAME, NO_LABEL, POST_ID, SPLIT
@@ -44,14 +46,15 @@ _META, _POSTS = "shards.json", "posts.parquet"
 class ShardWriter:
     """Writes images in order, `images_per_file` per file, and posts in one or more parts, maybe without a row.
 
-    Nothing waits in memory: an image is written as it comes. A context manager: where its block fails, what was written
-    is no shard directory.
+    Nothing waits in memory: an image is written as it comes. A context manager: where its block fails, as on a full
+    disk, nothing that was written is left.
     """
 
     def __init__(
         self, root: Path, sequence: SequenceSettings, tokenizer_name: str, images_per_file: int = 4096
     ) -> None:
-        root.mkdir(parents=True, exist_ok=True)
+        with disk_told(root):
+            root.mkdir(parents=True, exist_ok=True)
         self.root = root
         self._sequence = sequence
         self._tokenizer_name = tokenizer_name
@@ -63,13 +66,14 @@ class ShardWriter:
 
     def add(self, frame: np.ndarray) -> int:
         """Append one image, uint8 (S, S, 3); returns its number."""
-        if self._images % self._images_per_file == 0:
-            self._close_file()
-            self._file = (self.root / f"images-{self._images // self._images_per_file:05d}.npy").open("wb")
-            self._write_header(self._file, self._images_per_file)
-        assert self._file is not None  # opened for the first image
-        pixels = np.ascontiguousarray(frame).data
-        self._file.write(pixels)
+        with disk_told(self.root):
+            if self._images % self._images_per_file == 0:
+                self._close_file()
+                self._file = (self.root / f"images-{self._images // self._images_per_file:05d}.npy").open("wb")
+                self._write_header(self._file, self._images_per_file)
+            assert self._file is not None  # opened for the first image
+            pixels = np.ascontiguousarray(frame).data
+            self._file.write(pixels)
         self._digest.update(pixels)
         self._images += 1
         return self._images - 1
@@ -82,28 +86,48 @@ class ShardWriter:
 
     def _close_file(self) -> None:
         if self._file is not None:
-            if rest := self._images % self._images_per_file:  # the last file holds fewer than its header says
-                self._file.seek(0)
-                self._write_header(self._file, rest)
-            self._file.close()
-            self._file = None
+            closing, self._file = self._file, None
+            with closing as file:
+                if rest := self._images % self._images_per_file:  # the last file holds fewer than its header says
+                    file.seek(0)
+                    self._write_header(file, rest)
 
     def add_posts(self, posts: pd.DataFrame) -> None:
         """Append rows; the columns are those of the first part."""
         table = pa.Table.from_pandas(posts, preserve_index=False)
-        if self._posts is None:
-            self._posts = pq.ParquetWriter(self.root / _POSTS, table.schema)
-        self._posts.write_table(table.cast(self._posts.schema))
+        with disk_told(self.root):
+            if self._posts is None:
+                self._posts = pq.ParquetWriter(self.root / _POSTS, table.schema)
+            self._posts.write_table(table.cast(self._posts.schema))
 
     def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        self._close_file()
-        if self._posts is not None:
-            self._posts.close()
-        if error is None:
-            self._write_meta()
+        whole = False
+        try:
+            if error is None:
+                with disk_told(self.root):
+                    self._close_file()
+                    self._close_posts()
+                    to_disk(self.root)
+                self._write_meta()
+                whole = True
+        finally:
+            if not whole:
+                self._remove()
+
+    def _close_posts(self) -> None:
+        closing, self._posts = self._posts, None
+        if closing is not None:
+            closing.close()
+
+    def _remove(self) -> None:
+        for close in (self._close_file, self._close_posts):
+            with suppress(OSError):  # what could not be written is not written now either
+                close()
+        for path in (*self.root.glob("images-*.npy"), self.root / _POSTS):
+            path.unlink(missing_ok=True)
 
     def _write_meta(self) -> None:
         meta = {
@@ -114,7 +138,7 @@ class ShardWriter:
             # so that the whole directory can be told from another by its two small files
             "images_sha256": self._digest.hexdigest(),
         }
-        (self.root / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        write_whole(self.root / _META, json.dumps(meta, indent=1))
 
 
 class Shards:

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from .errors import CheckpointError
+from .files import write_whole
 
 MANIFEST = "manifest.json"
 #: Suffixes under which torch, NumPy, joblib and Keras store pickles.
@@ -59,5 +60,5 @@ def seal(directory: Path) -> dict[str, str]:
     """
     refuse_pickles(directory)
     (directory / MANIFEST).unlink(missing_ok=True)
-    (directory / MANIFEST).write_text(json.dumps(hashes(directory), indent=1, sort_keys=True), encoding="utf-8")
+    write_whole(directory / MANIFEST, json.dumps(hashes(directory), indent=1, sort_keys=True))
     return hashes(directory)

@@ -21,6 +21,7 @@ from torch import nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, Qwen2Config, Qwen2Tokenizer, SiglipVisionConfig
 
 from .agentps import normalize, sub_config
+from .files import disk_told, to_disk
 from .text import ANS_TOKEN
 
 logger = logging.getLogger(__name__)
@@ -156,12 +157,15 @@ def build_tiny(
     logger.info("Tiny tower pretrained on %d single images: accuracy %.3f in its last epoch", len(images), accuracy)
     part = directory.with_name(f"{directory.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
     try:
+        with disk_told(directory):
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+            to_disk(part)
         part.rename(directory)
     except OSError:  # another process was first: the same seed gives the same backbone
         if not directory.exists():
             raise
-        shutil.rmtree(part)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return directory

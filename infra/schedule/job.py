@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import AwareDatetime, ValidationError
 
 from model.errors import ScheduleError
-from model.files import replacing
+from model.files import write_whole
 from model.strict import Strict
 from steps.locks import locked
 from steps.settings import NotifySettings
@@ -37,7 +38,7 @@ class Progress(Strict):
     """What became of the schedule's times so far."""
 
     #: Every time up to this one has been run, or left out because a run was still going.
-    covered: datetime
+    covered: AwareDatetime
     #: The log of the run that has begun and not ended; None: none.
     running: str | None = None
 
@@ -71,7 +72,7 @@ class Files:
             ) from error
 
     def read_progress(self) -> Progress | None:
-        """None: there is none, or none that can be read; the times up to now then count as covered."""
+        """None: there is none, or none that can be read."""
         try:
             return Progress.model_validate_json(self.progress.read_bytes())
         except (FileNotFoundError, ValidationError):
@@ -79,9 +80,14 @@ class Files:
 
     def write(self, path: Path, value: Job | Progress) -> None:
         """Only the user can read it: a job may hold the secret of a webhook."""
-        with replacing(path) as part:
-            part.touch(mode=0o600)
-            part.write_text(value.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_whole(path, value.model_dump_json(indent=2) + "\n", private=True)
+
+    def warning(self) -> str | None:
+        """That others can read the variables of the runs, which may be keys; None: they cannot."""
+        if not self.environment.exists() or not self.environment.stat().st_mode & 0o077:
+            return None
+        command = shlex.join(["chmod", "600", str(self.environment)])
+        return f"warning: other users of this machine may read the keys in {self.environment}: run `{command}`"
 
     def update_progress(self, **changes: Any) -> None:
         """Change some fields. One process at a time: what a run and one that finds it say is both kept."""

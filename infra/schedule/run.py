@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +17,14 @@ from infra.schedule import notice
 from infra.schedule.command import program
 from infra.schedule.job import Files, Job, Launch, Progress
 from infra.schedule.times import last_due, next_due
-from model.errors import ScheduleError
+from model.errors import DiskError, ScheduleError
 from steps.locks import Timeout, locked
 from steps.paths import REPOSITORY
 
 #: The logs of the newest runs are kept: this many.
 KEPT_LOGS = 30
+#: So far a clock may be set back, as NTP does, without a time being run twice.
+_SKEW = timedelta(minutes=5)
 
 
 class Outcome(NamedTuple):
@@ -31,7 +33,7 @@ class Outcome(NamedTuple):
     #: The pipeline's exit code; 0 where nothing was run.
     code: int
     line: str
-    #: Notices that reached nobody, each with its reason.
+    #: What was wrong with the state; notices that reached nobody, each with its reason.
     undelivered: list[str]
 
 
@@ -58,10 +60,9 @@ def run_now(launch: Launch, home_dir: Path, now: datetime) -> Outcome:
 def _run_alone(launch: Launch, files: Files, now: datetime) -> Outcome:
     try:
         with locked(files.lock, wait=False) as lock:
-            progress = files.read_progress() or Progress(covered=now)
-            undelivered = []
+            progress, undelivered = _progress(launch, files, now)
             if progress.running is not None:
-                undelivered = notice.tell_of_cut_off(launch, Path(progress.running))
+                undelivered += notice.tell_of_cut_off(launch, Path(progress.running))
                 files.update_progress(running=None)
             if isinstance(launch, Job) and last_due(launch.cron, now) <= progress.covered:
                 next_time = f"{next_due(launch.cron, now):%Y-%m-%d %H:%M}"
@@ -71,6 +72,23 @@ def _run_alone(launch: Launch, files: Files, now: datetime) -> Outcome:
     except Timeout:
         files.update_progress(covered=now)
         return Outcome(0, f"{launch.pipeline}: the run before is still going: nothing was started", [])
+
+
+def _progress(launch: Launch, files: Files, now: datetime) -> tuple[Progress, list[str]]:
+    """How far the schedule has come, and what is wrong with what the home says of it.
+
+    A time that is still to come, from a clock that was wrong, would end the schedule until then, and so would a state
+    that cannot be read: times count from now on instead.
+    """
+    found = files.read_progress()
+    if found is not None and found.covered <= now + _SKEW:
+        return found, []
+    if found is None and not isinstance(launch, Job):  # a stack's own scheduler says when
+        return Progress(covered=now), []
+    files.update_progress(covered=now)
+    wrong = f"{found.covered.isoformat()} is still to come" if found else "it cannot be read"
+    said = f"{files.progress}, how far the schedule has come: {wrong}: its times count from now on"
+    return Progress(covered=now, running=found.running if found else None), [said]
 
 
 def _run(launch: Launch, files: Files, lock: int, now: datetime) -> Outcome:
@@ -83,9 +101,9 @@ def _run(launch: Launch, files: Files, lock: int, now: datetime) -> Outcome:
         if code < 0:
             code, failure = 128 - code, f"ended by {signal.Signals(-code).name}"
         files.update_progress(running=None)
-    except OSError as error:  # no zenml, no room for a log: a failed run like any other
+    except (OSError, DiskError) as error:  # no zenml, no room for a log: a failed run like any other
         code, failure = 127, str(error)
-        with suppress(OSError):  # where this fails too, the next start tells of the run once more
+        with suppress(OSError, DiskError):  # where this fails too, the next start tells of the run once more
             files.update_progress(running=None)
     if code == 0:
         return Outcome(0, f"{launch.pipeline}: succeeded; log {log}", [])
@@ -98,6 +116,8 @@ def _execute(launch: Launch, log: Path, environment: dict[str, str], lock: int) 
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         output.write(f"$ {shlex.join(['zenml', *arguments])}\n".encode())
+        if warning := Files(Path(environment["AGENTPS_HOME"])).warning():
+            output.write(f"{warning}\n".encode())
         output.flush()
         done = subprocess.run(
             [program("zenml"), *arguments],

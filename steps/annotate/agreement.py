@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, precision_recall_fscore_support
 
-from model.errors import AnnotationError
+from model.errors import AnnotationError, plain
 from model.schema import POST_ID
 from model.task import Question, Task
 
@@ -86,11 +86,11 @@ def checked_labels(table: pd.DataFrame, task: Task, name: str) -> pd.DataFrame:
     if task.questions and not set(task.question_ids) & set(table.columns):
         raise AnnotationError(
             f"{name}: no column for any of {', '.join(task.question_ids)} (found "
-            f"{', '.join(map(str, table.columns))}): labels of this task are expected"
+            f"{plain(', '.join(map(str, table.columns))):.500}): labels of this task are expected"
         )
     if table[POST_ID].duplicated().any():
-        twice = table.loc[table[POST_ID].duplicated(), POST_ID].iloc[0]
-        raise AnnotationError(f"{name}: post {twice!r} stands there twice; one row per post is expected")
+        where = _row(table, table[POST_ID].duplicated().to_numpy())
+        raise AnnotationError(f"{name}: {where} stands there twice; one row per post is expected")
     columns: dict[str, Any] = {}
     for question in task.questions:
         cells: Any = table[question.id] if question.id in table else pd.Series(pd.NA, index=table.index)
@@ -103,9 +103,16 @@ def checked_labels(table: pd.DataFrame, task: Task, name: str) -> pd.DataFrame:
         wrong = ~column.isna() & ~np.isin(column.to_numpy(np.int64, na_value=0), range(len(question.classes)))
         if wrong.any():
             found, last = column[wrong][0], len(question.classes) - 1
-            raise AnnotationError(f"{name}: question {question.id}: {found} is no class index of 0 to {last}")
+            where = _row(table, wrong)
+            raise AnnotationError(f"{name}: {where} question {question.id}: {found} is no class index of 0 to {last}")
         columns[question.id] = column
     return pd.DataFrame(columns, index=pd.Index(table[POST_ID], name=POST_ID))
+
+
+def _row(table: pd.DataFrame, marked: np.ndarray) -> str:
+    """The first marked row, counted from 1, and its post."""
+    place = int(np.flatnonzero(marked)[0])
+    return f"row {place + 1}, post {table[POST_ID].iloc[place]!r},"
 
 
 def _joined(gold: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:

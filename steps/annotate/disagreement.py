@@ -6,7 +6,6 @@ the model gives to the label under suspicion. Source: Northcutt et al., "Confide
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping
@@ -20,10 +19,12 @@ import pandas as pd
 
 from model.columns import answer_column, probability_column
 from model.errors import AnnotationError
+from model.files import write_whole
 from model.schema import IMAGES, POST_ID, ROOT, TEXT, TITLE
 from model.task import Question, Task
 from steps.annotate.agreement import checked_labels
-from steps.tables import rows_of, tell_unmatched
+from steps.ingest.rows import csv_text
+from steps.tables import NoMatchError, rows_of, tell_unmatched
 
 #: Of a queue beside its posts' columns.
 SCORE, DISPUTED = "score", "disputed"
@@ -42,13 +43,19 @@ def disagreements(tables: Mapping[str, pd.DataFrame], task: Task) -> pd.DataFram
 
     Raises:
         AnnotationError: a table holds a post twice, or a label that is no class of its question.
+        NoMatchError: no post of a table is in any other, or no question of any has two answers.
     """
     if len(tables) < 2:
         raise ValueError(f"two or more label tables are needed, found {len(tables)}")
     by_post = {name: checked_labels(table, task, name) for name, table in tables.items()}
+    for name, table in by_post.items():
+        others = [other for other in by_post if other != name]
+        known = {post for other in others for post in by_post[other].index}
+        tell_unmatched(table.index, known, f"labels {name}", f"the posts of {', '.join(others)}")
     posts = list(dict.fromkeys(post for table in by_post.values() for post in table.index))
     columns: dict[str, Any] = {}
     agree_QN = []
+    compared = 0
     for question in task.questions:
         classes = {name: _classes(table, question, posts) for name, table in by_post.items()}
         for name, found in classes.items():
@@ -60,7 +67,13 @@ def disagreements(tables: Mapping[str, pd.DataFrame], task: Task) -> pd.DataFram
                 both_N = (class_AN[one] >= 0) & (class_AN[other] >= 0)
                 pairs_N += both_N
                 same_N += both_N & (class_AN[one] == class_AN[other])
+        compared += int(pairs_N.sum())
         agree_QN.append(np.divide(same_N, pairs_N, out=np.ones(len(posts)), where=pairs_N > 0))
+    if task.questions and not compared:
+        raise NoMatchError(
+            f"labels {', '.join(tables)}: no post has two answers to a question of task {task.name}: nothing can be "
+            "compared. Give labels of the same posts and questions"
+        )
     return _ranked(posts, agree_QN, [agree < 1 for agree in agree_QN], columns, task)
 
 
@@ -140,14 +153,12 @@ def write_csv(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, path: Path) 
     """The queue with the posts' own columns, and an empty column per question for people's answers."""
     own = rows_of(posts, queue[POST_ID].tolist(), "posts")
     table = queue.reset_index(drop=True).join(own[[TITLE, TEXT, IMAGES]])
-    for column in (TITLE, TEXT):  # people's own words: a spreadsheet would run one that begins as a formula
-        table[column] = ["'" + text if text[:1] in ("=", "+", "-", "@", "\t") else text for text in table[column]]
     table[IMAGES] = [
         " ".join(os.path.join(root, name) for name in names) for root, names in zip(own[ROOT], own[IMAGES], strict=True)
     ]
     for question in task.questions:
         table[question.id] = ""
-    table.to_csv(path, index=False, quoting=csv.QUOTE_MINIMAL)
+    write_whole(path, csv_text(table))
 
 
 def write_label_studio(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, path: Path, root: Path) -> None:
@@ -165,7 +176,7 @@ def write_label_studio(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, pat
         images = [f"/data/local-files/?d={quote(path)}" for path in paths]
         data = {POST_ID: row[POST_ID], TITLE: post[TITLE], TEXT: post[TEXT], IMAGES: images, "said": "\n".join(said)}
         tasks.append({"data": data})
-    path.write_text(json.dumps(tasks, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_whole(path, json.dumps(tasks, ensure_ascii=False, indent=1))
     lines = ["<View>", f'  <Header value="${TITLE}"/>', f'  <Text name="post" value="${TEXT}"/>']
     lines += [f'  <Image name="album" valueList="${IMAGES}"/>', '  <Text name="said" value="$said"/>']
     for question in task.questions:
@@ -173,4 +184,4 @@ def write_label_studio(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, pat
         lines.append(f'  <Choices name="{question.id}" toName="post" choice="single">')
         lines += [f"    <Choice value={quoteattr(name)}/>" for name in question.classes]
         lines.append("  </Choices>")
-    path.with_suffix(".xml").write_text("\n".join([*lines, "</View>", ""]), encoding="utf-8")
+    write_whole(path.with_suffix(".xml"), "\n".join([*lines, "</View>", ""]))

@@ -8,9 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -19,14 +23,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model import post
-from model.errors import ManifestError
+from model.errors import ManifestError, plain
 from model.schema import POST_ID
+
+logger = logging.getLogger(__name__)
 
 #: A row: its 1-based number in the file (of JSON Lines the line), and its cells.
 Numbered = tuple[int, dict[str, Any]]
 #: Rows, and the names of all columns of the file.
 _Read = tuple[list[Numbered], list[str]]
 _R = TypeVar("_R", bound=post.Row)
+
+#: A cell that a spreadsheet would run as a formula, or take for one that was made harmless.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+#: A Parquet file of more rows than this must hold a bit for each of them at least: ids that differ need more.
+_ROWS_OF_NO_BITS = 100_000
 
 
 def is_url(source: str | Path) -> bool:
@@ -80,18 +91,21 @@ def read_rows(
     what: str = "manifest",
     *,
     text: bool = False,
+    grows: bool = False,
 ) -> _Read:
     """All rows, of each the named columns that it has; and the names of all columns in the file.
 
     Args:
         what: the file is, for the messages.
         text: CSV is read, too; its cells are text (see `model.post.parse`), an empty one is absent.
+        grows: lines are added to the file: a last one that was cut off is left out, with a word.
 
     Raises:
         ManifestError: the file cannot be read, holds no row, two columns of one name, or lacks a required column.
     """
     readers: dict[str, Callable[[IO[bytes], Collection[str]], _Read]]
-    readers = {".jsonl": _read_jsonl, ".json": _read_jsonl, ".parquet": _read_parquet}
+    read_lines = partial(_read_jsonl, grows=grows)
+    readers = {".jsonl": read_lines, ".json": read_lines, ".parquet": _read_parquet}
     if text:
         readers[".csv"] = _read_csv
     suffix = Path(str(source)).suffix
@@ -108,17 +122,23 @@ def read_rows(
 def _require(columns: Collection[str], found: Collection[str], where: str, remedy: str) -> None:
     for column in columns:
         if column not in found:
-            raise ManifestError(f"{where}: no column {column!r} (found {', '.join(found)}); {remedy}")
+            names = plain(", ".join(found))
+            raise ManifestError(f"{where}: no column {column!r} (found {names:.500}); {remedy}")
 
 
-def checked_rows(source: str | Path, row: type[_R], what: str, required: Collection[str]) -> list[tuple[int, _R]]:
+def checked_rows(
+    source: str | Path, row: type[_R], what: str, required: Collection[str], *, grows: bool = False
+) -> list[tuple[int, _R]]:
     """The rows of a table that is right as a whole, or not used.
+
+    Args:
+        grows: as of `read_rows`.
 
     Raises:
         ManifestError: as `read_rows`; or a cell is not what its column holds.
     """
     checked = []
-    for number, cells in read_rows(source, post.columns_of(row), required, what, text=True)[0]:
+    for number, cells in read_rows(source, post.columns_of(row), required, what, text=True, grows=grows)[0]:
         parsed, faults = post.parse(row, cells, text=is_csv(source))
         if parsed is None:
             raise ManifestError(f"{what} {source}:{number}: {'; '.join(faults)}: correct or remove the row")
@@ -146,6 +166,13 @@ def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) 
         raise ManifestError(f"{what} {source}:{number + 1}: {POST_ID}: {frame[POST_ID].iloc[number]!r} is no id")
     frame[POST_ID] = pd.Series(ids, index=frame.index, dtype="str")
     return frame
+
+
+def refuse_input(out: Path, *inputs: Path | None) -> None:
+    """Raises: ManifestError where `out` is one of the files that are read, by whatever name."""
+    for path in inputs:
+        if path is not None and out.exists() and path.exists() and out.samefile(path):
+            raise ManifestError(f"{out}: is the file {path}, which is read: give another name for what is written")
 
 
 # --- the formats --------------------------------------------------------------------------------------------
@@ -197,7 +224,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value, write null")
 
 
-def _read_jsonl(file: IO[bytes], columns: Collection[str]) -> _Read:
+def _read_jsonl(file: IO[bytes], columns: Collection[str], grows: bool = False) -> _Read:
     rows: list[Numbered] = []
     found: dict[str, None] = {}
     for number, line in enumerate(file, start=1):
@@ -208,6 +235,9 @@ def _read_jsonl(file: IO[bytes], columns: Collection[str]) -> _Read:
         try:
             row = json_object(line)
         except ValueError as error:
+            if grows and not line.endswith(b"\n"):
+                logger.warning("%s:%d: the last line was cut off and is left out", file.name, number)
+                break
             raise _FileError(
                 f":{number}: {error}; each line must hold one JSON object: correct or remove the line"
             ) from error
@@ -225,8 +255,16 @@ def _as_parquet() -> Iterator[None]:
 
 
 def _parquet(file: IO[bytes]) -> pq.ParquetFile:
+    n_bytes = file.seek(0, io.SEEK_END)
+    file.seek(0)
     with _as_parquet():
         parquet = pq.ParquetFile(file)
+    n_rows = parquet.metadata.num_rows
+    if n_rows > max(_ROWS_OF_NO_BITS, 8 * n_bytes):
+        raise _FileError(
+            f": claims {n_rows:,} rows in {n_bytes:,} bytes, less than a bit for each: that is no table of posts, and "
+            "would fill the memory; make the file again"
+        )
     _refuse_twice(parquet.schema_arrow.names)
     return parquet
 
@@ -239,7 +277,18 @@ def _read_parquet(file: IO[bytes], columns: Collection[str]) -> _Read:
         return list(enumerate(table.to_pylist(), start=1)), found
 
 
+def csv_text(table: pd.DataFrame) -> str:
+    """The table as CSV: a spreadsheet runs none of its texts as a formula, and `read_rows` reads them as they were.
+
+    A text that begins as a formula gets an apostrophe. One that holds a quote, or any character at which a reader may
+    break lines, stands in quotes.
+    """
+    plain = table.map(lambda cell: f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell)
+    return plain.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+
 def _read_csv(file: IO[bytes], columns: Collection[str]) -> _Read:
+    csv.field_size_limit(sys.maxsize)  # of the process; who writes a text of 200,000 characters may read it, too
     try:
         records = list(csv.reader(io.StringIO(file.read().decode("utf-8-sig"), newline=""), strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
@@ -250,7 +299,12 @@ def _read_csv(file: IO[bytes], columns: Collection[str]) -> _Read:
     for number, record in enumerate(body, start=2):  # as a spreadsheet counts
         if len(record) > len(header):
             raise _FileError(f":{number}: {len(record)} cells for {len(header)} columns: are all texts in quotes?")
-        cells = dict(zip(header, record, strict=False))
+        cells = dict(zip(header, map(_as_written, record), strict=False))
         if record:
             rows.append((number, {name: cells[name] for name in columns if cells.get(name, "").strip()}))
     return rows, header
+
+
+def _as_written(cell: str) -> str:
+    """Without the apostrophe of `csv_text`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, AwareDatetime, Field, ValidationError
 
-from model.errors import ManifestError
+from model.errors import ManifestError, plain
 from model.files import write_whole
 from model.post import row_of
 from model.schema import CREATED_AT, IMAGES, LABEL, MANIFEST_COLUMNS, POST_ID, SPLIT, TEST
 from model.strict import Strict
 from model.task import Task
-from steps.ingest.posts import Post, Reject, fingerprint_of, parse_posts, refuse_too_many, split_of
+from steps.ingest.posts import ORIGIN, Post, Reject, fingerprint_of, parse_posts, refuse_too_many, split_of
 from steps.ingest.rows import absolute, checked_rows, is_url, json_object, opened, parent_of
 from steps.settings import IngestSettings, RetrainSettings
 from steps.tables import tell_unmatched
@@ -33,13 +33,21 @@ logger = logging.getLogger(__name__)
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 #: Runs of the past that are kept beside the current one.
 _KEPT = 3
+#: A time that is further ahead than this is a wrong clock's, and tells nothing. One that is less far ahead may be of a
+#: clock that differs, or of a zone that was left out.
+_AHEAD = timedelta(days=1)
+
+
+def is_to_come(time: datetime, now: datetime | None = None) -> bool:
+    """Whether `time` is so far ahead that a clock was wrong."""
+    return time > (now or datetime.now(UTC)) + _AHEAD
 
 
 class Cursor(Strict):
     """How far the last successful retraining of a model read, and what came of it."""
 
     #: The newest post that was read. `watermark` is its name in files of earlier versions.
-    newest: datetime = Field(validation_alias=AliasChoices("newest", "watermark"))
+    newest: AwareDatetime = Field(validation_alias=AliasChoices("newest", "watermark"))
     version: str
     decision: str
 
@@ -49,23 +57,33 @@ def cursor_path(home: Path, model: str) -> Path:
 
 
 def read_cursor(path: Path) -> Cursor | None:
-    """None before the first retraining: then every post is fresh.
+    """None before the first retraining, or where it is still to come: then every post is fresh.
 
     Raises:
-        ManifestError: the file is damaged.
+        ManifestError: the file is damaged, or cannot be read.
     """
     try:
-        return Cursor.model_validate_json(path.read_bytes())
+        cursor = Cursor.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ManifestError(f"retraining cursor {path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         raise ManifestError(
             f"retraining cursor {path}: {error.error_count()} faults: correct it, or delete it to have every post fresh"
         ) from error
+    if is_to_come(cursor.newest):
+        logger.warning(
+            "retraining cursor %s: %s is still to come, so a clock was wrong: every post counts as fresh",
+            path,
+            cursor.newest.isoformat(),
+        )
+        return None
+    return cursor
 
 
 def advance(path: Path, cursor: Cursor) -> None:
-    """Move the cursor forward, in one step; never back."""
+    """Move the cursor forward, in one step; never back, but from a time that is still to come."""
     held = read_cursor(path)
     if held is None or held.newest <= cursor.newest:
         write_whole(path, cursor.model_dump_json(indent=1) + "\n")
@@ -91,41 +109,59 @@ def read_posts(
 ) -> list[Post]:
     """The good posts of a manifest, or of a folder's manifests by their names; a post of several is that of the last.
 
+    A post whose time is still to come is left out, with a word: every later post would count as old after it.
+
     Args:
         columns: of a post and of `task`'s questions, that are read.
         max_reject_share: as `ingest.max_reject_share`, of all rows that were read.
 
     Raises:
-        ManifestError: there is no manifest, or one that cannot be read.
-        RejectsError: too many posts are none: a cell is not what its column holds, a post has no time, or one that is
-            still to come.
+        ManifestError: there is no manifest, or one that cannot be read; the times of most posts are still to come.
+        RejectsError: too many posts are none: a cell is not what its column holds, or a post has no time.
     """
     now = datetime.now(UTC)
 
     def check(post: Post) -> None:
-        time = post[CREATED_AT]
-        if time is None:
+        if post[CREATED_AT] is None:
             raise ValueError(f"{CREATED_AT}: missing; what is fresh is told by it")
-        if time > now:
-            raise ValueError(f"{CREATED_AT}: {time.isoformat()} is still to come: every later post would count as old")
 
     row = row_of(task, columns)
     posts: dict[str, Post] = {}
+    ahead: list[Post] = []
     rejects: list[Reject] = []
     n_rows = 0
     for path in _manifests(source):
         found, broken = parse_posts(path, row, check, required=(POST_ID, CREATED_AT))
         n_rows += len(found) + len(broken)
         rejects += broken
-        posts |= {post[POST_ID]: post for post in found}
+        ahead += [post for post in found if is_to_come(post[CREATED_AT], now)]
+        posts |= {post[POST_ID]: post for post in found if not is_to_come(post[CREATED_AT], now)}
+    _tell_ahead(source, ahead, n_rows, now)
     refuse_too_many(source, rejects, n_rows, max_reject_share, none_left=not posts)
     for reject in rejects:
         logger.warning("manifest %s: row %s (%s) is left out: %s", *reject)
     return list(posts.values())
 
 
+def _tell_ahead(source: str | Path, ahead: list[Post], n_rows: int, now: datetime) -> None:
+    if not ahead:
+        return
+    manifest, row = ahead[0][ORIGIN]
+    said = (
+        f"posts {source}: of {len(ahead):,} of {n_rows:,} posts {CREATED_AT} is still to come, as of {manifest}:{row} "
+        f"({ahead[0][POST_ID]}), {ahead[0][CREATED_AT].isoformat()}"
+    )
+    if 2 * len(ahead) > n_rows:
+        raise ManifestError(f"{said}: is the clock of this machine right? It says {now.isoformat(timespec='seconds')}")
+    logger.warning("%s: left out; a clock was wrong: correct these times", said)
+
+
 def _manifests(source: str | Path) -> list[str]:
-    """The manifests of a folder: its `.jsonl` and `.parquet` files, and each `.json` file of posts; no hidden file."""
+    """The manifests of a folder: its `.jsonl` and `.parquet` files, and each `.json` file of posts.
+
+    What is left out is said, but for folders: hidden files (`._x.jsonl` is a companion that macOS makes of `x.jsonl`),
+    and strangers.
+    """
     if not _is_folder(source):
         return [str(source)]
     if is_url(source):
@@ -134,9 +170,13 @@ def _manifests(source: str | Path) -> list[str]:
         files, folder = url_to_fs(str(source))
         inside = [files.unstrip_protocol(str(path)) for path in files.ls(folder, detail=False)]
     else:
-        inside = [str(path) for path in Path(source).iterdir()]
-    named = [path for path in sorted(inside) if not Path(path).name.startswith(".")]
-    found = [path for path in named if path.lower().endswith(_SUFFIXES) and _holds_posts(path)]
+        inside = [str(path) for path in Path(source).iterdir() if not path.is_dir()]
+    named = [
+        path for path in sorted(inside) if not Path(path).name.startswith(".") and path.lower().endswith(_SUFFIXES)
+    ]
+    if strangers := sorted(Path(path).name for path in set(inside) - set(named)):
+        logger.warning("%s: not read, no manifests by their names: %s", source, plain(", ".join(strangers)))
+    found = [path for path in named if _holds_posts(path)]
     if not found:
         raise ManifestError(f"posts {source}: the folder holds no {', '.join(_SUFFIXES)}: put manifests there")
     return found
@@ -153,7 +193,7 @@ def _holds_posts(path: str) -> bool:
     except ValueError:
         holds = False
     if not holds:
-        logger.warning("%s: ignored, its first line is no post", path)
+        logger.warning("%s: ignored, its first line is no post", plain(path))
     return holds
 
 
@@ -188,7 +228,9 @@ def too_little(
 
 @dataclass(frozen=True)
 class Selection:
-    """rows: of the run's manifest, each with its split. since: fresh posts are newer; None: all are. newest: of all."""
+    """rows: of the run's manifest, each with its split. since: fresh posts are newer; None: all are. newest: of all
+    that are not ahead of the clock.
+    """
 
     rows: list[Post]
     since: datetime | None
@@ -217,7 +259,8 @@ def select(
         NoMatchError: there are labels, and none is of a post.
     """
     tell_unmatched(labels, {post[POST_ID] for post in posts}, "labels", "the posts")
-    newest = max(post[CREATED_AT] for post in posts)
+    now = datetime.now(UTC)
+    newest = max((post[CREATED_AT] for post in posts if post[CREATED_AT] <= now), default=now)
     window, tested = (newest - timedelta(days=days) for days in (settings.window_days, settings.test_days))
     kept: list[Post] = []
     older: list[Post] = []
@@ -291,5 +334,9 @@ def begin(selection: Selection, root: str | Path, champion: str | None, folder: 
             champion=champion,
         )
         write_whole(kept, made.model_dump_json(indent=1))
+    try:
+        run = Run.model_validate_json(kept.read_bytes())
+    except ValidationError as error:
+        raise ManifestError(f"{kept}: {error.error_count()} faults: remove it to begin this retraining anew") from error
     # images may have changed since: the champion is kept, their fingerprint is not
-    return Run.model_validate_json(kept.read_bytes()).model_copy(update={"fingerprint": fingerprint})
+    return run.model_copy(update={"fingerprint": fingerprint})

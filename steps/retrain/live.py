@@ -7,9 +7,10 @@ twice the newest row counts. A row whose `error` says why the post has no score 
 
 from __future__ import annotations
 
+import logging
 import socket
 from dataclasses import dataclass
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -22,9 +23,11 @@ from model.post import Expects, PostId, Row, Time
 from model.schema import POST_ID
 from steps.ingest.rows import checked_rows
 from steps.notify import send
-from steps.retrain.fresh import read_labels
+from steps.retrain.fresh import is_to_come, read_labels
 from steps.settings import NotifySettings, RetrainSettings
 from steps.tables import tell_unmatched
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = (POST_ID, SCORE, DECISION, MODEL_VERSION, SCORED_AT)
 LEVEL = 0.95
@@ -115,18 +118,31 @@ class ScoredPost(Row):
 def read_scores(path: Path) -> pd.DataFrame:
     """The table of scored posts, `model_version` as text, one row per post and version.
 
+    Left out, with a word: a row whose `scored_at` is still to come, which would be the newest for ever, and a last line
+    that was cut off.
+
     Raises:
         ManifestError: the file cannot be read, or a row breaks the rules above.
     """
-    scored = []
-    for number, row in checked_rows(path, ScoredPost, "scores", COLUMNS):
+    now = datetime.now(UTC)
+    scored, ahead = [], []
+    for number, row in checked_rows(path, ScoredPost, "scores", COLUMNS, grows=True):
         for column, cell, expected in ((SCORE, row.score, _PROBABILITY), (DECISION, row.decision, _BOOLEAN)):
             if cell is None and row.error is None:
                 raise ManifestError(
                     f"scores {path}:{number}: {column}: missing; {expected} is expected: correct or remove the row"
                 )
-        if row.error is None:
+        if is_to_come(row.scored_at, now):
+            ahead.append(f"{path}:{number}: {row.scored_at.isoformat()}")
+        elif row.error is None:
             scored.append(dict(row))
+    if ahead:
+        logger.warning(
+            "scores: of %d rows %s is still to come, so a clock was wrong: they are left out (%s)",
+            len(ahead),
+            SCORED_AT,
+            ahead[0],
+        )
     table = pd.DataFrame(scored, columns=list(COLUMNS)).astype({MODEL_VERSION: "str", SCORED_AT: "datetime64[us, UTC]"})
     return table.sort_values(SCORED_AT, kind="stable").drop_duplicates([POST_ID, MODEL_VERSION], keep="last")
 

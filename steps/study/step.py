@@ -12,6 +12,7 @@ from zenml.types import HTMLString
 
 from materializers.directory import ShardDirectory
 from model.data import Shards
+from model.files import replacing
 from model.settings import BackboneSettings, TrainSettings
 from model.task import Task
 from steps import recipe
@@ -47,7 +48,8 @@ def study(
     work.mkdir(parents=True, exist_ok=True)
     # named by its content: a study of other labels at the same time must not take their place
     annotated = work / f"labels-{recipe.table_digest(labels)[:16]}.parquet"
-    labels.to_parquet(annotated, index=False)
+    with replacing(annotated) as part:
+        labels.to_parquet(part, index=False)
     inputs = Inputs(
         shards=shards.path,
         labels=annotated,

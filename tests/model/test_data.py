@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from model.data import FRAMES, TEXT_IDS, Batches, PostDataset, Shards, ShardWriter, class_labels
-from model.errors import CheckpointError
+from model.errors import CheckpointError, DiskError
 from model.schema import NO_LABEL
 from model.settings import BackboneSettings, SequenceSettings
+from tests.support.disk import files_end_at
 from tests.support.tiny import TASK, network, train_settings
 
 SEQUENCE = SequenceSettings(frames=2, image_size=8, max_text_tokens=4, max_tokens=8)
@@ -34,12 +35,32 @@ def test_images_come_back_by_their_numbers_from_any_number_of_files(tmp_path: Pa
     assert shards.images([6]).shape == (1, 8, 8, 3)
 
 
-def test_what_was_written_before_a_failure_is_no_shard_directory(tmp_path: Path) -> None:
+def test_what_was_written_before_a_failure_is_gone(tmp_path: Path) -> None:
     with suppress(ZeroDivisionError), ShardWriter(tmp_path, SEQUENCE, "tok", images_per_file=1) as writer:
         writer.add(image(0))
+        writer.add_posts(pd.DataFrame({"post_id": ["a"], FRAMES: [[0]], TEXT_IDS: [[1]]}))
         writer.add(image(1 // 0))
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(CheckpointError, match=r"no shards\.json; run the preprocess step again"):
         Shards(tmp_path)
+
+
+@pytest.mark.parametrize("room", [100, 500, 100_000], ids=["images", "last images, as their file is closed", "posts"])
+def test_a_full_disk_is_one_message_and_leaves_no_shards(room: int, tmp_path: Path) -> None:
+    posts = pd.DataFrame({"post_id": ["a"], FRAMES: [[0]], TEXT_IDS: [np.arange(room) * 7919 % 10**9]})
+
+    def write() -> None:
+        with ShardWriter(tmp_path, SEQUENCE, "tok") as writer:
+            writer.add(image(0))
+            writer.add(image(1))
+            writer.add_posts(posts)
+
+    with (
+        files_end_at(room),
+        pytest.raises(DiskError, match=rf"^{tmp_path}: cannot be written: File too large; [\d,]+ b"),
+    ):
+        write()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_label_is_no_label() -> None:

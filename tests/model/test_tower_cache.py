@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import errno
 import logging
-from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from model import tower_cache
 from model.agentps import normalize
 from model.data import Shards
 from model.settings import BackboneSettings
+from tests.support.disk import files_end_at, small_disk
 from tests.support.tiny import network, train_settings
 
 ALWAYS_PAYS = 1e9  # reads of an image: so many that any measurement says so
@@ -65,9 +66,8 @@ def test_a_cache_that_the_disk_has_no_room_for_is_not_made(
 ) -> None:
     model, _, _ = network(tiny_backbone, tiny_shards, train_settings())
     size = 5 * 16 * 64 * 4  # images, patches of 8 x 8 pixels, width, bytes of a float32
-    usage = namedtuple("usage", "free")
     for free, made in ((2 * size, False), (2 * size + 2, True)):
-        monkeypatch.setattr(tower_cache.shutil, "disk_usage", lambda _, free=free: usage(free))
+        monkeypatch.setattr(tower_cache, "free_bytes", lambda _, free=free: free)
         cache = tower_cache.tower_cache(model, tiny_shards, np.arange(5), tmp_path / "states", ALWAYS_PAYS)
         assert (cache is not None) == made
 
@@ -76,3 +76,58 @@ def test_how_often_images_are_read_is_counted_by_post(tiny_backbone: BackboneSet
     _, _, batches = network(tiny_backbone, tiny_shards, train_settings())
     numbers, reads = batches.images(np.array([0, 3, 3]))  # posts of one and of four images
     assert (len(numbers), reads) == (5, 1 + 4 + 4)
+
+
+SIZE = 5 * 16 * 64 * 4  # images, patches of 8 x 8 pixels, width, bytes of a float32
+
+
+def test_on_a_full_disk_the_states_are_computed_and_the_process_lives(
+    tiny_backbone: BackboneSettings,
+    tiny_shards: Shards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A write to a mapped file without room is SIGBUS. What is free may be gone a moment later."""
+    model, _, _ = network(tiny_backbone, tiny_shards, train_settings())
+    monkeypatch.setattr(tower_cache, "_CHUNK", 2)  # the sample fits, the rest does not
+    with small_disk(tmp_path / "disk", "16k") as disk:
+        real = tower_cache.free_bytes(disk)
+        answers = iter([10 * SIZE])
+        monkeypatch.setattr(tower_cache, "free_bytes", lambda _: next(answers, real))
+        assert tower_cache.tower_cache(model, tiny_shards, np.arange(5), disk / "states", ALWAYS_PAYS) is None
+        assert list(disk.iterdir()) == []
+    assert f"disk/states: the tower's states would take {SIZE:,} bytes, 16,384 are free (No space left" in caplog.text
+
+
+def test_where_the_file_may_not_be_so_long_the_states_are_computed(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, _, _ = network(tiny_backbone, tiny_shards, train_settings())
+    with files_end_at(SIZE - 1):
+        assert tower_cache.tower_cache(model, tiny_shards, np.arange(5), tmp_path / "states", ALWAYS_PAYS) is None
+    assert "(File too large): they are computed as they are needed" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [AttributeError(), OSError(errno.EOPNOTSUPP, "no")], ids=["system", "file system"])
+def test_where_no_room_can_be_taken_ahead_it_is_written(
+    error: Exception,
+    tiny_backbone: BackboneSettings,
+    tiny_shards: Shards,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: int) -> None:
+        raise error
+
+    monkeypatch.setattr(tower_cache.os, "posix_fallocate", refuse)
+    monkeypatch.setattr(tower_cache, "_CHUNK", 2)
+    model, _, _ = network(tiny_backbone, tiny_shards, train_settings())
+    numbers = np.array([1, 2, 3, 5, 8])
+    cache = tower_cache.tower_cache(model, tiny_shards, numbers, tmp_path / "states", ALWAYS_PAYS)
+    assert cache is not None
+    status = (tmp_path / "states").stat()
+    assert status.st_blocks * 512 >= status.st_size == SIZE, "no hole"
+    expected = model.tower_states(normalize(tiny_shards.images(numbers)))
+    torch.testing.assert_close(cache[numbers], expected, rtol=0, atol=1e-5)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import signal
+import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,9 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from model.errors import ConfigError, ManifestError
+from model.errors import ConfigError, DiskError, ManifestError
 from scoring.table import score_new
 from steps.retrain.live import read_scores
+from tests.support.disk import files_end_at
+
+pytestmark = pytest.mark.usefixtures("agentps_home")  # which holds the locks
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 POSTS = pd.DataFrame({"post_id": ["a", "b", "c"], "images": [["1"], ["2"], ["3"]]})
@@ -82,3 +90,139 @@ def test_a_version_without_that_threshold_is_told_before_anything_is_written(tmp
     with pytest.raises(ConfigError, match=r"no threshold for 60 % precision \(it has decision_p80\)"):
         score_new(Stub(), "7", POSTS, tmp_path / "scores.jsonl", 60, NOW)  # type: ignore[arg-type]
     assert not (tmp_path / "scores.jsonl").exists()
+
+
+# --- a disk that is full, a process that is killed ---------------------------------------------------------
+
+MANY = pd.DataFrame({"post_id": [f"p{k}" for k in range(600)], "images": [["1"]] * 600})
+
+
+def ids(table: Path) -> list[str]:
+    return [json.loads(line)["post_id"] for line in table.read_text().splitlines()]
+
+
+def test_a_full_disk_keeps_whole_chunks_only_and_the_next_call_scores_the_rest(tmp_path: Path) -> None:
+    """The first 256 posts fit, and fifteen and a half lines of the next."""
+    table, whole = tmp_path / "scores.jsonl", tmp_path / "whole.jsonl"
+    score(Stub(), whole, MANY)
+    lines = whole.read_bytes().splitlines(keepends=True)
+    room = sum(map(len, lines[: 256 + 15])) + len(lines[256 + 15]) // 2
+    expected = rf"^{table}: cannot be written: File too large; [\d,]+ bytes are free there: make room"
+    with files_end_at(room), pytest.raises(DiskError, match=expected):
+        score(Stub(), table, MANY)
+    assert table.read_bytes() == b"".join(lines[:256])
+    again = Stub()
+    assert score(again, table, MANY) == (344, 344, [], 256)
+    assert again.asked == MANY["post_id"].tolist()[256:]
+    assert table.read_bytes() == whole.read_bytes()
+
+
+def test_where_the_table_cannot_be_there_at_all_that_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match=r"file/scores\.jsonl: cannot be written: File exists; name a place"):
+        score(Stub(), tmp_path / "file" / "scores.jsonl")
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(ManifestError, match=r"scores .*folder\.jsonl: cannot be read: Is a directory"):
+        score(Stub(), tmp_path / "folder.jsonl")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+@pytest.mark.parametrize("cut", [1, 7, 40, -1])
+def test_a_last_line_that_was_cut_off_is_dropped_and_its_post_scored_again(
+    kept: int, cut: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`cut`: so many of its bytes are there. -1: all but the newline, so the line is whole."""
+    table = tmp_path / "scores.jsonl"
+    score(Stub(), table)
+    whole = table.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    table.write_bytes(b"".join(lines[:kept]) + lines[kept][:cut])
+    if kept:
+        with caplog.at_level(logging.WARNING):
+            assert read_scores(table)["post_id"].tolist() == ["a", "b", "c"][: kept + (cut < 0)]
+        assert (f"{table}:{kept + 1}: the last line was cut off" in caplog.text) == (cut > 0)
+    again = Stub()
+    with caplog.at_level(logging.WARNING):
+        score(again, table)
+    assert again.asked == ["a", "b", "c"][kept + (cut < 0) :]
+    assert table.read_bytes() == whole
+    assert ("cut off: it is dropped, and its post scored again" in caplog.text) == (cut > 0)
+
+
+def test_a_line_that_was_cut_off_in_the_middle_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "scores.jsonl"
+    score(Stub(), table)
+    lines = table.read_bytes().splitlines(keepends=True)
+    table.write_bytes(lines[0] + lines[1][:30] + lines[2])
+    before = table.read_bytes()
+    for read in (lambda: read_scores(table), lambda: score(Stub(), table)):
+        with pytest.raises(ManifestError, match=rf"scores {table}:2: not JSON: .*correct or remove the line"):
+            read()
+    assert table.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ['{\n "mine": 1\n}', '{"a": 1}\n{"b": ', "post_id,score", '{"mine": '])
+def test_a_file_of_somebody_else_is_not_cut(content: str, tmp_path: Path) -> None:
+    table = tmp_path / "mine.json"
+    table.write_text(content)
+    with pytest.raises(ManifestError):
+        score(Stub(), table)
+    assert table.read_text() == content
+
+
+class Slow(Stub):
+    def score(self, posts: pd.DataFrame) -> pd.DataFrame:
+        time.sleep(0.05)
+        return super().score(posts)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_killed_in_the_middle_and_begun_again_the_table_is_that_of_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, whole = tmp_path / "scores.jsonl", tmp_path / "whole.jsonl"
+    score(Stub(), whole, MANY)
+    monkeypatch.setattr("scoring.table._CHUNK", 20)
+    process = os.fork()  # a new interpreter would import for longer than it scores
+    if not process:
+        score(Slow(), table, MANY)
+        os._exit(0)
+    deadline = time.monotonic() + 120
+    while not table.exists() or not table.stat().st_size:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process, signal.SIGKILL)
+    assert os.waitpid(process, 0)[1] == signal.SIGKILL
+    kept = ids(table)
+    assert 0 < len(kept) < len(MANY)
+    again = Stub()
+    score(again, table, MANY)
+    assert again.asked == MANY["post_id"].tolist()[len(kept) :], "nothing twice, nothing left out"
+    assert table.read_bytes() == whole.read_bytes()
+
+
+def test_two_calls_at_once_score_no_post_twice(tmp_path: Path) -> None:
+    table, scorers = tmp_path / "scores.jsonl", [Stub(), Stub()]
+    threads = [threading.Thread(target=score, args=(scorer, table, MANY)) for scorer in scorers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(scorers[0].asked + scorers[1].asked) == sorted(MANY["post_id"])
+    assert sorted(ids(table)) == sorted(MANY["post_id"])
+
+
+def test_a_row_that_is_still_to_come_tells_nothing_and_its_post_is_scored_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One start with a clock of 2099 would keep its rows the newest for ever."""
+    table = tmp_path / "scores.jsonl"
+    score_new(Stub(), "7", POSTS[:2], table, 80, datetime(2099, 1, 1, tzinfo=UTC))  # type: ignore[arg-type]
+    again = Stub()
+    assert score(again, table) == (3, 3, [], 0)
+    assert again.asked == ["a", "b", "c"]
+    assert f"of 2 rows scored_at is still to come, so a clock was wrong: they are left out ({table}:1: 2099-01-01" in (
+        caplog.text
+    )
+    assert set(read_scores(table)["scored_at"]) == {pd.Timestamp(NOW)}
+    assert score(Stub(), table) == (0, 0, [], 3)

@@ -19,6 +19,7 @@ from infra.schedule.run import run_due
 from model.errors import ScheduleError
 from steps.paths import REPOSITORY
 from tests.infra.schedule.stand_ins import PYTHON, Machine, at, job
+from tests.support.disk import files_end_at
 
 
 def test_a_due_time_runs_the_literal_command_in_the_repository_and_keeps_its_output(scheduled: Machine) -> None:
@@ -54,9 +55,76 @@ def test_missed_runs_are_caught_up_once(scheduled: Machine) -> None:
     assert scheduled.runs == 3
 
 
+def covered(machine: Machine) -> datetime:
+    progress = Files(machine.home).read_progress()
+    assert progress is not None
+    return progress.covered
+
+
+def test_a_start_of_a_wrong_clock_does_not_end_the_schedule_until_then(scheduled: Machine) -> None:
+    """One start dated 2099 kept it from running for 73 years, with exit code 0."""
+    run_due(scheduled.home, datetime(2099, 1, 1, tzinfo=UTC))
+    assert scheduled.runs == 1
+    said = run_due(scheduled.home, at(24, 2, 37))
+    assert "the next time is 2026-11-24 03:00" in said.line
+    assert said.undelivered == [
+        f"{Files(scheduled.home).progress}, how far the schedule has come: 2099-01-01T00:00:00+00:00 is still to come: "
+        "its times count from now on"
+    ]
+    assert covered(scheduled) == at(24, 2, 37)
+    assert run_due(scheduled.home, at(24, 3)).undelivered == [], "said once"
+    assert scheduled.runs == 2
+
+
+@pytest.mark.parametrize("state", [None, "", "{", '{"covered": "2026-11-23T12:00:00"}'])
+def test_a_state_that_cannot_be_read_does_not_end_the_schedule_either(state: str | None, scheduled: Machine) -> None:
+    """Each start took all times up to then as done, and kept no word of it."""
+    path = Files(scheduled.home).progress
+    path.unlink() if state is None else path.write_text(state)
+    assert "it cannot be read: its times count from now on" in run_due(scheduled.home, at(24, 2)).undelivered[0]
+    assert run_due(scheduled.home, at(24, 3)).undelivered == []
+    assert scheduled.runs == 1
+
+
+def test_a_clock_that_is_set_back_by_minutes_runs_no_time_twice(scheduled: Machine) -> None:
+    run_due(scheduled.home, at(24, 3))
+    for minute in (-4, -1, 0, 1):
+        assert run_due(scheduled.home, at(24, 3) + timedelta(minutes=minute)).undelivered == []
+    assert scheduled.runs == 1
+
+
+def test_a_full_disk_is_a_failed_run_that_a_person_is_told_of(machine: Machine, tmp_path: Path) -> None:
+    machine.with_cron()
+    machine.zenml("true")
+    told = tmp_path / "told"
+    machine.script("tell", f'cat >> "{told}"')
+    config = tmp_path / "mine.yaml"
+    config.write_text(yaml.safe_dump({"notify": {"command": str(machine.bin / "tell")}}))
+    install(job(config=config), machine.home, at(23, 12))
+    with files_end_at(10):
+        outcome = run_due(machine.home, at(24, 3))
+    assert outcome.code == 127
+    assert "state.json: cannot be written: File too large; " in outcome.line
+    assert machine.runs == 0
+    assert "succeeded" in run_due(machine.home, at(24, 3, 37)).line, "there is room again: the same time is run"
+
+
 def test_only_the_user_can_read_the_job_which_may_hold_a_webhooks_secret(scheduled: Machine) -> None:
     files = Files(scheduled.home)
     assert [path.stat().st_mode & 0o777 for path in (files.job, files.progress)] == [0o600, 0o600]
+
+
+def test_variables_that_others_can_read_are_told_in_the_log(scheduled: Machine) -> None:
+    variables = scheduled.home / "schedule.env"
+    for day, mode in ((24, 0o644), (25, 0o600)):
+        variables.write_text("OPENAI_API_KEY=k\n")
+        variables.chmod(mode)
+        run_due(scheduled.home, at(day, 3))
+    loud, quiet = scheduled.logs
+    assert (
+        f"warning: other users of this machine may read the keys in {variables}: run `chmod 600 '{variables}'`" in loud
+    )
+    assert "warning" not in quiet
 
 
 def test_a_new_schedule_does_not_catch_up_what_was_before_it(scheduled: Machine) -> None:

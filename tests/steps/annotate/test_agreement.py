@@ -202,7 +202,7 @@ def test_a_floor_of_an_unknown_question_is_named() -> None:
 
 def test_a_post_that_stands_twice_and_a_class_that_is_none_are_named() -> None:
     labels, _ = measured()
-    with pytest.raises(AnnotationError, match="gold: post 'a' stands there twice"):
+    with pytest.raises(AnnotationError, match=r"gold: row \d, post 'a', stands there twice"):
         agreement(pd.concat([labels, labels]), labels, TASK)
-    with pytest.raises(AnnotationError, match="labels: question three: 3 is no class index of 0 to 2"):
+    with pytest.raises(AnnotationError, match="labels: row 1, post 'a', question three: 3 is no class index of 0 to 2"):
         agreement(labels, labels.assign(three=3), TASK)

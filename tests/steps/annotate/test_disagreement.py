@@ -15,6 +15,7 @@ import pytest
 from model.errors import AnnotationError
 from steps.annotate.disagreement import disagreements, doubtful, write_csv, write_label_studio
 from steps.annotate.gold import read_answers
+from steps.tables import NoMatchError
 from tests.support.tasks import QUEUE as TASK
 
 
@@ -54,6 +55,20 @@ def test_posts_are_ranked_by_how_few_pairs_of_annotators_agree() -> None:
 def test_a_post_of_one_table_only_and_a_question_without_a_column_dispute_nothing() -> None:
     found = disagreements({"one": labels(ugc=[0, 1]), "two": labels(ugc=[0])}, TASK)
     assert found.empty
+
+
+def test_tables_that_have_nothing_in_common_are_an_error_and_not_no_disagreement() -> None:
+    """Two tables of other posts said that nothing is disputed."""
+    ours, theirs = labels(ugc=[0, 1], kind=[0, 1]), labels(ugc=[1, 0], kind=[0, 1])
+    others = theirs.assign(post_id=["x0", "x1"])
+    with pytest.raises(
+        NoMatchError, match="labels one: none of its 2 posts is among the posts of two: found 'p0', 'p1'"
+    ):
+        disagreements({"one": ours, "two": others}, TASK)
+    with pytest.raises(NoMatchError, match="labels two: none of its 2 posts is among the posts of one, three"):
+        disagreements({"one": ours, "two": others, "three": theirs}, TASK)
+    with pytest.raises(NoMatchError, match="labels one, two: no post has two answers to a question of task"):
+        disagreements({"one": ours.drop(columns="kind"), "two": theirs.drop(columns="ugc")}, TASK)
 
 
 def test_a_model_doubts_the_labels_that_it_finds_least_probable() -> None:
@@ -120,8 +135,8 @@ def test_tables_of_another_form_are_named() -> None:
     )
     for wrong, message in (
         (good.assign(ugc=["yes", "no"]), "one: question ugc: .*whole numbers are expected"),
-        (good.assign(kind=[0, 3]), "one: question kind: 3 is no class index of 0 to 2"),
-        (good.assign(post_id="p0"), "one: post 'p0' stands there twice"),
+        (good.assign(kind=[0, 3]), "one: row 2, post 'p1', question kind: 3 is no class index of 0 to 2"),
+        (good.assign(post_id="p0"), "one: row 2, post 'p0', stands there twice"),
     ):
         with pytest.raises(AnnotationError, match=message):
             disagreements({"one": wrong, "two": good}, TASK)

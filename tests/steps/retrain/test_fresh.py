@@ -142,7 +142,6 @@ def test_a_folder_is_read_by_name_and_the_last_row_of_a_post_counts(tmp_path: Pa
     [
         (None, r"row 2 \(p2\): created_at: missing; what is fresh is told by it"),
         ("2026-03-01T00:00:00", r"row 2 \(p2\): created_at: .*ISO 8601 with a zone"),
-        ("2999-03-01T00:00:00Z", r"row 2 \(p2\): created_at: 2999-.*still to come"),
     ],
 )
 def test_a_time_that_cannot_be_used_is_named(tmp_path: Path, time: str | None, message: str) -> None:
@@ -152,6 +151,60 @@ def test_a_time_that_cannot_be_used_is_named(tmp_path: Path, time: str | None, m
     with pytest.raises(ManifestError, match=message):
         read_posts(path)
     assert len(read_posts(path, max_reject_share=0.5)) == 1
+
+
+HOURS = timedelta(hours=1)
+
+
+def test_a_post_of_a_wrong_clock_is_left_out_with_a_word_and_the_others_are_trained_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One post dated 2099 ended every retraining, or made every later post count as old."""
+    write(tmp_path / "1.jsonl", [post(n, n) for n in range(4)])
+    write(tmp_path / "2.jsonl", [{"post_id": p, "created_at": datetime(2099, 1, 1, tzinfo=UTC)} for p in ("p2", "x")])
+    found = read_posts(tmp_path)
+    assert [(p["post_id"], p["created_at"]) for p in found] == [(f"p{n}", day(n)) for n in range(4)], "p2's good row"
+    assert f"of 2 of 6 posts created_at is still to come, as of {tmp_path}/2.jsonl:1 (p2), 2099-01-01" in caplog.text
+    assert select(found, None, {}, settings(), INGEST).newest == day(3)
+
+
+def test_where_most_posts_are_still_to_come_it_is_this_clock_that_is_wrong(tmp_path: Path) -> None:
+    path = write(tmp_path / "posts.jsonl", [post(0, 0), *(post(n, 365_000) for n in (1, 2))])
+    with pytest.raises(ManifestError, match=r"of 2 of 3 posts .*is the clock of this machine right\? It says 20"):
+        read_posts(path, max_reject_share=1)
+
+
+def test_a_post_of_a_clock_that_is_hours_ahead_counts_and_the_cursor_stays_in_the_past(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    times = [now - 30 * HOURS, now - 2 * HOURS, now + 5 * HOURS]
+    path = write(tmp_path / "posts.jsonl", [{"post_id": str(n), "created_at": time} for n, time in enumerate(times)])
+    posts = read_posts(path)
+    assert len(posts) == 3
+    assert select(posts, None, {}, settings(), INGEST).newest == times[1]
+    assert now <= select(posts[2:], None, {}, settings(), INGEST).newest <= datetime.now(UTC)
+
+
+def test_a_cursor_that_is_still_to_come_tells_nothing_and_is_set_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It said that there is nothing to retrain on, for 73 years."""
+    path, posts = tmp_path / "m.json", write(tmp_path / "posts.jsonl", POSTS[:48])
+    path.write_text(Cursor(newest=datetime(2099, 1, 1, tzinfo=UTC), version="1", decision="kept").model_dump_json())
+    assert too_little(posts, read_cursor(path), settings(min_fresh=48)) is None
+    assert "m.json: 2099-01-01T00:00:00+00:00 is still to come, so a clock was wrong: every post counts" in caplog.text
+    advance(path, Cursor(newest=day(2), version="2", decision="kept"))
+    assert read_cursor(path) == Cursor(newest=day(2), version="2", decision="kept")
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"newest": "2026-03-01T00:00:00", "version": "1", "decision": "kept"}'])
+def test_a_damaged_cursor_is_named(content: str, tmp_path: Path) -> None:
+    """The last one has no zone."""
+    (tmp_path / "m.json").write_text(content)
+    with pytest.raises(ManifestError, match=r"m\.json: 1 faults: correct it, or delete it"):
+        read_cursor(tmp_path / "m.json")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ManifestError, match=r"folder: cannot be read: Is a directory"):
+        read_cursor(tmp_path / "folder")
 
 
 def test_an_empty_folder_and_a_label_that_is_none_are_named(tmp_path: Path) -> None:

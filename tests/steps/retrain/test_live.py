@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +111,31 @@ def test_scores_and_labels_are_the_same_in_every_format_of_rows(tmp_path: Path) 
     assert [read_labels(tmp_path / f"l.{suffix}") for suffix in ("jsonl", "parquet", "csv")] == [{"1000": 1}] * 3
 
 
-def test_a_wrong_clock_does_not_make_all_other_scores_old(tmp_path: Path) -> None:
-    rows = [scored(f"p{n}", decision=True, at=datetime.now(UTC).isoformat()) for n in range(20)]
-    rows.append(scored("future", decision=True, at="2999-01-01T00:00:00Z"))
+@pytest.mark.parametrize("age", [timedelta(0), timedelta(days=200)], ids=["new", "old"])
+def test_a_wrong_clock_does_not_make_all_other_scores_old(
+    age: timedelta, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it keep the last word on a post for ever, and so silence the alarm."""
+    right = (datetime.now(UTC) - age).isoformat()
+    rows = [scored(f"p{n}", decision=False, at="2999-01-01T00:00:00Z") for n in range(20)]
+    rows += [scored(f"p{n}", decision=True, at=right) for n in range(20)]
     labels = [{"post_id": f"p{n}", "label": 0} for n in range(20)]
     settings = load_settings({"retrain": {"live_days": 14}}).retrain
     one = live(write(tmp_path / "s.jsonl", rows), write(tmp_path / "l.jsonl", labels), "2", settings)
-    assert one.labelled == 20
+    assert (one.scored, one.labelled, one.precision) == (20, 20, Share(0, 20))
     assert one.alarm
+    assert f"of 20 rows scored_at is still to come, so a clock was wrong: they are left out ({tmp_path}/s.jsonl:1" in (
+        caplog.text
+    )
+
+
+def test_a_row_of_a_clock_that_is_minutes_ahead_counts_and_makes_no_other_old(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    rows = [scored(f"p{n}", decision=True, at=(now + timedelta(hours=n)).isoformat()) for n in (-23, 2)]
+    labels = [{"post_id": f"p{n}", "label": 0} for n in (-23, 2)]
+    settings = load_settings({"retrain": {"live_days": 1}}).retrain
+    one = live(write(tmp_path / "s.jsonl", rows), write(tmp_path / "l.jsonl", labels), "2", settings)
+    assert one.labelled == 2
 
 
 @pytest.mark.parametrize("score", ["nan", "inf", "1.5"])
