@@ -243,8 +243,32 @@ def test_a_run_that_waits_for_another_process_says_for_whom(
             thread.start()
             assert run(posts, ledger, server).missing == 0
             thread.join()
-    assert "on this machine asks 2, for at least" in caplog.text
+    assert "on this machine asks 2 (free in " in caplog.text
     assert caplog.text.count("Waiting for requests") == 1
+
+
+def test_a_sign_of_life_that_fails_once_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    renew, signs = Ledger.renew, []
+
+    def fails_once(self: Ledger) -> None:
+        signs.append(1)
+        if len(signs) == 1:
+            raise AnnotationError("the database is restarting")
+        renew(self)
+
+    def behave(number: int, body: Any) -> Answer:
+        deadline = time.monotonic() + 60
+        while len(signs) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return FINE
+
+    monkeypatch.setattr(Ledger, "renew", fails_once)
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", lease_seconds=0.2) as ledger, Server(behave) as server:
+        assert run(make_posts(tmp_path, 1), ledger, server, timeout=120).missing == 0
+    assert len(signs) >= 2
+    assert "No sign of life to other processes: the database is restarting" in caplog.text
 
 
 def test_the_options_of_an_attempt_are_in_the_ledger(tmp_path: Path, ledger: Ledger) -> None:
