@@ -33,6 +33,7 @@ _REMEDIES = {
     "`sqlite3 FILE .recover | sqlite3 NEW` and name NEW in annotate.ledger",
     "readonly": "Make the file and its folder writable, or name another file in annotate.ledger",
     "read-only": "Make the file and its folder writable, or name another file in annotate.ledger",
+    "not a valid missing": "A newer AgentPS wrote that reason: use that version, or name another database",
     "password": "Check the user and the password of annotate.ledger, or those that the driver reads in their place",
 }
 _REMEDY = (

@@ -306,7 +306,15 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         except ValueError:
             pass
         try:
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - _server_time(headers))
         except ValueError:  # absent, or neither a number nor a date
             pass
     return 0.0
+
+
+def _server_time(headers: Mapping[str, str]) -> float:
+    """Seconds since the epoch by the clock that wrote the date to wait for: ours may differ from it."""
+    try:
+        return email.utils.parsedate_to_datetime(headers.get("date", "")).timestamp()
+    except ValueError:
+        return time.time()

@@ -326,6 +326,12 @@ def test_a_completion_or_what_is_neither_reports_no_error(body: Any) -> None:
         ({"retry-after-ms": "1500", "retry-after": "2"}, openai("slow"), 1.5),
         ({}, [{"error": {"code": 429, "details": [{"retryDelay": "30s"}]}}], 30.0),
         ({}, {"error": {"code": 429, "metadata": {"retry_after": 3}}}, 3.0),
+        # the server's clock is not ours
+        (
+            {"retry-after": "Fri, 01 Jan 2100 00:00:09 GMT", "date": "Fri, 01 Jan 2100 00:00:00 GMT"},
+            openai("slow"),
+            9.0,
+        ),
         ({"retry-after": "soon"}, openai("slow"), 0.0),
         ({"retry-after": "nan"}, openai("slow"), 0.0),
     ],
