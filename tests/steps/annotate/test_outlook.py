@@ -8,6 +8,7 @@ import re
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,12 +214,28 @@ def test_the_plan_tells_what_is_given_up_and_what_is_asked_once_more_for_how_muc
     assert plan.dollars == pytest.approx(sum(each))
 
 
-def test_the_look_is_spread_over_the_posts(tmp_path: Path) -> None:
-    requests = of(make_posts(tmp_path, 320))
+def test_the_look_is_the_same_in_any_order_of_the_posts_and_of_no_one_question(tmp_path: Path) -> None:
+    posts = make_posts(tmp_path, 64)
+    requests = of(posts, ask="singly")
+    look = Outlook(requests, {}).look
+    assert len(look) == 32
+    assert Outlook(of(posts.iloc[::-1], ask="singly"), {}).look == look
     todo = requests.distinct()
+    questions = Counter(request.question for request in todo if request.key in look)
+    assert max(questions.values()) < 20
     first = Outlook(requests, {}).first(todo)
-    assert [request.index for request in first[:32]] == list(range(0, 320, 10))
+    assert {request.key for request in first[:32]} == look
     assert sorted(first, key=todo.index) == todo
+
+
+def test_one_question_of_five_that_is_always_refused_stops_nothing_that_keeps_its_share(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    def behave(number: int, body: Any) -> Answer:
+        return reply(completion(None, refusal="no") if "UGC" in str(body) else completion("1"))
+
+    with Server(behave) as server:
+        assert run(make_posts(tmp_path, 32), ledger, server, ask="singly", max_missing_share=0.2).missing == 32
 
 
 # --- others
