@@ -183,7 +183,7 @@ def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...
     click.echo(masked("\n".join(_plan_lines(found, annotate_.model))))
     if found.to_ask and Outlook(requests, known).hopeless:
         click.echo(
-            f"warning: too many are given up for annotate.max_missing_share {annotate_.max_missing_share:.0%}; "
+            f"warning: too many are given up for annotate.max_missing_share {annotate_.max_missing_share:g}; "
             "`agentps annotate` says what to change, and asks nothing before",
             err=True,
         )

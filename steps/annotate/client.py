@@ -173,7 +173,7 @@ def _too_many_missing(
     return (
         f"annotator {settings.source}: {reasons.total()} of {len(every)} {what} have no answer "
         f"({', '.join(f'{reason}: {n}' for reason, n in reasons.most_common())}); at most "
-        f"{settings.max_missing_share:.0%} may have none{hopeless}. A reply ({first}): {raw[:300]!r}. "
+        f"{100 * settings.max_missing_share:g}% may have none{hopeless}. A reply ({first}): {raw[:300]!r}. "
         f"What was answered is kept. To go on: {''.join(remedies)}"
         "change the questions' wording or the model; or raise annotate.max_missing_share"
     )

@@ -137,6 +137,8 @@ RENAMED = {"max_tokens": None, "max_completion_tokens": 64}
         (Missing.CUT, {}, 0),
         (Missing.CUT, {"retries": 9}, 0),
         (Missing.CUT, {"max_tokens": 65}, 1),
+        (Missing.CUT, {"max_tokens": 63}, 0),
+        (Missing.CUT, {"max_tokens": 63, "request_fields": {"reasoning_effort": "low"}}, 1),
         (Missing.CUT, {"request_fields": {"reasoning_effort": "low"}}, 1),
         (Missing.CUT, {"request_fields": RENAMED}, 0),
         (Missing.CUT, {"timeout": 60.0, "concurrency": 2, "max_cost": 1.0}, 0),
