@@ -22,7 +22,7 @@ from typing import IO, Any, Final, TypeVar
 import openai
 from openai.types import Batch
 
-from model.errors import AnnotationError
+from model.errors import AnnotationError, plain
 from model.task import Task
 from steps.annotate.faults import Fault, Kind
 from steps.annotate.ledger import UNPAID, Attempt, BatchFile, BatchItem, Ledger, Missing
@@ -229,7 +229,7 @@ class BatchRun:
             if batch.status not in _ENDED:
                 return False
             if batch.errors is not None and batch.errors.data:
-                self._trouble = "; ".join(str(error.message) for error in batch.errors.data[:3])
+                self._trouble = plain("; ".join(str(error.message) for error in batch.errors.data[:3]))
             elif batch.status != "completed":
                 self._trouble = f"batch {batch.id}: {batch.status}"
             files = [name for name in (batch.output_file_id, batch.error_file_id) if name]
@@ -255,8 +255,8 @@ class BatchRun:
             return self._object(await self._client.batches.retrieve(batch_id))
         except openai.NotFoundError as error:
             raise AnnotationError(
-                f"{self._who}: batch {batch_id}, which holds requests of an "
-                f"earlier run, is not known there ({error.message}); set OPENAI_BASE_URL and OPENAI_API_KEY to those "
+                f"{self._who}: batch {batch_id}, which holds requests of an earlier run, is not known there "
+                f"({plain(error.message)}); set OPENAI_BASE_URL and OPENAI_API_KEY to those "
                 "that it was sent with. To give up what was paid for it, set file_id and batch_id of its row in "
                 "annotation_shards to NULL"
             ) from error
@@ -319,7 +319,7 @@ class BatchRun:
             yield
         except openai.APIError as error:
             raise AnnotationError(
-                f"{self._who}: the batch interface: {error.message}; what was "
+                f"{self._who}: the batch interface: {plain(error.message)}; what was "
                 "sent up and what was answered is kept, and the same command goes on from there. An endpoint without "
                 "/files and /batches takes `annotate.mode: online` only"
             ) from error

@@ -251,7 +251,7 @@ def _as_parquet() -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, ValueError, OverflowError) as error:  # not UTF-8; a time in the year 100000
-        raise _FileError(f": cannot be read as Parquet: {error}") from error
+        raise _FileError(f": cannot be read as Parquet: {plain(str(error)):.500}") from error
 
 
 def _parquet(file: IO[bytes]) -> pq.ParquetFile:
@@ -290,7 +290,11 @@ def csv_text(table: pd.DataFrame) -> str:
 def _read_csv(file: IO[bytes], columns: Collection[str]) -> _Read:
     csv.field_size_limit(sys.maxsize)  # of the process; who writes a text of 200,000 characters may read it, too
     try:
-        records = list(csv.reader(io.StringIO(file.read().decode("utf-8-sig"), newline=""), strict=True))
+        text = file.read().decode("utf-8-sig")
+        # unless the header ends in one, a bare carriage return is a text's: not quoted, it would break its row
+        end = re.search(r"\r?\n|\r", text)
+        lines = io.StringIO(text, newline="" if end and end[0] == "\r" else "\n")
+        records = list(csv.reader(lines, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise _FileError(f": cannot be read as CSV: {error}") from error
     header, *body = records or [[]]
