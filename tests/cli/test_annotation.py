@@ -17,6 +17,7 @@ from model.task import load_task
 from steps.annotate.ledger import Ledger
 from steps.paths import ledger_url
 from tests.support.annotator import COUNTS, Answer, Server, completion, make_posts, reply
+from tests.support.disk import files_end_at
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -241,6 +242,23 @@ def test_labels_of_other_posts_are_refused_and_those_of_a_part_said(
     assert len(pd.read_csv(queue)) == 11
     labels.drop(columns="post_id").to_parquet(two)
     assert "no column 'post_id' (found watermark, " in run("agreement", "--labels", two, exit_code=1).output
+
+
+def test_on_a_full_disk_the_queue_and_the_pages_stay_what_they_were(
+    run: Run, labels: pd.DataFrame, tmp_path: Path
+) -> None:
+    one, two, out = tmp_path / "one.parquet", tmp_path / "two.parquet", tmp_path / "queue.csv"
+    labels.to_parquet(one)
+    labels.assign(ugc=0).to_parquet(two)
+    out.write_text("old")
+    page = out.with_name("page.html")
+    for command, file in (("queue", out), ("agreement", page)):
+        given = ("--labels", one, "--labels", two) if command == "queue" else ("--labels", one)
+        with files_end_at(100):
+            result = run(command, *given, "--out", file, exit_code=1)
+        assert f"Error: {file}: cannot be written: File too large; " in result.output
+    assert out.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(("queue", "page"))] == ["queue.csv"]
 
 
 @pytest.fixture
