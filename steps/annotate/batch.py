@@ -366,8 +366,8 @@ class BatchRun:
                 if fault is not None and fault.kind is not Kind.MODEL and fault.remedy(""):
                     found, remedy = fault.message, fault.remedy(self._requests.settings.model)
             raise AnnotationError(
-                f"{self._who}: the batch interface: {plain(masked(found))}; {remedy}. What was sent up and what was answered "
-                "is kept, and the same command goes on from there"
+                f"{self._who}: the batch interface: {plain(masked(found))}; {remedy}. What was sent up and what was "
+                "answered is kept, and the same command goes on from there"
             ) from error
 
 
