@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import AwareDatetime, ValidationError
 
 from model.errors import ScheduleError
+from model.files import replacing
 from model.strict import Strict
 from steps.locks import locked
 from steps.settings import NotifySettings
