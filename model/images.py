@@ -280,9 +280,12 @@ def _read_path_or_base64(text: str, limits: ImageLimits, folder: str | None) -> 
 
 def _inside(folder: str, text: str) -> str | None:
     """The path with all links resolved; None where it is not below `folder`, whether a file is there or not."""
-    if len(text) > _MOST_PATH or "\0" in text:
+    if len(text) > _MOST_PATH:
         return None
-    root, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, text))
+    try:
+        root, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, text))
+    except (OSError, ValueError):  # a NUL, half of a character
+        return None
     return path if path.startswith(os.path.join(root, "")) else None
 
 
