@@ -283,8 +283,8 @@ def csv_text(table: pd.DataFrame) -> str:
     A text that begins as a formula gets an apostrophe. One that holds a quote, or any character at which a reader may
     break lines, stands in quotes.
     """
-    plain = table.map(lambda cell: f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell)
-    return plain.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    harmless = table.map(lambda cell: f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell)
+    return harmless.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def _read_csv(file: IO[bytes], columns: Collection[str]) -> _Read:
