@@ -143,7 +143,9 @@ def parse_posts(
     rows, in_file = read_rows(path, [*columns, ORIGIN] if chosen else columns, required)
     unknown = [name for name in in_file if name not in (*schema.MANIFEST_COLUMNS, *columns, ORIGIN)]
     if unknown and schema.IMAGES in columns:  # else a part of the posts is read, to count them
-        logger.warning("manifest %s: ignoring columns that are neither a post's nor a question's: %s", path, unknown)
+        logger.warning(
+            "manifest %s: ignoring columns that are neither a post's nor a question's: %.500s", path, unknown
+        )
     posts: list[Post] = []
     rejects: list[Reject] = []
     first_row: dict[str, int] = {}

@@ -163,7 +163,9 @@ def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) 
     ids = [post.post_id_of(cell) for cell in table.column(POST_ID).to_pylist()]
     if None in ids:
         number = ids.index(None)
-        raise ManifestError(f"{what} {source}:{number + 1}: {POST_ID}: {frame[POST_ID].iloc[number]!r} is no id")
+        raise ManifestError(
+            f"{what} {source}:{number + 1}: {POST_ID}: {post.shown(frame[POST_ID].iloc[number])} is no id"
+        )
     frame[POST_ID] = pd.Series(ids, index=frame.index, dtype="str")
     return frame
 
@@ -186,7 +188,9 @@ def _refuse_twice(names: list[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             places = ", ".join(str(k) for k, other in enumerate(names, start=1) if other == name)
-            raise _FileError(f": the column {name!r} stands there {count} times (columns {places}): keep one")
+            raise _FileError(
+                f": the column {post.shown(name)} stands there {count} times (columns {places:.200}): keep one"
+            )
 
 
 def json_value(text: bytes) -> Any:
@@ -216,7 +220,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(cells) < len(pairs):
         name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         values = " and ".join(post.shown(value) for key, value in pairs if key == name)
-        raise _DuplicateKeyError(f"the key {name!r} stands there more than once, with {values}")
+        raise _DuplicateKeyError(f"the key {post.shown(name)} stands there more than once, with {values:.300}")
     return cells
 
 
