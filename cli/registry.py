@@ -107,7 +107,7 @@ def _line(name: str, entry: Entry) -> str:
     if move.reason:
         line += f"\n      {plain(move.reason)}"
     version = move.sets.get("champion")
-    return line + (f"\n      models:/{name}/{version}/artifacts/checkpoint/report.json" if version else "")
+    return line + (f"\n      models:/{name}/{plain(version)}/artifacts/checkpoint/report.json" if version else "")
 
 
 @click.command()

@@ -36,9 +36,10 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     from infra.local_stack import tracking_uri
     from pipelines.training import prepare
     from steps.evaluate.step import evaluate
+    from steps.fine_tune.ahead import check_start
     from steps.fine_tune.step import fine_tune
     from steps.promote.step import promote
-    from steps.register import history
+    from steps.register import history, registry
     from steps.register.names import check_names
     from steps.register.step import register
     from steps.retrain.step import advance, drift, live
@@ -63,6 +64,8 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
         home() / "work" / "retrain",
     )
     start = run.champion if settings.retrain.start == "champion" else None
+    if start is not None:
+        check_start(registry.fetch(registry.get(name, start), policy), policy, settings)
 
     _live, alarmed = live(name, run.champion, settings.retrain, settings.notify)
     chosen = settings.model_copy(update={"posts": str(run.manifest)})

@@ -9,8 +9,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from zenml.client import Client
+
 from model.task import Task, load_task
 from pipelines.entry import CheckedPipeline
+from steps.fine_tune.ahead import check
 from steps.ingest import ahead
 from steps.ingest.posts import manifest_fingerprint
 from steps.ingest.rows import absolute
@@ -30,7 +33,11 @@ def prepare(
 
     Returns:
         The data's fingerprint, and the artifacts `posts`, `labels` and `shards`.
+
+    Raises:
+        AgentPSError: as `steps.fine_tune.ahead.check`.
     """
+    check(settings, policy, here=Client().active_stack.orchestrator.flavor == "local")
     if settings.posts == SAMPLE:
         ahead.begin(partial(render_sample, settings.sample, home()))
         source, fingerprint = SAMPLE, sample_fingerprint(settings.sample)

@@ -147,10 +147,7 @@ class AgentPSModel(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """As `Scorer.score`; in a column that lacks a value, None stands for it: JSON has neither NaN nor NA."""
-        posts = model_input[[name for name in dict.fromkeys(model_input) if name in _COLUMNS]]
-        if not posts.columns.is_unique:
-            # an exception would send the server's own trace to the sender
-            posts = posts.loc[:, ~posts.columns.duplicated()].assign(images=None)
+        posts = model_input[[name for name in _COLUMNS if name in model_input]]
         if self._reads_any_path:
             posts = posts.assign(images=[_without_paths(images) for images in posts["images"]])
         table: pd.DataFrame = self._scorer.score(posts)
