@@ -202,6 +202,9 @@ def test_a_server_that_asks_for_a_password_gets_it_for_versions_and_for_files(
     assert (registry.fetch(version, TASK) / "checkpoint.json").is_file()
     assert registry.report_of(version) == report()
     assert aliases("secured") == {"champion": "1", "challenger": "1"}
+    assert history.publish("secured", "production") == "1"
+    copy = registry.get("production", "1")
+    assert registry.folder_of(copy) == registry.folder_of(version), "the same files, by their content"
 
 
 @pytest.mark.parametrize(
