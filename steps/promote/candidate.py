@@ -62,11 +62,10 @@ class Candidate:
         if champion is not None and champion.version == self._version.version:
             return Decision(verdict="already champion", reason="this version is the champion")
         held = None if champion is None else self._held(state, champion)
-        age = datetime.now(UTC) - state.champion_since if state.champion_since else timedelta(0)
+        now = datetime.now(UTC)
+        age = now - state.champion_since if state.champion_since else timedelta(0)
         if age > _OLDEST:
-            logger.warning(
-                "this machine's clock says %s: the champion's age is not known", f"{datetime.now(UTC):%Y-%m-%d}"
-            )
+            logger.warning("this machine's clock says %s: the champion's age is not known", now.date())
             age = timedelta(0)
         alarmed = champion is not None and champion.version == self._alarmed
         return decide(self._judged, held, self._posts, self._settings, age, alarmed=alarmed)
