@@ -47,6 +47,8 @@ def told(error: Exception) -> str:
 def trouble(error: Exception) -> str | None:
     """What went wrong on the way to a server or in its database, and what to do; None: it is something else."""
     text, status = str(error), _status(error)
+    if "No space left on device" in text:
+        return "no space is left on the disk: make room, and run the same command again"
     if "timed out" in text or "timeout exception" in text:
         return f"no answer in time: {_AGAIN}; MLFLOW_HTTP_REQUEST_TIMEOUT sets the seconds to wait"
     if status == 401:

@@ -26,7 +26,7 @@ from mlflow.pyfunc import PyFuncModel
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from model.columns import ERROR, LOGIT, SCORE, answer_column, decision_column, probability_column
 from model.errors import CheckpointError, RegistryError
@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _CONTENT, _FILES, _TASK = "agentps.content", "agentps.files", "agentps.task"
+_FILE_HASHES = TypeAdapter(dict[str, str])
 #: One for each call of `register`: versions that share it are one, asked for twice.
 _ATTEMPT = "agentps.attempt"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -297,7 +298,13 @@ def _expected_files(version: RegisteredVersion) -> dict[str, str]:
             f"model {version.name} version {version.version}: no tag {_FILES} with the hashes of its files: it was "
             f"not registered by this pipeline; move the alias `{CHAMPION}` to a version that was"
         )
-    files = dict(json.loads(tag))
+    try:
+        files = _FILE_HASHES.validate_json(tag)
+    except ValidationError as error:
+        raise RegistryError(
+            f"model {version.name} version {version.version}: its tag {_FILES} is no mapping of files to hashes "
+            f"({error.errors()[0]['msg']}): somebody changed it; register the checkpoint again"
+        ) from error
     return files if MLMODEL in files else {f"{CHECKPOINT}/{file}": digest for file, digest in files.items()}
 
 
