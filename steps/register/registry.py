@@ -40,7 +40,7 @@ from steps.evaluate.report import EvalReport
 from steps.register import pyfunc
 from steps.register.own_code import MODEL
 from steps.register.pyfunc import CODE
-from steps.register.reach import answered, told
+from steps.register.reach import answered, told, turn
 from steps.register.stored import CHECKPOINT, MLMODEL, one_file, stored, whole
 
 logger = logging.getLogger(__name__)
@@ -248,13 +248,15 @@ def _create(
     loader = Path(str(pyfunc.__file__))
     files = stored(info.model_uri, {**ours, loader.name: sha256_of(loader)})
     create_model(name)
-    MlflowClient().create_model_version(
-        name,
-        source=info.model_uri,
-        run_id=info.run_id,
-        tags={**tags, _FILES: json.dumps(files, sort_keys=True)},
-        model_id=info.model_id,
-    )
+    with turn():
+        if find_by_content(name, tags[_CONTENT]) is None:  # another process may have been first meanwhile
+            MlflowClient().create_model_version(
+                name,
+                source=info.model_uri,
+                run_id=info.run_id,
+                tags={**tags, _FILES: json.dumps(files, sort_keys=True)},
+                model_id=info.model_id,
+            )
 
 
 def create_model(name: str, description: str | None = None) -> None:
