@@ -8,10 +8,9 @@ SHELL := /bin/bash
 PYTHON ?= python3.11 python3.12 python3.13 python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
 # A stamp named after what is installed, and where. Git is the hash tool that is always there. The shell asks for the
 # folder itself: its name may hold spaces and quotes.
-KEY := $(shell { pwd -P; cat requirements.lock pyproject.toml infra/telemetry_off.pth; } | git hash-object --stdin)
+KEY := $(shell { pwd -P; cat requirements*.lock pyproject.toml infra/install.sh infra/telemetry_off.pth; } | git hash-object --stdin)
 INSTALLED := $(VENV)/installed-$(KEY)
 
 .PHONY: help
@@ -38,7 +37,6 @@ test: setup ## run the tests
 
 .PHONY: docs
 docs: $(INSTALLED) ## build the documentation as a site in site/; a dead link is an error
-	$(PIP) install --quiet --no-build-isolation -c requirements.lock -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 .PHONY: bench-speed bench-gpu bench-peers
@@ -58,35 +56,20 @@ check: $(INSTALLED) ## lint, formatting, types
 .PHONY: lock
 lock: $(INSTALLED) ## renew requirements.lock: the newest versions that pyproject.toml allows (minutes)
 	$(BIN)/python -m venv --clear $(VENV)/lock
-	$(VENV)/lock/bin/python -m pip install --quiet '.[dev]'
-	{ grep '^#' requirements.lock; \
-	  $(VENV)/lock/bin/python -m pip freeze --all | grep -vE '^(pip==|agentps)' | sed 's/+.*//'; } > $(VENV)/lock.txt
-	mv $(VENV)/lock.txt requirements.lock
+	$(VENV)/lock/bin/python -m pip install --quiet uv
+	$(BIN)/python -m infra.lock $(VENV)/lock/bin/uv
 	rm -rf $(VENV)/lock
 
 .PHONY: clean
-clean: ## remove what the project made: .venv, .agentps, .zen, caches, its schedule, its stack in ZenML
+clean: ## remove what the project made: .venv, .zen, caches, schedule, stack; of .agentps all but answers and keys
 	-@test ! -x $(BIN)/agentps || $(BIN)/agentps schedule --remove
 	-@test ! -x $(BIN)/zenml || $(BIN)/python -m infra.local_stack --remove
-	rm -rf $(VENV) .agentps .zen .pytest_cache .mypy_cache .ruff_cache *.egg-info build site
+	rm -rf $(VENV) .zen .pytest_cache .mypy_cache .ruff_cache *.egg-info build site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@test ! -d .agentps || find .agentps -mindepth 1 -maxdepth 1 ! -name 'annotations.db*' ! -name schedule.env -exec rm -rf {} +
+	@rmdir .agentps 2> /dev/null || test ! -d .agentps || { \
+	    echo "kept, because answers are paid for and keys are yours:" .agentps/*; \
+	    echo "to delete them too: rm -r .agentps"; }
 
-# An environment that came with a copied or moved folder is made anew: its scripts name the old place.
 $(INSTALLED):
-	@if ! grep -qsF " $$(pwd -P)/$(VENV)" $(VENV)/pyvenv.cfg; then \
-	    for python in $(PYTHON); do \
-	        if "$$python" -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then \
-	            found=$$python; break; \
-	        fi; \
-	    done; \
-	    if [ -z "$${found:-}" ]; then \
-	        echo "error: none of '$(PYTHON)' is a Python 3.11, 3.12 or 3.13 with the module venv;" \
-	            "install one (Debian, Ubuntu: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3.11" >&2; \
-	        exit 1; \
-	    fi; \
-	    "$$found" -m venv --clear $(VENV); \
-	fi
-	$(PIP) install --quiet -r requirements.lock
-	$(PIP) install --quiet --no-deps --no-build-isolation -e .
-	cp infra/telemetry_off.pth "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	@rm -f $(VENV)/installed-* && touch $@
+	@infra/install.sh $@ $(PYTHON)

@@ -132,7 +132,7 @@ def append(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @cache
 def scorer(version: str) -> Scorer:
-    return Scorer.from_directory(registry.fetch(registry.get(MODEL, version)))
+    return Scorer.from_directory(registry.fetch(registry.get(MODEL, version)), image_root="/")
 
 
 def score(rows: list[dict[str, Any]], folder: Path, version: str) -> pd.DataFrame:

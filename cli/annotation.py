@@ -7,7 +7,7 @@ The endpoint and its key come from OPENAI_BASE_URL and OPENAI_API_KEY; the optio
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -77,6 +77,14 @@ def _change(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--set {text}: the value cannot be read as YAML: {error}") from error
 
 
+def _refuse_inputs(outs: Sequence[Path | None], *inputs: Path | None) -> None:
+    from steps.ingest.rows import refuse_input
+
+    for out in outs:
+        if out is not None:
+            refuse_input(out, *inputs)
+
+
 def _read(manifest: Path, task: Task, settings: TrainingSettings) -> pd.DataFrame:
     from steps.ingest.posts import read_manifest
 
@@ -113,19 +121,28 @@ def _progress(label: str) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _plan_lines(plan: Plan) -> list[str]:
+def _plan_lines(plan: Plan, model: str) -> list[str]:
     from steps.annotate.page import dollars
+    from steps.annotate.prices import PRICES, prices_as_of
 
+    if plan.dollars is None:
+        prices = f"{model!r} is not in {PRICES}: no cost is recorded, and annotate.max_cost is refused, until it is"
+    else:
+        prices = f"of {prices_as_of()} ({PRICES})"
     return [
         f"posts              {plan.posts:,}",
         f"distinct images    {plan.images:,}",
         f"requests           {plan.requests:,}",
         f"  in the ledger    {plan.answered:,} answered, {plan.given_up:,} without an answer",
+        *(f"    given up       {lack}" for lack in plan.given_up_for),
         f"  under way        {plan.under_way:,} in batches",
         f"  to ask           {plan.to_ask:,}",
+        *(f"    once more      {lack}" for lack in plan.again),
+        *([f"    of that        {dollars(plan.again_dollars)} for these"] if plan.again else []),
         f"prompt tokens      {plan.prompt_tokens:,.0f}",
         f"completion tokens  {plan.completion_tokens:,.0f}",
         f"dollars            {dollars(plan.dollars)} expected, {dollars(plan.most_dollars)} at most",
+        f"prices             {prices}",
     ]
 
 
@@ -137,6 +154,7 @@ def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...
     """Posts, images, tokens and dollars of an annotation, and what the ledger has already. Sends nothing."""
     from model.task import load_task
     from steps.annotate.ledger import Ledger
+    from steps.annotate.outlook import Outlook
     from steps.annotate.plan import make_plan
     from steps.annotate.prices import load_prices
     from steps.annotate.requests import Requests
@@ -147,8 +165,14 @@ def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...
     posts = _read(manifest, policy, settings)
     with Ledger(ledger_url(annotate_.ledger)) as ledger:
         requests = Requests(posts, policy, annotate_, load_prices().get(annotate_.model))
-        found, _ = make_plan(requests, ledger)
-    click.echo("\n".join(_plan_lines(found)))
+        found, known = make_plan(requests, ledger)
+    click.echo("\n".join(_plan_lines(found, annotate_.model)))
+    if found.to_ask and Outlook(requests, known).hopeless:
+        click.echo(
+            f"warning: too many are given up for annotate.max_missing_share {annotate_.max_missing_share:.0%}; "
+            "`agentps annotate` says what to change, and asks nothing before",
+            err=True,
+        )
 
 
 @click.command()
@@ -170,6 +194,7 @@ def annotate(
     from steps.annotate.prices import load_prices
     from steps.paths import ledger_url
 
+    _refuse_inputs([out, page], manifest, config)
     settings, policy = _settings(config, changes), load_task(task)
     annotate_ = settings.annotate
     posts = _read(manifest, policy, settings)
@@ -209,6 +234,7 @@ def trial(manifest: Path, tasks: tuple[str, ...], out: Path, config: Path | None
     from steps.annotate.trial import run_trial, union_of
     from steps.paths import ledger_url
 
+    _refuse_inputs([out], manifest, config, *map(Path, tasks))
     settings = _settings(config, changes)
     wordings = {name: load_task(name) for name in tasks}
     posts = _read(manifest, union_of(wordings), settings)
@@ -246,6 +272,7 @@ def agreement_(
     from steps.annotate.page import render_agreement
     from steps.tables import tell_unmatched
 
+    _refuse_inputs([out], manifest, config, labels_file, against)
     settings, policy = _settings(config, changes), load_task(task)
     posts, labels = _read(manifest, policy, settings), _labels(labels_file)
     tell_unmatched(labels["post_id"], posts["post_id"], f"labels {labels_file}", f"the posts of {manifest}")
@@ -286,6 +313,8 @@ def queue(
 
     if (len(label_files) < 2) == (predictions is None) or out.suffix != ".csv":
         raise click.UsageError("give two or more --labels, or one and --predictions; --out ends in .csv")
+    outs = [out, out.with_suffix(".json"), out.with_suffix(".xml")]
+    _refuse_inputs(outs, manifest, config, predictions, *label_files)
     settings, policy = _settings(config, changes), load_task(task)
     posts = _read(manifest, policy, settings)
     tables = {path.stem: _labels(path) for path in label_files}
@@ -316,6 +345,7 @@ def gold(manifest: Path, task: str, answers: Path, out: Path) -> None:
     from model.task import load_task
     from steps.annotate.gold import add_gold, read_answers
 
+    _refuse_inputs([out], manifest, answers)
     policy = load_task(task)
     n = add_gold(manifest, read_answers(answers, policy), policy, out)
     click.echo(f"{n:,} posts have people's answers: {out}")

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import click
-
-from model.errors import AgentPSError
 
 #: Command -> where it is defined. Its module imports at its top what `--help` needs, and no more.
 COMMANDS: dict[str, str] = {
@@ -45,15 +41,15 @@ class LazyGroup(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except AgentPSError as error:
-            raise click.ClickException(str(error)) from error
-        except Exception as error:
-            from model.files import full_disk
-            from steps.paths import home
+        from steps.lifetime import ends_by_signal
 
-            if (line := full_disk(error, home(), Path(tempfile.gettempdir()))) is None:
+        try:
+            with ends_by_signal():
+                return super().invoke(ctx)
+        except Exception as error:
+            from steps.edge import told
+
+            if (line := told(error)) is None:
                 raise
             raise click.ClickException(line) from error
 

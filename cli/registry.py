@@ -90,13 +90,15 @@ def history(on: object, config: Path | None) -> None:
 
 
 def _line(name: str, entry: Entry) -> str:
+    from model.errors import plain
+
     move = entry.move
     moved = ", ".join(f"{alias} {entry.before[alias] or '-'} > {v or '-'}" for alias, v in move.sets.items())
-    line = f"{entry.number:>4}  {move.at:%Y-%m-%d %H:%M:%S}Z  {move.kind} ({move.by}): {moved}"
+    line = f"{entry.number:>4}  {move.at:%Y-%m-%d %H:%M:%S}Z  {move.kind} ({plain(move.by)}): {plain(moved)}"
     if not entry.counts:
         line += "  [came second: changed nothing]"
     if move.reason:
-        line += f"\n      {move.reason}"
+        line += f"\n      {plain(move.reason)}"
     version = move.sets.get("champion")
     return line + (f"\n      models:/{name}/{version}/artifacts/checkpoint/report.json" if version else "")
 

@@ -24,7 +24,7 @@ def schedule(
 
     from infra.schedule import machine
     from infra.schedule import stack as stacks
-    from infra.schedule.job import Job
+    from infra.schedule.job import Files, Job
     from infra.schedule.times import check_cron
     from pipelines.config import load_notify
     from steps.paths import home
@@ -38,6 +38,9 @@ def schedule(
             click.echo("note: the config names neither notify.webhook nor notify.command: nobody is told of a failure")
     elif show:
         click.echo(machine.show(home(), now) if stack is None else stacks.show(stack, home()))
+    if not remove_:
+        if warning := Files(home()).warning():
+            click.echo(warning, err=True)
     else:
         removed = machine.remove(home()) if stack is None else stacks.remove(stack, home())
         where = "" if stack is None else f" on stack {stack}"

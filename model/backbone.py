@@ -1,13 +1,23 @@
-"""Loading a LLaVA-OneVision backbone and its tokenizer, from a model hub or a directory."""
+"""Loading a LLaVA-OneVision backbone and its tokenizer, from a model hub or a directory.
+
+What is read is looked at first (`model.backbone_files`), so that each fault is one message: weights that are missing
+would be random, and a tokenizer without its vocabulary would read every text as empty.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -15,59 +25,187 @@ from transformers import (
     LlavaOnevisionModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from .agentps import sub_config
+from .backbone_files import check_config, check_tokenizer, read_headers, weight_files
 from .errors import CheckpointError, ConfigError
 from .settings import BackboneSettings
-from .text import ANS_TOKEN
+from .text import ANS_TOKEN, ans_token_id
 
 _HINT = "give a directory, or a hub's id with its revision, and see that the hub can be reached"
+#: What transformers raises while it makes a network of a configuration that is none.
+_IMPOSSIBLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
+#: Names shown in an error's message.
+_SHOWN = 3
 
 
 def _revision(backbone: BackboneSettings) -> str:
     """The commit to load; a directory has none, and `transformers` reads its default as such."""
     if backbone.revision is None and not os.path.isdir(backbone.name):
+        what = "a file, not a directory" if os.path.exists(backbone.name) else "no such directory"
         raise ConfigError(
-            f"backbone {backbone.name}: no such directory; for a hub's id, set `revision` to a commit of its "
+            f"backbone {backbone.name}: {what}; for a hub's id, set `revision` to a commit of its "
             "repository, so that what is trained on it can be loaded again"
         )
     return backbone.revision or "main"
+
+
+def _find(backbone: BackboneSettings, name: str) -> Path | None:
+    """A file of the backbone; None where it has none of that name.
+
+    Raises:
+        ConfigError: the hub cannot be reached, or knows no such backbone.
+    """
+    if os.path.isdir(backbone.name):
+        path = Path(backbone.name, name)
+        return path if path.is_file() else None
+    try:
+        found = cached_file(
+            backbone.name, name, revision=_revision(backbone), _raise_exceptions_for_missing_entries=False
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"backbone {backbone.name}: {name} cannot be fetched ({_short(error)}); {_HINT}") from error
+    return None if found is None else Path(found)
+
+
+def _short(error: BaseException) -> str:
+    """A library's message on one line."""
+    return " ".join(str(error).split())[:300]
 
 
 def load_tokenizer(backbone: BackboneSettings) -> PreTrainedTokenizerBase:
     """The backbone's tokenizer with `<ans>` added. It pads nothing: `model.prompt` does, on the right.
 
     Raises:
-        ConfigError: it is not where the settings say, or its hub revision is not pinned.
+        ConfigError: it is not where the settings say, or its hub revision is not pinned; or it has no vocabulary.
     """
-    revision = _revision(backbone)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(backbone.name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"backbone {backbone.name}: no tokenizer can be loaded ({error}); {_HINT}") from error
+    _revision(backbone)
+    find = partial(_find, backbone)
+    check_config(find, backbone.name)  # transformers reads it to tell what the tokenizer is
+    check_tokenizer(find, backbone.name)
+    tokenizer = read_tokenizer(backbone.name, _revision(backbone))
     tokenizer.add_special_tokens({"additional_special_tokens": [ANS_TOKEN]}, replace_extra_special_tokens=False)
     return tokenizer
 
 
-def load_config(backbone: BackboneSettings) -> LlavaOnevisionConfig:
-    """The backbone's architecture.
+def read_tokenizer(name: str, revision: str = "main", *, local: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a backbone or of a checkpoint.
 
     Raises:
-        ConfigError: it cannot be loaded, or is no LLaVA-OneVision on a Qwen2, or its hub revision is not pinned.
+        ConfigError: it cannot be read, or lacks what every batch needs.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=False, local_files_only=local
+        )
+    except Exception as error:  # the library `tokenizers` raises Exception itself
+        raise ConfigError(f"backbone {name}: no tokenizer can be loaded ({_short(error)}); {_HINT}") from error
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(f"backbone {name}: its tokenizer has no padding token: name one in tokenizer_config.json")
+    return tokenizer
+
+
+def load_config(backbone: BackboneSettings) -> LlavaOnevisionConfig:
+    """The backbone's architecture, and a network of it could be made.
+
+    Raises:
+        ConfigError: it cannot be loaded, or is no LLaVA-OneVision of a SigLIP and a Qwen2, or its hub revision is not
+            pinned.
     """
     revision = _revision(backbone)
+    check_config(partial(_find, backbone), backbone.name)
     try:
-        config = LlavaOnevisionConfig.from_pretrained(backbone.name, revision=revision)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"backbone {backbone.name}: cannot be loaded ({error}); {_HINT}") from error
-    text = sub_config(config, "text_config")
+        config = LlavaOnevisionConfig.from_pretrained(backbone.name, revision=revision, trust_remote_code=False)
+    except (OSError, *_IMPOSSIBLE) as error:
+        raise ConfigError(f"backbone {backbone.name}: config.json cannot be used ({_short(error)}); {_HINT}") from error
+    text, vision = sub_config(config, "text_config"), sub_config(config, "vision_config")
     windows = set(getattr(text, "layer_types", ())) - {"full_attention"}
     if text.model_type != "qwen2" or windows:  # what `model.language` computes
         raise ConfigError(
             f"backbone {backbone.name}: its language model is {text.model_type} {sorted(windows) or ''}; "
             "a Qwen2 with full attention is expected, as in the LLaVA-OneVision checkpoints"
         )
+    if vision.model_type != "siglip_vision_model":  # whose scale of pixels `model.agentps` computes
+        raise ConfigError(
+            f"backbone {backbone.name}: its tower is {vision.model_type}; a SigLIP is expected, as in the "
+            "LLaVA-OneVision checkpoints"
+        )
+    layers = config.vision_feature_layer
+    for layer in [layers] if isinstance(layers, int) else layers:
+        if not -vision.num_hidden_layers - 1 <= layer <= vision.num_hidden_layers:
+            raise ConfigError(
+                f"backbone {backbone.name}: vision_feature_layer is {layer}, of {vision.num_hidden_layers} layers: "
+                "take the config.json that came with the weights"
+            )
+    network_of(config, backbone)
     return config
+
+
+def network_of(config: LlavaOnevisionConfig, backbone: BackboneSettings) -> LlavaOnevisionModel:
+    """The network without weights, which takes no memory.
+
+    Raises:
+        ConfigError: the sizes do not go together.
+    """
+    try:
+        with torch.device("meta"):
+            return LlavaOnevisionModel(config)
+    except _IMPOSSIBLE as error:
+        raise ConfigError(
+            f"backbone {backbone.name}: no network can be made of its config.json ({type(error).__name__}: "
+            f"{_short(error)}): take the config.json that came with the weights"
+        ) from error
+
+
+def check_weights(backbone: BackboneSettings, config: LlavaOnevisionConfig) -> list[Path]:
+    """The files of the weights: whole, of floats, and of the architecture's size. No weight is read.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    paths = weight_files(partial(_find, backbone), backbone.name)
+    there = sum(tensor.size for tensor in read_headers(paths, backbone.name).values())
+    needed = sum(parameter.numel() for parameter in network_of(config, backbone).parameters())
+    if 2 * there < needed:  # transformers would make up the others, of any number, before `_check_report` says so
+        raise ConfigError(
+            f"backbone {backbone.name}: config.json describes {needed:,} weights, the files hold {there:,} "
+            f"({', '.join(path.name for path in paths[:_SHOWN])}): take config and weights of one model, whole"
+        )
+    return paths
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no number of it is NaN or infinite."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())  # a NaN comes through; 20 x isfinite
+
+
+def _check_finite(paths: Iterable[Path], backbone: BackboneSettings) -> None:
+    for path in paths:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # it is no mapping
+                if not all_finite(file.get_tensor(name)):
+                    raise ConfigError(
+                        f"backbone {backbone.name}: {path.name}: {name} holds numbers that are NaN or infinite, so "
+                        "that every answer would be: fetch the backbone again"
+                    )
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """transformers logs what it finds of weights as a table; here it is a message."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def load_backbone(
@@ -77,30 +215,64 @@ def load_backbone(
 
     Raises:
         ConfigError: it cannot be loaded.
-        CheckpointError: weights are missing from it: they would be random.
+        CheckpointError: weights are missing from it, or have another shape: they would be random.
     """
-    load_config(backbone)
+    paths = check_weights(backbone, load_config(backbone))
+    _check_finite(paths, backbone)
     options = {} if backbone.quantization is None else _in_4_bits(dtype)
     try:
-        loaded = LlavaOnevisionModel.from_pretrained(
-            backbone.name, revision=_revision(backbone), dtype=dtype, output_loading_info=True, **options
-        )
+        with _without_report():
+            loaded = LlavaOnevisionModel.from_pretrained(
+                backbone.name,
+                revision=_revision(backbone),
+                dtype=dtype,
+                trust_remote_code=False,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are told below
+                output_loading_info=True,
+                **options,
+            )
     except ImportError as error:
         if backbone.quantization is None:
             raise
         raise ConfigError(
             f"backbone.quantization {backbone.quantization}: {error}: install agentps[quantization], or remove it"
         ) from error
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"backbone {backbone.name}: cannot be loaded ({error}); {_HINT}") from error
+    except (OSError, *_IMPOSSIBLE) as error:
+        raise ConfigError(f"backbone {backbone.name}: cannot be loaded ({_short(error)}); {_HINT}") from error
     model, report = cast(tuple[LlavaOnevisionModel, dict[str, Any]], loaded)  # with output_loading_info
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"])[:5])
-        raise CheckpointError(f"backbone {backbone.name}: no weights for {missing}; take a complete LLaVA-OneVision")
+    _check_report(report, backbone)
     if backbone.quantization is not None:
         _keep_trainable(model)
     fit_embedding(model, tokenizer)
     return model
+
+
+def _check_report(report: dict[str, Any], backbone: BackboneSettings) -> None:
+    """
+    Raises:
+        CheckpointError: the weights that were read are not all that the architecture has, in its shapes and layers.
+    """
+    faults = []
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        faults.append(
+            f"{len(mismatched)} weights have another shape than config.json says: {name} is {tuple(found)}, "
+            f"{tuple(expected)} was expected"
+        )
+    if missing := sorted(report["missing_keys"]):
+        faults.append(f"no weights for {', '.join(missing[:_SHOWN])}{_more(missing)}")
+    if spare := sorted(name for name in report["unexpected_keys"] if ".layers." in name):
+        faults.append(f"weights of layers that config.json does not have: {', '.join(spare[:_SHOWN])}{_more(spare)}")
+    if faults:
+        raise CheckpointError(
+            f"backbone {backbone.name}: {'; '.join(faults)}; take a complete LLaVA-OneVision, config and weights of "
+            "one model"
+        )
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
 
 
 def _in_4_bits(dtype: torch.dtype) -> dict[str, Any]:
@@ -126,6 +298,17 @@ def _keep_trainable(model: nn.Module) -> None:
 
 
 def fit_embedding(model: LlavaOnevisionModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Grow the embedding where the tokenizer has more tokens; the real backbones have spare rows."""
-    if len(tokenizer) > cast(nn.Embedding, model.get_input_embeddings()).num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    """Grow the embedding by the row of `<ans>` where it has none to spare, as the real backbones have.
+
+    Raises:
+        CheckpointError: the tokenizer has more tokens than that: their rows would be random.
+    """
+    rows = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if needed > rows + (ans_token_id(tokenizer) == rows):
+        raise CheckpointError(
+            f"backbone {tokenizer.name_or_path}: its tokenizer has {needed:,} tokens, its embedding {rows:,} rows: "
+            "they are of two models: take the tokenizer that came with the weights"
+        )
+    if needed > rows:
+        model.resize_token_embeddings(needed)

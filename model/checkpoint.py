@@ -23,15 +23,17 @@ from peft import PeftModel
 from pydantic import ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
+from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
 
-from .agentps import AgentPS, tower_size, visual_tokens
-from .backbone import load_backbone, load_config, load_tokenizer
+from .agentps import AgentPS, sub_config, tower_size, visual_tokens
+from .backbone import all_finite, load_backbone, load_config, load_tokenizer, read_tokenizer
+from .backbone_files import check_tokenizer
 from .errors import CheckpointError, ConfigError
 from .files import replacing
 from .images import ImageLimits
 from .integrity import refuse_pickles
 from .metrics import Calibration, OperatingPoint
+from .post import PostLimits
 from .prompt import Prompt
 from .settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
 from .strict import Strict, explain_validation
@@ -39,6 +41,8 @@ from .task import Task, task_differences
 from .text import ans_token_id
 
 FORMAT = 1
+#: The types that trained weights are stored in.
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _META, _TRAINED, _POINTS = "checkpoint.json", "trained.safetensors", "operating_points.json"
 
 
@@ -60,6 +64,8 @@ class CheckpointInfo(Strict):
     #: The largest image that is scored: as large as what ingest let into training. A checkpoint that was registered
     #: before this was written down has the limits of that time.
     limits: ImageLimits = ImageLimits(max_bytes=20_000_000, max_pixels=50_000_000)
+    #: The same of a post.
+    post_limits: PostLimits = PostLimits()
 
 
 class OperatingPoints(Strict):
@@ -93,6 +99,7 @@ def build(
     backbone: BackboneSettings, task: Task, sequence: SequenceSettings, train: TrainSettings
 ) -> tuple[AgentPS, PreTrainedTokenizerBase, Prompt]:
     """A network to be trained: pretrained backbone, fresh heads, the right parameters trainable."""
+    load_config(backbone)  # first: it says best what is wrong with a folder that is no backbone
     tokenizer = load_tokenizer(backbone)
     model = wrap(load_backbone(backbone, tokenizer, _dtype(train)), tokenizer, task, sequence, train)
     return model, tokenizer, _prompt(tokenizer, task, train.variant, sequence, model.config)
@@ -133,10 +140,18 @@ def check_fits(
     """What a training would refuse later, said before anything is prepared for it.
 
     Raises:
-        ConfigError: the frames have another size than the tower reads.
-        PromptError: the questions leave no room for the post's own text.
+        ConfigError: the frames have another size than the tower reads, or are more than the language model reads.
+        PromptError: as `model.prompt.Prompt`.
     """
     _check_image_size(config, sequence)
+    longest = visual_tokens(config, sequence) + sequence.max_tokens
+    places = sub_config(config, "text_config").max_position_embeddings
+    if longest > places:
+        raise ConfigError(
+            f"preprocess.frames {sequence.frames} with preprocess.max_tokens {sequence.max_tokens} are sequences of "
+            f"{longest:,} tokens, the backbone reads {places:,} at most: lower one of them, or raise "
+            "preprocess.frame_pooling"
+        )
     _prompt(tokenizer, task, "agentps", sequence, config)  # the longest sequence of all variants
 
 
@@ -272,10 +287,7 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
     if info.backbone_embedded:
         backbone = backbone.model_copy(update={"name": str(directory / "backbone")})
     _check_backbone(info, backbone, directory)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory / "tokenizer", local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory}: its tokenizer is missing or damaged: {error}") from error
+    tokenizer = _own_tokenizer(directory / "tokenizer")
     llava = load_backbone(backbone, tokenizer, _dtype(info.train))
     model = wrap(llava, tokenizer, info.task, info.sequence, info.train)
     _restore(model, directory)
@@ -288,6 +300,17 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
         model.to(device)
     prompt = _prompt(tokenizer, info.task, info.train.variant, info.sequence, model.config)
     return Loaded(model, tokenizer, prompt, info)
+
+
+def _own_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    def find(name: str) -> Path | None:
+        return path if (path := folder / name).is_file() else None
+
+    try:
+        check_tokenizer(find, str(folder))
+        return read_tokenizer(str(folder), local=True)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder.parent}: its tokenizer is missing or damaged: {error}") from error
 
 
 def start_from(model: AgentPS, directory: Path, task: Task, backbone: BackboneSettings) -> None:
@@ -337,6 +360,13 @@ def _restore(model: AgentPS, directory: Path) -> None:
             state |= {name: p for name, p in trainable_state(model).items() if _in_adapter(name)}
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: a part of the checkpoint is missing or damaged: {error}") from error
+    for name, tensor in state.items():
+        if tensor.dtype not in _FLOATS or not all_finite(tensor):
+            what = "numbers that are NaN or infinite" if tensor.dtype in _FLOATS else f"numbers of type {tensor.dtype}"
+            raise CheckpointError(
+                f"{directory}: {name} holds {what}: the file was changed, or the training diverged; take another "
+                "version"
+            )
     load_trainable_state(model, state, directory)
 
 

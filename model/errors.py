@@ -4,8 +4,22 @@ Each message names the file, row or key, what was found, what was expected and w
 """
 
 
+def plain(text: str) -> str:
+    """Words of others for a terminal, a log or a message: in one line, with what does not print escaped.
+
+    An escape sequence would colour, move or clear the terminal; a line break would begin a line that looks like ours.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class AgentPSError(Exception):
     """Base of every error whose message is meant for the person who runs the pipeline."""
+
+    def __str__(self) -> str:
+        """Whatever was put into the message is `plain`, but for line breaks, which some of ours have."""
+        return "\n".join(map(plain, super().__str__().split("\n")))
 
 
 class ConfigError(AgentPSError):

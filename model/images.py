@@ -61,6 +61,10 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 #: How the base64 text of a JPEG, a PNG and a WebP begins.
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR")
+#: Characters of a path, at most (Linux); a longer text is looked up nowhere.
+_MOST_PATH = 4096
+#: Who may open a folder of images to those who send posts, and how.
+_ALLOWED_BY = "AGENTPS_IMAGE_ROOT where a version is served, image_root of a Scorer"
 
 #: Where Pillow's `getexif` looks for an orientation.
 _METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
@@ -80,14 +84,23 @@ class ImageLimits:
 INGESTED = ImageLimits(max_bytes=sys.maxsize, max_pixels=sys.maxsize, max_side=sys.maxsize, max_aspect=math.inf)
 
 
-def read_source(source: Source, limits: ImageLimits, *, root: str | None = None, sha256: str | None = None) -> bytes:
+def read_source(
+    source: Source,
+    limits: ImageLimits,
+    *,
+    root: str | None = None,
+    sha256: str | None = None,
+    folder: str | None = None,
+) -> bytes:
     """The encoded bytes of an image, however it is given.
 
     Args:
-        source: with `root` the name of a file under it. Without: the absolute path of a local file, or the picture
-            itself: its bytes, a data URL, or base64 text, as JSON carries it.
+        source: with `root` the name of a file under it. Without: the picture itself (its bytes, a data URL, or base64
+            text, as JSON carries it), or the path of a file in `folder`, absolute or relative to it.
         root: an absolute local folder, or an fsspec URL such as `s3://bucket/posts`.
         sha256: in hex, of the bytes that are expected.
+        folder: an absolute local folder, open to whoever gives the source; links are followed, and may not lead out of
+            it. None: no path is read, and nothing is told of what it names.
 
     Raises:
         ImageError: the source is none of these or names no readable file; the file is larger than `limits.max_bytes`
@@ -102,7 +115,7 @@ def read_source(source: Source, limits: ImageLimits, *, root: str | None = None,
     elif isinstance(source, str) and source.startswith("data:"):
         data = _read_data_url(source, limits)
     else:
-        data = _read_path_or_base64(os.fspath(source), limits)
+        data = _read_path_or_base64(os.fsdecode(source), limits, folder)
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
         raise ImageError("was changed since it was ingested (its sha256 is another)")
     return data
@@ -248,25 +261,34 @@ def _read_data_url(url: str, limits: ImageLimits) -> bytes:
         raise ImageError(f"a data URL whose base64 text is damaged: {error}") from error
 
 
-def _read_path_or_base64(text: str, limits: ImageLimits) -> bytes:
+def _read_path_or_base64(text: str, limits: ImageLimits, folder: str | None) -> bytes:
     """The base64 text of a JPEG begins with `/9j/`, as an absolute path may: a file comes first."""
-    try:
-        if len(text) < 2:  # a string where a list of images is meant is read one character at a time
-            raise ImageError(f"{text!r} is no path of an image: are the images of the post a list?")
-        if not os.path.isabs(text):
-            raise ImageError(f"{text!r:.200} is not an absolute path")
-        return _read_local(text, limits)
-    except ImageError as error:
-        if not text.startswith(_BASE64_STARTS) or os.path.exists(text):
-            raise
+    if len(text) < 2:  # a string where a list of images is meant is read one character at a time
+        raise ImageError(f"{text!r} is no path of an image: are the images of the post a list?")
+    path = None if folder is None else _inside(folder, text)
+    if text.startswith(_BASE64_STARTS) and (path is None or not os.path.exists(path)):
         try:
             return _from_base64(text, limits)
         except ValueError as damage:
-            raise ImageError(f"{error}; nor is it a picture in base64 ({damage})") from None
+            raise ImageError(f"no picture in base64: {damage}") from None
+    if folder is None:
+        raise ImageError(f"no path is read here: send the picture itself, as base64 text or a data URL ({_ALLOWED_BY})")
+    if path is None:
+        raise ImageError(f"lies outside of the folder that is open to paths ({_ALLOWED_BY})")
+    return _read_local(path, limits)
+
+
+def _inside(folder: str, text: str) -> str | None:
+    """The path with all links resolved; None where it is not below `folder`, whether a file is there or not."""
+    if len(text) > _MOST_PATH or "\0" in text:
+        return None
+    root, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, text))
+    return path if path.startswith(os.path.join(root, "")) else None
 
 
 def _from_base64(text: str, limits: ImageLimits) -> bytes:
     """Line breaks, which some encoders write, are no part of it. Raises: ValueError, where it is no base64."""
+    _check_bytes(len(text) // 2, limits)  # far too much, before it is copied: as if a third of it were line breaks
     text = "".join(text.split())
     _check_bytes(len(text) * 3 // 4 - 2, limits)  # two of padding
     return base64.b64decode(text, validate=True)
@@ -305,7 +327,7 @@ def _open(data: bytes, limits: ImageLimits) -> ImageFile:
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         image = WebPImageFile(io.BytesIO(data))
     else:
-        raise ImageError(f"not a JPEG, PNG or WebP image (begins with {data[:8]!r})")
+        raise ImageError("not a JPEG, PNG or WebP image")  # what it holds is told to nobody
     _check_header(image, limits)
     return image
 

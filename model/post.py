@@ -6,6 +6,8 @@ JSON schema is a service's body, and `markdown_table` renders it for the docs.
 
 from __future__ import annotations
 
+import reprlib
+import unicodedata
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,11 +29,15 @@ from pydantic import (
     model_validator,
 )
 
-from .schema import LABEL
+from .schema import IMAGES, LABEL, TEXT, TITLE
 from .task import Question, Task
 
 #: Characters of a cell that a message shows.
 _SHOWN = 80
+#: Of an id: it stands in the index of a database, in file names and in lines of a terminal.
+_MOST_ID = 512
+#: Control characters, halves of characters, and those that are not seen or turn the direction of others.
+_UNSEEN = frozenset(("Cc", "Cs", "Cf", "Zl", "Zp"))
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,15 @@ def _id_text(cell: Any) -> Any:
     return str(cell) if isinstance(cell, int) and not isinstance(cell, bool) else cell
 
 
+def _name(text: str) -> str:
+    """A text that stands in tables, messages and terminals as it is, and is the same after a spreadsheet had it."""
+    if text != text.strip() or len(text) > _MOST_ID:
+        raise ValueError("blanks around it, or too long")
+    if not text.isprintable() and not _UNSEEN.isdisjoint(map(unicodedata.category, text)):
+        raise ValueError("control characters")
+    return text
+
+
 def _time(cell: Any) -> datetime:
     try:
         time = cell if isinstance(cell, datetime) else datetime.fromisoformat(cell)
@@ -66,12 +82,15 @@ def _nullable(**schema: Any) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [schema, {"type": "null"}]})
 
 
+#: As `_name` has it, for a service's body.
+_NAME_SCHEMA = {"type": "string", "maxLength": _MOST_ID, "pattern": r"^\S([^\u0000-\u001f\u007f-\u009f]*\S)?$"}
 PostId = Annotated[
     str,
     Field(pattern=r"\S"),
+    AfterValidator(_name),
     BeforeValidator(_id_text),
-    WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"\S"}, {"type": "integer"}]}),
-    Expects("text that is not blank, or a whole number"),
+    WithJsonSchema({"anyOf": [_NAME_SCHEMA, {"type": "integer"}]}),
+    Expects(f"text of 1 to {_MOST_ID} characters without control characters and outer blanks, or a whole number"),
 ]
 #: UTC. Any zone is read.
 Time = Annotated[
@@ -82,6 +101,28 @@ Time = Annotated[
 ]
 #: The bound makes pydantic look at the characters: JSON can spell lone surrogates, which no file of ours can hold.
 _Text = Annotated[str, Field(min_length=0), _nullable(type="string"), Expects("text or null")]
+
+
+@dataclass(frozen=True)
+class PostLimits:
+    """The largest post that is read: what ingest lets into training is what a version scores."""
+
+    max_images: int = 64
+    #: Of title and text together. More than a model reads; what is longer costs time and money, and tells nothing.
+    max_text_characters: int = 50_000
+
+    def faults(self, title: str, text: str, n_images: int) -> list[str]:
+        """What is too large, with the option that says so."""
+        n_characters = len(title) + len(text)
+        found = []
+        if n_images > self.max_images:
+            found.append(f"{IMAGES}: {n_images:,} images; at most {self.max_images:,} are read (ingest.max_images)")
+        if n_characters > self.max_text_characters:
+            found.append(
+                f"{TITLE} and {TEXT}: {n_characters:,} characters; at most {self.max_text_characters:,} are read "
+                "(ingest.max_text_characters)"
+            )
+        return found
 
 
 class Row(BaseModel):
@@ -130,7 +171,7 @@ class Post(Row):
         Expects("ISO 8601 with a zone, as 2025-03-01T12:00:00Z, or null"),
     ] = None
     language: Annotated[
-        Annotated[str, Field(pattern=r"\S")] | None,
+        Annotated[str, Field(pattern=r"\S"), AfterValidator(_name)] | None,
         Field(description="for example `en`; where it is there, the gate looks at each language by itself"),
         Expects("a language's name, for example en, or null"),
     ] = None
@@ -212,8 +253,16 @@ def _fault(row: type[Row], error: Any) -> str:
     return f"{column}: {found}; {expected} is expected"
 
 
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxlist, _short.maxstring, _short.maxlong, _short.maxother = 4, _SHOWN, _SHOWN, _SHOWN, _SHOWN
+
+
 def shown(value: Any) -> str:
-    text = repr(value)
+    """A cell in a message: short, in one line, control characters escaped; however large or deep it is."""
+    try:
+        text = repr(value[:_SHOWN]) if isinstance(value, str | bytes) else _short.repr(value)
+    except (ValueError, RecursionError):  # a whole number of very many digits; an array of very deep lists
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 

@@ -8,13 +8,15 @@ Dimensions: B posts · T tokens · F frames · Q intermediate questions · A ans
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
+from .backbone_files import listed
 from .errors import PromptError
-from .text import ans_token_id
+from .text import ans_token_id, known_share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from .settings import SequenceSettings, Variant
     from .task import Task
 
+#: A wording of which the tokenizer knows less asks nothing.
+MIN_KNOWN_SHARE = 0.5
 #: Fewer tokens than this for title and text would leave the model without the post.
 MIN_TEXT_TOKENS = 16
 
@@ -40,12 +44,25 @@ class PromptBatch(TypedDict):
 
 
 def _wording(tokenizer: PreTrainedTokenizerBase, ask: str) -> list[int]:
-    """A question's token ids; a special token in it would be one more frame, or answer."""
+    """A question's token ids.
+
+    Raises:
+        PromptError: it would be read as something else: a special token in it would be one more frame, or answer, and
+            of characters that the vocabulary lacks nothing is left.
+    """
+    known = known_share(tokenizer, ask)
+    if known < MIN_KNOWN_SHARE:
+        name = tokenizer.name_or_path
+        raise PromptError(
+            f"the tokenizer of {name} knows {known:.0%} of the characters of the wording {ask!r:.200}, so the model "
+            f"could not read it (its folder holds {listed(Path(name))}): take the tokenizer.json that came with the "
+            "backbone's weights, or word the question in a language that the backbone knows"
+        )
     ids = tokenizer.encode(ask + "\n", add_special_tokens=False)
     added = tokenizer.added_tokens_decoder
     special = sorted({str(added[token]) for token in ids if token in added})
     if special:
-        raise PromptError(f"the wording {ask!r} holds the special token {', '.join(special)}: remove it")
+        raise PromptError(f"the wording {ask!r:.200} holds the special token {', '.join(special)}: remove it")
     return ids
 
 
@@ -67,8 +84,14 @@ class Prompt:
             visual_tokens: placeholders of a post with all frames: frames x pooled tokens per frame, and one newline.
 
         Raises:
-            PromptError: the questions leave no room for the post's own text, or hold a special token.
+            PromptError: the questions leave no room for the post's own text, hold a special token, or cannot be written
+                in the tokenizer's vocabulary; or a post's text could hold a frame.
         """
+        if video_token_id not in tokenizer.added_tokens_decoder:
+            raise PromptError(
+                f"the placeholder of a frame is token {video_token_id}, which is no special token of the tokenizer of "
+                f"{tokenizer.name_or_path}: take config.json and tokenizer.json of one backbone"
+            )
         self.pad_token_id: int = tokenizer.pad_token_id  # type: ignore[assignment]  # every backbone has one
         self.visual_ids = [video_token_id] * visual_tokens
         self._frames, self._frame_tokens = sequence.frames, (visual_tokens - 1) // sequence.frames

@@ -20,13 +20,17 @@ from torch import Tensor
 from .agentps import normalize
 from .checkpoint import Loaded
 from .errors import DataError, ImageError
-from .images import Source, frame_indices, read_frame, read_source
-from .post import parse, row_of, shown
+from .images import ImageLimits, Source, decode, frame_indices, read_source, to_frame
+from .post import PostLimits, parse, row_of, shown
 from .prompt import Prompt
 from .schema import IMAGE_SHA256, IMAGES, NO_FRAME, ROOT, TEXT, TITLE
 from .text import encode_post_text
 
 _TEXTS = row_of(columns=(TITLE, TEXT))
+#: Of a whole number that is read as text: Python refuses to write out much longer ones.
+_MOST_BITS = 4096
+#: Characters of an image's path, or of its base64 text, that a message shows.
+_NAME = 200
 
 
 def padded_frames(posts: Iterable[Sequence[int]], frames: int) -> np.ndarray:
@@ -59,7 +63,7 @@ def make_batch(
 class RawPost:
     """A post whose cells are right; whether its images can be read is not known yet.
 
-    root, image_sha256: see `model.images.read_source`; of images that are files or bytes by themselves, None.
+    root, image_sha256: see `model.images.read_source`; of images that are given without a table's root, None.
     """
 
     title: str
@@ -69,7 +73,7 @@ class RawPost:
     image_sha256: Sequence[str | None]
 
 
-def raw_post(cells: Mapping[str, Any]) -> RawPost:
+def raw_post(cells: Mapping[str, Any], limits: PostLimits) -> RawPost:
     """A post by the rules of a manifest's row, its images being names, bytes, data URLs or base64 text.
 
     Raises:
@@ -84,6 +88,8 @@ def raw_post(cells: Mapping[str, Any]) -> RawPost:
         faults.append(
             f"{IMAGE_SHA256}: {shown(given)}; null, or one hash for each of the {len(images)} images is expected"
         )
+    if texts is not None:
+        faults += limits.faults(getattr(texts, TITLE), getattr(texts, TEXT), len(images or ()))
     if texts is None or images is None or faults:
         raise DataError("; ".join(faults))
     root = cells.get(ROOT)
@@ -110,7 +116,7 @@ def _digits(cell: Any) -> Any:
     if isinstance(cell, bool | np.bool_):
         return cell
     if isinstance(cell, int | np.integer):
-        return str(cell)
+        return str(cell) if int(cell).bit_length() <= _MOST_BITS else cell
     return str(int(cell)) if isinstance(cell, float | np.floating) and float(cell).is_integer() else cell
 
 
@@ -144,12 +150,13 @@ class _SeenImages:
 class PostReader:
     """Reads raw posts for one checkpoint's network."""
 
-    def __init__(self, loaded: Loaded, seen_bytes: int) -> None:
+    def __init__(self, loaded: Loaded, seen_bytes: int, image_root: str | None = None) -> None:
         """
         Args:
             seen_bytes: main memory for what the tower said of images, which are then neither decoded nor encoded again.
+            image_root: `folder` of `model.images.read_source`.
         """
-        self._loaded = loaded
+        self._loaded, self._image_root = loaded, image_root
         self._seen = _SeenImages(seen_bytes)
 
     def shown(self, post: RawPost) -> list[int]:
@@ -160,33 +167,43 @@ class PostReader:
     def album(self, post: RawPost, read: dict[bytes, np.ndarray | Tensor]) -> list[bytes]:
         """The keys of a post's images in their order.
 
+        Every image must be one that ingest would let into training; only those that a frame shows become a frame.
+
         Args:
             read: gets what was not read before: by the image's key its frame, uint8 (S, S, 3), or the tower's states.
 
         Raises:
             ImageError: an image cannot be used; names it.
         """
-        info = self._loaded.info
+        limits, shown_places = self._loaded.info.limits, set(self.shown(post))
         keys = []
-        for number, (source, sha256) in enumerate(zip(post.images, post.image_sha256, strict=True), start=1):
+        for place, (source, sha256) in enumerate(zip(post.images, post.image_sha256, strict=True)):
             try:
-                data = read_source(source, info.limits, root=post.root, sha256=sha256)
+                data = read_source(source, limits, root=post.root, sha256=sha256, folder=self._image_root)
                 key = hashlib.sha256(data).digest()
-                if key not in read:
-                    kept = self._seen.get(key)
-                    read[key] = read_frame(data, info.sequence.image_size, info.limits) if kept is None else kept
+                kept = read.get(key, self._seen.get(key))
+                if place in shown_places:
+                    read[key] = self._frame(data, limits) if kept is None else kept
+                elif kept is None:
+                    decode(data, limits, least_side=1)  # as ingest does
             except ImageError as error:
-                name = f" {source!r:.200}" if isinstance(source, str) else ""
-                raise ImageError(f"image {number}{name}: {error}") from None
+                name = f" {source[:_NAME]!r}" if isinstance(source, str) else ""
+                raise ImageError(f"image {place + 1}{name}: {error}") from None
             keys.append(key)
         return keys
+
+    def _frame(self, data: bytes, limits: ImageLimits) -> np.ndarray:
+        size = self._loaded.info.sequence.image_size
+        return to_frame(decode(data, limits, least_side=size), size)
 
     def batch(
         self, posts: Sequence[RawPost], albums: Sequence[list[bytes]], read: Mapping[bytes, np.ndarray | Tensor]
     ) -> dict[str, Tensor]:
         """`AgentPS.forward`'s arguments, of posts whose `albums` were `read`."""
         loaded, sequence = self._loaded, self._loaded.info.sequence
-        keys = list(dict.fromkeys(key for album in albums for key in album))
+        keys = list(
+            dict.fromkeys(album[k] for post, album in zip(posts, albums, strict=True) for k in self.shown(post))
+        )
         number = {key: k for k, key in enumerate(keys)}
         states = self._states({key: read[key] for key in keys})
         ids = [encode_post_text(loaded.tokenizer, post.title, post.text, sequence.max_text_tokens) for post in posts]

@@ -5,6 +5,7 @@ Dimensions: N posts · C classes of one question
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from .checkpoint import Loaded, OperatingPoints, load, read_operating_points
 from .columns import ERROR, LOGIT, SCORE, answer_column, decision_column, probability_column
 from .data import Batches
 from .device import best_device
-from .errors import AgentPSError, DataError, ImageError
+from .errors import AgentPSError, ConfigError, DataError, ImageError
+from .post import shown
 from .reader import PostReader, RawPost, raw_post
 from .schema import POST_ID
 from .task import Task
@@ -112,25 +114,36 @@ class Scorer:
         points: OperatingPoints,
         micro_batch: int | None = None,
         seen_bytes: int = 500_000_000,
+        image_root: str | None = None,
     ) -> None:
         """
         Args:
             micro_batch: posts that are read and answered together; None: as in training.
             seen_bytes: see `model.reader.PostReader`.
+            image_root: an absolute folder whose files whoever gives the posts may name; None: no path is read.
+
+        Raises:
+            ConfigError: `image_root` is none.
         """
+        if image_root is not None and not (os.path.isabs(image_root) and os.path.isdir(image_root)):
+            raise ConfigError(f"image root {image_root!r}: the absolute path of a folder is expected")
         self._loaded = loaded
         self._points = points
         self._micro_batch = micro_batch or loaded.info.train.micro_batch
-        self._reader = PostReader(loaded, seen_bytes)
+        self._reader = PostReader(loaded, seen_bytes, image_root)
 
     @classmethod
-    def from_directory(cls, directory: Path, device: torch.device | None = None) -> Scorer:
+    def from_directory(
+        cls, directory: Path, device: torch.device | None = None, *, image_root: str | None = None
+    ) -> Scorer:
         """On `best_device()`, where no other is given.
 
         Raises:
             CheckpointError: the checkpoint cannot decide.
+            ConfigError: `image_root` is no folder.
         """
-        return cls(load(directory, device or best_device()), read_operating_points(directory))
+        points = read_operating_points(directory)
+        return cls(load(directory, device or best_device()), points, image_root=image_root)
 
     @property
     def task(self) -> Task:
@@ -143,15 +156,15 @@ class Scorer:
         if not posts.columns.is_unique:
             twice = posts.columns[posts.columns.duplicated()].unique().tolist()
             raise DataError(f"posts: more than one column has the name {', '.join(map(repr, twice))}: keep one")
-        records = posts.to_dict("records")
+        records, limits = posts.to_dict("records"), self._loaded.info.post_limits
 
         def refuse(row: int, error: AgentPSError) -> None:
-            post = f" (post {records[row][POST_ID]!r:.80})" if POST_ID in posts else ""
+            post = f" (post {shown(records[row][POST_ID])})" if POST_ID in posts else ""
             errors[row] = f"row {row + 1}{post}: {error}"
 
         for row, cells in enumerate(records):
             try:
-                parsed[row] = raw_post({str(name): cell for name, cell in cells.items()})
+                parsed[row] = raw_post({str(name): cell for name, cell in cells.items()}, limits)
             except DataError as error:
                 refuse(row, error)
         # Albums of one size together, as in `predict_rows`: a row of the batch is as long as its longest.
@@ -178,9 +191,10 @@ class Scorer:
         """One row per post, in order. A post that cannot be used gets its reason in `error`, and costs no other post.
 
         Args:
-            posts: `images`: for each post a list of absolute paths, of the files' bytes, or of their base64 text or
-                data URLs; `title` and `text` may be null or absent. With `root` and `image_sha256`, as ingest makes
-                them, names of files under `root` are held to these hashes. `post_id` is named in an error.
+            posts: `images`: for each post a list of the files' bytes, of their base64 text or data URLs, or of paths
+                under `image_root`; `title` and `text` may be null or absent. With `root` and `image_sha256`, as ingest
+                makes them, names of files under `root` are held to these hashes: who takes posts from others leaves
+                these two columns out. `post_id` is named in an error.
 
         Returns:
             The columns of `model.columns`: logit, score, a decision for each operating point (nullable boolean),

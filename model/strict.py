@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+#: Options whose value may hold a secret: it is not shown.
+_SECRET = ("ledger", "webhook")
+
 
 class Strict(BaseModel):
     """Unknown keys are errors, and nothing changes after loading."""
@@ -16,7 +19,8 @@ def explain_validation(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "(top level)"
-        whole = item["type"] in ("missing", "extra_forbidden") or isinstance(item["input"], dict)
+        is_secret = where.rpartition(".")[2] in _SECRET
+        whole = is_secret or item["type"] in ("missing", "extra_forbidden") or isinstance(item["input"], dict)
         found = "" if whole else f" (found {item['input']!r:.120})"
         what = {"extra_forbidden": "unknown key: remove it or correct its name", "missing": "is missing"}.get(
             item["type"], item["msg"].removeprefix("Value error, ")

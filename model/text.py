@@ -25,11 +25,42 @@ def ans_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return found
 
 
+#: Characters that are tokenized first, for each token that is wanted; of a longer text more, until it is enough.
+_PER_TOKEN = 32
+#: Words at the end of a cut text that the rest could change: letters that go on, marks that belong to a letter.
+_UNSURE = 4
+
+
 def encode_post_text(tokenizer: PreTrainedTokenizerBase, title: str, text: str, max_tokens: int) -> list[int]:
     """Token ids of title and text, cut on the right after `max_tokens` (paper 3.1.2: 196).
 
     Special tokens written in a post are read as plain characters: a title that says `<ans>` or
     `<video>` adds no answer position and no frame.
+
+    Of a long text only so many characters are tokenized as decide: a word (the piece within which a tokenizer joins
+    characters) is the same whatever follows it, but for the last few. So the result is that of the whole text.
     """
-    ids = tokenizer.encode(f"{title}\n{text}\n", add_special_tokens=False, split_special_tokens=True)
-    return list(ids[:max_tokens])
+    whole, length = f"{title}\n{text}\n", _PER_TOKEN * max_tokens
+    while tokenizer.is_fast and length < len(whole):
+        found = tokenizer(whole[:length], add_special_tokens=False, split_special_tokens=True)
+        words = found.word_ids()
+        if len(words) > max_tokens and words[max_tokens - 1] + _UNSURE < words[-1]:
+            return list(found["input_ids"][:max_tokens])
+        length *= 8
+    return list(tokenizer.encode(whole, add_special_tokens=False, split_special_tokens=True)[:max_tokens])
+
+
+def known_share(tokenizer: PreTrainedTokenizerBase, text: str) -> float:
+    """The share of a text's characters, blanks aside, that its tokens stand for; 1 where it has none.
+
+    A character that the vocabulary lacks becomes the unknown token, or nothing at all.
+    """
+    wanted = {place for place, character in enumerate(text) if not character.isspace()}
+    if not wanted:
+        return 1.0
+    found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
+    known: set[int] = set()
+    for token, (start, end) in zip(found["input_ids"], found["offset_mapping"], strict=True):
+        if token != tokenizer.unk_token_id:
+            known.update(range(start, end))
+    return len(wanted & known) / len(wanted)

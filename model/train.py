@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -176,8 +177,11 @@ def _tower_cache(model: AgentPS, batches: Batches, settings: TrainSettings, work
     train, in_training = batches.images(batches.rows(TRAIN, labelled=False))
     val, in_evaluation = batches.images(batches.rows(VAL, labelled=True))
     numbers = np.union1d(train, val)
-    path = work_dir / "tower_states.bin"
     work_dir.mkdir(parents=True, exist_ok=True)
+    for left in work_dir.glob("tower_states*.bin"):  # by a killed process; one that still reads it keeps it
+        left.unlink(missing_ok=True)
+    # never a file that another process has mapped: truncated under a reader, it reads as zeros
+    path = work_dir / f"tower_states-{os.getpid()}.bin"
     reads = settings.epochs * (in_training + in_evaluation) / len(numbers)
     batches.tower_cache = tower_cache(model, batches.shards, numbers, path, reads)
     try:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from steps.lifetime import ends_by_signal
+
 _PIPELINES = {
     "agentps_training": "pipelines.training",
     "agentps_retraining": "pipelines.retraining",
@@ -37,5 +39,5 @@ def importing() -> Iterator[None]:
 def __getattr__(name: str) -> Any:
     if name not in _PIPELINES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with importing():
+    with ends_by_signal(), importing():
         return getattr(importlib.import_module(_PIPELINES[name]), name)

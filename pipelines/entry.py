@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import click
 import yaml
 from zenml.enums import ExecutionMode
+from zenml.orchestrators import signal_handler
 from zenml.pipelines.pipeline_definition import Pipeline
+from zenml.stack import Stack
 
 from model.errors import AgentPSError
-from model.files import full_disk, write_whole
-from pipelines import importing, startup
+from model.files import write_whole
+from pipelines import importing, runs, startup
 from pipelines.config import OPTIONS, PARAMETERS, RunFile, read_run_file
+from steps.edge import told
+from steps.lifetime import ends_by_signal
 from steps.paths import home
+from steps.secrets import set_apart
 from steps.settings import RunOptions, load_options
 
 startup.prepare()
@@ -54,8 +60,15 @@ class CheckedPipeline(Pipeline):
         # ZenML's default goes on after a failure, and forgets the error that was raised
         super().__init__(name=name, entrypoint=importing_steps, execution_mode=ExecutionMode.FAIL_FAST)
         self._kind, self._idle = kind, idle
+        self._locks = ExitStack()
+        #: The run that has begun, and whether it goes in this process.
+        self._begun: tuple[UUID, bool] | None = None
 
     def with_options(self, *args: Any, **kwargs: Any) -> Pipeline:
+        with ends_by_signal():
+            return self._with_options(*args, **kwargs)
+
+    def _with_options(self, *args: Any, **kwargs: Any) -> Pipeline:
         options: dict[str, Any] = {}
         try:
             if kwargs.get("config_path"):
@@ -63,23 +76,48 @@ class CheckedPipeline(Pipeline):
                 file = read_run_file(path, self._kind.names())
                 options = file.options
                 load_options(self._kind, options, f"config {path}")
-                kwargs["config_path"] = str(_write(file))
+                kwargs["config_path"] = str(_write(RunFile(set_apart(options), file.zenml)))
             if (line := self._idle(options)) is not None:
                 click.echo(f"{self.name}: {line}")
                 raise click.exceptions.Exit(0)
         except AgentPSError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(told(error) or "") from error
         return super().with_options(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return super().__call__(*args, **kwargs)
-        except AgentPSError as error:  # the edge: a message and an exit code instead of a traceback
-            raise click.ClickException(str(error)) from error
-        except Exception as error:
-            if (line := full_disk(error, home(), Path(tempfile.gettempdir()))) is None:
-                raise
-            raise click.ClickException(line) from error
+        # ZenML's own handler raises an Exception, which a library takes for its own
+        signal_handler._SIGNALS = ()  # type: ignore[assignment]
+        with ends_by_signal(self._last_words, self._close), self._locks:
+            try:
+                runs.close_killed(home())
+                return super().__call__(*args, **kwargs)
+            except Exception as error:  # the edge: a message and an exit code instead of a traceback
+                if (line := told(error)) is None:
+                    raise
+                raise click.ClickException(line) from error
+
+    def _get_pipeline_analytics_metadata(self, snapshot: Any, stack: Stack, run_id: UUID | None = None) -> Any:
+        """ZenML calls this when it has made the run and before it starts it: nothing else is called there."""
+        if run_id is not None:
+            here = stack.orchestrator.flavor == "local"
+            self._begun = (run_id, here)
+            if here:
+                self._locks.enter_context(runs.going(run_id, home()))
+        return super()._get_pipeline_analytics_metadata(snapshot, stack, run_id)
+
+    def _last_words(self) -> str:
+        if self._begun is None:
+            return ": no run had begun"
+        run_id, here = self._begun
+        return (
+            ": the same command goes on from here"
+            if here
+            else f": the run goes on where it is. `zenml pipeline runs stop {run_id}` stops it"
+        )
+
+    def _close(self) -> None:
+        if self._begun is not None and self._begun[1]:
+            runs.close(self._begun[0])
 
 
 def _write(file: RunFile) -> Path:

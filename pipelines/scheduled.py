@@ -42,7 +42,7 @@ def start(pipeline: str, config: dict[str, Any]) -> None:
     """
     now = datetime.now(UTC)
     path = home() / "schedule" / "config.yaml"
-    write_whole(path, yaml.safe_dump(config, allow_unicode=True))
+    write_whole(path, yaml.safe_dump(config, allow_unicode=True), private=True)
     outcome = run_now(Launch(pipeline=pipeline, config=str(path), notify=load_notify(path)), home(), now)
     for undelivered in outcome.undelivered:
         logger.warning("%s", undelivered)

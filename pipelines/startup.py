@@ -1,4 +1,4 @@
-"""What ZenML needs before a run: it speaks less, and imports only what the run uses."""
+"""What ZenML needs before a run: it speaks less, keeps no secrets, and imports only what the run uses."""
 
 from __future__ import annotations
 
@@ -6,31 +6,36 @@ import functools
 import importlib.metadata
 import logging
 import sys
+from typing import Any
 
 from zenml.integrations.integration import Integration
 from zenml.integrations.pytorch import PytorchIntegration
 from zenml.integrations.sklearn import SklearnIntegration
+from zenml.models import ExceptionInfo
+from zenml.utils import exception_utils
 
 from model.errors import AgentPSError
 from model.files import is_full
+from steps.secrets import mask_error, masked
 
 #: ZenML sets the root logger to INFO, and so makes others speak: a line for each class that Great Expectations
 #: imports, for each request to the annotator; and, after every step, for a package that is not installed (fastai).
-#: bitsandbytes, where it is installed, warns on a CPU that it can do without a kernel of a hub.
 _LEVELS = {
-    "bitsandbytes": logging.ERROR,
     "great_expectations": logging.WARNING,
     "httpx": logging.WARNING,
     "httpx2": logging.WARNING,
     "zenml.integrations.mlflow.experiment_trackers.mlflow_experiment_tracker": logging.ERROR,
 }
 _LAUNCHER = "zenml.orchestrators.step_launcher"
+#: They log each write of their own that fails with its traceback, and hand it on.
+_ON_A_FULL_DISK = ("mlflow.store.db.utils", "zenml.log_stores.artifact.artifact_log_exporter")
 _ORCHESTRATOR = "zenml.orchestrators.local.local_orchestrator"
 
 
 def prepare() -> None:
     """Call once, before the steps are imported: Great Expectations speaks while it is."""
     _quieten()
+    _keep_no_secrets()
     # ZenML asks which package a table's class is from whenever a step returns one, and this reads the file lists of all
     # packages: half a second, with the same answer.
     importlib.metadata.packages_distributions = functools.cache(importlib.metadata.packages_distributions)
@@ -48,13 +53,33 @@ def _activate_if_imported(integration: type[Integration], library: str) -> None:
     integration.check_installation = lambda: library in sys.modules and is_installed()  # type: ignore[method-assign]
 
 
+class _Record(logging.LogRecord):
+    def getMessage(self) -> str:  # noqa: N802 (logging's name)
+        return masked(super().getMessage())
+
+
+def _keep_no_secrets() -> None:
+    """What is logged goes to the terminal and into the logs that ZenML keeps; a step's error also into its database."""
+    logging.setLogRecordFactory(_Record)
+    collect = exception_utils.collect_exception_information
+
+    @functools.wraps(collect)
+    def collect_masked(exception: BaseException, *args: Any, **kwargs: Any) -> ExceptionInfo:
+        mask_error(exception)  # ZenML logs the same error when it has been collected
+        found = collect(exception, *args, **kwargs)
+        shown = {"traceback": masked(found.traceback), "message": found.message and masked(found.message)}
+        return found.model_copy(update=shown)
+
+    exception_utils.collect_exception_information = collect_masked
+
+
 def _quieten() -> None:
     """A run prints its own lines, and one message where it fails. `ZENML_LOGGING_VERBOSITY=DEBUG` shows everything."""
     if logging.getLogger().getEffectiveLevel() <= logging.DEBUG:
         return
     for name, level in _LEVELS.items():
         logging.getLogger(name).setLevel(level)
-    for name in (_LAUNCHER, _ORCHESTRATOR):
+    for name in (_LAUNCHER, _ORCHESTRATOR, *_ON_A_FULL_DISK):
         logging.getLogger(name).addFilter(told_once)
 
 
@@ -64,7 +89,12 @@ def told_once(record: logging.LogRecord) -> bool:
     ZenML's orchestrator logs it with its traceback (only the line that names the step is kept), its
     launcher with its message.
     """
-    if record.exc_info and (isinstance(record.exc_info[1], AgentPSError) or is_full(record.exc_info[1])):
+    in_message = isinstance(record.args, tuple) and any(map(_is_told, record.args))
+    if record.exc_info and _is_told(record.exc_info[1]):
         record.exc_info = record.exc_text = None
-        return True
-    return not (isinstance(record.args, tuple) and any(isinstance(value, AgentPSError) for value in record.args))
+        return not (in_message and record.name in _ON_A_FULL_DISK)
+    return not in_message
+
+
+def _is_told(value: object) -> bool:
+    return isinstance(value, AgentPSError) or (isinstance(value, BaseException) and is_full(value))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import subprocess
 
+from model.errors import ConfigError, plain
+from steps.secrets import masked, resolved
 from steps.settings import NotifySettings
 
 #: Seconds that a webhook or a command may take.
@@ -12,17 +14,18 @@ PATIENCE = 60
 
 
 def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return plain(" ".join(text.split()))
 
 
 def send(line: str, settings: NotifySettings) -> list[str]:
     """Hand a line to the webhook and to the command, whichever are named.
 
     Returns:
-        What could not be delivered and why; a webhook's path, which is a secret, is left out.
+        What could not be delivered and why, without secrets: a webhook's path is one.
     """
+    line = masked(line)
     return [
-        f"the notice was not delivered: {reason}"
+        masked(f"the notice was not delivered: {reason}")
         for reason in (_post(line, settings.webhook), _pipe(line, settings.command))
         if reason is not None
     ]
@@ -34,8 +37,8 @@ def _post(line: str, webhook: str | None) -> str | None:
     import httpx2
 
     try:
-        answer = httpx2.post(webhook, json={"text": line}, timeout=PATIENCE)
-    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        answer = httpx2.post(resolved(webhook, "notify.webhook"), json={"text": line}, timeout=PATIENCE)
+    except (httpx2.HTTPError, httpx2.InvalidURL, ConfigError) as error:
         return f"webhook: {type(error).__name__}: {error}"
     if not answer.is_success:
         return f"webhook: {answer.url.host} answered {answer.status_code} {answer.reason_phrase}"

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import TypeVar
 
+from steps.lifetime import end_with_parent
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -35,13 +37,22 @@ def ordered_map(
         return
     workers = workers or os.cpu_count() or 1
     ahead: deque[Future[list[Result]]] = deque()
-    with ProcessPoolExecutor(workers, initializer=initializer) as pool:
+    pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(initializer,))
+    try:
         for start in range(0, len(items), chunk):
             if len(ahead) == 2 * workers:
                 yield from ahead.popleft().result()
             ahead.append(pool.submit(_map, function, items[start : start + chunk]))
         while ahead:
             yield from ahead.popleft().result()
+    finally:  # nobody asks for the rest after an error or a signal
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin(initializer: Callable[[], None] | None) -> None:
+    end_with_parent()
+    if initializer is not None:
+        initializer()
 
 
 def _map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

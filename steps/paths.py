@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from steps.secrets import resolved
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
 STUDY_CONFIG = REPOSITORY / "configs" / "study.yaml"
@@ -17,4 +19,6 @@ def home() -> Path:
 
 def ledger_url(configured: str | None) -> str:
     """The database of paid answers: the one that is configured, else a file under `home()`."""
-    return configured or f"sqlite:///{home() / 'annotations.db'}"
+    if configured:
+        return resolved(configured, "annotate.ledger")
+    return f"sqlite:///{home() / 'annotations.db'}"

@@ -6,15 +6,17 @@ its own section only, so that changing one section leaves the other steps cached
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from model.errors import ConfigError
 from model.metrics import comparable_names, is_accuracy
+from model.post import PostLimits
 from model.schema import SPLITS
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
 from model.strict import explain_validation
@@ -74,15 +76,32 @@ class IngestSettings(Section):
     max_image_bytes: int = Field(gt=0)
     max_image_pixels: int = Field(gt=0)
     max_images: int = Field(ge=1)
+    #: Of title and text together.
+    max_text_characters: int = Field(default=PostLimits.max_text_characters, ge=1)
     #: Split of a post that names none: shares of val and test, by a hash of its post_id.
     val_share: float = Field(gt=0, lt=1)
     test_share: float = Field(gt=0, lt=1)
+
+    @property
+    def post_limits(self) -> PostLimits:
+        return PostLimits(max_images=self.max_images, max_text_characters=self.max_text_characters)
 
     @model_validator(mode="after")
     def _room_for_train(self) -> IngestSettings:
         if self.val_share + self.test_share >= 1:
             raise ValueError(f"val_share {self.val_share} and test_share {self.test_share} leave nothing to train on")
         return self
+
+
+#: Fields of a request that bound an answer's tokens; one of them is always sent.
+COMPLETION_LIMITS = ("max_tokens", "max_completion_tokens")
+#: Fields of a request that `annotate.request_fields` may not set, and why.
+_OUR_FIELDS = {
+    "model": "set annotate.model, which is a part of every answer's key",
+    "messages": "they are the questions and the images of a post",
+    "stream": "an answer is read as a whole",
+    "n": "one answer is read, and every one is paid for",
+}
 
 
 class AnnotateSettings(Section):
@@ -103,8 +122,12 @@ class AnnotateSettings(Section):
     #: Image detail sent to the endpoint.
     detail: Literal["low", "high", "auto"]
     max_tokens: int = Field(ge=1)
+    #: Laid over the other fields of a request; None removes a field.
+    request_fields: dict[str, JsonValue]
     #: All questions of a post in one request (the paper's form), or one request per question.
     ask: Literal["together", "singly"]
+    #: The post's parts between marks that they cannot close, as data; or the paper's wording, which quotes them only.
+    prompt: Literal["delimited", "paper"] = "delimited"
     #: The paper's plain numbers, or structured output where the endpoint has it.
     format: Literal["numbers", "json_schema"]
     #: Single requests, or the endpoint's batch interface.
@@ -131,6 +154,24 @@ class AnnotateSettings(Section):
         for split in value:
             if split not in SPLITS:
                 raise ValueError(f"{split!r} is not one of {', '.join(SPLITS)}")
+        return value
+
+    @field_validator("request_fields")
+    @classmethod
+    def _fields_of_a_request(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in value:
+            if name in _OUR_FIELDS:
+                raise ValueError(f"{name!r} is not to be set here; {_OUR_FIELDS[name]}")
+        for name in COMPLETION_LIMITS:
+            limit = value.get(name)
+            if limit is not None and (type(limit) is not int or limit < 1):
+                raise ValueError(f"{name} {limit!r} is no number of tokens")
+        if value.get(COMPLETION_LIMITS[0], 0) is None and value.get(COMPLETION_LIMITS[1]) is None:
+            raise ValueError("where max_tokens is null, max_completion_tokens must bound what an answer costs")
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            raise ValueError("a number that is not finite cannot be sent") from None
         return value
 
     @field_validator("min_agreement")
@@ -227,7 +268,7 @@ class NotifySettings(Section):
     """Who is told of a scheduled run that failed: one line. Neither: nobody."""
 
     #: Takes a POST of `{"text": …}`, as Slack and Mattermost do.
-    webhook: str | None = Field(pattern="^https?://")
+    webhook: str | None = Field(pattern=r"^(https?://|env:\w+$)")
     #: Gets the line on stdin; split as a shell would, but run without one.
     command: str | None
 

@@ -87,7 +87,7 @@ def main() -> None:
         )  # fmt: skip
         points = checkpoint.OperatingPoints(calibration=Calibration(), thresholds={})
         checkpoint.write_operating_points(Path(work) / "checkpoint", points)
-        scorer = Scorer.from_directory(Path(work) / "checkpoint")
+        scorer = Scorer.from_directory(Path(work) / "checkpoint", image_root="/")
         is_train = posts[SPLIT] == TRAIN
         for name, part in {
             "warm-up": posts[~is_train],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -93,6 +94,13 @@ class Files:
     def write(self, path: Path, value: Job | Progress) -> None:
         with self.writing(path, value):
             pass
+
+    def warning(self) -> str | None:
+        """That others can read the variables of the runs, which may be keys; None: they cannot."""
+        if not self.environment.exists() or not self.environment.stat().st_mode & 0o077:
+            return None
+        command = shlex.join(["chmod", "600", str(self.environment)])
+        return f"warning: other users of this machine may read the keys in {self.environment}: run `{command}`"
 
     def update_progress(self, **changes: Any) -> None:
         """Change some fields. One process at a time: what a run and one that finds it say is both kept."""

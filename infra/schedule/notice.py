@@ -15,6 +15,7 @@ from model.errors import ConfigError
 from pipelines.config import load_notify
 from steps.notify import one_line, send
 from steps.paths import REPOSITORY
+from steps.secrets import masked
 
 #: Seconds that ZenML may take to tell of a failed run; on a busy machine its import alone takes a minute.
 ZENML_PATIENCE = 300
@@ -56,7 +57,7 @@ def _tell(launch: Launch, log: Path, what: str) -> tuple[str, list[str]]:
     Returns:
         The line; what could not be delivered and why.
     """
-    line = one_line(f"AgentPS on {socket.gethostname()}: {launch.pipeline} failed: {what}")
+    line = masked(one_line(f"AgentPS on {socket.gethostname()}: {launch.pipeline} failed: {what}"))
     try:
         settings = load_notify(Path(launch.config) if launch.config else None)
     except ConfigError:
@@ -94,5 +95,5 @@ def _last_words(log: Path) -> str:
 
 
 def _short(text: str) -> str:
-    text = one_line(text)
+    text = masked(one_line(text))  # before it is cut: half a secret is told by nothing
     return text if len(text) <= REASON else text[: REASON - 1] + "…"

@@ -116,6 +116,8 @@ def _execute(launch: Launch, log: Path, environment: dict[str, str], lock: int) 
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         output.write(f"$ {shlex.join(['zenml', *arguments])}\n".encode())
+        if warning := Files(Path(environment["AGENTPS_HOME"])).warning():
+            output.write(f"{warning}\n".encode())
         output.flush()
         done = subprocess.run(
             [program("zenml"), *arguments],

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, cohen_kappa_score, precision_recall_fscore_support
 
-from model.errors import AnnotationError
+from model.errors import AnnotationError, plain
 from model.schema import POST_ID
 from model.task import Question, Task
 
@@ -86,7 +86,7 @@ def checked_labels(table: pd.DataFrame, task: Task, name: str) -> pd.DataFrame:
     if task.questions and not set(task.question_ids) & set(table.columns):
         raise AnnotationError(
             f"{name}: no column for any of {', '.join(task.question_ids)} (found "
-            f"{', '.join(map(str, table.columns))}): labels of this task are expected"
+            f"{plain(', '.join(map(str, table.columns))):.500}): labels of this task are expected"
         )
     if table[POST_ID].duplicated().any():
         where = _row(table, table[POST_ID].duplicated().to_numpy())

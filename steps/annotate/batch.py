@@ -15,6 +15,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from typing import IO, Any, Final, TypeVar
 
@@ -23,9 +24,10 @@ from openai.types import Batch
 
 from model.errors import AnnotationError
 from model.task import Task
+from steps.annotate.faults import Fault, Kind
 from steps.annotate.ledger import UNPAID, Attempt, BatchFile, BatchItem, Ledger, Missing
 from steps.annotate.plan import is_settled
-from steps.annotate.reply import Reply, read_completion, status_reason
+from steps.annotate.reply import Asked, Reply, read_decoded
 from steps.annotate.requests import Request, Requests
 from steps.annotate.tally import Tally
 
@@ -64,6 +66,16 @@ class BatchRun:
 
     async def ask(self, todo: Sequence[Request]) -> list[Request]:
         """Settle what can be settled and send up the rest. Returns what is not settled yet."""
+        outlook = self._tally.outlook
+        if not outlook.is_due(len(todo)):
+            return await self._ask(todo)
+        if self._under_way & outlook.look:
+            return list(todo)
+        # a small batch file, before very many requests are paid for; those of the look stand first
+        n = sum(request.key in outlook.look for request in todo) or len(todo)
+        return [*await self._ask(todo[:n]), *todo[n:]]
+
+    async def _ask(self, todo: Sequence[Request]) -> list[Request]:
         queue, waiting = deque(todo), list[Request]()
         ready: deque[Request] = deque()
         while queue or ready:
@@ -100,7 +112,7 @@ class BatchRun:
             answer, tries = known.get(request.key), self._tries[request.key]
             hopeless = answer is not None and answer.missing in UNPAID and tries > 0
             if answer is not None and (
-                is_settled(answer, self._requests.settings.retries)
+                is_settled(answer, self._requests)
                 or (hopeless and (answer.missing is Missing.REJECTED or tries >= _TRIES))
             ):
                 settled.append(request.key)
@@ -117,7 +129,8 @@ class BatchRun:
 
     def _append(self, request: Request, items: list[BatchItem], file: IO[bytes]) -> bool:
         """Write one request to the file; False: it goes into another file, or the cap has no room for it."""
-        entry = {"custom_id": request.key, "method": "POST", "url": _CHAT, "body": self._requests.body(request)}
+        body = self._requests.adapted(self._requests.body(request))
+        entry = {"custom_id": request.key, "method": "POST", "url": _CHAT, "body": body}
         line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         if len(line) > MAX_BYTES:
             raise AnnotationError(
@@ -136,7 +149,12 @@ class BatchRun:
     async def _send(self, items: list[BatchItem], file: IO[bytes]) -> None:
         requests = self._requests
         reserved = sum(item.reserved for item in items)
-        form = {"task": requests.task.model_dump(mode="json"), "format": requests.settings.format}
+        form = {
+            "task": requests.task.model_dump(mode="json"),
+            "format": requests.settings.format,
+            "fields": sorted({*requests.adapted(requests.fields()), "response_format"}),
+            "options": requests.options(),
+        }
         batch_file = BatchFile(uuid.uuid4().hex, requests.source, form, tuple(items), None, None, reserved)
         self._ledger.claim([batch_file.id])
         self._ledger.add_batch_file(batch_file)
@@ -217,8 +235,11 @@ class BatchRun:
             files = [name for name in (batch.output_file_id, batch.error_file_id) if name]
             lines = [line for name in files for line in (await self._client.files.content(name)).content.splitlines()]
         ended = batch.completed_at or batch.expired_at or batch.cancelled_at or batch.failed_at or time.time()
-        attempts, spent = self._read(batch_file, lines, float(max(0.0, ended - batch.created_at)))
+        attempts, spent, fault = self._read(batch_file, lines, float(max(0.0, ended - batch.created_at)))
         self._end(batch_file, attempts, spent)
+        if fault is not None:  # after what was answered is recorded
+            remedy = fault.remedy(self._requests.settings.model)
+            raise AnnotationError(f"{self._who}: {fault.message}; {remedy}. What was answered is kept")
         return True
 
     async def _find(self, id_: str) -> str | None:
@@ -240,15 +261,25 @@ class BatchRun:
                 "annotation_shards to NULL"
             ) from error
 
-    def _read(self, batch_file: BatchFile, lines: Sequence[bytes], latency: float) -> tuple[list[Attempt], float]:
-        task = Task.model_validate(batch_file.form["task"])
+    def _read(
+        self, batch_file: BatchFile, lines: Sequence[bytes], latency: float
+    ) -> tuple[list[Attempt], float, Fault | None]:
+        """The attempts that the lines of the result files are, their dollars, and what every request would meet."""
+        form, sent = batch_file.form, batch_file.form.get("fields", ())
+        task = Task.model_validate(form["task"])
         items = {item.key: item for item in batch_file.items}
         known = self._ledger.lookup(items)
-        attempts, spent = [], 0.0
+        attempts, spent, stop = [], 0.0, None
         for line in lines:
-            item, reply = _read_line(line, items, task, batch_file.form["format"])
+            item, reply = _read_line(line, items, Asked(task, 0, form["format"], sent))
             if item is None or reply is None:
                 continue
+            fault = reply.fault
+            if fault is not None and fault.kind is Kind.FIELD and self._requests.adapt(fault, sent):
+                self._tries[item.key] = 0  # not served; it is sent again as another request
+                continue
+            if fault is not None and fault.remedy(self._requests.settings.model):
+                stop = fault
             del items[item.key]  # a second line of the same request would be counted twice
             cost = self._tally.cost(reply, item.reserved, batch=True)
             spent += cost or 0.0
@@ -264,9 +295,10 @@ class BatchRun:
                     batch_file.source,
                     latency=latency,
                     cost=cost,
+                    options=batch_file.form.get("options"),
                 )
             )
-        return attempts, spent
+        return attempts, spent, stop
 
     def _end(self, batch_file: BatchFile, attempts: Sequence[Attempt], spent: float) -> None:
         kept = self._ledger.collect_batch_file(batch_file.id, attempts)
@@ -293,10 +325,12 @@ class BatchRun:
             ) from error
 
 
-def _read_line(
-    line: bytes, items: dict[str, BatchItem], task: Task, answer_format: str
-) -> tuple[BatchItem | None, Reply | None]:
-    """The request that a line of a result file belongs to, and its reply; None where it has none of ours."""
+def _read_line(line: bytes, items: dict[str, BatchItem], asked: Asked) -> tuple[BatchItem | None, Reply | None]:
+    """The request that a line of a result file belongs to, and its reply; None where it has none of ours.
+
+    Args:
+        asked: of the whole file; of a line that is for one question of one post, this is filled in.
+    """
     try:
         result: Any = json.loads(line)
     except ValueError:
@@ -305,12 +339,8 @@ def _read_line(
     response = result.get("response") if isinstance(result, dict) else None
     if item is None or not isinstance(response, dict):
         return item, None  # expired or cancelled before it was served: to be sent again
-    status, body = response.get("status_code"), response.get("body")
-    if status != 200:
-        error = body.get("error") if isinstance(body, dict) else None
-        codes = {error.get("code"), error.get("type")} if isinstance(error, dict) else set()
-        reason = status_reason(status if isinstance(status, int) else 500, codes)
-        return item, Reply(missing=reason, raw=json.dumps(body), billed=False)
+    status, body, task = response.get("status_code"), response.get("body"), asked.task
     if item.question is not None:
         task = task.model_copy(update={"questions": (task.questions[item.question],)})
-    return item, read_completion(body, json.dumps(body), task, item.n_images, answer_format)
+    asked = replace(asked, task=task, n_images=item.n_images)
+    return item, read_decoded(status if type(status) is int else 500, {}, body, json.dumps(body), asked)

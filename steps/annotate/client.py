@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,16 +21,20 @@ from model.errors import AnnotationError
 from model.task import Task
 from steps.annotate.batch import BatchRun
 from steps.annotate.endpoint import connect
-from steps.annotate.ledger import Ledger, LedgerAnswer
+from steps.annotate.ledger import UNPAID, Ledger, LedgerAnswer, Missing
 from steps.annotate.online import OnlineRun
-from steps.annotate.plan import Plan, make_plan, todo_of
+from steps.annotate.outlook import HopelessError, Outlook
+from steps.annotate.owner import describe
+from steps.annotate.plan import FINAL, Plan, make_plan, todo_of
 from steps.annotate.prices import Price
 from steps.annotate.requests import Request, Requests
 from steps.annotate.tally import Progress, Tally
 from steps.settings import AnnotateSettings
 
-#: Seconds between two looks at requests that other processes hold, and at batches.
-_OTHERS_SECONDS = 1.0
+#: Seconds between two looks at requests that other processes hold, and at batches; and between two words about it.
+_OTHERS_SECONDS, _WORD_SECONDS = 1.0, 60.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,9 @@ def annotate_posts(
     Raises:
         CapReachedError: `settings.max_cost` leaves no room for another request.
         AnnotationError: the endpoint cannot be used (down, authentication, quota, no such model), an
-            image changed since ingest, there is a cap but no price, or more than
-            `settings.max_missing_share` of the posts have no answer. In every case what was answered
-            is in the ledger; the same call goes on from there.
+            image changed since ingest, there is a cap but no price, or so many posts have no answer that
+            `settings.max_missing_share` cannot be kept (then nothing more is asked). In every case what was
+            answered is in the ledger; the same call goes on from there.
         RuntimeError: called from within a running event loop.
     """
     started = time.perf_counter()
@@ -92,16 +98,20 @@ def annotate_posts(
         )
     requests = Requests(posts, task, settings, price)
     plan, known = make_plan(requests, ledger)
-    todo = todo_of(requests, known)
-    tally = Tally(len(todo), price, settings.max_cost, on_progress)
+    outlook = Outlook(requests, known)
+    todo = outlook.first(todo_of(requests, known))
+    tally = Tally(len(todo), price, settings.max_cost, outlook, on_progress)
     if todo:
         try:
             asyncio.run(_ask(requests, todo, ledger, tally, base_url, api_key))
+        except HopelessError:
+            answers = ledger.lookup(request.key for request in requests.distinct())  # those in flight are in it too
+            raise AnnotationError(_too_many_missing(requests, answers, ledger, stopped=True)) from None
         finally:
             ledger.release()
     result = _result(requests, plan, known, tally, time.perf_counter() - started)
     if result.missing > settings.max_missing_share * result.total:
-        raise AnnotationError(_too_many_missing(result, settings))
+        raise AnnotationError(_too_many_missing(requests, known | tally.answers, ledger))
     return result
 
 
@@ -138,14 +148,33 @@ def _result(
     )
 
 
-def _too_many_missing(result: AnnotationResult, settings: AnnotateSettings) -> str:
-    by_reason = result.reasons.groupby("reason", sort=False)["requests"].sum()
+def _too_many_missing(
+    requests: Requests, answers: dict[str, LedgerAnswer], ledger: Ledger, *, stopped: bool = False
+) -> str:
+    """
+    Args:
+        answers: what is known by now.
+        stopped: before all were asked.
+    """
+    settings = requests.settings
+    every = [request.key for of_post in requests.of_posts for request in of_post]
+    reasons = Counter(reason for key in every if key in answers and (reason := answers[key].missing) is not None)
+    ((first, _), *_) = reasons.most_common()
+    raw = ledger.raw_of([key for key in every if key in answers and answers[key].missing is first])
     what = "posts" if settings.ask == "together" else "questions"
+    hopeless = f", which cannot be kept: {len(todo_of(requests, answers))} are not asked" if stopped else ""
+    remedies = [
+        "raise annotate.max_tokens or have the model reason less (annotate.request_fields); "
+        * (Missing.CUT in reasons),
+        "start the same command again, for those that were not served; " * bool(set(reasons) & UNPAID),
+        "raise annotate.retries to ask again; " * bool(set(reasons) - FINAL - UNPAID),
+    ]
     return (
-        f"annotator {settings.source}: {result.missing} of {result.total} {what} have no answer "
-        f"({', '.join(f'{reason}: {n}' for reason, n in by_reason.items())}); at most {settings.max_missing_share:.0%} "
-        "may have none. What was answered is kept. Look at the raw answers in the ledger, then raise annotate.retries "
-        "to ask again, change the questions' wording, or raise annotate.max_missing_share"
+        f"annotator {settings.source}: {reasons.total()} of {len(every)} {what} have no answer "
+        f"({', '.join(f'{reason}: {n}' for reason, n in reasons.most_common())}); at most "
+        f"{settings.max_missing_share:.0%} may have none{hopeless}. A reply ({first}): {raw[:300]!r}. "
+        f"What was answered is kept. To go on: {''.join(remedies)}"
+        "change the questions' wording or the model; or raise annotate.max_missing_share"
     )
 
 
@@ -157,21 +186,40 @@ async def _ask(
         alive = asyncio.create_task(_stay_alive(ledger))
         try:
             batch, online = BatchRun(requests, ledger, tally, client), OnlineRun(requests, ledger, tally, client)
-            waiting = list(todo)
+            waiting, told = list(todo), -math.inf
             while True:
                 # batch files at the endpoint, of this run or an earlier one, are collected in either mode
                 under_way = await batch.collect()
                 free = [request for request in waiting if request.key not in under_way]
                 waiting = [request for request in waiting if request.key in under_way]
+                if free and tally.outlook.hopeless:
+                    raise HopelessError
                 if free:
                     waiting += await (batch if requests.settings.mode == "batch" else online).ask(free)
                 if not waiting:
                     return
+                told = _tell_holders(ledger, waiting, told)
                 await asyncio.sleep(_OTHERS_SECONDS)  # other processes ask these
         finally:
             alive.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await alive
+
+
+def _tell_holders(ledger: Ledger, waiting: Sequence[Request], told: float) -> float:
+    """Say once a minute whose requests are waited for. Returns when it was last said."""
+    if time.monotonic() - told < _WORD_SECONDS:
+        return told
+    holders = ledger.holders([request.key for request in waiting])
+    if holders:
+        whose = "; ".join(
+            f"{describe(holder.owner)} asks {holder.requests}, for at least {max(0, math.ceil(holder.seconds))} s "
+            "unless it ends before"
+            for holder in holders
+        )
+        logger.warning("Waiting for requests that other processes ask: %s", whose)
+        return time.monotonic()
+    return told
 
 
 async def _stay_alive(ledger: Ledger) -> None:

@@ -6,7 +6,6 @@ the model gives to the label under suspicion. Source: Northcutt et al., "Confide
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from model.files import write_whole
 from model.schema import IMAGES, POST_ID, ROOT, TEXT, TITLE
 from model.task import Question, Task
 from steps.annotate.agreement import checked_labels
+from steps.ingest.rows import csv_text
 from steps.tables import NoMatchError, rows_of, tell_unmatched
 
 #: Of a queue beside its posts' columns.
@@ -153,14 +153,12 @@ def write_csv(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, path: Path) 
     """The queue with the posts' own columns, and an empty column per question for people's answers."""
     own = rows_of(posts, queue[POST_ID].tolist(), "posts")
     table = queue.reset_index(drop=True).join(own[[TITLE, TEXT, IMAGES]])
-    for column in (TITLE, TEXT):  # people's own words: a spreadsheet would run one that begins as a formula
-        table[column] = ["'" + text if text[:1] in ("=", "+", "-", "@", "\t") else text for text in table[column]]
     table[IMAGES] = [
         " ".join(os.path.join(root, name) for name in names) for root, names in zip(own[ROOT], own[IMAGES], strict=True)
     ]
     for question in task.questions:
         table[question.id] = ""
-    write_whole(path, table.to_csv(index=False, quoting=csv.QUOTE_MINIMAL))
+    write_whole(path, csv_text(table))
 
 
 def write_label_studio(queue: pd.DataFrame, posts: pd.DataFrame, task: Task, path: Path, root: Path) -> None:

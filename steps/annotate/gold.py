@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from model.errors import ManifestError
 from model.files import replacing
-from model.post import columns_of, parse, post_id_of, row_of
+from model.post import columns_of, parse, post_id_of, row_of, shown
 from model.schema import POST_ID
 from model.task import Task
-from steps.ingest.rows import is_csv, json_object, json_value, opened, read_rows
+from steps.ingest.rows import is_csv, json_object, json_value, opened, read_rows, refuse_input
 
 #: post_id -> question id -> class index
 Answers = dict[str, dict[str, int]]
@@ -43,7 +43,7 @@ def read_answers(path: Path, task: Task) -> Answers:
     for number, cells in rows:
         answers, faults = parse(row, cells, text=is_csv(path))
         if answers is None:
-            raise ManifestError(f"answers {path}:{number}: post {cells.get(POST_ID)}: {'; '.join(faults)}")
+            raise ManifestError(f"answers {path}:{number}: post {shown(cells.get(POST_ID))}: {'; '.join(faults)}")
         given = answers.model_dump(by_alias=True)
         post_id = given.pop(POST_ID)
         for id_, answer in given.items():
@@ -83,9 +83,10 @@ def add_gold(manifest: Path, answers: Mapping[str, Mapping[str, int]], task: Tas
         The number of posts that got an answer.
 
     Raises:
-        ManifestError: `out` lies in another folder (images are named relative to it) or has another suffix, a file
-            cannot be read or written, or an answer's post is not in the manifest.
+        ManifestError: `out` is the manifest, lies in another folder (images are named relative to it) or has another
+            suffix; a file cannot be read or written; or an answer's post is not in the manifest.
     """
+    refuse_input(out, manifest)
     if out.resolve().parent != manifest.resolve().parent or out.suffix != manifest.suffix:
         raise ManifestError(
             f"{out}: the new manifest must lie in the folder of {manifest}, with the suffix {manifest.suffix}: "

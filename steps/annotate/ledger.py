@@ -12,20 +12,18 @@ batch file are held by that file until any process collects it.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, delete, event, func, insert, inspect, make_url, or_, select, text, update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import Connection, delete, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
 
-from model.errors import AnnotationError
-from steps.annotate.ledger_tables import ANSWERS, BATCH_FILES, LEASES, METADATA
+from steps.annotate.database import explained, now, open_database, storable
+from steps.annotate.ledger_tables import ANSWERS, BATCH_FILES, LEASES
 from steps.annotate.owner import died, new_owner
 
 
@@ -45,6 +43,7 @@ class Missing(StrEnum):
     SERVER_ERROR = "server error"
     CONNECTION = "connection failed"
     REJECTED = "request rejected"
+    ERROR = "error that was charged"
 
 
 #: The endpoint did no work and took no money. Such an attempt does not use up a retry: the next run
@@ -53,7 +52,6 @@ UNPAID = frozenset({Missing.RATE_LIMITED, Missing.SERVER_ERROR, Missing.CONNECTI
 
 _LOOKUP_CHUNK = 500  # bound parameters of one statement; SQLite's lowest limit is 999
 _RAW_CHARACTERS = 4000
-_BUSY_SECONDS = 30
 #: A process that gives no sign of life for so long has lost its leases; it gives one four times as often.
 LEASE_SECONDS = 60.0
 
@@ -76,6 +74,18 @@ class Attempt:
     #: Dollars; where the endpoint did not say what an attempt took that it may have charged, the most that it can
     #: have cost. None: the model has no price.
     cost: float | None = None
+    #: What the outcome depended on beside the key (`Requests.options`).
+    options: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """One attempt without an answer that the endpoint served, and perhaps charged."""
+
+    reason: Missing
+    #: See `Attempt.options`; None: recorded before they were.
+    options: str | None
+    completion_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +96,18 @@ class LedgerAnswer:
     missing: Missing | None
     #: How often the key was asked and (perhaps) paid for.
     attempts: int
+    #: Of these the ones without an answer; empty where there is an answer.
+    misses: tuple[Miss, ...] = field(default=(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who asks requests that we wait for."""
+
+    owner: str
+    requests: int
+    #: Until the lease ends without another sign of life.
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,26 +150,7 @@ class Ledger:
     def __init__(self, url: str, lease_seconds: float = LEASE_SECONDS) -> None:
         self.lease_seconds = lease_seconds
         self._owner = new_owner()
-        try:
-            parsed = make_url(url)
-        except SQLAlchemyError as error:
-            raise AnnotationError(
-                f"annotation ledger: {url!r} is no database URL; expected for example sqlite:////path/ledger.db"
-            ) from error
-        self._name = parsed.render_as_string(hide_password=True)
-        with self._explained():
-            if parsed.get_backend_name() == "sqlite" and parsed.database:
-                Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._engine: Engine = create_engine(parsed)
-            except ModuleNotFoundError as error:
-                raise AnnotationError(
-                    f"annotation ledger {self._name}: the driver {error.name!r} is not installed; install it, or name "
-                    "another one in annotate.ledger, for example postgresql+pg8000://"
-                ) from error
-            if self._engine.dialect.name == "sqlite":
-                event.listen(self._engine, "connect", _use_wal)
-            self._create_tables()
+        self._engine, self._name = open_database(url)
 
     def __enter__(self) -> Ledger:
         return self
@@ -157,16 +160,6 @@ class Ledger:
 
     def close(self) -> None:
         self._engine.dispose()
-
-    def _create_tables(self) -> None:
-        try:
-            METADATA.create_all(self._engine)
-        except SQLAlchemyError:  # another process created them between our look and our statement
-            METADATA.create_all(self._engine)
-        if "cost" not in {column["name"] for column in inspect(self._engine).get_columns(ANSWERS.name)}:
-            # a ledger from before costs were kept: what was paid then stays NULL
-            with self._engine.begin() as connection:
-                connection.execute(text(f"ALTER TABLE {ANSWERS.name} ADD COLUMN cost FLOAT"))
 
     def record(self, attempt: Attempt, *, settled: bool = False) -> None:
         """Append one attempt; it is committed when this returns. `settled`: the key's lease ends with it."""
@@ -179,13 +172,23 @@ class Ledger:
         """What is known of each key that was ever asked; the others are absent."""
         found: dict[str, LedgerAnswer] = {}
         distinct = list(dict.fromkeys(keys))
-        columns = select(ANSWERS.c.key, ANSWERS.c.counts, ANSWERS.c.missing).order_by(ANSWERS.c.id)
+        columns = select(
+            ANSWERS.c.key, ANSWERS.c.counts, ANSWERS.c.missing, ANSWERS.c.options, ANSWERS.c.completion_tokens
+        ).order_by(ANSWERS.c.id)
         with self._explained(), self._engine.connect() as connection:
             for start in range(0, len(distinct), _LOOKUP_CHUNK):
                 chunk = distinct[start : start + _LOOKUP_CHUNK]
-                for key, counts, missing in connection.execute(columns.where(ANSWERS.c.key.in_(chunk))):
-                    found[key] = _later(found.get(key), counts, missing)
+                for key, counts, missing, *rest in connection.execute(columns.where(ANSWERS.c.key.in_(chunk))):
+                    reason = None if missing is None else Missing(missing)
+                    found[key] = later(found.get(key), None if counts is None else tuple(counts), reason, *rest)
         return found
+
+    def raw_of(self, keys: Sequence[str]) -> str:
+        """The latest raw reply to one of the first `keys`; "" where none was kept."""
+        known = ANSWERS.c.key.in_(keys[:_LOOKUP_CHUNK]) & ANSWERS.c.raw.is_not(None)
+        with self._explained(), self._engine.connect() as connection:
+            query = select(ANSWERS.c.raw).where(known).order_by(ANSWERS.c.id.desc()).limit(1)
+            return connection.execute(query).scalar() or ""
 
     def spent(self) -> float:
         """Dollars recorded in all, over all runs."""
@@ -200,41 +203,60 @@ class Ledger:
         Returns:
             The keys that this process, and no other, may ask until it records, releases or dies.
         """
-        rows: list[dict[str, Any]] = [
-            {"key": key, "owner": self._owner, "expires": time.time() + self.lease_seconds}
-            for key in sorted(keys)  # in one order everywhere, else two that claim the same keys could lock each other
-        ]
+        # in one order everywhere, else two that claim the same keys could lock each other
+        ordered = sorted(keys)
         with self._explained():
             try:
                 with self._engine.begin() as connection:
-                    connection.execute(insert(LEASES), rows)
+                    lease = self._lease(connection)
+                    connection.execute(insert(LEASES), [{"key": key} | lease for key in ordered])
                 return set(keys)
             except IntegrityError:  # somebody holds one of them: one by one
-                return {row["key"] for row in rows if self._claim_one(row)}
+                return {key for key in ordered if self._claim_one(key)}
 
-    def _claim_one(self, row: dict[str, Any]) -> bool:
+    def _lease(self, connection: Connection) -> dict[str, Any]:
+        return {"owner": self._owner, "expires": now(connection) + self.lease_seconds}
+
+    def _claim_one(self, key: str) -> bool:
         with self._engine.connect() as connection:
-            holder = connection.execute(select(LEASES).where(LEASES.c.key == row["key"])).first()
+            holder = connection.execute(select(LEASES).where(LEASES.c.key == key)).first()
         try:
             with self._engine.begin() as connection:
+                lease = self._lease(connection)
                 if holder is None:
-                    connection.execute(insert(LEASES), row)
+                    connection.execute(insert(LEASES), {"key": key} | lease)
                     return True
-                if holder.expires is None or (holder.expires > time.time() and not died(holder.owner)):
+                if holder.expires is None or self._holds(holder.owner, holder.expires, now(connection)):
                     return False
                 # by whom it was seen to be held: of two that see the same dead owner one takes it
                 taken = connection.execute(
                     update(LEASES)
                     .where(
-                        LEASES.c.key == row["key"],
+                        LEASES.c.key == key,
                         LEASES.c.owner == holder.owner,
                         LEASES.c.expires == holder.expires,
                     )
-                    .values(owner=row["owner"], expires=row["expires"])
+                    .values(**lease)
                 )
                 return taken.rowcount == 1
         except IntegrityError:
             return False
+
+    def _holds(self, owner: str, expires: float, at: float) -> bool:
+        # an end later than any lease lasts was set by another clock than the one of now, and says nothing
+        return at < expires <= at + 2 * max(self.lease_seconds, LEASE_SECONDS) and not died(owner)
+
+    def holders(self, keys: Sequence[str]) -> list[Holder]:
+        """The other processes that hold leases of `keys`; batch files are not among them."""
+        wanted = set(keys)
+        query = select(LEASES).where(LEASES.c.owner != self._owner, LEASES.c.expires.is_not(None))
+        with self._explained(), self._engine.connect() as connection:
+            at, held = now(connection), connection.execute(query).all()
+        ends: dict[str, list[float]] = {}
+        for row in held:
+            if row.key in wanted:
+                ends.setdefault(row.owner, []).append(row.expires - at)
+        return [Holder(owner, len(left), max(left)) for owner, left in ends.items()]
 
     def renew(self) -> None:
         """A sign of life: our leases hold for `lease_seconds` from now."""
@@ -242,7 +264,7 @@ class Ledger:
             connection.execute(
                 update(LEASES)
                 .where(LEASES.c.owner == self._owner, LEASES.c.expires.is_not(None))
-                .values(expires=time.time() + self.lease_seconds)
+                .values(expires=now(connection) + self.lease_seconds)
             )
 
     def release(self, keys: Sequence[str] | None = None) -> None:
@@ -316,35 +338,35 @@ class Ledger:
             connection.execute(delete(LEASES).where(or_(LEASES.c.owner == _owner_of(id_), LEASES.c.key == id_)))
         return True
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except (SQLAlchemyError, OSError) as error:
-            reason = getattr(error, "orig", None) or error
-            raise AnnotationError(
-                f"annotation ledger {self._name}: {reason}. What was answered before is kept; make the database "
-                "readable and writable (path, disk space, permissions), then start the same command again"
-            ) from error
+    def _explained(self) -> AbstractContextManager[None]:
+        return explained(self._name)
 
 
-def _later(earlier: LedgerAnswer | None, counts: list[int] | None, missing: str | None) -> LedgerAnswer:
-    """`earlier`, and one more row of the same key."""
-    reason = Missing(missing) if missing is not None else None
-    attempts = (earlier.attempts if earlier else 0) + (reason not in UNPAID)
+def later(
+    earlier: LedgerAnswer | None,
+    counts: tuple[int, ...] | None,
+    reason: Missing | None,
+    options: str | None,
+    completion_tokens: int | None,
+) -> LedgerAnswer:
+    """`earlier`, and one more attempt at the same key."""
+    paid = reason not in UNPAID
+    attempts = (earlier.attempts if earlier else 0) + paid
     if counts is None and earlier is not None and earlier.counts is not None:
         return LedgerAnswer(earlier.counts, None, attempts)
-    return LedgerAnswer(tuple(counts) if counts is not None else None, reason, attempts)
+    if reason is None:
+        return LedgerAnswer(counts, None, attempts)
+    misses = earlier.misses if earlier else ()
+    return LedgerAnswer(None, reason, attempts, (*misses, Miss(reason, options, completion_tokens)) if paid else misses)
 
 
 def _row(attempt: Attempt) -> dict[str, Any]:
     return {
         "key": attempt.key,
         "attempt": attempt.attempt,
-        "post_id": attempt.post_id,
-        "model": attempt.model,
-        # PostgreSQL stores no NUL
-        "raw": attempt.raw and attempt.raw.replace("\0", "")[:_RAW_CHARACTERS],
+        "post_id": storable(attempt.post_id),
+        "model": storable(attempt.model),
+        "raw": storable(attempt.raw, _RAW_CHARACTERS),
         "counts": list(attempt.counts) if attempt.counts is not None else None,
         "missing": attempt.missing and attempt.missing.value,
         "prompt_tokens": attempt.prompt_tokens,
@@ -352,18 +374,9 @@ def _row(attempt: Attempt) -> dict[str, Any]:
         "latency": attempt.latency,
         "created": datetime.now(UTC),
         "cost": attempt.cost,
+        "options": storable(attempt.options),
     }
 
 
 def _owner_of(id_: str) -> str:
     return f"shard:{id_}"
-
-
-def _use_wal(connection: Any, record: Any) -> None:
-    """WAL: readers do not block the writer. NORMAL: a commit survives the end of the process by any
-    signal; only a loss of power can undo the last ones."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
-    cursor.close()

@@ -22,6 +22,7 @@ ANSWERS = Table(
     Column("latency", Float, nullable=False),  # seconds
     Column("created", DateTime(timezone=True), nullable=False),
     Column("cost", Float),  # dollars; NULL where the model had no price
+    Column("options", Text),  # what the outcome depended on beside the key; NULL before it was kept
 )
 LEASES = Table(
     "annotation_leases",

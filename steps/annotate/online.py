@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import random
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
-from typing import Any, NoReturn
+from typing import Any
 
 import httpx2
 import openai
 
 from model.errors import AnnotationError
-from steps.annotate.ledger import UNPAID, Ledger, LedgerAnswer, Missing
+from steps.annotate.faults import Fault, Kind
+from steps.annotate.ledger import UNPAID, Ledger, LedgerAnswer, Missing, later
 from steps.annotate.plan import is_settled
 from steps.annotate.rates import RateLimits
-from steps.annotate.reply import Reply, read_reply, status_reason, status_remedy
+from steps.annotate.reply import Reply, read_reply
 from steps.annotate.requests import Request, Requests
 from steps.annotate.tally import Tally
 
@@ -30,7 +31,7 @@ _DOWN_AT_START_SECONDS, _DOWN_SECONDS, _DOWN_FAILURES = 2.0, 30.0, 3
 #: After so many requests in a row without a reply of the model, the settings or the endpoint are wrong, not the posts.
 #: Once a reply has come, a disturbance may last longer.
 _BARREN_AT_START, _BARREN = 8, 64
-_NO_REPLY = UNPAID | {Missing.TIMEOUT, Missing.NOT_JSON}
+_NO_REPLY = UNPAID | {Missing.TIMEOUT, Missing.NOT_JSON, Missing.ERROR}
 #: When the run stops, it waits so many seconds for requests in flight: they are paid.
 _GRACE_SECONDS = 10.0
 #: An album of at most so many bytes is read at once: handing it to a thread costs more. Decoding and resizing a larger
@@ -63,7 +64,7 @@ class OnlineRun:
         self._failures = self._barren = self._under_way = 0
         self._down_since = 0.0
         self._todo: deque[Request] = deque()
-        self._ready: deque[tuple[Request, int]] = deque()
+        self._ready: deque[tuple[Request, LedgerAnswer | None]] = deque()
         self._held: list[Request] = []
 
     async def ask(self, todo: Sequence[Request]) -> list[Request]:
@@ -92,8 +93,8 @@ class OnlineRun:
         while not self._stopping.is_set() and not self._full and (job := self._next()) is not None:
             await self._settle(*job)
 
-    def _next(self) -> tuple[Request, int] | None:
-        """A request that only this process may ask, and how often it was asked before; None: there is no more."""
+    def _next(self) -> tuple[Request, LedgerAnswer | None] | None:
+        """A request that only this process may ask, and what is known of it; None: there is no more."""
         while not self._ready and self._todo:
             size = min(_CLAIMED, self._settings.concurrency, len(self._todo))
             chunk = [self._todo.popleft() for _ in range(size)]
@@ -104,16 +105,16 @@ class OnlineRun:
                 answer = known.get(request.key)
                 if request.key not in claimed:
                     self._held.append(request)
-                elif answer is not None and is_settled(answer, self._settings.retries):
+                elif answer is not None and is_settled(answer, self._requests):
                     settled.append(request.key)
                     self._tally.settle(request.key, answer)
                 else:
-                    self._ready.append((request, answer.attempts if answer else 0))
+                    self._ready.append((request, answer))
             if settled:
                 self._ledger.release(settled)
         return self._ready.popleft() if self._ready else None
 
-    async def _settle(self, request: Request, attempts: int) -> None:
+    async def _settle(self, request: Request, known: LedgerAnswer | None) -> None:
         """Ask until there is an answer or the retries are used up; record every attempt."""
         requests, tally = self._requests, self._tally
         if requests.file_bytes(request.index) <= _INLINE_BYTES:
@@ -140,25 +141,23 @@ class OnlineRun:
             cost = tally.cost(reply, most)
             requests.learn(request, most, cost)
             spent = None if cost is None else cost + most * lost
-            attempt = attempts + 1
-            attempts += reply.missing not in UNPAID
-            settled = reply.counts is not None or reply.missing in UNPAID or attempts > self._settings.retries
-            self._ledger.record(
-                reply.attempt(
-                    request.key,
-                    attempt,
-                    requests.ids[request.index],
-                    self._source,
-                    latency=time.perf_counter() - started,
-                    cost=spent,
-                ),
-                settled=settled,
+            attempt = reply.attempt(
+                request.key,
+                (known.attempts if known else 0) + 1,
+                requests.ids[request.index],
+                self._source,
+                latency=time.perf_counter() - started,
+                cost=spent,
+                options=requests.options(reply.missing),
             )
+            known = later(known, reply.counts, reply.missing, attempt.options, reply.completion_tokens)
+            settled = reply.missing in UNPAID or is_settled(known, requests)
+            self._ledger.record(attempt, settled=settled)
             tally.budget.settle(most * (1 + lost), spent or 0.0, 1 + lost)
             self._freed.set()
             tally.count(reply)
             if settled:
-                tally.settle(request.key, LedgerAnswer(reply.counts, reply.missing, attempts))
+                tally.settle(request.key, known)
             self._watch_replies(reply)
             if settled or self._stopping.is_set():
                 return
@@ -203,65 +202,65 @@ class OnlineRun:
             The reply (None: the run is stopping, and nothing came back), and how many requests beside the last were
             lost on the way and may have been charged; `most` dollars are reserved for each.
         """
-        lost, reason = 0, Missing.TIMEOUT
+        lost, late = 0, Reply(missing=Missing.TIMEOUT)
         try:
             async with asyncio.timeout(self._settings.timeout):
                 for retry in count():
                     delay = min(_FIRST_BACKOFF * 2**retry, _LONGEST_BACKOFF) * random.uniform(0.5, 1)
-                    reason = Missing.TIMEOUT  # of what follows, if it does not come back
+                    late = Reply(missing=Missing.TIMEOUT)  # if what follows does not come back
+                    sent = self._requests.adapted(body)
                     try:
-                        data = await self._post(body, tokens)
-                    except openai.APIStatusError as error:
-                        self._reached, self._failures = True, 0
-                        reason = self._judge(error)
-                        if reason in (Missing.REJECTED, Missing.CONTENT_FILTER):
-                            return Reply(missing=reason, raw=str(error), billed=False), lost
-                        delay = max(delay, _retry_after(error))
+                        response = await self._post(sent, tokens)
                     except openai.APIConnectionError as error:
-                        reason = Missing.CONNECTION
+                        late = Reply(missing=Missing.CONNECTION, raw=repr(error.__cause__), billed=False)
                         self._watch_connection(error)
                         if not isinstance(error.__cause__, _NOT_SENT):
                             if not self._tally.budget.reserve(most):
-                                return Reply(missing=reason, billed=True), lost
+                                return replace(late, billed=True), lost
                             lost += 1
                     else:
                         self._reached, self._failures = True, 0
-                        reply = read_reply(
-                            data,
-                            self._requests.task_of(request),
-                            len(self._requests.images[request.index]),
-                            self._settings.format,
-                        )
-                        return reply, lost
+                        asked = self._requests.asked(request, sent)
+                        reply = read_reply(response.status_code, response.headers, response.content, asked)
+                        if reply.fault is None:
+                            return reply, lost
+                        if reply.fault.kind is Kind.FIELD and self._requests.adapt(reply.fault, sent):
+                            continue
+                        self._stop_at(reply.fault)
+                        if not reply.fault.passes:
+                            return reply, lost
+                        late, delay = reply, max(delay, reply.fault.wait)
                     await self._pause(max(delay, self._limits.wait(tokens)))
                     if self._stopping.is_set():
                         return None, lost
         except TimeoutError:
-            return Reply(missing=reason, billed=reason is Missing.TIMEOUT), lost
+            return late, lost
         raise AssertionError("unreachable: count() does not end")
 
-    async def _post(self, body: dict[str, Any], tokens: float) -> bytes:
+    async def _post(self, body: dict[str, Any], tokens: float) -> httpx2.Response:
+        """What came back, whatever its status."""
         self._tally.requests += 1
         marks = self._limits.send(tokens)
         # Through `extra_body` and the raw response: the client's typed walks over the request and the reply
         # would cost more CPU than all the rest, and would raise on the replies that `read_reply` explains.
         try:
-            response = await self._client.chat.completions.with_raw_response.create(
+            raw = await self._client.chat.completions.with_raw_response.create(
                 model=self._settings.model, messages=[], extra_body=body
             )
+            response = raw.http_response
         except openai.APIStatusError as error:
-            self._limits.learn(error.response.headers, marks)
-            raise
+            response = error.response
         self._limits.learn(response.headers, marks)
-        return response.http_response.content
+        return response
 
-    def _judge(self, error: openai.APIStatusError) -> Missing:
-        """Why a reply with an error status is no answer; raises where every other post would get the same."""
-        codes = {error.code, error.type}
-        remedy = status_remedy(error.status_code, codes, self._settings.model)
-        if remedy is not None:
-            self._give_up(error, remedy)
-        return status_reason(error.status_code, codes)
+    def _stop_at(self, fault: Fault) -> None:
+        """
+        Raises:
+            AnnotationError: every other post would meet the same.
+        """
+        remedy = fault.remedy(self._settings.model)
+        if remedy:
+            raise self._given_up(fault.message, remedy)
 
     def _watch_replies(self, reply: Reply) -> None:
         if reply.missing not in _NO_REPLY:
@@ -269,11 +268,11 @@ class OnlineRun:
             return
         self._barren += 1
         if self._barren >= (max(_BARREN, 2 * self._settings.concurrency) if self._answered else _BARREN_AT_START):
-            raise AnnotationError(
-                f"annotator {self._source} at {self._endpoint}: the last {self._barren} requests brought no reply of "
-                f"the model ({reply.missing}: {(reply.raw or '')[:300]!r}); check OPENAI_BASE_URL, annotate.model, "
-                "max_tokens and detail against what it accepts, and timeout and concurrency against its speed. "
-                f"Done before: {self._tally.done} of {self._tally.total} requests; their answers are kept"
+            last = reply.fault.message if reply.fault is not None else repr((reply.raw or "")[:300])
+            raise self._given_up(
+                f"the last {self._barren} requests brought no reply of the model ({reply.missing}: {last})",
+                "check OPENAI_BASE_URL, annotate.model, request_fields, max_tokens and detail against what it accepts, "
+                "and timeout and concurrency against its speed",
             )
 
     def _watch_connection(self, error: openai.APIConnectionError) -> None:
@@ -283,24 +282,11 @@ class OnlineRun:
         self._failures += 1
         patience = _DOWN_SECONDS if self._reached else _DOWN_AT_START_SECONDS
         if self._failures >= _DOWN_FAILURES and now - self._down_since >= patience:
-            self._give_up(error, "check that the endpoint runs, and OPENAI_BASE_URL")
+            found = f"{error.message} ({error.__cause__!r})"
+            raise self._given_up(found, "check that the endpoint runs, and OPENAI_BASE_URL") from error
 
-    def _give_up(self, error: openai.APIError, remedy: str) -> NoReturn:
-        found = f"{error.message} ({error.__cause__!r})" if error.__cause__ is not None else error.message
-        raise AnnotationError(
+    def _given_up(self, found: str, remedy: str) -> AnnotationError:
+        return AnnotationError(
             f"annotator {self._source} at {self._endpoint}: {found}; {remedy}. "
             f"Done before: {self._tally.done} of {self._tally.total} requests; their answers are kept"
-        ) from error
-
-
-def _retry_after(error: openai.APIStatusError) -> float:
-    """Seconds that the endpoint asks to wait, 0 where it does not say; the caller's deadline bounds them."""
-    value = error.response.headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:  # absent, or neither a number nor a date
-        return 0.0
+        )

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
 import uuid
 from pathlib import Path
 
 
 def new_owner() -> str:
     """A name for this process's leases, which no other process has, nor another call."""
-    return f"{_here()}/{os.getpid()}/{_started(os.getpid())}/{uuid.uuid4().hex[:8]}"
+    host = socket.gethostname().replace("/", "")[:32]
+    return f"{_here()}/{os.getpid()}/{_started(os.getpid())}/{uuid.uuid4().hex[:8]}@{host}"
+
+
+def describe(owner: str) -> str:
+    """The owner of a lease, as people can find it."""
+    place, _, process = owner.partition("/")
+    where = "this machine" if place and place == _here() else owner.rpartition("@")[2] if "@" in owner else "elsewhere"
+    return f"process {process.partition('/')[0]} on {where}"
 
 
 def _here() -> str:

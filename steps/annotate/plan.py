@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from steps.annotate.ledger import Ledger, LedgerAnswer
+from steps.annotate.ledger import Ledger, LedgerAnswer, Miss, Missing
 from steps.annotate.requests import Request, Requests
 
+#: What the same request meets again, however often it is sent.
+FINAL = frozenset({Missing.CUT, Missing.CONTENT_FILTER})
 
-def is_settled(answer: LedgerAnswer | None, retries: int) -> bool:
-    """Whether a key is not to be asked (again): it is answered, or its retries are used up."""
-    return answer is not None and (answer.counts is not None or answer.attempts > retries)
+
+def is_settled(answer: LedgerAnswer | None, requests: Requests) -> bool:
+    """Whether a key is not to be asked (again): it is answered, or the same request has missed too often."""
+    if answer is None or answer.counts is not None:
+        return answer is not None
+    same = [miss for miss in answer.misses if _is_of_now(miss, requests)]
+    return len(same) > requests.settings.retries or any(miss.reason in FINAL and miss.options for miss in same)
+
+
+def _is_of_now(miss: Miss, requests: Requests) -> bool:
+    if miss.options is not None:
+        return miss.options == requests.options(miss.reason)
+    # before options were kept only the retries decided, as they do still; but an answer may now be longer than when it
+    # was cut
+    tokens = miss.completion_tokens
+    return miss.reason is not Missing.CUT or tokens is None or tokens >= requests.limit
+
+
+@dataclass(frozen=True)
+class Lack:
+    """Requests without an answer for the same reason under the same options (None: not known, from before they were
+    kept, or not served at all)."""
+
+    reason: str
+    options: str | None
+    requests: int
+
+    def __str__(self) -> str:
+        return f"{self.requests:,} {self.reason}" + (f", with {self.options}" if self.options else "")
+
+
+def _lacks(answers: Iterable[LedgerAnswer]) -> tuple[Lack, ...]:
+    found = Counter((str(answer.missing), answer.misses[-1].options if answer.misses else None) for answer in answers)
+    return tuple(Lack(reason, options, n) for (reason, options), n in found.most_common())
 
 
 @dataclass(frozen=True)
@@ -34,6 +69,10 @@ class Plan:
     dollars: float | None
     #: The most that these requests can cost, each asked once.
     most_dollars: float | None
+    #: Those that are given up, and those that were asked before and are to be asked again.
+    given_up_for: tuple[Lack, ...] = ()
+    again: tuple[Lack, ...] = ()
+    again_dollars: float | None = None
 
 
 def make_plan(requests: Requests, ledger: Ledger) -> tuple[Plan, dict[str, LedgerAnswer]]:
@@ -48,15 +87,17 @@ def make_plan(requests: Requests, ledger: Ledger) -> tuple[Plan, dict[str, Ledge
     held = {item.key for batch_file in ledger.batch_files(requests.source) for item in batch_file.items}
     todo = todo_of(requests, known)
     to_ask = [request for request in todo if request.key not in held]
-    prompt = completion = dollars = most = 0.0
+    prompt = completion = dollars = most = again = 0.0
     for request in to_ask:
         tokens = requests.tokens(request)
         prompt += tokens.prompt
         completion += tokens.completion
         if price is not None:
             dollars += tokens.dollars(price, batch=batch)
+            again += tokens.dollars(price, batch=batch) * (request.key in known)
             most += tokens.most_dollars(price, batch=batch)
     answered = sum(request.key in known and known[request.key].counts is not None for request in distinct)
+    open_ = {request.key for request in todo}
     plan = Plan(
         posts=len(requests.ids),
         images=len({sha256 for hashes in requests.hashes for sha256 in hashes}),
@@ -69,11 +110,13 @@ def make_plan(requests: Requests, ledger: Ledger) -> tuple[Plan, dict[str, Ledge
         completion_tokens=completion,
         dollars=None if price is None else dollars,
         most_dollars=None if price is None else most,
+        given_up_for=_lacks(answer for key, answer in known.items() if answer.counts is None and key not in open_),
+        again=_lacks(known[request.key] for request in to_ask if request.key in known),
+        again_dollars=None if price is None else again,
     )
     return plan, known
 
 
 def todo_of(requests: Requests, known: dict[str, LedgerAnswer]) -> list[Request]:
     """The requests that are not settled, in the order of the posts."""
-    retries = requests.settings.retries
-    return [request for request in requests.distinct() if not is_settled(known.get(request.key), retries)]
+    return [request for request in requests.distinct() if not is_settled(known.get(request.key), requests)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
@@ -51,20 +51,40 @@ class Price(Section):
 FREE = Price(input=0, output=0, batch=1, image=ImagePrice(base=85, tile=170))
 
 
+#: The entry of the price table that is no model: when the prices were looked up.
+_AS_OF = "as_of"
+
+
 def load_prices(path: Path = PRICES) -> dict[str, Price]:
     """The price table, by model.
 
     Raises:
         ConfigError: no such file, not YAML, or a price that is none; the message names it.
     """
-    try:
-        raw = load_yaml(path)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"price table {path}: cannot be read as YAML: {error}") from error
+    raw = _read(path)
+    if isinstance(raw, dict):
+        raw.pop(_AS_OF, None)
     try:
         return TypeAdapter(dict[str, Price]).validate_python(raw)
     except ValidationError as error:
         raise ConfigError(f"price table {path}: {explain_validation(error)}") from error
+
+
+def prices_as_of(path: Path = PRICES) -> str:
+    """When the prices of the table were looked up, as the table has it.
+
+    Raises:
+        ConfigError: as `load_prices`.
+    """
+    raw = _read(path)
+    return str(raw.get(_AS_OF, "an unknown day")) if isinstance(raw, dict) else "an unknown day"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return load_yaml(path)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"price table {path}: cannot be read as YAML: {error}") from error
 
 
 def image_tokens(width: int, height: int, detail: str, price: ImagePrice) -> int:

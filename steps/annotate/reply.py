@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from model.task import Task
+from steps.annotate.faults import Fault, Kind, find_fault
 from steps.annotate.ledger import Attempt, Missing
 
-_FILTER_CODES = frozenset({"content_filter", "content_policy_violation"})
-_FENCED = re.compile(r"^```[a-z]*\n(.*?)\n?```$", re.DOTALL)
-_NUMBERS = re.compile(r"^[0-9]{1,6}(?:[ \t]*,[ \t]*[0-9]{1,6})*$")
+#: More is no usage, and no number that every database takes.
+_MOST_TOKENS = 2**31 - 1
 _LARGEST = 999_999
+_FENCE = re.compile(r"(`{3,}|~{3,})(.*?)(`{3,}|~{3,})", re.DOTALL)
+#: Reasoning before the answer, in the tags of DeepSeek, Magistral, Kimi. The opening one may be part of the prompt.
+_OPEN, _CLOSE = (rf"[<\[◁]{slash}(?:think|thinking|thought|reasoning)[>\]▷]" for slash in ("", "/"))
+_THOUGHT = rf"(?:(?!{_OPEN}|{_CLOSE}).)*{_CLOSE}\s*"
+_THOUGHTS = re.compile(rf"(?:{_OPEN})?{_THOUGHT}(?:{_OPEN}{_THOUGHT})*", re.DOTALL | re.IGNORECASE)
+#: What may stand around the whole answer, and around a single number.
+_EMPHASIS = (("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"))
+_AROUND = (*_EMPHASIS, ("[", "]"), ('"', '"'), ("<answer>", "</answer>"), ("<|begin_of_box|>", "<|end_of_box|>"))
+#: The forms of the same characters in a font of Chinese or Japanese.
+_FULL_WIDTH = str.maketrans("０１２３４５６７８９，、．。", "0123456789,,..")
+#: Characters of the longest answer that is read; what is longer is no list of numbers.
+_LONGEST = 2000
+_NUMBER = re.compile(r"[0-9]{1,6}")
+_SEPARATOR = re.compile(r"\s*,\s*")
+_LINES = re.compile(r"\s*\n\s*")
+#: Digits that may be the thousands of one number.
+_THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
 
 
 class AnswerError(ValueError):
@@ -25,31 +44,68 @@ class AnswerError(ValueError):
 
 
 def parse_answer(text: str, n: int) -> list[int]:
-    """The `n` numbers of an answer: separated by commas, on one line, and nothing else.
+    """The `n` numbers of an answer, separated by commas or one on each line, and nothing else.
 
-    White space around, and a code fence around, are tolerated. Numbers picked out of prose would be guesses.
+    What leaves no doubt is tolerated around them: white space, a code fence, a closed block of reasoning before them,
+    bold or italics, brackets around all, one full stop at the end, full-width digits and commas. Numbers picked out of
+    prose would be guesses.
 
     Raises:
         AnswerError: other text (MALFORMED), or more or fewer numbers than `n` (WRONG_NUMBER).
     """
-    line = _unfenced(text)
-    if not _NUMBERS.match(line):
+    numbers = _numbers(_unwrapped(text).translate(_FULL_WIDTH).strip())
+    if numbers is None:
         raise AnswerError(Missing.MALFORMED)
-    numbers = [int(number) for number in line.split(",")]
     if len(numbers) != n:
         raise AnswerError(Missing.WRONG_NUMBER)
     return numbers
 
 
+def _numbers(text: str) -> list[int] | None:
+    """The numbers of a text that is nothing else; None: there is a doubt."""
+    if len(text) > _LONGEST or _THOUSANDS.search(text):
+        return None
+    tokens = (_SEPARATOR if "," in text else _LINES).split(text)
+    bare = [_without(token, _EMPHASIS) or token for token in tokens]
+    if all(_NUMBER.fullmatch(token) for token in bare):
+        return [int(token) for token in bare]
+    inner = _without(text, _AROUND)
+    if inner is None and text.endswith(".") and not re.search(r"\.\s", text):
+        inner = text[:-1]
+        if inner.endswith("."):
+            return None
+    return None if inner is None else _numbers(inner.strip())
+
+
+def _without(text: str, pairs: tuple[tuple[str, str], ...]) -> str | None:
+    """`text` without the pair that stands around it; None: none does."""
+    for left, right in pairs:
+        if len(text) > len(left) + len(right) and text.startswith(left) and text.endswith(right):
+            return text[len(left) : -len(right)]
+    return None
+
+
+def _unwrapped(text: str) -> str:
+    """`text` without the closed blocks of reasoning before it and the code fence around it."""
+    text = text.strip()
+    if (thoughts := _THOUGHTS.match(text)) is not None:
+        text = text[thoughts.end() :]
+    fenced = _FENCE.fullmatch(text)
+    if fenced is None or fenced[3][0] != fenced[1][0]:
+        return text
+    info, newline, rest = fenced[2].partition("\n")
+    return (rest if newline and (not info.strip() or info.strip()[0].isalpha()) else fenced[2]).strip()
+
+
 def parse_object(text: str, ids: tuple[str, ...]) -> list[int]:
-    """The numbers of a JSON object with exactly the keys `ids`, in their order; as `parse_answer` otherwise.
+    """The numbers of a JSON object with exactly the keys `ids`, in their order; fence and reasoning as `parse_answer`.
 
     Raises:
         AnswerError: no such object, a value that is no whole number, a key twice (MALFORMED), other keys
             (WRONG_NUMBER).
     """
     try:
-        pairs = json.loads(_unfenced(text), object_pairs_hook=_Pairs)
+        pairs = json.loads(_unwrapped(text), object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
         raise AnswerError(Missing.MALFORMED) from None
     if not isinstance(pairs, _Pairs) or len({key for key, _ in pairs}) != len(pairs):
@@ -66,12 +122,6 @@ class _Pairs(list[Any]):
     """A JSON object as its pairs: a dictionary would hide a key that stands twice."""
 
 
-def _unfenced(text: str) -> str:
-    text = text.strip()
-    fenced = _FENCED.match(text)
-    return fenced[1].strip() if fenced else text
-
-
 @dataclass(frozen=True, slots=True)
 class Reply:
     """What one attempt came to; exactly one of `counts` and `missing` is set."""
@@ -83,84 +133,155 @@ class Reply:
     completion_tokens: int | None = None
     #: The endpoint may have charged it. Where it does not say how many tokens, the most is to be assumed.
     billed: bool = True
+    #: What the endpoint reports in place of an answer, where it charged nothing for it.
+    fault: Fault | None = None
 
     def attempt(
-        self, key: str, number: int, post_id: str, source: str, *, latency: float, cost: float | None
+        self,
+        key: str,
+        number: int,
+        post_id: str,
+        source: str,
+        *,
+        latency: float,
+        cost: float | None,
+        options: str | None = None,
     ) -> Attempt:
         """The reply as the ledger keeps it."""
         tokens = self.prompt_tokens, self.completion_tokens
-        return Attempt(key, number, post_id, source, self.raw, self.counts, self.missing, *tokens, latency, cost)
+        return Attempt(
+            key, number, post_id, source, self.raw, self.counts, self.missing, *tokens, latency, cost, options
+        )
 
 
-def read_reply(body: bytes, task: Task, n_images: int, answer_format: str) -> Reply:
-    """The answer in the body of a reply with HTTP 200, whatever the body holds."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a reply is an answer to."""
+
+    task: Task
+    n_images: int
+    #: `annotate.format`
+    form: str
+    #: Names of the fields that were sent beside model and messages.
+    fields: Collection[str] = ()
+
+
+def read_reply(status: int, headers: Mapping[str, str], body: bytes, asked: Asked) -> Reply:
+    """What a reply means, by its status, headers and body together: an answer, why there is none, or a fault."""
     raw = body.decode("utf-8", errors="replace")
     try:
-        reply = json.loads(body)
+        decoded = json.loads(body)
     except (ValueError, RecursionError):  # cut, HTML, or not UTF-8
-        return Reply(missing=Missing.NOT_JSON, raw=raw)
-    return read_completion(reply, raw, task, n_images, answer_format)
+        decoded = raw
+        if status < 400:
+            return Reply(missing=Missing.NOT_JSON, raw=raw)
+    return read_decoded(status, headers, decoded, raw, asked)
 
 
-def read_completion(reply: Any, raw: str, task: Task, n_images: int, answer_format: str) -> Reply:
-    """The answer in a decoded reply; `raw` is what to record where it has no choice to read."""
-    choices = reply.get("choices") if isinstance(reply, dict) else None
+def read_decoded(status: int, headers: Mapping[str, str], body: Any, raw: str, asked: Asked) -> Reply:
+    """As `read_reply`, of a body that is decoded; `raw` is what to record where it has no choice to read."""
+    choices = body.get("choices") if isinstance(body, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    usage = reply.get("usage") if isinstance(reply, dict) else None
+    usage = body.get("usage") if isinstance(body, dict) else None
     usage = usage if isinstance(usage, dict) else {}
     tokens = (_natural(usage.get("prompt_tokens")), _natural(usage.get("completion_tokens")))
-    if not isinstance(choice, dict) or not isinstance(message, dict):
+    ends = _ends(choice)
+    fault = find_fault(status, headers, body, asked.fields)
+    if fault is None and ends & _FAILED:
+        fault = Fault(Kind.BUSY, f"a reply that ended with {', '.join(sorted(ends))}")
+    if fault is not None:
+        return _faulty(fault, raw, tokens)
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
         return Reply(None, Missing.EMPTY, raw, *tokens)
-    content, refusal, finish = message.get("content"), message.get("refusal"), choice.get("finish_reason")
+    text, refusal = _text_of(message)
 
     def missing(reason: Missing) -> Reply:
-        return Reply(None, reason, refusal if refusal and isinstance(refusal, str) else str(content), *tokens)
+        return Reply(None, reason, refusal or text or json.dumps(choice), *tokens)
 
-    if refusal:
+    if refusal or ends & _REFUSED:
         return missing(Missing.REFUSAL)
-    if finish == "content_filter":
+    if ends & _FILTERED:
         return missing(Missing.CONTENT_FILTER)
-    if finish == "length":
+    if ends & _CUT:
         return missing(Missing.CUT)
-    if not isinstance(content, str):
+    if text is None:
         return missing(Missing.MALFORMED)
     try:
-        if answer_format == "json_schema":
-            counts = parse_object(content, task.question_ids)
-        else:
-            counts = parse_answer(content, len(task.questions))
+        counts = _counts(text, asked)
     except AnswerError as error:
         return missing(error.reason)
+    return Reply(tuple(counts), None, text, *tokens)
+
+
+def _counts(text: str, asked: Asked) -> list[int]:
+    """
+    Raises:
+        AnswerError: as `parse_answer`; or a number that its question does not allow.
+    """
+    task = asked.task
+    if asked.form == "json_schema":
+        counts = parse_object(text, task.question_ids)
+    else:
+        counts = parse_answer(text, len(task.questions))
     try:
         for question, answer in zip(task.questions, counts, strict=True):
-            question.class_of(answer, n_images)
+            question.class_of(answer, asked.n_images)
     except ValueError:
-        return missing(Missing.OUT_OF_RANGE)
-    return Reply(tuple(counts), None, content, *tokens)
+        raise AnswerError(Missing.OUT_OF_RANGE) from None
+    return counts
+
+
+#: Why the model stopped, in the words of the protocol and in those of the models behind gateways.
+_FILTERED = frozenset(
+    {"content_filter", "content_filtered", "safety", "prohibited_content", "blocklist", "spii", "image_safety",
+     "recitation", "sensitive", "model_armor", "guardrail_intervened"}
+)  # fmt: skip
+_CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"})
+_REFUSED = frozenset({"refusal"})
+_FAILED = frozenset({"error", "network_error", "failed", "abort", "insufficient_system_resource"})
+
+
+def _ends(choice: Any) -> set[str]:
+    """Why the model stopped, in lower case: the protocol's word and that of the model behind a gateway."""
+    reasons = (choice.get("finish_reason"), choice.get("native_finish_reason")) if isinstance(choice, dict) else ()
+    return {reason.lower() for reason in reasons if isinstance(reason, str)}
+
+
+def _text_of(message: dict[str, Any]) -> tuple[str | None, str]:
+    """The text of a message, None where it has none that is surely whole, and its refusal.
+
+    Content is a text, or a list of typed parts. Parts that hold reasoning are left out, as are fields beside the
+    content (`reasoning`, `reasoning_content`).
+    """
+    content, refusal = message.get("content"), message.get("refusal")
+    refusal = refusal if isinstance(refusal, str) else json.dumps(refusal) if refusal else ""
+    if isinstance(content, str):
+        return content, refusal
+    texts = []
+    for part in content if isinstance(content, list) else ():
+        kind, value = (part.get("type"), part.get("text")) if isinstance(part, dict) else ("text", part)
+        if kind == "refusal":
+            refusal = refusal or str(part.get("refusal"))
+        elif kind in ("text", "output_text") and isinstance(value, str):
+            texts.append(value)
+        elif kind not in ("reasoning", "thinking", "redacted_thinking", "summary_text", "reasoning_text"):
+            return None, refusal
+    texts = [text for text in texts if text]
+    # digits that meet where two parts do: one number, or two
+    doubt = any(one[-1].isdigit() and other[0].isdigit() for one, other in pairwise(texts))
+    return (None if doubt or not texts else "".join(texts)), refusal
+
+
+def _faulty(fault: Fault, raw: str, tokens: tuple[int | None, int | None]) -> Reply:
+    if fault.kind is Kind.FLAGGED:
+        reason = Missing.CONTENT_FILTER
+    elif any(tokens):  # it was charged, so it is an attempt like any other, and is not repeated without a count
+        return Reply(None, Missing.ERROR, raw, tokens[0] or 0, tokens[1] or 0)
+    else:
+        reason = {Kind.RATE: Missing.RATE_LIMITED, Kind.BUSY: Missing.SERVER_ERROR}.get(fault.kind, Missing.REJECTED)
+    return Reply(None, reason, raw, *tokens, billed=False, fault=fault)
 
 
 def _natural(value: object) -> int | None:
-    return value if type(value) is int and value >= 0 else None
-
-
-def status_reason(status: int, codes: set[str | None]) -> Missing:
-    """Why a reply with an error status is no answer."""
-    if codes & _FILTER_CODES:
-        return Missing.CONTENT_FILTER
-    if status == 429:
-        return Missing.RATE_LIMITED
-    if status in (408, 409) or status >= 500:
-        return Missing.SERVER_ERROR
-    return Missing.REJECTED
-
-
-def status_remedy(status: int, codes: set[str | None], model: str) -> str | None:
-    """What to do about an error status that every other request would meet too; None: it is this request's own."""
-    if status in (401, 403):
-        return "check OPENAI_API_KEY, and what this key may use"
-    if status == 402 or "insufficient_quota" in codes:
-        return "add credit or raise the quota of this account, then start the same command again"
-    if status == 404:
-        return f"check that annotate.model {model!r} and OPENAI_BASE_URL fit together"
-    return None
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None

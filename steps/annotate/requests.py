@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from model.errors import AnnotationError, ImageError
+from model.errors import AnnotationError, ImageError, plain
 from model.images import INGESTED, read_source, sides
 from model.schema import IMAGE_SHA256, IMAGES, LABEL_SOURCE, MISSING_REASON, POST_ID, ROOT, SPLIT, TEXT, TITLE
 from model.task import Task
-from steps.annotate.ledger import BatchItem, LedgerAnswer
+from steps.annotate.faults import Fault
+from steps.annotate.ledger import BatchItem, LedgerAnswer, Missing
 from steps.annotate.prices import FREE, Price, Tokens, image_tokens, request_tokens
 from steps.annotate.prompt import (
     Payloads,
@@ -27,11 +29,19 @@ from steps.annotate.prompt import (
     image_payload,
     image_url,
 )
-from steps.settings import AnnotateSettings
+from steps.annotate.reply import Asked
+from steps.settings import COMPLETION_LIMITS, AnnotateSettings
 
 #: Data URLs that are kept for the next request with the same image: a distinct image is encoded once as long as
 #: the album's repetitions lie within so many bytes.
 _PAYLOAD_BYTES = 128_000_000
+
+
+#: Fields that we send of our own accord and some models do not take, and what is sent in their place ("": nothing).
+#: Source: https://platform.openai.com/docs/guides/reasoning
+_INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": ""}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,8 @@ class Requests:
         self._sides: dict[str, tuple[int, int]] = {}
         #: How many times as much as by the rules a request was seen to cost; an endpoint's own images may do that.
         self._dearer = 1.0
+        #: Fields that the endpoint was found not to take, of those in `_INSTEAD`.
+        self._refused: list[str] = []
         #: The requests of each post, in the order of the posts.
         self.of_posts: list[list[Request]] = [self._of_post(index) for index in range(len(self.ids))]
 
@@ -85,8 +97,9 @@ class Requests:
     def _key(self, index: int, task: Task, title: str, text: str) -> str:
         settings = self.settings
         return annotation_key(
-            self.hashes[index], title, text, task, self.source, answer_format=settings.format, detail=settings.detail
-        )
+            self.hashes[index], title, text, task, self.source,
+            answer_format=settings.format, detail=settings.detail, form=settings.prompt,
+        )  # fmt: skip
 
     def distinct(self) -> list[Request]:
         """One request per key: posts of the same content share its answer."""
@@ -103,8 +116,9 @@ class Requests:
     def text(self, request: Request) -> str:
         """The questions as they are sent, with the form of the answer."""
         index = request.index
-        task, n_images = self.task_of(request), len(self.images[index])
-        return build_questions(task, self._titles[index], self._texts[index], n_images, self.settings.format)
+        task, n_images, settings = self.task_of(request), len(self.images[index]), self.settings
+        title, text = self._titles[index], self._texts[index]
+        return build_questions(task, title, text, n_images, settings.format, settings.prompt)
 
     def body(self, request: Request) -> dict[str, Any]:
         """The whole request, as `POST /v1/chat/completions` takes it.
@@ -114,13 +128,74 @@ class Requests:
         """
         index, settings = request.index, self.settings
         urls = [self._url(index, position) for position in range(len(self.images[index]))]
-        body = {
-            "model": settings.model,
-            "messages": build_messages(self.text(request), urls, settings.detail),
-            "max_tokens": settings.max_tokens,
-            "temperature": 0,
-        }
-        return body | self._response_format(request)
+        messages = build_messages(self.text(request), urls, settings.detail)
+        return {"model": settings.model, "messages": messages} | self.fields(request)
+
+    def fields(self, request: Request | None = None) -> dict[str, Any]:
+        """What is sent beside model and messages, as the settings have it.
+
+        Args:
+            request: whose `response_format` is included; None: what all requests have in common.
+        """
+        settings = self.settings
+        fields: dict[str, Any] = {"max_tokens": settings.max_tokens, "temperature": 0}
+        fields |= self._response_format(request) if request else {}
+        if settings.request_fields.get("max_completion_tokens"):
+            del fields["max_tokens"]  # no endpoint takes both
+        return {name: value for name, value in (fields | settings.request_fields).items() if value is not None}
+
+    def adapt(self, fault: Fault, sent: Collection[str]) -> bool:
+        """From now on send no request with a field that the endpoint does not take, as long as the field is ours.
+
+        Args:
+            sent: the fields of the request that was refused.
+
+        Returns:
+            Whether the request differs from now on. A field of the settings is theirs: dropped without a word, it
+            would change what the user asked for.
+        """
+        name = fault.field
+        if name not in sent or name in self.settings.request_fields or name not in _INSTEAD:
+            return False
+        if name not in self._refused:  # else another request, under way at the same time, was refused before
+            self._refused.append(name)
+            instead = f"{_INSTEAD[name]} is sent in its place" if _INSTEAD[name] else "it is no longer sent"
+            logger.warning(
+                "Annotator %s does not take %s, so %s; annotate.request_fields can set this for good (%s)",
+                self.source, name, instead, fault.message,
+            )  # fmt: skip
+        return True
+
+    def adapted(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`body` without the fields that the endpoint was found not to take."""
+        for name in self._refused:
+            if name in body:
+                body = dict(body)
+                value, instead = body.pop(name), _INSTEAD[name]
+                if instead:
+                    body.setdefault(instead, value)
+        return body
+
+    def asked(self, request: Request, body: Mapping[str, Any]) -> Asked:
+        """What the reply to `body` is an answer to."""
+        fields = [name for name in body if name not in ("model", "messages")]
+        return Asked(self.task_of(request), len(self.images[request.index]), self.settings.format, fields)
+
+    @property
+    def limit(self) -> int:
+        """The most tokens that an answer may have."""
+        return int(max(limit for name, limit in self.fields().items() if name in COMPLETION_LIMITS))
+
+    def options(self, reason: Missing | None = None) -> str:
+        """What an outcome depends on beside its key: the fields of the request, whatever the limit's is called.
+
+        Args:
+            reason: of a missing answer; a timeout also depends on `annotate.timeout`.
+        """
+        fields = {name: value for name, value in self.fields().items() if name not in COMPLETION_LIMITS}
+        fields |= {"max_tokens": self.limit}
+        fields |= {"timeout": self.settings.timeout} if reason is Missing.TIMEOUT else {}
+        return json.dumps(fields, sort_keys=True)
 
     def _response_format(self, request: Request) -> dict[str, Any]:
         if self.settings.format != "json_schema":
@@ -145,8 +220,8 @@ class Requests:
             yield
         except ImageError as error:  # it could be read when it was ingested
             raise AnnotationError(
-                f"post {self.ids[index]}: image {self.images[index][position]} under {self._roots[index]}: {error}; "
-                "ingest the posts again, or remove the post"
+                f"post {self.ids[index]}: image {plain(self.images[index][position])} under {self._roots[index]}: "
+                f"{error}; ingest the posts again, or remove the post"
             ) from error
 
     def file_bytes(self, index: int) -> float:
@@ -171,7 +246,7 @@ class Requests:
             images = sum(image_tokens(*size, settings.detail, image) for size in sizes)
         form = self._response_format(request)
         text = self.text(request) + (json.dumps(form) if form else "")
-        return request_tokens(text, images, len(self.task_of(request).questions), settings.max_tokens)
+        return request_tokens(text, images, len(self.task_of(request).questions), self.limit)
 
     def _size(self, index: int, position: int) -> tuple[int, int]:
         sha256 = self.hashes[index][position]

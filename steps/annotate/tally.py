@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from model.errors import AnnotationError
-from steps.annotate.ledger import LedgerAnswer
+from steps.annotate.ledger import UNPAID, LedgerAnswer
+from steps.annotate.outlook import Outlook
 from steps.annotate.prices import Budget, Price
 from steps.annotate.reply import Reply
 
@@ -20,7 +21,8 @@ class CapReachedError(AnnotationError):
 class Progress:
     """How far a run is."""
 
-    #: Requests that are settled, of those that were open at the start.
+    #: Requests that are answered, or missing, of those that were open at the start. One that the endpoint did not serve
+    #: (rejected, rate limited, no connection) is not done: the next run asks it again.
     done: int
     total: int
     #: Of those done, without an answer.
@@ -55,9 +57,14 @@ class Tally:
     """
 
     def __init__(
-        self, total: int, price: Price | None, cap: float | None, on_progress: Callable[[Progress], None] | None
+        self,
+        total: int,
+        price: Price | None,
+        cap: float | None,
+        outlook: Outlook,
+        on_progress: Callable[[Progress], None] | None,
     ) -> None:
-        self.total, self.price, self.budget = total, price, Budget(cap)
+        self.total, self.price, self.budget, self.outlook = total, price, Budget(cap), outlook
         self._on_progress = on_progress
         self._started = time.monotonic()
         self.answers: dict[str, LedgerAnswer] = {}
@@ -78,12 +85,19 @@ class Tally:
         self.completion_tokens += reply.completion_tokens or 0
 
     def settle(self, key: str, answer: LedgerAnswer) -> None:
-        """A key has its answer, or is not asked again in this run."""
+        """A key has its answer, or is not asked again in this run; what was not served at all is not done.
+
+        Raises:
+            HopelessError: too many have no answer for the run to go on.
+        """
         self.answers[key] = answer
+        if answer.missing in UNPAID:
+            return
         self.done += 1
         self._missing += answer.counts is None
         if self._on_progress is not None:
             self._on_progress(self.progress())
+        self.outlook.settle(key, answer)
 
     def progress(self) -> Progress:
         seconds = max(time.monotonic() - self._started, 1e-9)

@@ -35,6 +35,8 @@ from model.train import FitResult, fit
 from steps import recipe
 from steps.caching import code_digest
 from steps.fine_tune.backbone import fingerprint
+from steps.lifetime import end_with_parent, of_this_process
+from steps.locks import locked
 from steps.paths import REPOSITORY
 from steps.tables import rows_of
 
@@ -116,22 +118,35 @@ def run(job: TrainingJob, labels: pd.DataFrame, root: Path) -> tuple[Path, FitRe
         AgentPSError: a process of a training over several failed.
     """
     directory = job_directory(job, labels, root)
-    directory.mkdir(parents=True, exist_ok=True)
-    _forget_old(root, directory)
-    _tell_of_other_code(directory)
-    with replacing(directory / _LABELS) as part:
-        labels.to_parquet(part, index=False)
-    write_whole(directory / _JOB, job.model_dump_json(indent=1))
-    if job.train.processes == 1:
-        train_job(directory, [MlflowMetrics()])
-    else:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc_per_node={job.train.processes}", "-m", "steps.fine_tune.launch", str(directory)]
-        active = mlflow.active_run()
-        environment = {**os.environ, **({"MLFLOW_RUN_ID": active.info.run_id} if active else {})}
-        if subprocess.run(command, cwd=REPOSITORY, env=environment, check=False).returncode:
-            raise AgentPSError(f"A training process failed; its output is above. Run again to resume from {directory}")
-    return directory / _CHECKPOINT, FitResult(**json.loads((directory / _RESULT).read_text(encoding="utf-8")))
+    with locked(root / f"{directory.name}.lock", f"the same training, {directory}"):
+        directory.mkdir(parents=True, exist_ok=True)
+        os.utime(directory)  # the newest: who forgets old trainings meanwhile leaves it
+        _forget_old(root, directory)
+        _tell_of_other_code(directory)
+        with replacing(directory / _LABELS) as part:
+            labels.to_parquet(part, index=False)
+        write_whole(directory / _JOB, job.model_dump_json(indent=1))
+        if job.train.processes == 1:
+            train_job(directory, [MlflowMetrics()])
+        else:
+            _train_by_several(directory, job.train.processes)
+        return directory / _CHECKPOINT, FitResult(**json.loads((directory / _RESULT).read_text(encoding="utf-8")))
+
+
+def _train_by_several(directory: Path, processes: int) -> None:
+    """Have torchrun train the job, by processes that end with this one."""
+    active = mlflow.active_run()
+    environment = os.environ | of_this_process() | ({"MLFLOW_RUN_ID": active.info.run_id} if active else {})
+    command = [sys.executable, "-m", "steps.fine_tune.launch", str(directory), str(processes)]
+    # a session of its own: Ctrl-C reaches this process alone, which then ends the others
+    torchrun = subprocess.Popen(command, cwd=REPOSITORY, env=environment, start_new_session=True)
+    try:
+        failed = torchrun.wait()
+    finally:
+        torchrun.kill()
+        torchrun.wait()
+    if failed:
+        raise AgentPSError(f"A training process failed; its output is above. Run again to resume from {directory}")
 
 
 def _tell_of_other_code(directory: Path) -> None:
@@ -157,6 +172,19 @@ def _forget_old(root: Path, current: Path) -> None:
 
 def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Train the job of `directory` in this process; the first process writes checkpoint and result."""
+    if _rank() == 0:
+        # what a killed run left needs a moment to see that it has no parent, and may write until then
+        with locked(directory / "lock", f"the processes of a training that ended before, {directory}"):
+            _train_job(directory, callbacks)
+    else:
+        _train_job(directory, callbacks)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _train_job(directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
     job = TrainingJob.model_validate_json((directory / _JOB).read_text(encoding="utf-8"))
     shards = Shards(job.shards)
     set_seed(job.train.seed)
@@ -168,7 +196,7 @@ def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> Non
     batches = Batches(shards, prompt, job.task, labels)
     with disk_told(directory):
         result = fit(network, batches, job.train, directory / "trainer", callbacks=callbacks)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _rank() == 0:
         checkpoint.save(
             directory / _CHECKPOINT,
             network,
@@ -184,8 +212,18 @@ def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> Non
 
 
 def _main() -> None:
-    """One process of torchrun; MLFLOW_RUN_ID, where set, is the run to log to."""
-    if os.environ.get("MLFLOW_RUN_ID") and os.environ.get("RANK", "0") == "0":
+    """`DIRECTORY`: trains its job, in this process, which may be one of torchrun's; MLFLOW_RUN_ID, where set, is the
+    run to log to. `DIRECTORY PROCESSES`: is torchrun, with so many processes.
+    """
+    if "RANK" in os.environ or len(sys.argv) > 2:
+        end_with_parent()
+    if len(sys.argv) > 2:
+        from torch.distributed.run import main as torchrun
+
+        os.environ |= of_this_process()
+        torchrun(["--standalone", f"--nproc_per_node={sys.argv[2]}", "-m", "steps.fine_tune.launch", sys.argv[1]])
+        return
+    if os.environ.get("MLFLOW_RUN_ID") and _rank() == 0:
         mlflow.start_run()
     train_job(Path(sys.argv[1]), [MlflowMetrics()])
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Process
 
+from steps.lifetime import end_with_parent
+
 #: How much the process gives way (`nice`).
 _NICENESS = 10
 
@@ -36,6 +38,7 @@ def wait() -> None:
 
 def _give_way(work: Callable[[], object]) -> None:
     os.setpgid(0, 0)  # a group with the processes that `work` starts, to be ended with them
+    end_with_parent()
     os.nice(_NICENESS)
     _begun.clear()  # a fork has its parent's
     work()

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from model import schema
-from model.errors import ImageError, ManifestError
+from model.errors import ImageError, ManifestError, plain
 from model.images import ImageLimits, decode, read_source
-from model.post import Row, columns_of, parse, post_id_of, row_of, shown
+from model.post import PostLimits, Row, columns_of, parse, post_id_of, row_of, shown
 from model.task import Task
 from steps.ingest.rows import absolute, is_url, opened, parent_of, read_rows
 from steps.parallel import ordered_map
@@ -98,7 +98,7 @@ def read_manifest(
         RejectsError: every post, or a larger share than `settings.max_reject_share`, is rejected.
     """
     folder = parent_of(path) if root is None else absolute(root)
-    named = partial(_name_images, name_of=_namer(folder), max_images=settings.max_images)
+    named = partial(_check_post, name_of=_namer(folder), limits=settings.post_limits)
     found, rejects = parse_posts(path, row_of(task), named, chosen=root is not None)
     n_rows = len(found) + len(rejects)
     usable, broken = _hash_images(found, folder, settings, workers)
@@ -244,10 +244,10 @@ def _namer(root: str) -> Callable[[str], str]:
     return partial(_local_name, prefix=os.path.join(root, ""), real_folder=cache(os.path.realpath))
 
 
-def _name_images(post: Post, name_of: Callable[[str], str], max_images: int) -> None:
+def _check_post(post: Post, name_of: Callable[[str], str], limits: PostLimits) -> None:
     names = post[schema.IMAGES]
-    if len(names) > max_images:
-        raise ValueError(f"images: {len(names)} images; at most {max_images} are read (ingest.max_images)")
+    if faults := limits.faults(post[schema.TITLE], post[schema.TEXT], len(names)):
+        raise ValueError("; ".join(faults))
     post[schema.IMAGES] = [name_of(name) for name in names]
 
 
@@ -301,7 +301,7 @@ def _hash_images(
     usable, rejects = [], []
     for post in posts:
         found = {name: hashes[name] for name in post[schema.IMAGES]}
-        faults = [f"image {name}: {error}" for name, error in found.items() if isinstance(error, ImageError)]
+        faults = [f"image {plain(name)}: {error}" for name, error in found.items() if isinstance(error, ImageError)]
         if faults:
             manifest, row = post[ORIGIN]
             rejects.append(Reject(manifest, row, post[schema.POST_ID], "; ".join(faults)))

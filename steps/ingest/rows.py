@@ -9,6 +9,8 @@ import csv
 import io
 import json
 import logging
+import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model import post
-from model.errors import ManifestError
+from model.errors import ManifestError, plain
 from model.schema import POST_ID
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,11 @@ Numbered = tuple[int, dict[str, Any]]
 #: Rows, and the names of all columns of the file.
 _Read = tuple[list[Numbered], list[str]]
 _R = TypeVar("_R", bound=post.Row)
+
+#: A cell that a spreadsheet would run as a formula, or take for one that was made harmless.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+#: A Parquet file of more rows than this must hold a bit for each of them at least: ids that differ need more.
+_ROWS_OF_NO_BITS = 100_000
 
 
 def is_url(source: str | Path) -> bool:
@@ -115,7 +122,8 @@ def read_rows(
 def _require(columns: Collection[str], found: Collection[str], where: str, remedy: str) -> None:
     for column in columns:
         if column not in found:
-            raise ManifestError(f"{where}: no column {column!r} (found {', '.join(found)}); {remedy}")
+            names = plain(", ".join(found))
+            raise ManifestError(f"{where}: no column {column!r} (found {names:.500}); {remedy}")
 
 
 def checked_rows(
@@ -158,6 +166,13 @@ def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) 
         raise ManifestError(f"{what} {source}:{number + 1}: {POST_ID}: {frame[POST_ID].iloc[number]!r} is no id")
     frame[POST_ID] = pd.Series(ids, index=frame.index, dtype="str")
     return frame
+
+
+def refuse_input(out: Path, *inputs: Path | None) -> None:
+    """Raises: ManifestError where `out` is one of the files that are read, by whatever name."""
+    for path in inputs:
+        if path is not None and out.exists() and path.exists() and out.samefile(path):
+            raise ManifestError(f"{out}: is the file {path}, which is read: give another name for what is written")
 
 
 # --- the formats --------------------------------------------------------------------------------------------
@@ -240,8 +255,16 @@ def _as_parquet() -> Iterator[None]:
 
 
 def _parquet(file: IO[bytes]) -> pq.ParquetFile:
+    n_bytes = file.seek(0, io.SEEK_END)
+    file.seek(0)
     with _as_parquet():
         parquet = pq.ParquetFile(file)
+    n_rows = parquet.metadata.num_rows
+    if n_rows > max(_ROWS_OF_NO_BITS, 8 * n_bytes):
+        raise _FileError(
+            f": claims {n_rows:,} rows in {n_bytes:,} bytes, less than a bit for each: that is no table of posts, and "
+            "would fill the memory; make the file again"
+        )
     _refuse_twice(parquet.schema_arrow.names)
     return parquet
 
@@ -254,7 +277,18 @@ def _read_parquet(file: IO[bytes], columns: Collection[str]) -> _Read:
         return list(enumerate(table.to_pylist(), start=1)), found
 
 
+def csv_text(table: pd.DataFrame) -> str:
+    """The table as CSV: a spreadsheet runs none of its texts as a formula, and `read_rows` reads them as they were.
+
+    A text that begins as a formula gets an apostrophe. One that holds a quote, or any character at which a reader may
+    break lines, stands in quotes.
+    """
+    plain = table.map(lambda cell: f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell)
+    return plain.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+
 def _read_csv(file: IO[bytes], columns: Collection[str]) -> _Read:
+    csv.field_size_limit(sys.maxsize)  # of the process; who writes a text of 200,000 characters may read it, too
     try:
         records = list(csv.reader(io.StringIO(file.read().decode("utf-8-sig"), newline=""), strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
@@ -265,7 +299,12 @@ def _read_csv(file: IO[bytes], columns: Collection[str]) -> _Read:
     for number, record in enumerate(body, start=2):  # as a spreadsheet counts
         if len(record) > len(header):
             raise _FileError(f":{number}: {len(record)} cells for {len(header)} columns: are all texts in quotes?")
-        cells = dict(zip(header, record, strict=False))
+        cells = dict(zip(header, map(_as_written, record), strict=False))
         if record:
             rows.append((number, {name: cells[name] for name in columns if cells.get(name, "").strip()}))
     return rows, header
+
+
+def _as_written(cell: str) -> str:
+    """Without the apostrophe of `csv_text`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -35,6 +35,8 @@ from PIL import Image, ImageDraw
 from model.files import disk_told, to_disk
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, SPLITS, TEXT, TITLE, TRAIN
 from model.task import TASKS_DIR, Task, load_task
+from steps.lifetime import end_with_parent
+from steps.locks import locked
 from steps.settings import Difficulty, SampleSettings
 
 IMAGE_SIZE = 32
@@ -346,16 +348,20 @@ def render_sample(settings: SampleSettings, home: Path) -> Path:
     """
     root = home / "sample" / sample_fingerprint(settings)
     if not (root / "posts.jsonl").exists():
-        work = root.with_name(f"{root.name}.{os.getpid()}.part")
-        shutil.rmtree(work, ignore_errors=True)
-        try:
-            with disk_told(root):
-                _render(work, settings)
-                to_disk(work)
-            shutil.rmtree(root, ignore_errors=True)
-            work.rename(root)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        # two that rendered it would remove each other's
+        lock = home / "locks" / f"sample-{root.name}.lock"
+        with locked(lock, f"the sample {root}, which is being rendered"):
+            if not (root / "posts.jsonl").exists():
+                work = root.with_name(f"{root.name}.{os.getpid()}.part")
+                shutil.rmtree(work, ignore_errors=True)
+                try:
+                    with disk_told(root):
+                        _render(work, settings)
+                        to_disk(work)
+                    shutil.rmtree(root, ignore_errors=True)
+                    work.rename(root)
+                finally:
+                    shutil.rmtree(work, ignore_errors=True)
     return root / "posts.jsonl"
 
 
@@ -363,7 +369,7 @@ def _render(folder: Path, settings: SampleSettings) -> None:
     folder.mkdir(parents=True)
     task = load_task("ucc")
     chunks = list(_chunks(settings))
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=end_with_parent) as pool:
         parts = list(pool.map(_write_posts, *zip(*((folder, task, settings, *chunk) for chunk in chunks), strict=True)))
     with (folder / "posts.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for rows, _ in parts for row in rows)

@@ -13,8 +13,10 @@ from model.task import Task
 from steps.caching import depends_on
 from steps.ingest import ahead
 from steps.ingest.posts import RejectsError, read_manifest
+from steps.ingest.rows import csv_text
 from steps.ingest.sample import render_sample
 from steps.paths import home
+from steps.secrets import masked
 from steps.settings import SAMPLE, IngestSettings, SampleSettings
 
 logger = get_logger(__name__)
@@ -39,8 +41,8 @@ def ingest(
         result = read_manifest(manifest, task, settings, root=root)
     except RejectsError as error:  # a failed step keeps no outputs: the table is kept on disk
         path = home() / "reports" / "rejects.csv"
-        write_whole(path, error.rejects.to_csv(index=False))
+        write_whole(path, csv_text(error.rejects))
         raise RejectsError(f"{error}\nAll rejected rows: {path}", error.rejects) from error
-    log_metadata({**result.counts, "manifest": str(manifest), "fingerprint": fingerprint})
+    log_metadata({**result.counts, "manifest": masked(str(manifest)), "fingerprint": fingerprint})
     logger.info("Ingested %s posts, rejected %s (%s)", len(result.posts), len(result.rejects), manifest)
     return result.posts, result.rejects

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from model.data import FRAMES, TEXT_IDS, ShardWriter
-from model.errors import ImageError
+from model.errors import ImageError, plain
 from model.images import ImageLimits, frame_indices, read_frame
 from model.schema import IMAGE_SHA256, IMAGES, LABEL, POST_ID, ROOT, SPLIT, TEXT, TITLE
 from model.settings import SequenceSettings
@@ -40,7 +40,7 @@ def _frame(file: _File, size: int, limits: ImageLimits) -> np.ndarray:
         return read_frame(name, size, limits, root=root, sha256=sha256)
     except ImageError as error:  # it could be read when it was ingested
         raise ImageError(
-            f"{root}/{name}: {error}; ingest could read it: run the pipeline again, which ingests it anew"
+            f"{root}/{plain(name)}: {error}; ingest could read it: run the pipeline again, which ingests it anew"
         ) from error
 
 

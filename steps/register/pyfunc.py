@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
+from inspect import signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
@@ -26,6 +29,12 @@ from mlflow.pyfunc import PythonModel
 
 MANIFEST = "manifest.json"
 CODE = "code/model"
+#: The environment variable that names the folder whose files a post's sender may name; unset: none.
+IMAGE_ROOT = "AGENTPS_IMAGE_ROOT"
+#: What is read of a post that is sent: no `root`, which would be a folder of the sender's choice.
+_COLUMNS = ("post_id", "title", "text", "images")
+#: How the text of a picture begins: a data URL, and the base64 of a JPEG, a PNG and a WebP.
+_PICTURES = ("data:", "/9j/", "iVBORw0KGgo", "UklGR")
 
 
 def differences(directory: Path, expected: Mapping[str, str]) -> list[str]:
@@ -109,19 +118,38 @@ def own_code(checkpoint: Path) -> str:
     return name
 
 
+def _without_paths(images: Any) -> Any:
+    """The cell with null in place of each path: a version whose code is older would read any file of its server."""
+    if not isinstance(images, list | tuple | np.ndarray):
+        return images
+    return [image if isinstance(image, bytes) or str(image).startswith(_PICTURES) else None for image in images]
+
+
 class AgentPSModel(PythonModel):
-    """DataFrame of posts in, one row per post of score, decisions, answers and error out (see `Scorer.score`)."""
+    """DataFrame of posts in, one row per post of score, decisions, answers and error out (see `Scorer.score`).
+
+    Whoever sends a post names files of this machine only under the folder that its operator set as IMAGE_ROOT.
+    """
 
     def load_context(self, context: Any) -> None:
         """Raises: MlflowException where a file is not the one that was registered."""
         checkpoint = Path(context.artifacts["checkpoint"])
         if found := differences(checkpoint, _manifest(checkpoint)):
             raise MlflowException(f"{checkpoint}: not the checkpoint that was registered: {'; '.join(found)}")
-        self._scorer = import_module(f"{own_code(checkpoint)}.scorer").Scorer.from_directory(checkpoint)
+        scorer = import_module(f"{own_code(checkpoint)}.scorer").Scorer
+        self._reads_any_path = "image_root" not in signature(scorer.from_directory).parameters
+        options = {} if self._reads_any_path else {"image_root": os.environ.get(IMAGE_ROOT) or None}
+        self._scorer = scorer.from_directory(checkpoint, **options)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """As `Scorer.score`; in a column that lacks a value, None stands for it: JSON has neither NaN nor NA."""
-        table: pd.DataFrame = self._scorer.score(model_input)
+        posts = model_input[[name for name in dict.fromkeys(model_input) if name in _COLUMNS]]
+        if not posts.columns.is_unique:
+            # an exception would send the server's own trace to the sender
+            posts = posts.loc[:, ~posts.columns.duplicated()].assign(images=None)
+        if self._reads_any_path:
+            posts = posts.assign(images=[_without_paths(images) for images in posts["images"]])
+        table: pd.DataFrame = self._scorer.score(posts)
         for name in table:
             if table[name].isna().any():
                 table[name] = table[name].astype(object).where(table[name].notna(), None)

@@ -6,10 +6,12 @@ before. A version's tags say what it was made of and what the gate said of it.
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import tempfile
 from importlib.metadata import version as installed_version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,9 @@ from pydantic import BaseModel, ConfigDict
 
 from model.columns import ERROR, LOGIT, SCORE, answer_column, decision_column, probability_column
 from model.errors import CheckpointError, RegistryError
-from model.images import ImageLimits
+from model.images import INGESTED, ImageLimits, decode, read_source
 from model.integrity import MANIFEST, refuse_pickles, seal, sha256_of
+from model.post import PostLimits
 from model.schema import IMAGES, POST_ID, ROOT, SPLIT, TEST, TEXT, TITLE
 from model.settings import answers_questions
 from model.task import Task
@@ -38,6 +41,8 @@ from steps.register.pyfunc import CODE, differences
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _CONTENT, _FILES, _TASK = "agentps.content", "agentps.files", "agentps.task"
 _REPORT, _PREDICTIONS, _PROFILE = "report.json", "predictions.parquet", "profile.parquet"
+#: Pixels of the longer side of the image that a version's example holds.
+_EXAMPLE = 64
 #: What a fresh process needs to score; pinned to what is installed here.
 _REQUIREMENTS = (
     "mlflow",
@@ -82,9 +87,13 @@ def _signature(task: Task, report: EvalReport) -> ModelSignature:
 
 
 def example_of(posts: pd.DataFrame) -> pd.DataFrame:
-    """One post of the test split, its images as paths: what the pyfunc takes."""
+    """One post of the test split with its first image, small, as base64 text: what the pyfunc takes from anybody."""
     post = posts[posts[SPLIT] == TEST].to_dict("records")[0]
-    images = [f"{post[ROOT]}/{name}" for name in post[IMAGES]]
+    data = read_source(post[IMAGES][0], INGESTED, root=post[ROOT])
+    image, small = decode(data, INGESTED, least_side=_EXAMPLE), BytesIO()
+    image.thumbnail((_EXAMPLE, _EXAMPLE))
+    image.save(small, "JPEG")
+    images = [base64.b64encode(small.getvalue()).decode()]
     return pd.DataFrame([{TITLE: post[TITLE], TEXT: post[TEXT], IMAGES: images}])
 
 
@@ -115,6 +124,7 @@ def register(
     tags: dict[str, str],
     profile: pd.DataFrame | None = None,
     limits: ImageLimits | None = None,
+    post_limits: PostLimits | None = None,
 ) -> tuple[RegisteredVersion, bool]:
     """Log the checkpoint with its code, operating points, report and predictions as a pyfunc and make it a version.
 
@@ -124,7 +134,8 @@ def register(
     Args:
         checkpoint: a trained one gets today's code; that of a registered version keeps its own.
         profile: of the training posts (see `steps.retrain.profile`), for `profile_of`.
-        limits: of the images that were trained on, and so of those that are scored; None: as the checkpoint says.
+        limits, post_limits: of the images and posts that were trained on, and so of those that are scored; None: as the
+            checkpoint says.
 
     Returns:
         The version, and whether it is new.
@@ -139,8 +150,9 @@ def register(
         shutil.copytree(checkpoint, directory)
         info = read_info(directory)
         check_task(info, task, checkpoint)
-        if limits is not None:
-            write_info(directory, info.model_copy(update={"limits": limits}))
+        largest = {"limits": limits, "post_limits": post_limits}
+        if given := {name: most for name, most in largest.items() if most is not None}:
+            write_info(directory, info.model_copy(update=given))
         if not (directory / CODE).exists():
             shutil.copytree(MODEL, directory / CODE, ignore=shutil.ignore_patterns("__pycache__"))
         points = OperatingPoints(calibration=report.calibration, thresholds=report.operating_points)

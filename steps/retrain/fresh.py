@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import AliasChoices, AwareDatetime, Field, ValidationError
 
-from model.errors import ManifestError
+from model.errors import ManifestError, plain
 from model.files import write_whole
 from model.post import row_of
 from model.schema import CREATED_AT, IMAGES, LABEL, MANIFEST_COLUMNS, POST_ID, SPLIT, TEST
@@ -149,7 +149,7 @@ def _tell_ahead(source: str | Path, ahead: list[Post], n_rows: int, now: datetim
     manifest, row = ahead[0][ORIGIN]
     said = (
         f"posts {source}: of {len(ahead):,} of {n_rows:,} posts {CREATED_AT} is still to come, as of {manifest}:{row} "
-        f"({ahead[0][POST_ID]}), {ahead[0][CREATED_AT].isoformat()}"
+        f"({plain(ahead[0][POST_ID])}), {ahead[0][CREATED_AT].isoformat()}"
     )
     if 2 * len(ahead) > n_rows:
         raise ManifestError(f"{said}: is the clock of this machine right? It says {now.isoformat(timespec='seconds')}")
@@ -157,7 +157,11 @@ def _tell_ahead(source: str | Path, ahead: list[Post], n_rows: int, now: datetim
 
 
 def _manifests(source: str | Path) -> list[str]:
-    """The manifests of a folder: its `.jsonl` and `.parquet` files, and each `.json` file of posts; no hidden file."""
+    """The manifests of a folder: its `.jsonl` and `.parquet` files, and each `.json` file of posts.
+
+    What is left out is said, but for folders: hidden files (`._x.jsonl` is a companion that macOS makes of `x.jsonl`),
+    and strangers.
+    """
     if not _is_folder(source):
         return [str(source)]
     if is_url(source):
@@ -166,9 +170,13 @@ def _manifests(source: str | Path) -> list[str]:
         files, folder = url_to_fs(str(source))
         inside = [files.unstrip_protocol(str(path)) for path in files.ls(folder, detail=False)]
     else:
-        inside = [str(path) for path in Path(source).iterdir()]
-    named = [path for path in sorted(inside) if not Path(path).name.startswith(".")]
-    found = [path for path in named if path.lower().endswith(_SUFFIXES) and _holds_posts(path)]
+        inside = [str(path) for path in Path(source).iterdir() if not path.is_dir()]
+    named = [
+        path for path in sorted(inside) if not Path(path).name.startswith(".") and path.lower().endswith(_SUFFIXES)
+    ]
+    if strangers := sorted(Path(path).name for path in set(inside) - set(named)):
+        logger.warning("%s: not read, no manifests by their names: %s", source, plain(", ".join(strangers)))
+    found = [path for path in named if _holds_posts(path)]
     if not found:
         raise ManifestError(f"posts {source}: the folder holds no {', '.join(_SUFFIXES)}: put manifests there")
     return found
@@ -185,7 +193,7 @@ def _holds_posts(path: str) -> bool:
     except ValueError:
         holds = False
     if not holds:
-        logger.warning("%s: ignored, its first line is no post", path)
+        logger.warning("%s: ignored, its first line is no post", plain(path))
     return holds
 
 

@@ -24,6 +24,7 @@ from model.data import Shards
 from model.errors import DataError
 from model.schema import POST_ID, SPLIT, TRAIN
 from steps import recipe
+from steps.lifetime import end_with_parent
 from steps.locks import locked
 from steps.study.cells import ANNOTATOR, Cell
 from steps.study.records import Record, add_record, read_records
@@ -121,6 +122,7 @@ def describe(cell: Cell) -> str:
 
 
 def _use_threads(threads: int) -> None:
+    end_with_parent()
     torch.set_num_threads(threads)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
@@ -129,7 +131,7 @@ def _use_threads(threads: int) -> None:
 def _run(cell: Cell, key: str, inputs: Inputs, path: Path) -> Record:
     """Train one cell and keep its record. Of two processes that are given the same cell, the second waits."""
     work = inputs.work / key
-    with locked(inputs.work / f"{key}.lock"):  # also held by what a killed study left running
+    with locked(inputs.work / f"{key}.lock", "another study, which trains the same cell"):
         finished = read_records(path).get(key)
         if finished is not None:
             return finished

@@ -43,7 +43,28 @@ def test_plan_tells_what_it_would_cost_and_sends_nothing(run: Run, server: Serve
     assert "to ask           12\n" in lines
     assert "expected, $" in lines
     assert server.requests == []
-    assert "no price expected" in run("plan", "--set", "model=unheard-of").output
+    assert "prices             of 2025 (" in lines
+    unpriced = run("plan", "--set", "model=unheard-of").output
+    assert "no price expected" in unpriced
+    assert "'unheard-of' is not in" in unpriced
+
+
+def test_plan_tells_what_went_missing_and_what_a_changed_option_would_ask_again(
+    run: Run, agentps_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server(lambda number, body: reply(completion("0,1", finish_reason="length"))) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        stopped = run("annotate", "--out", tmp_path / "labels.parquet", exit_code=1).output
+    assert "12 of 12 posts have no answer (cut at max_tokens: 12)" in stopped
+    lines = run("plan").output
+    assert "0 answered, 12 without an answer\n" in lines
+    assert 'given up       12 cut at max_tokens, with {"max_tokens": 64, "temperature": 0}\n' in lines
+    assert "to ask           0\n" in lines
+    lines = run("plan", "--set", "max_tokens=500").output
+    assert "to ask           12\n" in lines
+    assert 'once more      12 cut at max_tokens, with {"max_tokens": 64, "temperature": 0}\n' in lines
+    assert re.search(r"of that {8}\$0\.\d+ for these\n", lines)
 
 
 def test_annotate_writes_labels_and_a_page_and_the_second_time_asks_nothing(

@@ -177,7 +177,7 @@ def posts(folder: Path, n: int, checkpoint: Path) -> None:
         | {q: rng.integers(2, size=n) for q in TASK.question_ids}
     )
     full = rows.assign(images=[[str(folder / name) for name in album] for album in rows["images"]])
-    ranks = Scorer.from_directory(checkpoint).score(full)["score"].rank(pct=True)
+    ranks = Scorer.from_directory(checkpoint, image_root="/").score(full)["score"].rank(pct=True)
     rows["label"] = (rng.random(n) < 0.6 * ranks).astype(int)
     rows.to_json(folder / "posts.jsonl", orient="records", lines=True)
 
@@ -262,7 +262,7 @@ def test_new_posts_are_scored_once_and_their_late_labels_tell_the_live_precision
     assert table["post_id"].tolist() == [row["post_id"] for row in rows]
     posts = pd.DataFrame(rows)
     posts["images"] = [[str(tmp_path / name) for name in row["images"]] for row in rows]
-    expected = Scorer.from_directory(registry.fetch(registry.get(NAME, "1"))).score(posts)
+    expected = Scorer.from_directory(registry.fetch(registry.get(NAME, "1")), image_root="/").score(posts)
     np.testing.assert_allclose(table["score"], expected["score"], atol=1e-6)
     assert table["decision"].tolist() == expected["decision_p80"].tolist()
     for column in ("answer_kind", "answer_bright"):

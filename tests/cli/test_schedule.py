@@ -58,6 +58,15 @@ def test_made_shown_replaced_and_removed(crontab: Path, tmp_path: Path, monkeypa
     assert call("schedule", "--remove").output == "there was no schedule\n"
 
 
+def test_variables_that_others_can_read_are_told_when_a_schedule_is_made_or_shown(
+    crontab: Path, agentps_home: Path
+) -> None:
+    (agentps_home / "schedule.env").touch(0o644)
+    for arguments in (("--cron", "0 3 * * *"), ("--show",)):
+        assert f"chmod 600 {agentps_home}/schedule.env" in call("schedule", *arguments).output
+    assert "chmod" not in call("schedule", "--remove").output
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,10 @@ from model import checkpoint
 from model.agentps import AgentPS
 from model.backbone import load_backbone, load_config, load_tokenizer
 from model.data import Batches, Shards
-from model.errors import CheckpointError, ConfigError
+from model.errors import CheckpointError, ConfigError, PromptError
 from model.metrics import Calibration, OperatingPoint
 from model.settings import BackboneSettings, LoraSettings, TrainSettings
+from steps.paths import REPOSITORY
 from tests.support.tiny import SEQUENCE, TASK, network, train_settings
 
 ROWS = [0, 3, 17]
@@ -125,6 +128,13 @@ def first_adapter_tensor(tensors: dict[str, torch.Tensor]) -> object:
     return tensors.pop(next(name for name in sorted(tensors) if "lora_B" in name))
 
 
+def empty_vocabulary(directory: Path) -> None:
+    path = directory / "tokenizer" / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["model"] |= {"vocab": {}, "merges": []}
+    path.write_text(json.dumps(raw))
+
+
 HEAD = "heads.kind.3.weight"
 ADAPTER = "adapter/adapter_model.safetensors"
 
@@ -151,6 +161,23 @@ ADAPTER = "adapter/adapter_model.safetensors"
             edit_tensors("trained.safetensors", lambda t: t.update({HEAD: t[HEAD][:2].contiguous()})),
             rf"{HEAD} has shape \(2, 16\), the network \(3, 16\)",
         ),
+        (
+            edit_tensors("trained.safetensors", lambda t: t[HEAD].view(-1)[:1].fill_(math.nan)),
+            rf"{HEAD} holds numbers that are NaN or infinite",
+        ),
+        (
+            edit_tensors(ADAPTER, lambda t: t[sorted(t)[0]].view(-1)[:1].fill_(math.inf)),
+            r"holds numbers that are NaN or infinite",
+        ),
+        (
+            edit_tensors("trained.safetensors", lambda t: t.update({HEAD: t[HEAD].int()})),
+            rf"{HEAD} holds numbers of type torch\.int32",
+        ),
+        (
+            lambda d: (d / "tokenizer" / "tokenizer.json").unlink(),
+            r"tokenizer is missing or damaged: .*no tokenizer\.json",
+        ),
+        (empty_vocabulary, r"knows 0% of the characters of the wording 'Bright\?'"),
         (edit_tensors(ADAPTER, first_adapter_tensor), r"adapter lacks \['backbone\..*lora_B"),
         (edit_info(format=2), r"format 2, this version reads 1"),
         (edit_info(task_fingerprint="0" * 16), r"its task was changed after training"),
@@ -168,7 +195,7 @@ def test_a_checkpoint_that_does_not_fit_says_what_differs(
     shutil.copytree(saved, directory)
     checkpoint.load(directory)
     damage(directory)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises((CheckpointError, PromptError), match=message):
         checkpoint.load(directory)
 
 
@@ -263,3 +290,20 @@ def test_a_training_does_not_start_from_what_does_not_fit(
     full, _, _ = network(tiny_backbone, tiny_shards, train_settings())
     with pytest.raises(CheckpointError, match="does not fit the network"):
         checkpoint.start_from(full, saved, TASK, tiny_backbone)
+
+
+def test_sequences_of_more_tokens_than_the_language_model_reads_are_refused(tiny_backbone: BackboneSettings) -> None:
+    config, tokenizer = load_config(tiny_backbone), load_tokenizer(tiny_backbone)
+    # 2,048 places; four tokens a frame, one after the last, 96 of text
+    fits, too_many = ((2048 - 96 - 1) // 4, (2048 - 96 - 1) // 4 + 1)
+    checkpoint.check_fits(config, tokenizer, TASK, SEQUENCE.model_copy(update={"frames": fits}))
+    with pytest.raises(ConfigError, match=r"frames 488 .* sequences of 2,049 tokens, the backbone reads 2,048 at most"):
+        checkpoint.check_fits(config, tokenizer, TASK, SEQUENCE.model_copy(update={"frames": too_many}))
+
+
+def test_loading_says_nothing_about_kernels(saved: Path) -> None:
+    code = "import sys; from pathlib import Path; from model.checkpoint import load; load(Path(sys.argv[1]))"
+    said = subprocess.run(
+        [sys.executable, "-c", code, saved], cwd=REPOSITORY, check=True, capture_output=True, text=True
+    )
+    assert "kernel" not in said.stdout + said.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import os
 import random
 import re
 import struct
@@ -66,7 +67,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"/>'
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (SVG, r"not a JPEG, PNG or WebP image \(begins with b'<svg xml'\)"),
+        (SVG, "^not a JPEG, PNG or WebP image$"),  # and nothing of what it holds
         (png_header(20_000, 10_000), "^200 megapixels; at most 50 are read$"),
         (png_header(100_000, 100_000), "^10000 megapixels; at most 50 are read$"),
         (png_header(30_001, 400), "30001 x 400 pixels; a side of at most 30000"),
@@ -261,8 +262,11 @@ def test_read_source_takes_an_image_in_every_form(tmp_path: Path) -> None:
     files.pipe_file("/forms/deep/a.png", data)
     text = base64.b64encode(data).decode()
     wrapped = base64.encodebytes(data).decode()
-    for source in (data, bytearray(data), memoryview(data), path, str(path), text, wrapped):
+    for source in (data, bytearray(data), memoryview(data), text, wrapped):
         assert read_source(source, LIMITS) == data
+    for source in (path, str(path), "a.png", Path("a.png"), "./b/../a.png"):
+        for folder in (str(tmp_path), f"{tmp_path}/", "/" if os.path.isabs(source) else str(tmp_path)):
+            assert read_source(source, LIMITS, folder=folder) == data
     for header in ("data:image/png;base64,", "data:;base64,", "data:image/png;charset=utf-8;base64,"):
         assert read_source(header + text, LIMITS) == data
     for root in (str(tmp_path), f"{tmp_path}/", f"file://{tmp_path}"):
@@ -281,21 +285,26 @@ def test_base64_text_of_a_picture_is_read_and_a_file_of_that_name_comes_first(
     text = base64.b64encode(data).decode()
     assert read_source(text, LIMITS) == data
     for no_base64 in (text[:-1], text[:50] + "-" + text[51:], f"{text[:60]}=!", text[:20] + "!none.jpg"):
-        with pytest.raises(ImageError, match="; nor is it a picture in base64"):
-            read_source(no_base64, LIMITS)
-    monkeypatch.setattr("model.images._read_local", lambda *_: b"the file")
-    assert read_source("/9j/abcd", LIMITS) == b"the file"
+        for folder in (None, str(tmp_path), "/"):
+            with pytest.raises(ImageError, match=r"^no picture in base64: "):
+                read_source(no_base64, LIMITS, folder=folder)
+    (tmp_path / "9j").mkdir()
+    (tmp_path / "9j" / "abcd").write_bytes(b"the file")
+    monkeypatch.setattr("model.images._inside", lambda folder, text: f"{folder}{text}")
+    assert read_source("/9j/abcd", LIMITS, folder=str(tmp_path)) == b"the file"
+    assert read_source("/9j/abcd", LIMITS) == base64.b64decode("/9j/abcd")
 
 
 def test_read_source_refuses_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "large.jpg").write_bytes(bytes(100_001))
     fsspec.filesystem("memory").pipe_file("/refused/large.jpg", bytes(100_001))
     for source, root, reason in (
-        ("a.jpg", None, "'a.jpg' is not an absolute path"),
+        ("a.jpg", None, "no such file"),
         (tmp_path / "none.jpg", None, "no such file"),
         (tmp_path, None, "not a regular file"),
         ("/dev/zero", None, "not a regular file"),
-        (f"{tmp_path}/\0.jpg", None, "null"),
+        (f"{tmp_path}/\0.jpg", None, "lies outside"),
+        (f"{tmp_path}/{'x' * 5_000}.jpg", None, "lies outside"),
         (tmp_path / "large.jpg", None, "100,001 bytes; at most 100,000 are read"),
         ("none.jpg", str(tmp_path), "no such file"),
         ("large.jpg", str(tmp_path), "100,001 bytes; at most 100,000 are read"),
@@ -311,7 +320,7 @@ def test_read_source_refuses_with_its_reason(tmp_path: Path) -> None:
         ("data:image/png,abc", None, "no data URL in base64"),
         ("data:image/png;base64,a", None, "base64 text is damaged"),
         ("data:image/png;base64,é", None, "base64 text is damaged"),
-        ("/9j/é", None, "nor is it a picture in base64"),
+        ("/9j/é", None, "no picture in base64"),
         ("data:image/png;base64," + "A" * 140_000, None, "bytes; at most 100,000 are read"),
         ("/9j/" + "A" * 140_000, None, "bytes; at most 100,000 are read"),
         (None, None, "NoneType given; the path or the bytes of one image"),
@@ -321,7 +330,51 @@ def test_read_source_refuses_with_its_reason(tmp_path: Path) -> None:
         ("h", None, "are the images of the post a list"),
     ):
         with pytest.raises(ImageError, match=reason):
-            read_source(source, LIMITS, root=root)
+            read_source(source, LIMITS, root=root, folder="/")
+
+
+def test_no_path_is_read_outside_of_the_folder_that_is_open_and_nothing_is_told_of_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, secret = tmp_path / "open", tmp_path / "open-not" / "secret.png"
+    opened.mkdir()
+    secret.parent.mkdir()
+    secret.write_bytes(encoded(noise(), "PNG"))
+    (opened / "link.png").symlink_to(secret)
+    (opened / "folder").symlink_to(secret.parent)
+    (opened / "broken.png").symlink_to(secret.parent / "none.png")
+    monkeypatch.chdir(secret.parent)
+
+    def said(source: object, folder: Path | None) -> str:
+        with pytest.raises(ImageError) as refused:
+            read_source(source, LIMITS, folder=None if folder is None else str(folder))  # type: ignore[arg-type]
+        return str(refused.value)
+
+    there = [secret, str(secret), f"{opened}/../open-not/secret.png", "../open-not/secret.png", "/etc/passwd", opened]
+    there += ["link.png", "folder/secret.png", f"{opened}/link.png"]
+    absent = [
+        secret.with_name("none.png"),
+        "/no/such/file",
+        "../none.png",
+        "broken.png",
+        "folder/none.png",
+        "/etc/passwd/x",
+    ]
+    absent += [f"file://{secret}/../../x", "a\0", "/" * 5_000]
+    messages = {said(source, opened) for source in (*there, *absent[:-3])}
+    assert len(messages) == 1, messages
+    assert "lies outside" in messages.pop()
+    assert {said(source, opened) for source in absent[-2:]} == {said(secret, opened)}
+    # Where no folder is open, nothing is looked up.
+    monkeypatch.setattr("os.path.realpath", lambda *_, **__: pytest.fail("looked up"))
+    monkeypatch.setattr("os.stat", lambda *_, **__: pytest.fail("looked up"))
+    urls = [f"file://{secret}", "s3://bucket/a.png", "http://169.254.169.254/latest", "memory://forms/a.png"]
+    closed = {said(source, None) for source in (*there, *absent, *urls, "secret.png")}
+    monkeypatch.undo()
+    assert len(closed) == 1
+    assert "no path is read here" in closed.pop()
+    for url in urls:  # a folder that is open reads no other file system
+        assert said(url, opened) == "no such file"
 
 
 def test_what_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,7 +392,7 @@ def test_bytes_are_held_to_their_sha256_wherever_they_come_from(tmp_path: Path) 
     right, wrong = hashlib.sha256(data).hexdigest(), hashlib.sha256(b"").hexdigest()
     for source, root in (
         (data, None),
-        (tmp_path / "a.png", None),
+        (base64.b64encode(data).decode(), None),
         ("a.png", str(tmp_path)),
         ("a.png", "memory://held"),
     ):

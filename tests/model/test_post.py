@@ -39,7 +39,8 @@ def test_every_form_of_null_is_an_absent_cell(null: Any) -> None:
     names = set(Post.model_fields) - {"post_id", "images"} | set(TASK.question_ids)
     assert parse(row, cells(**dict.fromkeys(names, null))) == parse(row, cells())
     assert parse(row, cells(post_id=null))[1] == [
-        "post_id: missing; text that is not blank, or a whole number is expected"
+        "post_id: missing; text of 1 to 512 characters without control characters and outer blanks, or a whole number "
+        "is expected"
     ]
 
 

@@ -18,9 +18,10 @@ from model.agentps import normalize
 from model.backbone import load_tokenizer
 from model.checkpoint import Loaded, OperatingPoints, load, read_info, write_info, write_operating_points
 from model.data import Batches, Shards
-from model.errors import DataError
-from model.images import ImageLimits, decode, to_frame
+from model.errors import ConfigError, DataError
+from model.images import ImageLimits, decode, frame_indices, to_frame
 from model.metrics import Calibration, OperatingPoint
+from model.post import PostLimits
 from model.reader import PostReader, raw_post
 from model.schema import TEST
 from model.scorer import RawAnswers, Scorer, answer_columns, predict_rows
@@ -63,7 +64,7 @@ def directory(tiny_backbone: BackboneSettings, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def table(directory: Path, posts: pd.DataFrame) -> pd.DataFrame:
-    return Scorer.from_directory(directory).score(posts)
+    return Scorer.from_directory(directory, image_root="/").score(posts)
 
 
 @pytest.mark.parametrize("sequence", [SEQUENCE, UNIQUE], ids=["repeated", "unique"])
@@ -73,7 +74,7 @@ def test_raw_posts_score_as_the_shards_of_the_same_posts_do(
     directory = tmp_path / "checkpoint"
     write_checkpoint(directory, tiny_backbone, train_settings(variant="agentps_answers"), sequence=sequence)
     write_operating_points(directory, points(threshold=0.5))
-    table = Scorer.from_directory(directory).score(posts)
+    table = Scorer.from_directory(directory, image_root="/").score(posts)
     rows = posts.reset_index(drop=True).assign(
         post_id=[str(k) for k in range(len(posts))],
         split=TEST,
@@ -103,8 +104,8 @@ def test_raw_posts_score_as_the_shards_of_the_same_posts_do(
 
 def _compare_batches(loaded: Loaded, batches: Batches, posts: pd.DataFrame) -> None:
     """What the network is given, from shards and from raw posts, is the same to the bit."""
-    reader = PostReader(loaded, seen_bytes=0)
-    raw, read = [raw_post(cells) for cells in posts.to_dict("records")], {}
+    reader = PostReader(loaded, seen_bytes=0, image_root="/")
+    raw, read = [raw_post(cells, PostLimits()) for cells in posts.to_dict("records")], {}
     served = reader.batch(raw, [reader.album(post, read) for post in raw], read)
     trained = batches(np.arange(len(posts)))
     for name in ("input_ids_BT", "answer_positions_BA"):
@@ -131,8 +132,8 @@ def test_a_large_photo_is_the_same_frame_in_training_and_in_serving(
     trained = Shards(tmp_path / "shards").images([0])
     whole = to_frame(decode(path.read_bytes(), limits), SEQUENCE.image_size)
     assert not np.array_equal(trained[0], whole), "the photo must be large enough that it is decoded at a smaller scale"
-    scorer = Scorer.from_directory(directory)
-    post, read = raw_post({"images": [str(path)]}), {}
+    scorer = Scorer.from_directory(directory, image_root="/")
+    post, read = raw_post({"images": [str(path)]}, PostLimits()), {}
     served = scorer._reader.batch([post], [scorer._reader.album(post, read)], read)["tower_states_UPW"]
     torch.testing.assert_close(served, scorer._loaded.model.tower_states(normalize(trained)), rtol=0, atol=0)
 
@@ -157,7 +158,7 @@ def test_the_table_has_one_row_a_post_and_its_columns_in_order(posts: pd.DataFra
 
 def test_a_score_equal_to_the_threshold_is_flagged(directory: Path, posts: pd.DataFrame, table: pd.DataFrame) -> None:
     highest = float(table["score"].max())
-    again = Scorer(load(directory), points(threshold=highest)).score(posts)
+    again = Scorer(load(directory), points(threshold=highest), image_root="/").score(posts)
     assert again["decision_p60"].tolist() == (table["score"] == highest).tolist()
     assert again["decision_p60"].sum() == 1
 
@@ -166,13 +167,13 @@ def test_a_score_equal_to_the_threshold_is_flagged(directory: Path, posts: pd.Da
 def test_scores_do_not_depend_on_the_micro_batch(
     directory: Path, posts: pd.DataFrame, table: pd.DataFrame, micro_batch: int
 ) -> None:
-    scorer = Scorer(load(directory), points(threshold=0.5), micro_batch=micro_batch)
+    scorer = Scorer(load(directory), points(threshold=0.5), image_root="/", micro_batch=micro_batch)
     assert scorer.score(posts)["score"].to_numpy() == pytest.approx(table["score"], abs=1e-6)
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), pd.NA])
 def test_a_missing_title_or_text_is_an_empty_one(directory: Path, posts: pd.DataFrame, missing: object) -> None:
-    scorer = Scorer.from_directory(directory)
+    scorer = Scorer.from_directory(directory, image_root="/")
     some = posts.iloc[:2]
     empty = scorer.score(some.assign(title="", text=""))
     given = some.assign(title=pd.Series([missing] * 2, some.index, object), text=["", missing])
@@ -182,7 +183,10 @@ def test_a_missing_title_or_text_is_an_empty_one(directory: Path, posts: pd.Data
 def test_no_posts_give_an_empty_table_with_the_same_columns(
     directory: Path, posts: pd.DataFrame, table: pd.DataFrame
 ) -> None:
-    assert Scorer.from_directory(directory).score(posts.iloc[:0]).columns.tolist() == table.columns.tolist()
+    assert (
+        Scorer.from_directory(directory, image_root="/").score(posts.iloc[:0]).columns.tolist()
+        == table.columns.tolist()
+    )
 
 
 def unreadable(folder: Path) -> list[tuple[object, str]]:
@@ -198,7 +202,7 @@ def unreadable(folder: Path) -> list[tuple[object, str]]:
         ([b"no image"], "image 1: not a JPEG, PNG or WebP image"),
         (["/no/such/file.jpg"], "image 1 '/no/such/file.jpg': no such file"),
         ([str(folder / "text.jpg")], r"image 1 '.*text\.jpg': not a JPEG, PNG or WebP image"),
-        (["relative.jpg"], "image 1 'relative.jpg': .*is not an absolute path"),
+        (["relative.jpg"], "image 1 'relative.jpg': no such file"),
         ([None], "image 1: NoneType given"),
         (["data:image/png;base64,!"], "image 1 'data:.*damaged"),
     ]
@@ -212,7 +216,7 @@ def test_a_post_that_cannot_be_used_has_its_own_error_and_costs_no_other_post_it
     wrong = pd.DataFrame({"title": [["a"], "t"], "text": ["", True], "images": [posts["images"].iloc[0]] * 2})
     both = pd.concat([posts.iloc[:2], bad, wrong, posts.iloc[2:]], ignore_index=True)
     both["post_id"] = [f"p{row}" for row in both.index]
-    found = Scorer(load(directory), points(threshold=0.5), micro_batch=3).score(both)
+    found = Scorer(load(directory), points(threshold=0.5), image_root="/", micro_batch=3).score(both)
     good = found["error"].isna()
     assert good.sum() == len(posts)
     assert found.loc[good, "score"].to_numpy() == pytest.approx(table["score"], abs=1e-6)
@@ -228,7 +232,9 @@ def test_a_post_that_cannot_be_used_has_its_own_error_and_costs_no_other_post_it
 
 
 def test_when_no_post_can_be_used_each_has_its_error(directory: Path) -> None:
-    found = Scorer.from_directory(directory).score(pd.DataFrame({"images": [None, ["/no/such/file.jpg"]]}))
+    found = Scorer.from_directory(directory, image_root="/").score(
+        pd.DataFrame({"images": [None, ["/no/such/file.jpg"]]})
+    )
     assert found["error"].notna().all()
     assert found["score"].isna().all()
 
@@ -253,13 +259,13 @@ def test_whatever_a_picture_comes_in_the_post_scores_the_same(
     ]
     many = pd.concat([post] * len(clothes), ignore_index=True)
     many["images"] = pd.Series(clothes, dtype=object)
-    found = Scorer.from_directory(directory).score(many)
+    found = Scorer.from_directory(directory, image_root="/").score(many)
     assert found["error"].isna().all(), found["error"].dropna().tolist()
     assert found["score"].to_numpy() == pytest.approx(expected, abs=1e-6)
 
 
 def test_titles_of_digits_only_are_text_and_absent_columns_are_empty(directory: Path, posts: pd.DataFrame) -> None:
-    scorer, some = Scorer.from_directory(directory), posts.iloc[:3]
+    scorer, some = Scorer.from_directory(directory, image_root="/"), posts.iloc[:3]
     texts = scorer.score(some.assign(title=["2024", "7", ""], text=""))["score"].tolist()
     numbers = some.assign(title=[2024, 7, None], text=np.nan)  # as pandas reads them
     assert numbers["title"].dtype == "float64"
@@ -279,7 +285,7 @@ def test_images_are_as_large_as_the_version_says_and_a_larger_one_costs_its_post
     limits = ImageLimits(max_bytes=10**6, max_pixels=40 * 60)  # the size of the first image, the smallest of all
     write_info(strict, read_info(strict).model_copy(update={"limits": limits}))
     assert read_info(strict).limits == limits
-    errors = Scorer.from_directory(strict).score(posts)["error"]
+    errors = Scorer.from_directory(strict, image_root="/").score(posts)["error"]
     assert pd.isna(errors.iloc[0])
     assert "megapixels" in errors.iloc[-1]
 
@@ -302,7 +308,7 @@ def test_posts_as_ingest_makes_them_are_read_under_their_root_and_held_to_their_
         images=[[path.name for path in album] for album in paths],
         image_sha256=[[hashlib.sha256(path.read_bytes()).hexdigest() for path in album] for album in paths],
     )
-    scorer = Scorer.from_directory(directory)
+    scorer = Scorer.from_directory(directory, image_root="/")
     assert scorer.score(ingested)["score"].to_numpy() == pytest.approx(table["score"], abs=1e-6)
     joined = scorer.score(pd.concat([posts.iloc[:2], ingested.iloc[2:]]))  # root and hashes of the first two are NaN
     assert joined["score"].to_numpy() == pytest.approx(table["score"], abs=1e-6)
@@ -319,7 +325,7 @@ def test_a_variant_answers_the_questions_that_it_has_heads_for(
     tiny_backbone: BackboneSettings, posts: pd.DataFrame, tmp_path: Path, variant: Variant
 ) -> None:
     path = write_checkpoint(tmp_path / "checkpoint", tiny_backbone, train_settings(variant=variant))
-    columns = Scorer(load(path), points(0.5)).score(posts.iloc[:2]).columns
+    columns = Scorer(load(path), points(0.5), image_root="/").score(posts.iloc[:2]).columns
     answers = [column for column in columns if column.startswith("answer_")]
     assert len(answers) == (0 if variant == "vanilla" else 3)
 
@@ -327,12 +333,12 @@ def test_a_variant_answers_the_questions_that_it_has_heads_for(
 def test_an_image_seen_before_is_neither_decoded_nor_encoded_again_and_scores_the_same(
     directory: Path, posts: pd.DataFrame, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer = Scorer.from_directory(directory)
+    scorer = Scorer.from_directory(directory, image_root="/")
     network, encoded = scorer._loaded.model, []
     compute = network.tower_states
     monkeypatch.setattr(network, "tower_states", lambda pixels: encoded.append(len(pixels)) or compute(pixels))
     scorer.score(posts.iloc[:3])  # of images 0, 0-1 and 0-2
-    monkeypatch.setattr("model.reader.read_frame", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("model.reader.decode", lambda *_, **__: pytest.fail("decoded again"))
     again = scorer.score(posts.iloc[:3])
     monkeypatch.undo()
     assert encoded == [3]
@@ -344,7 +350,7 @@ def test_with_little_memory_the_images_read_last_are_kept_and_scores_are_the_sam
     directory: Path, posts: pd.DataFrame, table: pd.DataFrame, room: int
 ) -> None:
     states = 16 * 64 * 4  # patches of 8 x 8 pixels, width, bytes of a float32
-    scorer = Scorer(load(directory), points(threshold=0.5), micro_batch=1, seen_bytes=room * states)
+    scorer = Scorer(load(directory), points(threshold=0.5), image_root="/", micro_batch=1, seen_bytes=room * states)
     assert scorer.score(posts)["score"].to_numpy() == pytest.approx(table["score"], abs=1e-6)
     kept = scorer._reader._seen._states
     assert len(kept) == room
@@ -357,16 +363,111 @@ def test_a_post_with_other_hashes_than_one_per_image_costs_no_other_post_its_sco
     hashes: object, directory: Path, posts: pd.DataFrame, table: pd.DataFrame
 ) -> None:
     two = posts.iloc[[1, 1, 1]].assign(image_sha256=[None, float("nan"), hashes])
-    found = Scorer.from_directory(directory).score(two)
+    found = Scorer.from_directory(directory, image_root="/").score(two)
     assert found["score"].to_numpy() == pytest.approx([table["score"].iloc[1]] * 2 + [math.nan], nan_ok=True)
     assert "row 3: image_sha256: " in found["error"].iloc[2]
 
 
+def test_only_images_that_a_frame_shows_go_through_the_tower_and_a_bad_one_beside_them_still_costs_its_post(
+    directory: Path, posts: pd.DataFrame, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = Scorer.from_directory(directory, image_root="/")
+    network, encoded = scorer._loaded.model, []
+    compute = network.tower_states
+    monkeypatch.setattr(network, "tower_states", lambda pixels: encoded.append(len(pixels)) or compute(pixels))
+    assert scorer.score(posts.iloc[[6]])["score"].iloc[0] == pytest.approx(table["score"].iloc[6], abs=1e-6)
+    assert encoded == [SEQUENCE.frames] == [4]
+    album = list(posts["images"].iloc[6])
+    hidden = next(k for k in range(7) if k not in frame_indices(7, 4))
+    bad = [*album[:hidden], Path(album[hidden]).read_bytes()[:-40], *album[hidden + 1 :]]
+    found = Scorer.from_directory(directory, image_root="/").score(pd.DataFrame({"images": [bad, album]}))
+    assert found["error"].iloc[0].startswith(f"row 1: image {hidden + 1}: cut or corrupt")
+    assert pd.isna(found["error"].iloc[1])
+
+
+def test_a_post_beyond_the_limits_that_the_version_carries_is_refused_before_the_work(
+    directory: Path, posts: pd.DataFrame, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = tmp_path / "small"
+    shutil.copytree(directory, small)
+    write_info(small, read_info(small).model_copy(update={"post_limits": PostLimits(3, 200)}))
+    assert read_info(small).post_limits == PostLimits(max_images=3, max_text_characters=200)
+    bad = posts.iloc[:3].assign(
+        title=["x" * 10_000_000, "x" * 100, "fits"], text=["", "y" * 101, "y" * 196], images=posts["images"].iloc[:3]
+    )
+    bad.loc["many"] = {"title": "", "text": "", "images": ["/no.png"] * 10_000}
+    monkeypatch.setattr("model.reader.encode_post_text", lambda _, title, *rest: [len(title)] * 3)
+    found = Scorer.from_directory(small, image_root="/").score(bad)["error"]
+    limit = "characters; at most 200 are read (ingest.max_text_characters)"
+    assert found.iloc[0] == f"row 1: title and text: 10,000,000 {limit}"
+    assert found.iloc[1] == f"row 2: title and text: 201 {limit}"
+    assert pd.isna(found.iloc[2])
+    assert found.iloc[3] == "row 4: images: 10,000 images; at most 3 are read (ingest.max_images)"
+
+
+def test_whoever_scores_names_the_folder_of_paths(directory: Path, posts: pd.DataFrame, tmp_path: Path) -> None:
+    errors = Scorer.from_directory(directory).score(posts)["error"]
+    assert errors.str.contains("no path is read here").all()
+    folder = Path(posts["images"].iloc[0][0]).parent
+    assert Scorer.from_directory(directory, image_root=str(folder)).score(posts)["error"].isna().all()
+    assert Scorer.from_directory(directory, image_root=str(tmp_path)).score(posts)["error"].notna().all()
+    for wrong in ("images", str(tmp_path / "none"), "s3://bucket/posts"):
+        with pytest.raises(ConfigError, match="the absolute path of a folder is expected"):
+            Scorer.from_directory(directory, image_root=wrong)
+
+
+def nested(depth: int) -> list[object]:
+    cell: list[object] = []
+    for _ in range(depth):
+        cell = [cell]
+    return cell
+
+
+def test_cells_of_every_kind_cost_their_own_post_in_one_short_line(
+    directory: Path, posts: pd.DataFrame, table: pd.DataFrame
+) -> None:
+    picture = Path(posts["images"].iloc[0][0]).read_bytes()
+    large = base64.b64encode(b"\xff\xd8\xff" + bytes(30_000_000)).decode()
+    odd = [
+        nested(50_000),
+        {"a": nested(5_000)},
+        10**5_000,
+        math.inf,
+        True,
+        b"\xff",
+        {1, 2},
+        "\ud800",
+        pd.Timestamp(0),
+        1j,
+    ]
+    rows: list[dict[str, object]] = [
+        {"images": cell} for cell in (*odd, "x" * 10**7, None, math.nan, {}, [[]], [nested(50_000)])
+    ]
+    rows += [
+        {"images": [cell]} for cell in (*odd[1:7], None, math.nan, "", "\0", large, f"data:image/png;base64,{large}")
+    ]
+    rows += [{"images": [picture], "title": cell} for cell in odd if not isinstance(cell, dict | int)]
+    rows += [{"images": [picture], "text": 10**5_000}, {"images": [picture], "title": np.array([1, 2])}]
+    rows += [{"images": [[1]], "post_id": cell} for cell in (*odd, "\x1b[31m\nroot: all is well", "x" * 10**6)]
+    rows.insert(7, {"images": [picture], "title": "a walk", "text": "along the sea", "post_id": nested(50_000)})
+    found = Scorer.from_directory(directory, image_root="/").score(pd.DataFrame(rows))
+    assert found["score"].iloc[7] == pytest.approx(table["score"].iloc[0], abs=1e-6)
+    errors = found["error"].drop(index=7)
+    assert errors.notna().all(), errors[errors.isna()]
+    assert errors.str.len().max() < 400
+    assert all(error.isprintable() for error in errors), [error for error in errors if not error.isprintable()]
+
+
 def test_two_columns_of_one_name_are_refused(directory: Path, posts: pd.DataFrame) -> None:
     with pytest.raises(DataError, match="more than one column has the name 'title'"):
-        Scorer.from_directory(directory).score(pd.concat([posts, posts[["title"]]], axis=1))
+        Scorer.from_directory(directory, image_root="/").score(pd.concat([posts, posts[["title"]]], axis=1))
 
 
 def test_an_error_names_a_post_by_its_id_as_it_was_given(directory: Path) -> None:
     posts = pd.DataFrame({"post_id": [1000, 1001], "images": [["/no.png"], ["/no.png"]]})
-    assert Scorer.from_directory(directory).score(posts)["error"].iloc[1].startswith("row 2 (post 1001): image 1")
+    assert (
+        Scorer.from_directory(directory, image_root="/")
+        .score(posts)["error"]
+        .iloc[1]
+        .startswith("row 2 (post 1001): image 1")
+    )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,11 @@ def test_the_short_forms_reach_the_sections_that_read_them() -> None:
         ({"annotate": {"ask": "one by one"}}, "annotate.ask"),
         ({"annotate": {"format": "json"}}, "annotate.format"),
         ({"annotate": {"mode": "later"}}, "annotate.mode"),
+        ({"annotate": {"request_fields": {"model": "x"}}}, "'model' is not to be set here; set annotate.model"),
+        ({"annotate": {"request_fields": {"n": 2}}}, "'n' is not to be set here"),
+        ({"annotate": {"request_fields": {"seed": math.nan}}}, "not finite"),
+        ({"annotate": {"request_fields": {"max_tokens": None}}}, "max_completion_tokens must bound what"),
+        ({"annotate": {"request_fields": {"max_completion_tokens": "64"}}}, "'64' is no number of tokens"),
         ({"annotate": {"min_agreement": 1.2}}, "1.2 is no kappa"),
         ({"annotate": {"min_agreement": {"ugc": -3}}}, "-3.0 is no kappa"),
         ({"annotate": {"on_low_agreement": "stop"}}, "annotate.on_low_agreement"),

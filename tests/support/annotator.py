@@ -52,6 +52,7 @@ def settings_of(**changes: Any) -> AnnotateSettings:
         "retries": 0,
         "detail": "low",
         "max_tokens": 64,
+        "request_fields": {},
         "max_missing_share": 1,
         "ask": "together",
         "format": "numbers",

@@ -114,6 +114,19 @@ def test_only_the_user_can_read_the_job_which_may_hold_a_webhooks_secret(schedul
     assert [path.stat().st_mode & 0o777 for path in (files.job, files.progress)] == [0o600, 0o600]
 
 
+def test_variables_that_others_can_read_are_told_in_the_log(scheduled: Machine) -> None:
+    variables = scheduled.home / "schedule.env"
+    for day, mode in ((24, 0o644), (25, 0o600)):
+        variables.write_text("OPENAI_API_KEY=k\n")
+        variables.chmod(mode)
+        run_due(scheduled.home, at(day, 3))
+    loud, quiet = scheduled.logs
+    assert (
+        f"warning: other users of this machine may read the keys in {variables}: run `chmod 600 '{variables}'`" in loud
+    )
+    assert "warning" not in quiet
+
+
 def test_a_new_schedule_does_not_catch_up_what_was_before_it(scheduled: Machine) -> None:
     install(job("0 11 * * *"), scheduled.home, at(25, 12))
     run_due(scheduled.home, at(25, 12, 37))

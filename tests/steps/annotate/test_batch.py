@@ -19,7 +19,7 @@ from model.errors import AnnotationError
 from model.task import load_task
 from steps.annotate import batch, client
 from steps.annotate.client import AnnotationResult, annotate_posts
-from steps.annotate.ledger import Ledger
+from steps.annotate.ledger import Attempt, Ledger, Missing
 from steps.annotate.plan import make_plan
 from steps.annotate.prices import load_prices
 from steps.annotate.requests import Requests
@@ -261,6 +261,63 @@ def test_refusals_are_asked_again_as_allowed_and_rejected_requests_are_not(tmp_p
     assert sizes == [5, 1]
 
 
+def test_a_field_that_the_model_does_not_take_is_left_out_of_the_next_file(tmp_path: Path, ledger: Ledger) -> None:
+    def picky(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+        results: dict[str, Any] = {}
+        for request in requests:
+            for name in ("max_tokens", "temperature"):
+                if name in request["body"]:
+                    refused = error(f"Unsupported parameter: '{name}'", param=name, code="unsupported_parameter")
+                    results[request["custom_id"]] = (400, refused)
+                    break
+            else:
+                results[request["custom_id"]] = completion()
+        return "completed", results
+
+    with BatchServer(picky) as server:
+        result = run(make_posts(tmp_path, 5), ledger, server)
+        bodies = [server.requests(name)[0]["body"] for name in server.batches]
+        assert (result.missing, result.asked, len(bodies)) == (0, 5, 3)
+        assert "max_completion_tokens" in bodies[2]
+        with pytest.raises(AnnotationError, match=r"Unsupported parameter: 'temperature'.*request_fields"):
+            run(make_posts(tmp_path, 6), ledger, server, request_fields={"temperature": 1})
+    assert result.cost == pytest.approx(5 * PRICE.dollars(100, 10) / 2)
+
+
+def test_lines_are_read_as_single_replies_are(tmp_path: Path, ledger: Ledger) -> None:
+    flagged = (403, error("Your input was flagged", metadata={"reasons": ["x"]}))
+    lines = {"title 0": flagged, "title 1": error("slow", code=429), "title 2": (503, "<html>busy</html>")}
+
+    def end(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+        def result(request: Any) -> Any:
+            return next((line for title, line in lines.items() if title in str(request)), completion())
+
+        return "completed", {request["custom_id"]: result(request) for request in requests}
+
+    with BatchServer(end) as server:
+        result = run(make_posts(tmp_path, 4), ledger, server)
+        assert [len(server.requests(name)) for name in server.batches] == [4, 2, 2]
+    assert result.labels["missing_reason"].tolist() == ["content filter", "rate limited", "server error", None]
+    assert result.cost == pytest.approx(PRICE.dollars(100, 10) / 2)
+
+
+def test_a_line_that_every_other_would_meet_ends_the_run_after_the_rest_is_recorded(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    def end(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+        spent = (429, error("You exceeded your current quota", code="insufficient_quota"))
+        answers = {request["custom_id"]: completion() for request in requests[:3]}
+        return "completed", answers | {request["custom_id"]: spent for request in requests[3:]}
+
+    with BatchServer(end) as server:
+        with pytest.raises(AnnotationError, match=r"exceeded your current quota; add credit"):
+            run(make_posts(tmp_path, 5), ledger, server)
+        assert len(server.batches) == 1
+        server.end = all_answered
+        result = run(make_posts(tmp_path, 5), ledger, server)
+    assert (result.reused, result.asked, result.missing) == (3, 2, 0)
+
+
 def test_a_line_of_no_request_of_ours_a_second_one_and_a_broken_one_change_nothing(
     tmp_path: Path, ledger: Ledger
 ) -> None:
@@ -403,6 +460,40 @@ def test_a_batch_file_that_was_never_sent_is_given_up_and_sent_anew(tmp_path: Pa
             database.executemany("INSERT INTO annotation_leases VALUES (?, ?, ?)", rows)
         result = run(posts, ledger, server)
         assert (result.missing, result.asked, len(server.batches)) == (0, 5, 1)
+
+
+def test_before_very_many_a_small_batch_tells_whether_there_is_hope(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 330)
+
+    def cut(number: int, requests: list[Any]) -> tuple[str, dict[str, Any]]:
+        answer = completion("0,1", finish_reason="length")
+        return "completed", {request["custom_id"]: answer for request in requests}
+
+    with BatchServer(cut) as server:
+        for _ in range(2):
+            with pytest.raises(AnnotationError, match=r"32 of 330 posts have no answer \(cut at max_tokens: 32\)"):
+                run(posts, ledger, server, max_missing_share=0.2, retries=1)
+        assert len(server.asked()) == 32
+        server.end = all_answered
+        assert run(posts, ledger, server, max_missing_share=0.2, max_tokens=500).missing == 0
+        assert [len(server.requests(name)) for name in server.batches] == [32, 32, 298]
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        options = database.execute("SELECT options, COUNT(*) FROM annotation_answers GROUP BY 1 ORDER BY 2").fetchall()
+    assert [(json.loads(text)["max_tokens"], n) for text, n in options] == [(64, 32), (500, 330)]
+
+
+def test_a_batch_under_way_is_collected_though_there_is_no_hope_for_the_rest(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 40)
+    ready = threading.Event()
+    with unless(ready) as server:
+        sent_and_killed(posts.iloc[:10], tmp_path, ledger, server, 1)
+        for request in Requests(posts.iloc[10:], load_task("ucc"), settings_of()).distinct()[:20]:
+            ledger.record(Attempt(request.key, 1, "p", SOURCE, "x", None, Missing.REFUSAL, 1, 1, 0.1))
+        ready.set()
+        with pytest.raises(AnnotationError, match="20 of 40 posts have no answer"):
+            run(posts, ledger, server, max_missing_share=0.2)
+        assert ledger.batch_files(SOURCE) == []
+        assert len(server.asked()) == 10
 
 
 def test_two_processes_send_no_request_up_twice(tmp_path: Path, ledger: Ledger) -> None:

@@ -24,7 +24,7 @@ from model.errors import AnnotationError
 from model.task import Task, load_task
 from steps.annotate import online
 from steps.annotate.client import AnnotationResult, annotate_posts
-from steps.annotate.ledger import Ledger, Missing
+from steps.annotate.ledger import UNPAID, Ledger, Missing
 from steps.annotate.prices import Price, load_prices
 from steps.annotate.requests import Requests
 from steps.annotate.simulated import ACCURACY, SimulatedAnnotator
@@ -97,6 +97,26 @@ def test_the_request_has_the_form_of_the_protocol_and_the_settings(posts: pd.Dat
     assert [part["type"] for part in content] == ["text", "image_url", "image_url"]
     assert content[1]["image_url"]["detail"] == "high"
     assert "title 0" in content[0]["text"]
+
+
+def test_fields_of_the_settings_are_laid_over_a_request_and_none_removes_one(
+    posts: pd.DataFrame, ledger: Ledger
+) -> None:
+    fields = {"temperature": None, "seed": 0, "provider": {"sort": "price"}, "response_format": None}
+    with Server(lambda number, body: reply(completion())) as server:
+        run(posts, ledger, server.base_url, request_fields=fields)
+    (request,) = server.requests
+    del request["messages"]
+    assert request == {"model": "gpt-4o", "max_tokens": 64, "seed": 0, "provider": {"sort": "price"}}
+
+
+def test_the_most_that_an_answer_costs_follows_the_limit_that_is_sent(posts: pd.DataFrame) -> None:
+    fields = {"max_tokens": None, "max_completion_tokens": 2000}
+    task = load_task("ucc")
+    plain, longer = (Requests(posts, task, settings_of(request_fields=given)) for given in ({}, fields))
+    (request,) = plain.distinct()
+    assert (plain.tokens(request).most_completion, longer.tokens(request).most_completion) == (64, 2000)
+    assert longer.fields() == {"max_completion_tokens": 2000, "temperature": 0}
 
 
 def test_a_question_of_three_classes_is_read_by_its_class(posts: pd.DataFrame, ledger: Ledger) -> None:
@@ -350,6 +370,44 @@ def test_what_may_have_been_charged_counts_with_the_most_that_it_can_have_cost(
 
 
 @pytest.mark.usefixtures("quick")
+def test_what_the_server_charged_is_what_is_booked(tmp_path: Path, ledger: Ledger) -> None:
+    """Errors of every status with and without a usage; the server adds up what it charges."""
+    price, charged = load_prices()["gpt-4o"], [0.0]
+    rest = {"usage": {"prompt_tokens": 70, "completion_tokens": 0}}
+    storm = [
+        reply(completion()),
+        reply(error("flagged by moderation", code="content_filter"), 400),
+        reply({"error": {"code": 502, "message": "Provider returned error"}}),
+        reply({"error": {"code": 502, "message": "Provider returned error"}} | rest),
+        reply(error("slow down"), 429),
+        reply(error("image too large"), 400),
+        reply(completion(None, refusal="no")),
+        reply(error(), 500),
+    ]
+
+    def behave(number: int, body: Any) -> Answer:
+        answer = storm[number % len(storm)]
+        usage = json.loads(answer[2]).get("usage")
+        charged[0] += price.dollars(usage["prompt_tokens"], usage["completion_tokens"]) if usage else 0.0
+        return answer
+
+    with Server(behave) as server:
+        result = run(make_posts(tmp_path, 60), ledger, server.base_url, price=price, retries=1)
+    assert result.cost == pytest.approx(charged[0])
+    assert ledger.spent() == pytest.approx(charged[0])
+
+
+def test_a_usage_that_no_reply_can_have_is_none(posts: pd.DataFrame, ledger: Ledger) -> None:
+    price = load_prices()["gpt-4o"]
+    requests = Requests(posts, load_task("ucc"), settings_of(), price)
+    absurd = completion() | {"usage": {"prompt_tokens": 10**30, "completion_tokens": 10}}
+    with Server(lambda number, body: reply(absurd)) as server:
+        result = run(posts, ledger, server.base_url, price=price)
+        assert run(posts, ledger, server.base_url, price=price).requests == 0
+    assert (result.missing, result.cost) == (0, pytest.approx(requests.most(requests.distinct()[0])))
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_request_that_was_lost_on_the_way_is_reserved_and_counted_too(posts: pd.DataFrame, ledger: Ledger) -> None:
     price = load_prices()["gpt-4o"]
     requests = Requests(posts, load_task("ucc"), settings_of(), price)
@@ -424,13 +482,16 @@ def test_no_request_is_sent_beyond_the_limit_that_the_headers_tell(tmp_path: Pat
 
 # --- missing, with its reason
 
+FLAGGED = Missing.CONTENT_FILTER
 NO_ANSWERS: dict[str, tuple[Answer, Missing]] = {
     "HTML with 200": (reply(b"<html>Sign in</html>", content_type="text/html"), Missing.NOT_JSON),
     "cut JSON": (reply(json.dumps(completion()).encode()[:40]), Missing.NOT_JSON),
     "not UTF-8": (reply(b"\xff\xfe\x00"), Missing.NOT_JSON),
     "empty body": (reply(b""), Missing.NOT_JSON),
     "empty choices": (reply({"choices": []}), Missing.EMPTY),
-    "no choices": (reply(error("no model loaded")), Missing.EMPTY),
+    "an error that was charged": (reply(error("cut off") | {"usage": {"prompt_tokens": 9}}), Missing.ERROR),
+    "input that was flagged": (reply(error("Your input was flagged", metadata={"reasons": ["x"]}), 403), FLAGGED),
+    "input that was flagged, with 200": (reply(error("Your input was flagged", code=403)), FLAGGED),
     "choices of another form": (reply({"choices": ["x"]}), Missing.EMPTY),
     "a list": (reply([1, 2]), Missing.EMPTY),
     "a refusal": (reply(completion(None, refusal="I can't.")), Missing.REFUSAL),
@@ -487,6 +548,9 @@ def test_too_many_missing_answers_stop_the_run_after_all_is_recorded(tmp_path: P
     "disturbed",
     [
         *(reply(error(), status) for status in (408, 409, 429, 500, 502, 503)),
+        *(reply(error(code=code)) for code in (429, "502", "rate_limit_exceeded", None)),  # of HTTP 200
+        *(reply(body) for body in ({"detail": "Too many requests"}, [{"error": {"code": 503}}])),
+        reply({"choices": [{"error": {"code": 502}, "message": {"content": "1,"}, "finish_reason": "error"}]}),
         reply(completion(), content_length="100000"),  # cut by a closed connection
         *(reply(error(), 429, retry_after=senseless) for senseless in ("soon", "-5", "nan", "")),
     ],
@@ -544,6 +608,10 @@ def test_a_slow_drip_ends_at_the_timeout(posts: pd.DataFrame, ledger: Ledger) ->
         (reply(error("region"), 403), r"region.*OPENAI_API_KEY"),
         (reply(error("You exceeded your quota", code="insufficient_quota"), 429), r"exceeded your quota.*credit"),
         (reply(error("You exceeded your quota", type="insufficient_quota"), 429), r"exceeded your quota.*credit"),
+        (reply({"detail": {"code": "insufficient_quota"}}, 429), r"insufficient_quota.*credit"),
+        (reply(error("You exceeded your quota", code="insufficient_quota")), r"HTTP 200: You exceeded.*credit"),
+        (reply(error("Invalid key", code="401")), r"Invalid key.*OPENAI_API_KEY"),
+        (reply(b"<html>\n<p>Forbidden\n</html>", 403), r"HTTP 403: Forbidden; check OPENAI_API_KEY"),
         (reply(error("The model gpt-4o does not exist"), 404), r"does not exist.*annotate.model 'gpt-4o'"),
     ],
 )
@@ -595,9 +663,88 @@ def test_an_endpoint_that_is_down_stops_the_run_quickly(scheme: str, tmp_path: P
 
 
 @pytest.mark.usefixtures("quick")
+def test_posts_that_are_flagged_are_their_own_and_the_run_goes_on(tmp_path: Path, ledger: Ledger) -> None:
+    flagged = reply(error("Your input was flagged", code=403, metadata={"reasons": ["sexual"]}), 403)
+
+    def behave(number: int, body: Any) -> Answer:
+        return reply(completion()) if "title 7" in str(body) else flagged
+
+    with Server(behave) as server:
+        result = run(make_posts(tmp_path, 20), ledger, server.base_url, price=load_prices()["gpt-4o"])
+        assert len(server.requests) == 20
+    assert result.labels["missing_reason"].value_counts().to_dict() == {"content filter": 19}
+    assert result.cost == pytest.approx(load_prices()["gpt-4o"].dollars(100, 10))
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_error_in_a_reply_of_200_is_waited_for_and_neither_booked_nor_a_used_up_retry(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    posts, price = make_posts(tmp_path, 4), load_prices()["gpt-4o"]
+    with Server(lambda number, body: reply(error("slow", code=429), retry_after="60")) as server:
+        result = run(posts, ledger, server.base_url, price=price, timeout=1.0)
+        assert result.labels["missing_reason"].tolist() == ["rate limited"] * 4
+        assert len(server.requests) == 4  # each waited as it was told, until its time was over
+    assert ledger.spent() == 0
+    with Server(lambda number, body: reply(completion())) as server:
+        assert run(posts, ledger, server.base_url, price=price).missing == 0
+    assert ledger.spent() == pytest.approx(4 * price.dollars(100, 10))
+
+
+def _picky(number: int, body: Any) -> Answer:
+    """A model that takes neither max_tokens nor a temperature."""
+    time.sleep(0.01)
+    if "max_tokens" in body:
+        message = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        return reply(error(message, param="max_tokens", code="unsupported_parameter"), 400)
+    if body.get("temperature", 1) != 1:
+        message = "Unsupported value: 'temperature' does not support 0 with this model."
+        return reply(error(message, param="temperature", code="unsupported_value"), 400)
+    return reply(completion())
+
+
+def test_fields_that_the_model_does_not_take_are_left_out_once_for_all(
+    tmp_path: Path, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    done: list[Progress] = []
+    with Server(_picky) as server:
+        settings = settings_of(concurrency=8)
+        result = annotate_posts(
+            make_posts(tmp_path, 40), load_task("ucc"), settings, ledger, base_url=server.base_url, api_key="k",
+            on_progress=done.append,
+        )  # fmt: skip
+    assert (result.missing, done[-1].done) == (0, 40)
+    assert 40 + 2 <= result.requests == len(server.requests) <= 40 + 2 * 8  # at most each worker's first one
+    assert {key: server.requests[-1].get(key) for key in ("max_tokens", "max_completion_tokens", "temperature")} == {
+        "max_tokens": None, "max_completion_tokens": 64, "temperature": None,
+    }  # fmt: skip
+    assert [record.args[1:3] for record in caplog.records if record.args and "does not take" in record.msg] == [
+        ("max_tokens", "max_completion_tokens is sent in its place"),
+        ("temperature", "it is no longer sent"),
+    ]
+    with sqlite3.connect(tmp_path / "ledger.db") as database:  # what was rejected left no attempt
+        assert database.execute("SELECT COUNT(*), MAX(attempt) FROM annotation_answers").fetchone() == (40, 1)
+
+
+def test_a_field_of_the_settings_that_the_model_does_not_take_stops_the_run_and_is_named(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    posts = make_posts(tmp_path, 20)
+    with Server(_picky) as server:
+        with pytest.raises(
+            AnnotationError, match=r"HTTP 400: Unsupported value.*'temperature' in annotate.request_fie"
+        ):
+            run(posts, ledger, server.base_url, request_fields={"temperature": 0.0})
+        fields = {"max_completion_tokens": 500, "temperature": None}
+        server.requests.clear()
+        assert run(posts, ledger, server.base_url, request_fields=fields).requests == len(server.requests) == 20
+    assert server.requests[0]["max_completion_tokens"] == 500
+
+
+@pytest.mark.usefixtures("quick")
 def test_settings_that_the_endpoint_rejects_stop_the_run_after_a_few_posts(tmp_path: Path, ledger: Ledger) -> None:
-    with Server(lambda number, body: reply(error("Unsupported parameter: max_tokens"), 400)) as server:
-        with pytest.raises(AnnotationError, match="Unsupported parameter: max_tokens"):
+    with Server(lambda number, body: reply(error("detail must be auto"), 400)) as server:
+        with pytest.raises(AnnotationError, match=r"HTTP 400: detail must be auto.*Done before: 0 of 60"):
             run(make_posts(tmp_path, 60), ledger, server.base_url)
         assert len(server.requests) <= 8 + 4
 
@@ -678,7 +825,8 @@ def test_in_a_storm_of_failures_every_post_ends_answered_or_missing_and_is_paid_
     assert quotas == 2
     assert labels["post_id"].tolist() == posts["post_id"].tolist()
     assert (labels["missing_reason"].isna() == labels[list(ACCURACY)].notna().all(axis="columns")).all()
-    assert done[-1].done == done[-1].total
+    unserved = labels["missing_reason"].isin([reason.value for reason in UNPAID]).sum()
+    assert done[-1].done == done[-1].total - unserved
     assert max(served.values()) <= 3  # once, and two retries
     with sqlite3.connect(tmp_path / "ledger.db") as database:
         unpaid = "('request rejected', 'rate limited', 'server error', 'connection failed')"

@@ -52,7 +52,7 @@ def test_an_answer_of_no_class_is_named(tmp_path: Path) -> None:
     path.write_text("post_id,ugc\np0,maybe\n")
     with pytest.raises(
         ManifestError,
-        match=r"queue\.csv:2: post p0: ugc: 'maybe'; a class index 0 to 1, one of",
+        match=r"queue\.csv:2: post 'p0': ugc: 'maybe'; a class index 0 to 1, one of",
     ):
         read_answers(path, TASK)
 
@@ -82,7 +82,12 @@ def test_an_unknown_post_and_another_folder_are_refused_and_nothing_is_lost(tmp_
     manifest.write_text('{"post_id": "p0", "images": ["a.jpg"]}\n')
     before = manifest.read_bytes()
     with pytest.raises(ManifestError, match="1 answered posts are not in it, for example 'p9'"):
-        add_gold(manifest, {"p9": {"ugc": 1}}, TASK, manifest)
+        add_gold(manifest, {"p9": {"ugc": 1}}, TASK, tmp_path / "new.jsonl")
+    (tmp_path / "again.jsonl").symlink_to(manifest)
+    (tmp_path / "twin.jsonl").hardlink_to(manifest)
+    for name in ("posts.jsonl", "again.jsonl", "twin.jsonl"):
+        with pytest.raises(ManifestError, match=rf"{name}: is the file .*posts\.jsonl, which is read"):
+            add_gold(manifest, {"p0": {"ugc": 1}}, TASK, tmp_path / name)
     with pytest.raises(ManifestError, match="must lie in the folder"):
         add_gold(manifest, {"p0": {"ugc": 1}}, TASK, tmp_path / "sub" / "posts.jsonl")
     assert manifest.read_bytes() == before
@@ -109,7 +114,7 @@ def test_answers_by_number_and_in_every_format_of_rows_are_the_same(tmp_path: Pa
         ("post_id,sort\np0,yes\n", "no answer to any of ugc, kind"),
         ("post_id,ugc\np0,\n", "no answer to any of ugc, kind"),
         ("post_id,ugc\np0,yes,no\n", r"answers.*a\.csv:2: 3 cells for 2 columns"),
-        ("post_id,kind\np0,3\n", r"post p0: kind: '3'; a class index 0 to 2"),
+        ("post_id,kind\np0,3\n", r"post 'p0': kind: '3'; a class index 0 to 2"),
         ("post_id,ugc\n,yes\n", r"a\.csv:2: post None: post_id: missing"),
         ('post_id,ugc\n"p0,yes\n', "cannot be read as CSV"),
     ],
@@ -149,8 +154,8 @@ def test_names_stay_names_and_half_a_character_stays_what_it_was(tmp_path: Path)
     manifest.write_text(
         '{"post_id": 7, "title": "\\ud83d", "kind": "b"}\n\n{"post_id": "8", "n": 1.50}\n', encoding="utf-8"
     )
-    assert add_gold(manifest, {"7": {"kind": 2}}, TASK, manifest) == 1
-    first, blank, last = manifest.read_text(encoding="utf-8").splitlines()
+    assert add_gold(manifest, {"7": {"kind": 2}}, TASK, tmp_path / "new.jsonl") == 1
+    first, blank, last = (tmp_path / "new.jsonl").read_text(encoding="utf-8").splitlines()
     assert first == '{"post_id": 7, "title": "\\ud83d", "kind": "c"}'
     assert (blank, last) == ("", '{"post_id": "8", "n": 1.50}')
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from model.errors import AnnotationError
+from steps.annotate import database
 from steps.annotate.ledger import Attempt, BatchFile, BatchItem, Ledger, LedgerAnswer, Missing
+from steps.annotate.owner import describe
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -74,7 +80,7 @@ def test_raw_answers_are_kept_but_bounded(url: str, tmp_path: Path) -> None:
         ledger.record(attempt("a", missing=Missing.MALFORMED, raw="x\0" * 10_000))
     with sqlite3.connect(tmp_path / "not" / "there" / "ledger.db") as database:
         (raw,) = database.execute("SELECT raw FROM annotation_answers").fetchone()
-    assert raw == "x" * 4000
+    assert raw == "x\\x00" * 800
 
 
 def test_every_recorded_answer_survives_sigkill(url: str) -> None:
@@ -101,10 +107,24 @@ def test_every_recorded_answer_survives_sigkill(url: str) -> None:
     assert all(answer.counts == (1,) for answer in found.values())
 
 
-@pytest.mark.parametrize("bad", ["ledger.db", "nodatabase://x", "sqlite:////proc/none/ledger.db"])
+# --- what is no ledger
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "ledger.db",
+        "nodatabase://x",
+        "sqlite:////proc/none/ledger.db",
+        "sqlite://",  # would lose what was paid for
+        "postgresql+pg8000://host:notaport/x",
+        "mssql+pyodbc://host/x",
+    ],
+)
 def test_a_ledger_that_cannot_be_opened_is_one_clear_error(bad: str) -> None:
-    with pytest.raises(AnnotationError, match="annotation ledger"):
+    with pytest.raises(AnnotationError, match="annotation ledger") as caught:
         Ledger(bad)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_driver_that_is_not_installed_is_named() -> None:
@@ -112,17 +132,113 @@ def test_a_driver_that_is_not_installed_is_named() -> None:
         Ledger("postgresql+psycopg2://host/ledger")
 
 
-def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+def _changed(statement: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        Ledger(f"sqlite:///{path}").close()
+        with sqlite3.connect(path) as changed:
+            changed.execute(statement)
+
+    return make
+
+
+def _cut(path: Path) -> None:
+    Ledger(f"sqlite:///{path}").close()
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def _foreign(path: Path) -> None:
+    with sqlite3.connect(path) as made:
+        made.execute("CREATE TABLE experiments (id INTEGER)")
+
+
+NO_LEDGERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "text": (lambda path: path.write_text("no database" * 500), r"file is not a database\. Name the ledger's own file"),
+    "a folder": (Path.mkdir, r"is a folder; name a file in it"),
+    "cut": (_cut, r"malformed\. The file is damaged"),
+    "another application's": (_foreign, r"another application's \(its tables: experiments\)"),
+    "a newer version's": (
+        _changed("ALTER TABLE annotation_leases ADD COLUMN mood TEXT NOT NULL"),
+        r"annotation_leases has a column mood that this version does not know, so a newer AgentPS",
+    ),
+    "another's of the same name": (
+        _changed("ALTER TABLE annotation_answers DROP COLUMN latency"),
+        r"annotation_answers has no column latency",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_LEDGERS)
+def test_a_file_that_is_no_ledger_is_named_with_a_remedy_before_anything_is_paid(case: str, tmp_path: Path) -> None:
+    make, message = NO_LEDGERS[case]
     path = tmp_path / "ledger.db"
-    path.write_text("not a database, but long enough to be taken for one" * 50)
-    with pytest.raises(AnnotationError, match=r"ledger\.db: file is not a database"):
+    make(path)
+    before = path.is_file() and path.read_bytes()
+    with pytest.raises(AnnotationError, match=message) as caught:
         Ledger(f"sqlite:///{path}")
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if case in ("text", "another application's"):
+        assert path.read_bytes() == before
 
 
-def test_a_password_in_the_url_is_not_shown(tmp_path: Path) -> None:
-    with pytest.raises(AnnotationError) as caught:
-        Ledger("postgresql+nodriver://me:hunter2@127.0.0.1/x")
+def test_a_ledger_that_another_process_has_locked_or_that_is_read_only_is_one_message(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Ledger(url).close()
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0)
+    path = tmp_path / "not" / "there" / "ledger.db"
+    with Ledger(url) as ledger, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(AnnotationError, match=r"ledger\.db: database is locked\. Another process has held it"):
+            ledger.claim(["a"])
+        other.execute("ROLLBACK")
+        assert ledger.claim(["a"]) == {"a"}
+    message = r"readonly database\. Make the file and its folder writable"
+    with Ledger(f"sqlite:///file:{path}?mode=ro&uri=true") as ledger, pytest.raises(AnnotationError, match=message):
+        ledger.claim(["b"])
+
+
+def test_a_row_that_no_version_of_ours_wrote_is_one_message(url: str, tmp_path: Path) -> None:
+    with Ledger(url) as ledger:
+        ledger.record(attempt("a", missing=Missing.REFUSAL))
+        ledger.record(attempt("b", counts=(1,)))
+        for column, value in (("missing", "a reason of later days"), ("counts", "[1")):
+            with sqlite3.connect(tmp_path / "not" / "there" / "ledger.db") as changed:
+                changed.execute(f"UPDATE annotation_answers SET {column} = ?", (value,))
+            with pytest.raises(AnnotationError, match="annotation ledger sqlite"):
+                ledger.lookup(["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+nodriver://me:hunter2@127.0.0.1/x",
+        "postgresql+pg8000://me:hunter2@host:notaport/x",
+        "postgresql:/me:hunter2@127.0.0.1/x",
+        "me:hunter2@127.0.0.1/x",
+        "postgres://me:hunter2@127.0.0.1/x",
+        "postgresql+nodriver://127.0.0.1/x?password=hunter2",
+    ],
+)
+def test_a_password_in_the_url_is_not_shown(url: str) -> None:
+    with pytest.raises(AnnotationError, match="annotation ledger") as caught:
+        Ledger(url)
     assert "hunter2" not in str(caught.value)
+
+
+# --- what every database takes
+
+
+def test_text_that_a_database_cannot_store_is_kept_as_escapes_and_so_is_never_paid_for_again(
+    url: str, tmp_path: Path
+) -> None:
+    odd = replace(attempt("a", counts=(1,), raw="1\0\ud800é"), post_id="a\0b\udfff")
+    with Ledger(url) as ledger:
+        ledger.record(odd)
+        assert ledger.lookup(["a"])["a"].counts == (1,)
+        assert ledger.raw_of(["a"]) == "1\\x00\\ud800é"
+    with sqlite3.connect(tmp_path / "not" / "there" / "ledger.db") as stored:
+        assert stored.execute("SELECT post_id FROM annotation_answers").fetchone() == ("a\\x00b\\udfff",)
 
 
 def test_a_ledger_of_before_costs_were_kept_is_read_and_continued(tmp_path: Path) -> None:
@@ -141,6 +257,50 @@ def test_a_ledger_of_before_costs_were_kept_is_read_and_continued(tmp_path: Path
         assert ledger.lookup(["a"])["a"].counts == (1,)
         ledger.record(replace(attempt("b", counts=(2,)), cost=0.25))
         assert ledger.spent() == 0.25
+        assert ledger.lookup(["c", "a"])["a"].attempts == 1
+
+
+# --- leases
+
+
+@pytest.mark.parametrize("skew", [-300.0, 300.0])
+def test_leases_go_by_the_clock_of_the_database_whatever_the_clock_of_a_process_says(
+    skew: float, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = time.time
+    with Ledger(url) as one, Ledger(url, lease_seconds=0.1) as short, Ledger(url) as other:
+        monkeypatch.setattr(time, "time", lambda: true() + skew)
+        assert one.claim(["a"]) == {"a"}
+        one.renew()
+        assert short.claim(["b"]) == {"b"}
+        monkeypatch.setattr(time, "time", true)
+        assert other.claim(["a"]) == set()  # else it is paid twice
+        monkeypatch.setattr(time, "time", lambda: true() + skew)
+        assert other.claim(["a"]) == set()
+        monkeypatch.setattr(time, "time", true)
+        deadline = time.monotonic() + 60
+        while other.claim(["b"]) != {"b"}:  # else it is waited for until the fast clock's time has come
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_lease_that_ends_in_the_far_future_is_none(url: str, tmp_path: Path) -> None:
+    with Ledger(url) as ledger, sqlite3.connect(tmp_path / "not" / "there" / "ledger.db") as stored:
+        stored.execute("INSERT INTO annotation_leases VALUES ('a', 'elsewhere/1/1/x', 4070908800.0)")  # in 2099
+        stored.commit()
+        assert ledger.claim(["a"]) == {"a"}
+
+
+def test_the_holders_of_leases_are_named(url: str) -> None:
+    with Ledger(url) as one, Ledger(url) as other:
+        one.claim(["a", "b", "c"])
+        (holder,) = other.holders(["a", "b", "d"])
+        assert (holder.requests, one.holders(["a"])) == (2, [])
+        assert 0 < holder.seconds <= 60
+        assert describe(holder.owner) == f"process {os.getpid()} on this machine"
+    elsewhere = holder.owner.replace(holder.owner.split("/")[0], "another-boot:pid:[1]")
+    assert describe(elsewhere) == f"process {os.getpid()} on {socket.gethostname()[:32]}"
+    assert describe("another-boot:pid:[1]/7/3/abcd") == "process 7 on elsewhere"
 
 
 def test_a_lease_is_held_by_one_until_its_answer_is_recorded(url: str) -> None:

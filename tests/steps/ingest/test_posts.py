@@ -152,9 +152,9 @@ def test_every_kind_of_readable_image_is_taken(folder: Path, name: str) -> None:
 
 REJECTED = {
     "missing id": (post(None), "post_id: missing"),
-    "blank id": (post("  "), "post_id: '  '; text that is not blank, or a whole number"),
-    "id that is a float": (post(7.0), "post_id: 7.0; text that is not blank, or a whole number"),
-    "id that is true": (post(True), "post_id: True; text that is not blank, or a whole number"),
+    "blank id": (post("  "), "post_id: '  '; text of 1 to 512 characters "),
+    "id that is a float": (post(7.0), "post_id: 7.0; text of 1 to 512 characters "),
+    "id that is true": (post(True), "post_id: True; text of 1 to 512 characters "),
     "id with half a character": (post("\ud83d"), "post_id: '\\ud83d' holds half of a character"),
     "duplicate": (post("good"), "post_id: 'good' is already the post of row 1"),
     "no images": (post(images=[]), "images: []; a list of one or more paths"),

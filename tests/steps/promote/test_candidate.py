@@ -105,7 +105,7 @@ def test_the_champion_answers_the_candidates_posts_itself_and_a_rollback_is_not_
     assert decision.verdict == "promoted"
     assert decision.reason.startswith("average_precision +0.")
     assert decision.reason.endswith("against the champion on 40 test posts")
-    expected = Scorer.from_directory(champion).score(line.posts)["score"]
+    expected = Scorer.from_directory(champion, image_root="/").score(line.posts)["score"]
     np.testing.assert_allclose(second.scores["champion"], expected, atol=1e-5)
     assert second.scores["post_id"].tolist() == line.posts["post_id"].tolist()
 
@@ -154,7 +154,7 @@ def test_a_champion_of_other_code_is_scored_by_its_own(line: Line, monkeypatch: 
     history.settle(line.version, second.decide)
     expected = own_code.scorer_of(champion).score(line.posts)["score"]
     np.testing.assert_allclose(second.scores["champion"], expected, atol=1e-6)
-    ours = Scorer.from_directory(champion).score(line.posts)["score"]
+    ours = Scorer.from_directory(champion, image_root="/").score(line.posts)["score"]
     assert abs(expected - ours).max() > 0.01, "the two must differ, or nothing is compared"
 
 

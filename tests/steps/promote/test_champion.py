@@ -63,7 +63,7 @@ def test_the_champion_scores_the_candidates_posts_as_it_would_serve_them(
 ) -> None:
     held, candidate = checkpoints
     root = shards(tmp_path, posts, tiny_backbone, SEQUENCE.model_copy(update={"frames": frames}))
-    expected = Scorer.from_directory(held).score(posts)["score"].to_numpy()
+    expected = Scorer.from_directory(held, image_root="/").score(posts)["score"].to_numpy()
     assert np.ptp(expected) > 0.005, "the posts must differ, or nothing is compared"
     if frames == SEQUENCE.frames:
         monkeypatch.setattr(champion, "scorer_of", None)  # the shards are enough

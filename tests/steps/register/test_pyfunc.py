@@ -28,6 +28,7 @@ from model.settings import BackboneSettings
 from steps.register import own_code, registry
 from steps.register.pyfunc import CODE, differences
 from tests.steps.register.test_registry import NAME, PREDICTIONS, flip_one_bit, report
+from tests.support.posts import ingested
 from tests.support.tiny import TASK, train_settings, write_checkpoint, write_images
 
 
@@ -105,16 +106,15 @@ def test_each_version_is_scored_by_its_own_code_whatever_else_the_process_has_im
     scores = found["12"]["scores"]
     for version in ("1", "2"):
         assert found["21"]["scores"][version] == pytest.approx(scores[version], abs=1e-6)
-    ours = Scorer.from_directory(registry.fetch(first)).score(posts)["score"]
+    ours = Scorer.from_directory(registry.fetch(first), image_root="/").score(posts)["score"]
     assert scores["1"] == pytest.approx(ours, abs=1e-5)
     assert min(abs(np.subtract(scores["1"], scores["2"]))) > 1e-4, "the two must differ, or nothing is compared"
 
     # The gate, `agentps score` and recalibrate take the same way.
     assert own_code.runs_ours(registry.fetch(first))
     assert not own_code.runs_ours(registry.fetch(second))
-    assert own_code.scorer_of(registry.fetch(second)).score(posts)["score"].tolist() == pytest.approx(
-        scores["2"], abs=1e-5
-    )
+    own = own_code.scorer_of(registry.fetch(second)).score(ingested(posts, Path("/")))
+    assert own["score"].tolist() == pytest.approx(scores["2"], abs=1e-5)
     assert sys.modules["model.scorer"].Scorer is Scorer, "this process keeps its own"
     again, is_new = registry.register(
         registry.fetch(second), report(f1=0.8), PREDICTIONS, TASK, posts.iloc[:1], name=NAME, tags={}
@@ -180,7 +180,7 @@ def test_a_request_in_json_holds_pictures_digits_and_nulls_and_one_bad_post_cost
         return found
 
     found = ask({"dataframe_records": rows})
-    expected = Scorer.from_directory(registry.fetch(registry.get(NAME, "1"))).score(
+    expected = Scorer.from_directory(registry.fetch(registry.get(NAME, "1")), image_root="/").score(
         pd.DataFrame({"title": ["2024", "7"], "text": "", "images": [posts["images"].iloc[1], posts["images"].iloc[0]]})
     )
     assert [row["score"] for row in found[:2]] == pytest.approx(expected["score"], abs=1e-6)

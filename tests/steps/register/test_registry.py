@@ -220,7 +220,7 @@ def test_a_registered_version_scores_the_same_in_a_fresh_process_elsewhere(
         checkpoint = write(tracking, tiny_backbone, variant)
         registry.register(checkpoint, report(variant), PREDICTIONS, TASK, posts.iloc[:1], name=name, tags={})
         MlflowClient().set_registered_model_alias(name, "challenger", "1")
-        expected[name] = Scorer(load(checkpoint), points).score(posts)
+        expected[name] = Scorer(load(checkpoint), points, image_root="/").score(posts)
         signature = mlflow.models.get_model_info(f"models:/{name}@challenger").signature
         assert [column.name for column in signature.outputs] == expected[name].columns.tolist()
     assert "probability_kind" in expected["with-answers"]

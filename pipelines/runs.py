@@ -1,0 +1,90 @@
+"""Which runs this home has going, and the end of those whose process was killed.
+
+A run holds a lock while it goes. Whoever finds such a lock free knows that its process is gone, also after the machine
+was switched off, and by no number of a process that may be another's by now.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from zenml.client import Client
+from zenml.logger import get_logger
+from zenml.models import PipelineRunResponse
+from zenml.orchestrators.publish_utils import publish_failed_pipeline_run, publish_failed_step_run
+from zenml.stack import Stack
+
+from steps.locks import Timeout, holder, locked
+
+logger = get_logger(__name__)
+
+
+def _folder(home: Path) -> Path:
+    return home / "locks" / "runs"
+
+
+@contextmanager
+def going(run: UUID, home: Path) -> Iterator[None]:
+    """Around a run that goes in this process."""
+    path = _folder(home) / str(run)
+    with locked(path):
+        yield
+        path.unlink()
+
+
+def close_killed(home: Path) -> None:
+    """Close the runs of this home that were started on this machine and whose process is gone."""
+    for path in sorted(_folder(home).glob("*")):
+        who = holder(path)
+        if who is not None and who.host != socket.gethostname():
+            continue  # whether a lock reaches over machines, nobody knows
+        try:
+            with locked(path, wait=False):
+                closed = close(UUID(path.name))
+                path.unlink()
+        except Timeout:
+            continue  # it goes
+        if closed:
+            logger.warning("Closed the run %s: %s is gone", closed, who or "its process")
+
+
+def close(run_id: UUID) -> str | None:
+    """Say in ZenML and MLflow that a run was cut off, where they do not know it.
+
+    Returns:
+        Its name; None where it had come to its end, or is not there any more.
+    """
+    client = Client()
+    try:
+        run = client.get_pipeline_run(run_id)
+    except KeyError:
+        return None
+    if run.status.is_successful:
+        return None
+    for step in client.list_run_steps(pipeline_run_id=run_id, size=100).items:
+        if not step.status.is_finished:
+            publish_failed_step_run(step.id)
+    if not client.get_pipeline_run(run_id).status.is_finished:
+        publish_failed_pipeline_run(run_id)
+    _close_in_mlflow(run)
+    return run.name
+
+
+def _close_in_mlflow(run: PipelineRunResponse) -> None:
+    """Between two steps of a run MLflow takes it for finished: ZenML ends it after each, and opens it again."""
+    tracker: Any = Stack.from_model(run.stack).experiment_tracker if run.stack else None
+    if tracker is None or tracker.flavor != "mlflow" or run.pipeline is None:
+        return
+    import mlflow
+
+    while mlflow.active_run() is not None:
+        mlflow.end_run("KILLED")
+    found = tracker.get_run_id(experiment_name=run.pipeline.name, run_name=run.name)
+    if found is not None:
+        mlflow.start_run(run_id=found)
+        mlflow.end_run("KILLED")

@@ -1,0 +1,312 @@
+"""What an error of an endpoint means, read from its status, headers and body together.
+
+Endpoints that speak the same protocol report errors in many forms: under a status of their own or in a reply with HTTP
+200, as an object, a text, a list or a page of HTML, and a status of 403 may mean the key or this one post. The words
+below are those of documented bodies: OpenAI, Azure, OpenRouter, Gemini, xAI, DeepSeek, Qwen, Zhipu, MiniMax, Mistral,
+LiteLLM, vLLM.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+from steps.annotate.rates import seconds_of
+
+
+class Kind(Enum):
+    """What a fault is about."""
+
+    #: This post's own: its content was flagged, or the request is refused for another reason.
+    FLAGGED = auto()
+    REJECTED = auto()
+    #: A field of the request that the model does not take, whatever the post.
+    FIELD = auto()
+    #: It passes: wait, and repeat the request.
+    RATE = auto()
+    BUSY = auto()
+    #: Every other request would meet it too.
+    KEY = auto()
+    CREDIT = auto()
+    MODEL = auto()
+    PROXY = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What one reply says that is no answer."""
+
+    kind: Kind
+    #: The endpoint's own words, on one line.
+    message: str
+    #: Seconds that the endpoint asks to wait; 0 where it does not say.
+    wait: float = 0.0
+    #: Of kind FIELD: the field's name.
+    field: str = ""
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same request may be answered later."""
+        return self.kind in (Kind.RATE, Kind.BUSY)
+
+    def remedy(self, model: str) -> str:
+        """What to do about it where every other request would meet it too, else ""."""
+        return {
+            Kind.KEY: "check OPENAI_API_KEY, and what this key may use",
+            Kind.CREDIT: "add credit or raise the quota of this account, then start the same command again",
+            Kind.MODEL: f"check that annotate.model {model!r} and OPENAI_BASE_URL fit together",
+            Kind.FIELD: f"set or remove the field {self.field!r} in annotate.request_fields"
+            if self.field != "response_format"
+            else "set annotate.format: numbers, which needs no response_format",
+            Kind.PROXY: "check the user and password of the proxy in HTTP_PROXY, HTTPS_PROXY or ALL_PROXY",
+        }.get(self.kind, "")
+
+
+# Parts of codes, compared without case and punctuation.
+_FLAGGED_CODES = (
+    "contentfilter", "contentpolicy", "contentsafety", "contentviolation", "contentblocked", "responsibleai",
+    "datainspection", "sensitivecontent", "sensitiveword", "moderation", "prohibitedcontent", "promptblocked",
+    "policyviolation", "safetyviolation", "imagesafety", "guardrailintervened",
+)  # fmt: skip
+#: Codes that are too short, or too much a number, to be looked for within others.
+_FLAGGED_WHOLE = frozenset({"safety", "blocklist", "sensitive", "flagged", "1301"})
+_CREDIT_CODES = ("insufficientquota", "insufficientbalance", "insufficientcredit", "insufficientfund", "billing",
+                 "arrear", "paymentrequired", "quotaexhausted")  # fmt: skip
+_RATE_CODES = ("ratelimit", "toomanyrequests", "throttl", "resourceexhausted", "requestlimit")
+_KEY_CODES = ("apikey", "authentication", "unauthenticated", "unauthorized", "accountdeactivated")
+_MODEL_CODES = ("modelnotfound", "invalidmodel", "modelnotexist", "deploymentnotfound")
+
+_FLAGGED_TEXT = re.compile(
+    r"(?s)\A(?=.*\b(?:prompts?|inputs?|outputs?|contents?|images?|messages?|requests?|responses?|text)\b)"
+    r".*\b(?:flagged|moderat\w*|inappropriate|sensitive|unsafe|prohibited|offensive|high risk|exists? risk|"
+    r"new_sensitive|content (?:filter\w*|management policy|polic\w*)|content_filter|safety (?:system|filter|check)\w*|"
+    r"(?:prompt|input|output|response) (?:was |is )?blocked|violat\w* .{0,40}(?:polic|guideline|guardrail)\w*)\b",
+    re.IGNORECASE,
+)
+#: Such a text is about who asks, whatever else it says.
+_ACCOUNT_TEXT = re.compile(
+    r"\b(?:your account|account (?:is|has|was)|organi[sz]ation|subscription|deactivated|suspended|terminated|banned|"
+    r"countr\w+|regions?|territor\w+|your ip|data policy)\b",
+    re.IGNORECASE,
+)
+_CREDIT_TEXT = re.compile(
+    r"insufficient[ _](?:account )?(?:quota|balance|credit|fund)|credit balance is too low|out of credits?\b|"
+    r"not enough credits?|requires more credits?|exceeded your current quota|in arrears|overdue",
+    re.IGNORECASE,
+)
+_RATE_TEXT = re.compile(r"rate.?limit|too many requests|quota exceeded for quota metric", re.IGNORECASE)
+_RETRY_TEXT = re.compile(r"(?:retry|try again) (?:in|after) ([\d.]+ ?(?:ms|s|m|h)?)", re.IGNORECASE)
+_KEY_TEXT = re.compile(
+    r"(?:invalid|incorrect|missing|no|wrong) (?:api.?key|authentication|credentials)|"
+    r"api key (?:is )?(?:not valid|invalid)",
+    re.IGNORECASE,
+)
+_MODEL_TEXT = re.compile(
+    r"\bmodels?\b.{0,80}(?:not exist|not found|not a valid model)|not a valid model", re.IGNORECASE
+)
+_UNSUPPORTED_TEXT = re.compile(
+    r"unsupported|not support|n't support|extra.?(?:inputs|fields|forbidden)|not permitted|unrecognized|unknown|"
+    r"deprecated|only\b.{0,40}\b(?:allowed|supported)",
+    re.IGNORECASE,
+)
+
+#: Keys of an error whose values are codes, texts, seconds, names of fields, and further errors.
+_CODES = frozenset({"code", "type", "status", "reason", "error_type", "error_code", "provider_code", "status_code"})
+_TEXTS = frozenset(
+    {"message", "msg", "detail", "details", "description", "error", "status_msg", "title", "error_message", "raw"}
+)
+_SECONDS = frozenset({"retrydelay", "retry_after", "retry_after_seconds"})
+_INNER = _TEXTS | {"errors", "innererror", "inner_error", "metadata", "base_resp"}
+_DEEPEST = 8
+_LONGEST = 2000  # characters of a text that are looked through
+
+
+@dataclass
+class _Said:
+    """What an error says, from the outside to the inside."""
+
+    codes: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    fields: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    flagged: bool = False
+
+    def read(self, value: Any, depth: int = 0) -> None:
+        if depth > _DEEPEST:
+            return
+        if isinstance(value, str):
+            inner = _decoded(value)
+            if inner is not None:
+                self.read(inner, depth + 1)
+            elif value.strip():
+                self.texts.append(value)
+                if len(value) < 60 and " " not in value.strip():  # {"error": "insufficient_quota"}
+                    self.codes.append(value)
+        elif isinstance(value, list):
+            for each in value:
+                self.read(each, depth + 1)
+        elif isinstance(value, dict):
+            self._read_mapping(value, depth)
+
+    def _read_mapping(self, value: dict[str, Any], depth: int) -> None:
+        for key, inner in value.items():
+            name = key.lower()
+            if name in _CODES and isinstance(inner, str | int):
+                self.codes.append(str(inner))
+            elif name in _SECONDS and isinstance(inner, str | int | float):
+                self.seconds = max(self.seconds, seconds_of(str(inner)) or 0.0)
+            elif name == "param" and isinstance(inner, str):
+                self.fields.append(inner)
+            elif name == "loc" and isinstance(inner, list):
+                self.fields += [str(part) for part in inner[-1:]]
+            elif name in ("reasons", "flagged_input") and inner:
+                self.flagged = True
+            elif name in _INNER:
+                self.read(inner, depth + 1)
+
+    def has(self, parts: tuple[str, ...]) -> bool:
+        codes = (re.sub(r"[^a-z0-9]", "", code.lower()) for code in self.codes)
+        return any(part in code for code in codes for part in parts)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)[:_LONGEST]
+
+
+def _decoded(text: str) -> Any:
+    """The object or list that a text is the JSON of; None: it is a text."""
+    if not text.lstrip().startswith(("{", "[")):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict | list) else None
+
+
+def _errors_in(status: int, body: Any) -> Iterator[Any]:
+    """The parts of a body that report an error; nothing where it holds a completion, or what is none of either."""
+    if isinstance(body, str):
+        if status >= 400:
+            yield body
+    elif isinstance(body, list):
+        for each in body:
+            yield from _errors_in(status, each)
+    elif isinstance(body, dict):
+        choices = body.get("choices")
+        if status >= 400:
+            yield body
+        elif body.get("error"):
+            # what stands beside it may name its code: {"code": "permission-denied", "error": "Content violates …"}
+            yield {key: value for key, value in body.items() if key != "choices"}
+        elif (base := body.get("base_resp")) and isinstance(base, dict) and base.get("status_code"):
+            yield base
+        elif isinstance(choices, list) and choices:
+            yield from (choice["error"] for choice in choices[:1] if isinstance(choice, dict) and choice.get("error"))
+        elif not isinstance(choices, list) and (
+            body.get("detail")
+            or body.get("errors")
+            or any(isinstance(body.get(key), str) for key in ("message", "msg"))
+        ):
+            yield body
+
+
+def find_fault(status: int, headers: Mapping[str, str], body: Any, sent: Collection[str] = ()) -> Fault | None:
+    """What a reply reports instead of an answer; None: it reports no error.
+
+    Args:
+        status: of HTTP. Where it is no error, the code in the body is read in its place.
+        headers: names in lower case, or without regard to case.
+        body: decoded, or the text of a body that is no JSON.
+        sent: the fields of the request, without model and messages.
+    """
+    errors = list(_errors_in(status, body))
+    if not errors and status < 400:
+        return None
+    said = _Said()
+    page = re.sub(r"<[^>]*>", " ", body) if isinstance(body, str) and body.lstrip().startswith("<") else ""
+    for error in () if page else errors:  # of a page of HTML only the status tells
+        said.read(error)
+    message = " ".join((page or said.text).split())[:500] or ", ".join(said.codes) or "without a message"
+    if status >= 400:
+        message = f"HTTP {status}: {message}"
+    else:
+        status = next((int(code) for code in said.codes if re.fullmatch(r"[45]\d\d", code)), 0)
+        message = f"an error in a reply of HTTP 200: {message}" + f" (code {status})" * bool(status)
+    wait = max(_retry_after(headers), said.seconds)
+    kind, name = _kind(status, said, sent)
+    return Fault(kind, message, wait, name)
+
+
+def _kind(status: int, said: _Said, sent: Collection[str]) -> tuple[Kind, str]:
+    """The kind of a fault, and of FIELD the field. `status`: 0 where neither HTTP nor the body gives one."""
+    text = said.text
+    if status == 407:
+        return Kind.PROXY, ""
+    if status == 401:
+        return Kind.KEY, ""
+    if status != 402 and (said.flagged or _flagged(status, said)):
+        return Kind.FLAGGED, ""
+    # Gemini calls a limit of requests a minute a quota too, and says when to come back
+    passes = said.has(_RATE_CODES) or said.seconds or _RETRY_TEXT.search(text)
+    if status == 402 or said.has(_CREDIT_CODES) or (_CREDIT_TEXT.search(text) and not passes):
+        return Kind.CREDIT, ""
+    if status in (400, 422) and (name := _refused_field(said, sent)):
+        return Kind.FIELD, name
+    if status == 429 or said.has(_RATE_CODES) or (status in (0, 400, 403) and _RATE_TEXT.search(text)):
+        return Kind.RATE, ""
+    if status in (0, 400, 403) and (said.has(_KEY_CODES) or _KEY_TEXT.search(text)):
+        return Kind.KEY, ""
+    if status == 404 or (status < 500 and (said.has(_MODEL_CODES) or _MODEL_TEXT.search(text))):
+        return Kind.MODEL, ""
+    if status == 403:
+        return Kind.KEY, ""
+    # an error of HTTP 200 without a code that anybody could read: it may pass
+    return (Kind.BUSY if status in (0, 408, 409, 425) or status >= 500 else Kind.REJECTED), ""
+
+
+def _flagged(status: int, said: _Said) -> bool:
+    """Whether it is the content of this request that is refused, and not the one who asks."""
+    text = said.text
+    if _ACCOUNT_TEXT.search(text):
+        return False
+    if said.has(_FLAGGED_CODES) or _FLAGGED_WHOLE & {code.lower() for code in said.codes}:
+        return True
+    return status < 500 and status not in (404, 429) and bool(_FLAGGED_TEXT.search(text))
+
+
+def _refused_field(said: _Said, sent: Collection[str]) -> str:
+    """The field of the request that the endpoint says it does not take; "": none, or only its value is wrong."""
+    text = said.text
+    if not (_UNSUPPORTED_TEXT.search(text) or said.has(("unsupported", "extraforbidden", "unknownparameter"))):
+        return ""
+    named = [name for name in said.fields if name in sent]
+    # without a `param`: the first one that its words name; `user` or `seed` may be a word like any other
+    places = {name: found.start() for name in sent if (found := re.search(_named(name), text))}
+    return named[0] if named else min(places, key=places.__getitem__, default="")
+
+
+def _named(name: str) -> str:
+    word = re.escape(name)
+    return rf"\b{word}\b" if "_" in name or name == "temperature" else rf"['\"`]{word}['\"`]"
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that the headers ask to wait, 0 where they do not say; the caller's deadline bounds them."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name, "")
+        try:
+            return max(0.0, float(value) / unit)
+        except ValueError:
+            pass
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        except ValueError:  # absent, or neither a number nor a date
+            pass
+    return 0.0

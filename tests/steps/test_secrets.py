@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+
+from steps.secrets import mask_error, masked
+
+#: A text with the secret `hunter2-22`, and what is left of it.
+FORMS = {
+    "http://ann:hunter2-22@host:80/v1": "http://***@host:80/v1",
+    "at https://hunter2-22@host/v1/: down": "at https://***@host/v1/: down",
+    "http://ann:p@ss:hunter2-22%40@host/v1": "http://***@host/v1",
+    "postgresql+psycopg://ann:hun/hunter2-22@db:5432/x": "postgresql+psycopg://***@db:5432/x",
+    "postgresql://ann:hunter2-22?#@db/x": "postgresql://***@db/x",
+    "redis://:hunter2-22@host": "redis://***@host",
+    "HTTP://ANN:hunter2-22@HOST": "HTTP://***@HOST",
+    "'postgresql//ann:hunter2-22@db/x' is no URL": "'postgresql//***@db/x' is no URL",
+    "postgresql:/ann:hunter2-22@db/x": "postgresql:/***@db/x",
+    "ann:hunter2-22@db/x": "***@db/x",
+    "cut off: http://ann:hunter2-22": "cut off: http://ann:***",
+    "host=db user=ann password=hunter2-22 dbname=x": "host=db user=ann password=*** dbname=x",
+    "host=db password='a hunter2-22' dbname=x": "host=db password=*** dbname=x",
+    "postgresql://db/x?user=a&password=hunter2-22&b=1": "postgresql://db/x?user=a&password=***&b=1",
+    "http://h/v1?api-version=2024&sig=hunter2-22": "http://h/v1?api-version=2024&sig=***",
+    "http://h/v1?api_key=hunter2-22": "http://h/v1?api_key=***",
+    "s3://b/x?X-Amz-Signature=hunter2-22&y=1": "s3://b/x?X-Amz-Signature=***&y=1",
+    "Authorization: Bearer hunter2-22": "Authorization: ***",
+    "{'Authorization': 'Basic hunter2-22'}": "{'Authorization': '***'}",
+    "a bearer hunter2-22 came": "a bearer *** came",
+    "OPENAI_API_KEY=hunter2-22": "OPENAI_API_KEY=***",
+    '{"api_key": "hunter2-22"}': '{"api_key": ***}',
+    "Incorrect API key provided: sk-hunter2-22.": "Incorrect API key provided: ***.",
+    "https://hooks.slack.com/services/T0/B0/hunter2-22": "https://hooks.slack.com/***",
+    "found hooks.slack.com/services/T0/hunter2-22": "found hooks.slack.com/***",
+    "https://discord.com/api/webhooks/1/hunter2-22": "https://discord.com/api/webhooks/***",
+}
+NO_SECRETS = [
+    "sqlite:////home/me@work/annotations.db: database is locked",
+    "file:///home/me@work/x",
+    "models:/agentps-ucc@champion: no such alias",
+    "annotator openai:claude@20240620 at http://127.0.0.1:9/v1/: Connection error.",
+    "https://host.org/packages@v1/file",
+    "git@github.com:owner/name, me@example.org: yes",
+    "set OPENAI_API_KEY (to any value where none is needed), or choose `annotator: human`",
+    "--set KEY=VALUE is expected, max_tokens=100, max_completion_tokens=5",
+    "the token: unexpected; the password: none; a basic authentication",
+    "config /home/me/hooks/run.yaml: fine_tune.epochs: 0",
+    "http://127.0.0.1:9/v1/: refused; https://host: refused",
+]
+
+
+@pytest.mark.parametrize("text", FORMS)
+def test_a_secret_is_masked_by_its_form(text: str) -> None:
+    assert masked(text) == FORMS[text]
+    assert masked(FORMS[text]) == FORMS[text], "what is masked stays as it is"
+
+
+@pytest.mark.parametrize("text", NO_SECRETS)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert masked(text) == text
+
+
+def test_what_a_variable_of_the_environment_holds_is_masked_wherever_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "hunter two 22/")
+    monkeypatch.setenv("HTTPS_PROXY", "http://ann:p%40ss word22@proxy:3128")
+    text = "hunter two 22/ hunter%20two%2022%2F; p%40ss word22, p@ss word22"
+    assert masked(text) == "*** ***; ***, ***"
+
+
+@pytest.mark.parametrize("key", ["none", "ollama", "lm-studio", ""])
+def test_a_word_that_stands_for_no_key_is_no_secret(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    text = "http://ollama:11434 runs lm-studio, none"
+    assert masked(text) == text
+
+
+class OddError(Exception):
+    def __str__(self) -> str:
+        return "".join(["http://ann:", "hunter2-22@host"])
+
+
+def test_an_error_is_masked_with_all_that_led_to_it() -> None:
+    error, cause = RuntimeError("at http://ann:hunter2-22@host", 1), ValueError("at http://ann:hunter2-22@host")
+    error.__cause__, cause.__context__ = cause, OddError()
+
+    mask_error(error)
+
+    assert error.args == ("at http://***@host", 1)
+    assert str(error.__cause__) == "at http://***@host"
+    assert cause.__context__ is None, "an error whose text cannot be changed is taken out of the chain"
