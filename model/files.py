@@ -19,7 +19,7 @@ _FULL_WORDS = (
     *(f"(os error {number})" for number in _FULL),
     "database or disk is full",
 )
-_TORCH = "enforce fail at inline_container.cc"
+_TORCH = ("enforce fail at inline_container.cc", "basic_ios::clear: iostream error")
 
 _REMEDY = "make room, or raise the quota or the limit (`ulimit -f`), then run the same command again"
 
@@ -119,7 +119,7 @@ def disk_told(path: Path) -> Iterator[None]:
 def is_full(error: BaseException | None) -> bool:
     """Whether the error, or the one that it came of, is a disk, a quota or a limit that is used up."""
     return any(
-        getattr(found, "errno", None) in _FULL or any(words in str(found) for words in (*_FULL_WORDS, _TORCH))
+        getattr(found, "errno", None) in _FULL or any(words in str(found) for words in (*_FULL_WORDS, *_TORCH))
         for found in _chain(error)
     )
 
