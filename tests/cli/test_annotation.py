@@ -140,6 +140,25 @@ def test_queue_and_gold_are_a_round_trip(run: Run, server: Server, manifest: Pat
     assert json.loads(queue.with_suffix(".json").read_text())[0]["data"]["post_id"] in ("train2", "train3")
 
 
+def test_nothing_that_is_read_is_written_over(run: Run, manifest: Path, tmp_path: Path) -> None:
+    labels, csv = tmp_path / "labels.parquet", tmp_path / "answers.csv"
+    pd.DataFrame({"post_id": ["train0"], "ugc": [1]}).to_parquet(labels)
+    csv.write_text("post_id,ugc\ntrain0,yes\n")
+    (tmp_path / "link.csv").symlink_to(csv)
+    (tmp_path / "queue.json").hardlink_to(manifest)  # as where the manifest's name is that of a file beside the queue
+    before = {path: path.read_bytes() for path in (manifest, labels, csv)}
+    for arguments in (
+        ("annotate", "--out", manifest),
+        ("annotate", "--out", tmp_path / "new.parquet", "--page", manifest),
+        ("gold", "--answers", csv, "--out", manifest),
+        ("gold", "--answers", csv, "--out", tmp_path / "link.csv"),
+        ("agreement", "--labels", labels, "--out", labels),
+        ("queue", "--labels", labels, "--predictions", labels, "--out", tmp_path / "queue.csv"),
+    ):
+        assert "which is read: give another name" in run(*arguments, exit_code=1).output, arguments
+        assert {path: path.read_bytes() for path in before} == before
+
+
 def test_trial_compares_wordings_on_the_gold_posts(
     run: Run, server: Server, agentps_home: Path, manifest: Path, tmp_path: Path
 ) -> None:
