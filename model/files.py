@@ -21,6 +21,8 @@ _FULL_WORDS = (
 )
 _TORCH = ("enforce fail at inline_container.cc", "basic_ios::clear: iostream error")
 
+#: What file systems answer that have no such call, or not for a file that is open for reading.
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 _REMEDY = "make room, or raise the quota or the limit (`ulimit -f`), then run the same command again"
 
 
@@ -74,7 +76,11 @@ def to_disk(path: Path) -> None:
     """
     for file in [path] if path.is_file() else [found for found in path.rglob("*") if found.is_file()]:
         with file.open("rb") as written:
-            os.fsync(written.fileno())
+            try:
+                os.fsync(written.fileno())
+            except OSError as error:
+                if error.errno not in _NO_FSYNC:
+                    raise
 
 
 def write_whole(path: Path, content: str | bytes, *, private: bool = False) -> None:
