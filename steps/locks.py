@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -76,9 +76,9 @@ def _wait(file: IO[str], path: Path, what: str) -> None:
 
 
 def _write(file: IO[str], text: str) -> None:
-    file.truncate(0)
-    file.write(text)
-    file.flush()
+    with suppress(OSError):  # it only says who holds the lock, which a full disk keeps nobody from holding
+        file.truncate(0)
+        os.write(file.fileno(), text.encode())
 
 
 class Holder(NamedTuple):
