@@ -14,8 +14,7 @@ from zenml.integrations.sklearn import SklearnIntegration
 from zenml.models import ExceptionInfo
 from zenml.utils import exception_utils
 
-from model.errors import AgentPSError
-from model.files import is_full
+from steps.edge import told
 from steps.secrets import mask_error, masked
 
 #: ZenML sets the root logger to INFO, and so makes others speak: a line for each class that Great Expectations
@@ -87,7 +86,8 @@ def told_once(record: logging.LogRecord) -> bool:
     ZenML's orchestrator logs it with its traceback (only the line that names the step is kept), its
     launcher with its message.
     """
-    if record.exc_info and (isinstance(record.exc_info[1], AgentPSError) or is_full(record.exc_info[1])):
+    if record.exc_info and record.exc_info[1] is not None and told(record.exc_info[1]) is not None:
         record.exc_info = record.exc_text = None
         return True
-    return not (isinstance(record.args, tuple) and any(isinstance(value, AgentPSError) for value in record.args))
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    return not any(isinstance(value, Exception) and told(value) is not None for value in arguments)
