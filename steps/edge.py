@@ -46,9 +46,10 @@ def told(error: BaseException) -> str | None:
         return None
     if (full := full_disk(error, home(), Path(tempfile.gettempdir()))) is not None:
         return full
-    for inner in _chain(error):
-        if (found := str(inner) if isinstance(inner, AgentPSError) else _explain(inner)) is not None:
-            return masked(one_line(found))
+    for explain in (_ours, _database, _around):  # MLflow and ZenML wrap a database's error: it says more
+        for inner in _chain(error):
+            if (found := explain(inner)) is not None:
+                return masked(one_line(found))
     return None
 
 
@@ -72,10 +73,12 @@ def zenml_folder() -> Path:
     return Path(os.environ.get("ZENML_CONFIG_PATH") or click.get_app_dir("zenml"))
 
 
-def _explain(error: BaseException) -> str | None:
+def _ours(error: BaseException) -> str | None:
+    return str(error) if isinstance(error, AgentPSError) else None
+
+
+def _around(error: BaseException) -> str | None:
     module = type(error).__module__
-    if isinstance(error, sqlite3.Error) or module.startswith("sqlalchemy.exc"):
-        return _database(str(getattr(error, "orig", None) or error))
     if module.startswith("alembic."):
         return (
             f"the database of ZenML or of MLflow was written by another version ({_cut(error)}): take the version that "
@@ -111,11 +114,13 @@ def _disk(error: OSError) -> str | None:
     return None
 
 
-def _database(reason: str) -> str:
+def _database(error: BaseException) -> str | None:
+    if not (isinstance(error, sqlite3.Error) or type(error).__module__.startswith("sqlalchemy.exc")):
+        return None
     for what, path in _databases():
         if (found := _sick(path)) is not None:
             return f"{what}, {path}: {found}"
-    return f"a database says: {reason[:_LONGEST]}"
+    return f"a database says: {str(getattr(error, 'orig', None) or error)[:_LONGEST]}"
 
 
 def _databases() -> list[tuple[str, Path]]:
