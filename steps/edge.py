@@ -24,7 +24,7 @@ import yaml
 from model.errors import AgentPSError
 from model.files import full_disk
 from steps.notify import one_line
-from steps.paths import home
+from steps.paths import REPOSITORY, home
 from steps.secrets import mask_error, masked
 
 _RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -90,9 +90,25 @@ def _around(error: BaseException) -> str | None:
         return f"ZenML: {_cut(error)}"
     if module.startswith(("requests.exceptions", "urllib3.exceptions", "httpx")):
         return f"no answer from a server ({type(error).__name__}): {_cut(error)}: check its address, and that it runs"
+    if isinstance(error, TypeError) and "No store implementation found" in str(error):
+        return f"ZENML_STORE_URL: {error} https://HOST, mysql://USER@HOST/NAME or sqlite:////PATH is expected"
+    if isinstance(error, yaml.YAMLError):  # those of our own files are our own errors
+        return _settings(error)
     if isinstance(error, OSError) and error.errno is not None:
         return _disk(error)
     return None
+
+
+def _settings(error: yaml.YAMLError) -> str:
+    files = [zenml_folder() / "config.yaml", REPOSITORY / ".zen" / "config.yaml"]
+    for path in files:
+        try:
+            yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError:
+            return f"ZenML's settings, {path}, are no YAML: correct or remove the file"
+        except (OSError, UnicodeDecodeError):
+            continue
+    return f"a file is no YAML: {_cut(error)}"
 
 
 def _cut(error: BaseException) -> str:
@@ -105,7 +121,9 @@ def _disk(error: OSError) -> str | None:
     what = f"{path or 'a file'}: {error.strerror}"
     # a missing file may be a fault of ours, unless it is one of the two folders that everything is kept in
     for name, folder in (("AGENTPS_HOME", home()), ("ZENML_CONFIG_PATH", zenml_folder())):
-        if path is not None and path.absolute().is_relative_to(folder) and error.errno in (*_RIGHTS, *_OTHERS):
+        if path is None or error.errno not in (*_RIGHTS, *_OTHERS):
+            continue
+        if path.absolute().is_relative_to(folder) or folder.absolute().is_relative_to(path.absolute()):
             if error.errno == errno.ENOENT and folder.is_dir():
                 return None
             return f"{what}: set {name}, now {folder}, to a folder in which you may write"
