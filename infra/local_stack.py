@@ -34,7 +34,7 @@ from model.errors import ConfigError
 from model.files import write_whole
 from model.strict import Strict, explain_validation
 from model.yaml_file import load_yaml
-from steps.edge import told, zenml_folder
+from steps.edge import sick_database, told, zenml_folder
 from steps.paths import REPOSITORY, home
 from steps.secrets import masked
 
@@ -306,6 +306,8 @@ def main(arguments: list[str] | None = None) -> int:
         elif is_current(stack, REPOSITORY, home_dir):
             click.echo(f"stack {stack.name}: active")
         else:
+            if (line := sick_database()) is not None:  # ZenML and MLflow would try for minutes
+                raise ConfigError(line)
             register(stack, REPOSITORY)
             write_stamp(stack, REPOSITORY, home_dir)
             click.echo(f"stack {stack.name}: registered and active, artifacts in {home_dir}")

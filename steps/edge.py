@@ -29,6 +29,8 @@ from steps.secrets import mask_error, masked
 
 _RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _OTHERS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO)
+#: Seconds that another process may hold a database.
+_PATIENCE = 10
 #: Characters of another library's message.
 _LONGEST = 400
 
@@ -135,10 +137,15 @@ def _disk(error: OSError) -> str | None:
 def _database(error: BaseException) -> str | None:
     if not (isinstance(error, sqlite3.Error) or type(error).__module__.startswith("sqlalchemy.exc")):
         return None
+    return sick_database() or f"a database says: {str(getattr(error, 'orig', None) or error)[:_LONGEST]}"
+
+
+def sick_database() -> str | None:
+    """Which of the files in which ZenML and MLflow keep everything cannot be used, and what helps; None: neither."""
     for what, path in _databases():
         if (found := _sick(path)) is not None:
             return f"{what}, {path}: {found}"
-    return f"a database says: {str(getattr(error, 'orig', None) or error)[:_LONGEST]}"
+    return None
 
 
 def _databases() -> list[tuple[str, Path]]:
@@ -155,7 +162,7 @@ def _sick(path: Path) -> str | None:
         return None
     away = shlex.join(["mv", str(path), f"{path}.broken"])
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=1)) as connection:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_PATIENCE)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             if (found := connection.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 return f"is damaged ({found}): bring back a copy, or start with an empty one: `{away}`"

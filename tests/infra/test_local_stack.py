@@ -353,6 +353,7 @@ def test_an_address_of_mlflow_that_can_be_is_taken(monkeypatch: pytest.MonkeyPat
 
 def _set_up(clone: Clone, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
     """What set-up says of a fault: one line, and exit code 1."""
+    monkeypatch.setattr("steps.edge._PATIENCE", 0.1)
     monkeypatch.setattr("infra.local_stack.REPOSITORY", clone.repository)
     monkeypatch.setenv("AGENTPS_HOME", str(clone.home))
     with suppress(OSError):
@@ -378,6 +379,10 @@ def _foreign(path: Path) -> None:
     ("spoil", "said"),
     [
         (_cut, r"MLflow's database, \S+ projects/\S+/mlflow.db: .*bring back a copy, or .*: `mv '"),
+        (
+            lambda path: (path.unlink(), path.mkdir()),
+            r"mlflow.db: unable to open database file: give yourself the right",
+        ),
         (lambda path: path.write_bytes(b"no database" * 1000), r"mlflow.db: file is not a database: bring back a copy"),
         (_foreign, r"database schema \(found version of_another, but expected"),
     ],
