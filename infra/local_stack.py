@@ -35,6 +35,8 @@ from model.files import write_whole
 from model.strict import Strict, explain_validation
 from model.yaml_file import load_yaml
 from steps.edge import sick_database, told, zenml_folder
+from steps.lifetime import ends_by_signal
+from steps.locks import locked
 from steps.paths import REPOSITORY, home
 from steps.secrets import masked
 
@@ -152,6 +154,25 @@ def _expand(value: Any, home_dir: str) -> Any:
     if isinstance(value, dict):
         return {key: _expand(inner, home_dir) for key, inner in value.items()}
     return value.replace(HOME_PLACEHOLDER, home_dir) if isinstance(value, str) else value
+
+
+def require_active(home_dir: Path) -> None:
+    """Refuse to run on a local stack that is not this home's; a stack that the user made may be anyone's.
+
+    Raises:
+        ConfigError: another local stack is active.
+    """
+    from zenml.client import Client
+
+    stack = load_stack(LOCAL_STACK, home_dir)
+    active, kind = Client().active_stack_model.name, stack.name.removesuffix(home_suffix(home_dir))
+    if active == stack.name or not (active == "default" or active.startswith(kind)):
+        return
+    variable = os.environ.get("ZENML_ACTIVE_STACK_ID")
+    raise ConfigError(
+        f"the active stack is {active}, but the home {home_dir} has the stack {stack.name}: "
+        + ("unset ZENML_ACTIVE_STACK_ID" if variable else f"run `make setup` in {REPOSITORY}, with AGENTPS_HOME as now")
+    )
 
 
 def register(stack: LocalStack, repository: Path) -> None:
@@ -296,27 +317,36 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.local_stack", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--remove", action="store_true", help="remove the stack and its components from ZenML")
     options = parser.parse_args(arguments)
-    home_dir = home()
-    try:
-        stack = load_stack(LOCAL_STACK, home_dir)
-        if options.remove:
+    with ends_by_signal():
+        try:
+            click.echo(_set_up(home(), remove=options.remove))
+        except Exception as error:
+            if (line := told(error)) is None:
+                raise
+            click.echo(f"error: {line}", err=True)
+            return 1
+    return 0
+
+
+def _set_up(home_dir: Path, *, remove: bool) -> str:
+    """What was done, in a line."""
+    stack = load_stack(LOCAL_STACK, home_dir)
+    if not remove and is_current(stack, REPOSITORY, home_dir):
+        return f"stack {stack.name}: active"
+    # of all who share ZenML's database, then of all who share the home: two would make the same tables
+    with (
+        locked(zenml_folder() / "agentps.lock", "another set-up with the same ZenML database"),
+        locked(home_dir / "locks" / "set-up.lock", "another set-up of the same home"),
+    ):
+        if remove:
             removed = unregister(stack, REPOSITORY)
             _stamp_path(home_dir).unlink(missing_ok=True)
-            click.echo(f"stack {stack.name}: {'removed' if removed else 'was not registered'}")
-        elif is_current(stack, REPOSITORY, home_dir):
-            click.echo(f"stack {stack.name}: active")
-        else:
-            if (line := sick_database()) is not None:  # ZenML and MLflow would try for minutes
-                raise ConfigError(line)
-            register(stack, REPOSITORY)
-            write_stamp(stack, REPOSITORY, home_dir)
-            click.echo(f"stack {stack.name}: registered and active, artifacts in {home_dir}")
-    except Exception as error:
-        if (line := told(error)) is None:
-            raise
-        click.echo(f"error: {line}", err=True)
-        return 1
-    return 0
+            return f"stack {stack.name}: {'removed' if removed else 'was not registered'}"
+        if (line := sick_database()) is not None:  # ZenML and MLflow would try for minutes
+            raise ConfigError(line)
+        register(stack, REPOSITORY)
+        write_stamp(stack, REPOSITORY, home_dir)
+        return f"stack {stack.name}: registered and active, artifacts in {home_dir}"
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from zenml.orchestrators import signal_handler
 from zenml.pipelines.pipeline_definition import Pipeline
 from zenml.stack import Stack
 
+from infra.local_stack import require_active
+from model.errors import ImageError
 from model.files import write_whole
-from pipelines import importing, runs, startup
+from pipelines import importing, lost, runs, startup
 from pipelines.config import OPTIONS, PARAMETERS, RunFile, read_run_file
 from steps.edge import told
 from steps.lifetime import ends_by_signal
@@ -27,6 +29,7 @@ from steps.secrets import set_apart
 from steps.settings import RunOptions, load_options
 
 startup.prepare()
+lost.prepare()
 
 
 class CheckedPipeline(Pipeline):
@@ -90,11 +93,14 @@ class CheckedPipeline(Pipeline):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # ZenML's own handler raises an Exception, which a library takes for its own
         signal_handler._SIGNALS = ()  # type: ignore[assignment]
-        with ends_by_signal(self._last_words, self._close), self._locks:
+        with self._locks, ends_by_signal(self._last_words, self._close):
             try:
+                require_active(home())
                 runs.close_killed(home())
                 return super().__call__(*args, **kwargs)
             except Exception as error:  # the edge: a message and an exit code instead of a traceback
+                if isinstance(error, ImageError):
+                    lost.forget_ingest(self.name)
                 if (line := told(error)) is None:
                     raise
                 raise click.ClickException(line) from error
@@ -121,6 +127,7 @@ class CheckedPipeline(Pipeline):
     def _close(self) -> None:
         if self._begun is not None and self._begun[1]:
             runs.close(self._begun[0])
+            self._locks.close()
 
 
 def _write(file: RunFile) -> Path:

@@ -86,8 +86,10 @@ def _around(error: BaseException) -> str | None:
             f"the database of ZenML or of MLflow was written by another version ({_cut(error)}): take the version that "
             f"wrote it, or move the file away ({' or '.join(shlex.quote(str(path)) for _, path in _databases())})"
         )
-    if module.startswith("mlflow."):
-        return f"MLflow: {_cut(error)}"
+    if isinstance(error, Exception) and module == "mlflow.exceptions":  # of a call that is not the registry's: ZenML's, for example
+        from steps.register.reach import place, trouble
+
+        return f"MLflow {place()}: {trouble(error) or _cut(error)}"
     if module.startswith("zenml.exceptions"):
         return f"ZenML: {_cut(error)}"
     if module.startswith(("requests.exceptions", "urllib3.exceptions", "httpx")):

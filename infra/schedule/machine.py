@@ -22,13 +22,13 @@ def install(job: Job, home_dir: Path, now: datetime) -> str:
         Where it stands, and when it runs next, in one line.
     """
     files = Files(home_dir)
-    if systemd.is_reachable():
-        systemd.install(job, home_dir)
-        crontab.remove(home_dir)
-    else:
-        systemd.remove(home_dir)
-        crontab.install(job, home_dir)
-    files.write(files.job, job)
+    with files.writing(files.job, job):  # a full disk, or a scheduler that refuses, leaves the old job
+        if systemd.is_reachable():
+            systemd.install(job, home_dir)
+            crontab.remove(home_dir)
+        else:
+            systemd.remove(home_dir)
+            crontab.install(job, home_dir)
     files.update_progress(covered=now)
     return f"{installed_in(home_dir)}: {job.pipeline}, next at {next_due(job.cron, now):%Y-%m-%d %H:%M}"
 
