@@ -82,13 +82,13 @@ class CheckedPipeline(Pipeline):
             if (line := self._idle(options)) is not None:
                 click.echo(f"{self.name}: {line}")
                 raise click.exceptions.Exit(0)
+            return super().with_options(*args, **kwargs)
         except click.exceptions.Exit:
             raise
         except Exception as error:
             if (line := told(error)) is None:
                 raise
             raise click.ClickException(line) from error
-        return super().with_options(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # ZenML's own handler raises an Exception, which a library takes for its own

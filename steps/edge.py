@@ -20,9 +20,11 @@ from types import TracebackType
 
 import click
 import yaml
+from pydantic import ValidationError
 
 from model.errors import AgentPSError
 from model.files import full_disk
+from model.strict import explain_validation
 from steps.notify import one_line
 from steps.paths import REPOSITORY, home
 from steps.secrets import mask_error, masked
@@ -86,7 +88,9 @@ def _around(error: BaseException) -> str | None:
             f"the database of ZenML or of MLflow was written by another version ({_cut(error)}): take the version that "
             f"wrote it, or move the file away ({' or '.join(shlex.quote(str(path)) for _, path in _databases())})"
         )
-    if isinstance(error, Exception) and module == "mlflow.exceptions":  # of a call that is not the registry's: ZenML's, for example
+    if isinstance(error, ValidationError):  # those of our own files are our own errors
+        return f"ZenML: {explain_validation(error)}"
+    if isinstance(error, Exception) and module == "mlflow.exceptions":  # of ZenML's calls: the registry's are ours
         from steps.register.reach import place, trouble
 
         return f"MLflow {place()}: {trouble(error) or _cut(error)}"
