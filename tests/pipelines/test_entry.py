@@ -101,8 +101,14 @@ def leaking(ledger: str, notify: NotifySettings) -> None:
 
 
 def test_no_secret_reaches_the_terminal_zenml_s_logs_or_its_database(
-    own_zenml: Client, caplog: pytest.LogCaptureFixture, file: Callable[[str], Path], agentps_home: Path
+    own_zenml: Client,
+    caplog: pytest.LogCaptureFixture,
+    file: Callable[[str], Path],
+    agentps_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("pipelines.entry.require_active", lambda home: None)
+
     def entrypoint(options: dict[str, Any] | None = None) -> None:
         settings = load_settings(options or {})
         leaking(settings.annotate.ledger or "", settings.notify)
