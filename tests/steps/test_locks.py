@@ -17,6 +17,7 @@ import pytest
 from model.errors import ConfigError
 from steps import locks
 from steps.locks import Timeout, holder, locked
+from tests.support.disk import files_end_at
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = (
@@ -81,6 +82,14 @@ def test_who_waits_is_told_again_and_again_for_whom(
     start = f"Waiting for the other training: it is held by process {process.pid} on {socket.gethostname()} (since "
     assert len(caplog.messages) >= 3
     assert all(line.startswith(start) and line.endswith(f"-c {path})") for line in caplog.messages)
+
+
+def test_a_full_disk_takes_no_lock_away(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with files_end_at(10), locked(path):
+        assert holder(path) is None
+        with pytest.raises(Timeout), locked(path, wait=False):
+            pass
 
 
 def test_a_file_system_without_locks_is_refused_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
