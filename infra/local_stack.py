@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import sqlite3
 import sys
 from contextlib import closing
@@ -233,7 +234,8 @@ def _create_experiment(stack: LocalStack, name: str) -> None:
     elif found.lifecycle_stage != "active":
         raise ConfigError(
             f"MLflow's experiment {name} in {stack.mlflow_db} was deleted: restore it with "
-            f"`mlflow experiments restore -x {found.experiment_id}`"
+            f"`MLFLOW_TRACKING_URI={shlex.quote(stack.experiment_tracker.tracking_uri)} mlflow experiments restore "
+            f"-x {found.experiment_id}`"
         )
     elif found.artifact_location != location:
         raise ConfigError(

@@ -323,11 +323,35 @@ def start_from(model: AgentPS, directory: Path, task: Task, backbone: BackboneSe
         CheckpointError: the checkpoint answers another task, lies on another backbone, or was trained in another form
             (variant, LoRA, projector).
     """
+    _check_origin(directory, task, backbone)
+    _restore(model, directory)
+
+
+def check_start(directory: Path, task: Task, backbone: BackboneSettings, train: TrainSettings) -> None:
+    """What `start_from` would refuse, of a network that is yet to be built.
+
+    Raises:
+        CheckpointError: as `start_from`.
+    """
+    form = _check_origin(directory, task, backbone).train
+    for key in ("variant", "lora", "train_projector", "head_hidden"):
+        found, expected = getattr(form, key), getattr(train, key)
+        if key == "lora":
+            found, expected = (None if lora is None else lora.rank for lora in (found, expected))
+        if found != expected:
+            name = {"variant": "variant", "lora": "fine_tune.lora.rank"}.get(key, f"fine_tune.{key}")
+            raise CheckpointError(
+                f"{directory}: trained with {name} {found}, asked for {expected}: keep the one that it was trained "
+                "with, or set retrain.start to scratch"
+            )
+
+
+def _check_origin(directory: Path, task: Task, backbone: BackboneSettings) -> CheckpointInfo:
     refuse_pickles(directory)
     info = read_info(directory)
     check_task(info, task, directory)
     _check_backbone(info, backbone, directory)
-    _restore(model, directory)
+    return info
 
 
 def _check_backbone(info: CheckpointInfo, backbone: BackboneSettings, directory: Path) -> None:

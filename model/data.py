@@ -148,7 +148,7 @@ class Shards:
         try:
             meta = json.loads((root / _META).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise CheckpointError(f"{root}: no {_META}; run the preprocess step again") from None
+            raise CheckpointError(f"{root}: no {_META}; run the preprocess step again: the same command does") from None
         self.root = root
         self.sequence = SequenceSettings.model_validate(meta["sequence"])
         self.n_images: int = meta["images"]

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from .strict import Strict
+from .strict import Chosen
 
 #: `siglip`: no language model, the final head reads pooled embeddings of images and text (the paper's online
 #: baseline, Table 1). `vanilla`: the final head only. `multitask`: every head on the last token. `agentps`: question
@@ -24,14 +24,17 @@ def answers_questions(variant: Variant) -> bool:
 #: The backbone built here from `LlavaOnevisionConfig`: no download, seconds on a CPU.
 TINY = "tiny"
 
+#: NumPy's own generator, which is seeded beside torch's, takes no larger one.
+MAX_SEED = 2**32 - 1
+
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
-class BackboneSettings(Strict):
+class BackboneSettings(Chosen):
     """The pretrained LLaVA-OneVision to start from."""
 
     #: `tiny`, a model hub's id, or a local directory in its format.
-    name: str
+    name: str = Field(min_length=1)
     #: A commit of the hub's repository; required for a hub's id, so that a version can be loaded again.
     revision: str | None = None
     #: How the language model's linear weights are kept, which LoRA leaves as they are. `nf4`: in 4 bits instead of 16
@@ -49,7 +52,7 @@ class BackboneSettings(Strict):
         return self
 
 
-class SequenceSettings(Strict):
+class SequenceSettings(Chosen):
     """The sequence that the model reads (paper 3.1.2)."""
 
     #: Frames of a post, at most: uniform sampling in order above; below, see `repeat_frames`.
@@ -75,7 +78,7 @@ class SequenceSettings(Strict):
         return self
 
 
-class LoraSettings(Strict):
+class LoraSettings(Chosen):
     """LoRA on the language model's linear layers (paper 3.1.2: rank 128, alpha 256)."""
 
     rank: int = Field(ge=1)
@@ -83,11 +86,11 @@ class LoraSettings(Strict):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
-class TrainSettings(Strict):
+class TrainSettings(Chosen):
     """Fine-tuning, on `transformers.Trainer`."""
 
     variant: Variant
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=MAX_SEED)
     #: None: the whole language model is trained (right only for a backbone that was never pretrained).
     lora: LoraSettings | None
     #: Train the projector between tower and language model too.

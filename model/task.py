@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from .columns import answer_column, decision_column, probability_column
 from .errors import TaskError
 from .schema import RESERVED
-from .strict import Strict, explain_validation
+from .strict import Chosen, explain_validation
 from .yaml_file import load_yaml
 
 TASKS_DIR = Path(__file__).resolve().parent.parent / "configs" / "tasks"
@@ -30,7 +30,7 @@ _RESERVED_STARTS = tuple(column("") for column in (answer_column, probability_co
 _RULE = re.compile(r"^\s*(count|share)\s*>=\s*([0-9]+(?:\.[0-9]+)?)\s*$")
 
 
-class Question(Strict):
+class Question(Chosen):
     """One intermediate question.
 
     `ask` is the short wording in the sequence that the model reads (paper: 60 tokens for all of
@@ -130,7 +130,7 @@ class Question(Strict):
         return found
 
 
-class FinalQuestion(Strict):
+class FinalQuestion(Chosen):
     """The decision: two classes, one of them positive."""
 
     ask: str
@@ -148,7 +148,7 @@ class FinalQuestion(Strict):
         return self
 
 
-class Task(Strict):
+class Task(Chosen):
     """A policy: intermediate questions in the order in which they are asked, then the decision."""
 
     name: str

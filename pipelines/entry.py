@@ -18,9 +18,9 @@ from zenml.pipelines.pipeline_definition import Pipeline
 from zenml.stack import Stack
 
 from infra.local_stack import require_active
-from model.errors import AgentPSError
+from model.errors import AgentPSError, ImageError
 from model.files import write_whole
-from pipelines import importing, runs, startup
+from pipelines import importing, lost, runs, startup
 from pipelines.config import OPTIONS, PARAMETERS, RunFile, read_run_file
 from steps.edge import told
 from steps.lifetime import ends_by_signal
@@ -29,6 +29,7 @@ from steps.secrets import set_apart
 from steps.settings import RunOptions, load_options
 
 startup.prepare()
+lost.prepare()
 
 
 class CheckedPipeline(Pipeline):
@@ -94,6 +95,8 @@ class CheckedPipeline(Pipeline):
                 runs.close_killed(home())
                 return super().__call__(*args, **kwargs)
             except Exception as error:  # the edge: a message and an exit code instead of a traceback
+                if isinstance(error, ImageError):
+                    lost.forget_ingest(self.name)
                 if (line := told(error)) is None:
                     raise
                 raise click.ClickException(line) from error

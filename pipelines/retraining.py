@@ -36,15 +36,18 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     from infra.local_stack import tracking_uri
     from pipelines.training import prepare
     from steps.evaluate.step import evaluate
+    from steps.fine_tune.ahead import check_start
     from steps.fine_tune.step import fine_tune
     from steps.promote.step import promote
-    from steps.register import history
+    from steps.register import history, registry
+    from steps.register.names import check_names
     from steps.register.step import register
     from steps.retrain.step import advance, drift, live
 
     settings = load_settings(options or {})
     policy, source = load_task(settings.task), _source(settings)
     name, root = settings.register_.model_name(policy), fresh.folder_of(source)
+    check_names(name, settings.promote.target)
     mlflow.set_tracking_uri(tracking_uri(home()))
     champion = history.sync(name).champion
     cursor = fresh.read_cursor(fresh.cursor_path(home(), name))
@@ -61,6 +64,8 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
         home() / "work" / "retrain",
     )
     start = run.champion if settings.retrain.start == "champion" else None
+    if start is not None:
+        check_start(registry.fetch(registry.get(name, start), policy), policy, settings)
 
     _live, alarmed = live(name, run.champion, settings.retrain, settings.notify)
     chosen = settings.model_copy(update={"posts": str(run.manifest)})

@@ -9,13 +9,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from zenml.client import Client
+
 from model.task import Task, load_task
 from pipelines.entry import CheckedPipeline
+from steps.fine_tune.ahead import check
 from steps.ingest import ahead
 from steps.ingest.posts import manifest_fingerprint
 from steps.ingest.rows import absolute
 from steps.ingest.sample import render_sample, sample_fingerprint
 from steps.paths import home
+from steps.register.names import check_names
 from steps.settings import SAMPLE, TrainingSettings, load_settings
 
 
@@ -29,7 +33,11 @@ def prepare(
 
     Returns:
         The data's fingerprint, and the artifacts `posts`, `labels` and `shards`.
+
+    Raises:
+        AgentPSError: as `steps.fine_tune.ahead.check`.
     """
+    check(settings, policy, here=Client().active_stack.orchestrator.flavor == "local")
     if settings.posts == SAMPLE:
         ahead.begin(partial(render_sample, settings.sample, home()))
         source, fingerprint = SAMPLE, sample_fingerprint(settings.sample)
@@ -52,6 +60,7 @@ def _training(options: dict[str, Any] | None = None) -> None:
     """`options`: laid over `configs/default.yaml`, key by key."""
     settings = load_settings(options or {})
     policy = load_task(settings.task)
+    check_names(settings.register_.model_name(policy), settings.promote.target)
     fingerprint, table, labels, shards = prepare(settings, policy)
     from steps.evaluate.step import evaluate
     from steps.fine_tune.step import fine_tune

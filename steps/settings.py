@@ -9,29 +9,39 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
 from model.errors import ConfigError
-from model.metrics import comparable_names, is_accuracy
+from model.metrics import accuracy_name, comparable_names, is_accuracy
 from model.post import PostLimits
-from model.schema import SPLITS
-from model.settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
-from model.strict import explain_validation
+from model.schema import SPLITS, TRAIN
+from model.settings import (
+    MAX_SEED,
+    BackboneSettings,
+    SequenceSettings,
+    TrainSettings,
+    Variant,
+    answers_questions,
+)
+from model.strict import Chosen, explain_validation
 from model.task import Task
 from model.yaml_file import load_yaml
 from steps.paths import DEFAULT_CONFIG
+from steps.register.names import usable
 
 #: The value of `posts` that stands for the embedded sample.
 SAMPLE = "sample"
 
 
-class Section(BaseModel):
-    """A mapping of options: nothing but the known ones."""
+#: The longest time that a date can be reckoned back by: a century, in days.
+_CENTURY = 36_525
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class Section(Chosen):
+    """A mapping of options: nothing but the known ones."""
 
 
 class RunOptions(Section):
@@ -62,7 +72,7 @@ class SampleSettings(Section):
     train: int = Field(ge=1)
     val: int = Field(ge=1)
     test: int = Field(ge=1)
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=MAX_SEED)
     difficulty: Difficulty
     #: Share of the training posts that carry people's process labels; val and test carry them all.
     gold_share: float = Field(ge=0, le=1)
@@ -111,7 +121,7 @@ class AnnotateSettings(Section):
     #: the manifest's own process labels.
     annotator: Literal["simulated", "openai", "human"]
     #: The model's name as the endpoint knows it.
-    model: str
+    model: str = Field(min_length=1)
     #: The splits whose posts are annotated. The test split is measured against people's labels.
     splits: tuple[str, ...]
     concurrency: int = Field(ge=1, le=1024)
@@ -154,6 +164,8 @@ class AnnotateSettings(Section):
         for split in value:
             if split not in SPLITS:
                 raise ValueError(f"{split!r} is not one of {', '.join(SPLITS)}")
+        if TRAIN not in value or len(set(value)) != len(value):
+            raise ValueError(f"each split once, and {TRAIN} among them: these are the labels that are trained on")
         return value
 
     @field_validator("request_fields")
@@ -209,6 +221,16 @@ class ValidateSettings(Section):
     def _known_splits(cls, value: dict[str, int]) -> dict[str, int]:
         if set(value) != set(SPLITS):
             raise ValueError(f"one number for each of {', '.join(SPLITS)} is needed")
+        for split, number in value.items():
+            if number < 0:
+                raise ValueError(f"{split}: {number} is no number of posts: 0 or more")
+        return value
+
+    @field_validator("positive_share")
+    @classmethod
+    def _least_and_most(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1] <= 1:
+            raise ValueError("the least and the most share, each from 0 to 1, the least first")
         return value
 
 
@@ -236,6 +258,11 @@ class RegisterSettings(Section):
     #: The registered model's name; default `agentps-<task>`.
     name: str | None = None
 
+    @field_validator("name")
+    @classmethod
+    def _usable(cls, value: str | None) -> str | None:
+        return usable(value)
+
     def model_name(self, task: Task) -> str:
         return self.name or f"agentps-{task.name}"
 
@@ -246,22 +273,27 @@ class PromoteSettings(Section):
     #: A metric of the report, without its prefix `test_`: candidate and champion are compared on it.
     metric: str
     #: Its least value for any version to pass.
-    floor: float
+    floor: float = Field(le=1)
     #: The least values of further metrics of the report: `recall_at_pN`, `accuracy_<question>`, …
-    floors: dict[str, float]
+    floors: dict[str, Annotated[float, Field(le=1)]]
     #: The highest calibration error, or what chance alone may show on so few posts, where that is more; None: any.
     max_calibration_error: float | None = Field(gt=0, le=1)
     #: Resamples of the test posts for the interval of the gain.
     bootstrap: int = Field(ge=100)
     #: A champion of more days, or of a live precision below its promise, may be replaced by a version whose gain is
     #: above `-stale_tolerance`.
-    stale_days: float = Field(ge=0)
+    stale_days: float = Field(ge=0, le=_CENTURY)
     stale_tolerance: float = Field(ge=0)
     #: The metric may not fall by more on any slice that has at least `min_slice_positives` positive posts.
     max_slice_drop: float = Field(ge=0)
     min_slice_positives: int = Field(ge=1)
     #: A registered model of a production registry that gets a copy of every champion; None: no copy.
     target: str | None = None
+
+    @field_validator("target")
+    @classmethod
+    def _usable(cls, value: str | None) -> str | None:
+        return usable(value)
 
 
 class NotifySettings(Section):
@@ -292,15 +324,15 @@ class RetrainSettings(Section):
     #: The precision in percent that the served threshold promised.
     live_precision: int = Field(gt=0, lt=100)
     #: Only the newest days of a version's scores count: good results from before a change must not hide it.
-    live_days: float = Field(gt=0)
+    live_days: float = Field(gt=0, le=_CENTURY)
     #: Which older posts are trained on beside the fresh ones.
     older: Literal["window", "replay"]
     #: window: those of this many days before the newest post.
-    window_days: float = Field(gt=0)
+    window_days: float = Field(gt=0, le=_CENTURY)
     #: replay: for each fresh post, this many older posts, chosen the same way every time.
     replay: float = Field(ge=0)
     #: The test posts of this many newest days, beside those whose manifest says `split: test`.
-    test_days: float = Field(gt=0)
+    test_days: float = Field(gt=0, le=_CENTURY)
     #: The weights that a training starts from.
     start: Literal["champion", "scratch"]
     #: Effect sizes from which a difference to the champion's training data is a drift.
@@ -316,13 +348,13 @@ class TrainingSettings(RunOptions):
     defaults: ClassVar[tuple[Path, ...]] = (DEFAULT_CONFIG,)
 
     #: `sample`, or the path of a manifest.
-    posts: str
+    posts: str = Field(min_length=1)
     #: The name of a shipped task, or the path of a task file.
-    task: str
+    task: str = Field(min_length=1)
     #: `auto`: the simulated annotator for the sample, people's own process labels for a manifest.
     annotator: Literal["auto", "simulated", "openai", "human"]
     variant: Variant
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=MAX_SEED)
     sample: SampleSettings
     ingest: IngestSettings
     annotate: AnnotateSettings
@@ -345,7 +377,32 @@ class TrainingSettings(RunOptions):
         for name in self.promote.floors:  # questions are the task's: the gate looks for them in the report
             if name not in known and not is_accuracy(name):
                 raise ValueError(f"promote.floors: {name!r} is not one of {', '.join(known)}, accuracy_<question>")
+            if is_accuracy(name) and not answers_questions(self.variant):
+                raise ValueError(
+                    f"promote.floors: {name}: the variant {self.variant} answers no questions: remove it, or take "
+                    "another variant"
+                )
         return self
+
+    def check_task(self, task: Task) -> None:
+        """What the options say of questions, against the task that has them.
+
+        Raises:
+            ConfigError: they name a question that the task does not have.
+        """
+        agreement = self.annotate.min_agreement
+        named = {
+            "annotate.min_agreement": list(agreement) if isinstance(agreement, dict) else [],
+            "promote.floors": [name for name in self.promote.floors if is_accuracy(name)],
+        }
+        known = {"annotate.min_agreement": task.question_ids, "promote.floors": map(accuracy_name, task.question_ids)}
+        for option, names in named.items():
+            ids = list(known[option])
+            if unknown := sorted(set(names) - set(ids)):
+                raise ConfigError(
+                    f"{option}: {', '.join(unknown)}: the task {task.name} has no such question; it has "
+                    f"{', '.join(ids) or 'none'}"
+                )
 
     @model_validator(mode="after")
     def _trainable(self) -> TrainingSettings:

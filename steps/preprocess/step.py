@@ -28,10 +28,14 @@ def preprocess(
     from model.checkpoint import check_fits
     from steps.fine_tune.backbone import resolve
     from steps.preprocess.shards import scratch_folder, write_shards
+    from steps.preprocess.vocabulary import unread
 
     resolved = resolve(backbone, home())
+    config = load_config(resolved)
     tokenizer = load_tokenizer(resolved)
-    check_fits(load_config(resolved), tokenizer, task, sequence)  # hours before the training would say so
+    check_fits(config, tokenizer, task, sequence)  # hours before the training would say so
+    if (line := unread(posts, tokenizer)) is not None:
+        logger.warning(line)
     root = scratch_folder(home() / "work")
     limits = ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels)
     n_images = write_shards(root, posts, task, sequence, tokenizer, limits)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from model.settings import Variant, answers_questions
+from model.settings import MAX_SEED, Variant, answers_questions
 from steps.paths import DEFAULT_CONFIG, REPOSITORY, STUDY_CONFIG
 from steps.settings import SAMPLE, Section, TrainingSettings, load_options
 
@@ -20,7 +20,7 @@ class StudySettings(Section):
     """The cells of the study: what is trained how often on how much."""
 
     tables: tuple[StudyTable, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0, le=MAX_SEED)], ...] = Field(min_length=1)
     #: Numbers of training posts, ascending; every table but `sizes` takes the last.
     train_posts: tuple[int, ...] = Field(min_length=1)
     #: The variant of `sizes` (beside the paper's `agentps`), `questions`, `noise` and `methods`.
@@ -37,6 +37,13 @@ class StudySettings(Section):
     #: The folder of `results.md`, `results.json` and `results.html`, and of `records.jsonl`, which keeps the finished
     #: cells. Relative to the repository.
     output: str
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each seed once: a second training of one tells nothing")
+        return value
 
     @field_validator("train_posts")
     @classmethod

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from model.errors import ConfigError
+from model.task import load_task
 from steps.paths import REPOSITORY, home, ledger_url
 from steps.settings import TrainingSettings, load_settings
 
@@ -96,6 +97,48 @@ def test_the_short_forms_reach_the_sections_that_read_them() -> None:
         ({"notify": {"command": " "}}, "notify.command: a command of at least one word"),
         ({"notify": {"mail": "me"}}, "notify.mail: unknown key"),
         ({"ingest": 3}, "ingest:"),
+        ({"seed": -1}, "seed:"),
+        ({"seed": 2**32}, "seed: Input should be less than or equal to 4294967295"),
+        ({"seed": 0.5}, "seed:"),
+        ({"seed": True}, "seed: true or false is not expected here"),
+        ({"sample": {"seed": 2**64}}, "sample.seed:"),
+        ({"posts": ""}, "posts:"),
+        ({"task": ""}, "task:"),
+        ({"backbone": {"name": ""}}, "backbone.name:"),
+        ({"annotate": {"model": ""}}, "annotate.model:"),
+        ({"annotate": {"splits": []}}, "annotate.splits: each split once, and train among them"),
+        ({"annotate": {"splits": ["test"]}}, "annotate.splits: each split once, and train among them"),
+        ({"annotate": {"splits": ["train", "train"]}}, "annotate.splits: each split once"),
+        ({"annotate": {"timeout": math.inf}}, "annotate.timeout:"),
+        ({"annotate": {"max_cost": math.nan}}, "annotate.max_cost:"),
+        ({"annotate": {"max_cost": True}}, "annotate.max_cost: true or false"),
+        ({"annotate": {"min_agreement": {"ugc": True}}}, "annotate.min_agreement: true or false"),
+        ({"validate": {"min_posts": {"train": -1}}}, "train: -1 is no number of posts"),
+        ({"validate": {"min_posts": {"train": True}}}, "validate.min_posts: true or false"),
+        ({"validate": {"positive_share": [0.9, 0.1]}}, "the least and the most share"),
+        ({"validate": {"positive_share": [0.1, 7]}}, "the least and the most share"),
+        ({"validate": {"positive_share": [0.1, math.nan]}}, "validate.positive_share"),
+        ({"evaluate": {"precisions": [60, 60]}}, "ascending"),
+        ({"evaluate": {"precisions": [True, 60]}}, "evaluate.precisions: true or false"),
+        ({"evaluate": {"bootstrap": True}}, "evaluate.bootstrap: true or false"),
+        ({"fine_tune": {"learning_rate": math.inf}}, "fine_tune.learning_rate:"),
+        ({"fine_tune": {"learning_rate": ".inf"}}, "fine_tune.learning_rate:"),
+        ({"fine_tune": {"weight_decay": math.nan}}, "fine_tune.weight_decay:"),
+        ({"fine_tune": {"batch": 0}}, "fine_tune.batch:"),
+        ({"fine_tune": {"micro_batch": 0}}, "fine_tune.micro_batch:"),
+        ({"fine_tune": {"epochs": True}}, "fine_tune.epochs: true or false"),
+        ({"fine_tune": {"lora": {"rank": True, "alpha": 1}}}, "fine_tune.lora.rank: true or false"),
+        ({"promote": {"floor": 1.5}}, "promote.floor:"),
+        ({"promote": {"floor": math.nan}}, "promote.floor:"),
+        ({"promote": {"floors": {"f1": 2}}}, "promote.floors.f1:"),
+        ({"promote": {"floors": {"f1": True}}}, "promote.floors: true or false"),
+        ({"promote": {"stale_days": 1e9}}, "promote.stale_days:"),
+        (
+            {"promote": {"floors": {"accuracy_ugc": 0.5}}, "variant": "vanilla"},
+            "the variant vanilla answers no questions",
+        ),
+        ({"retrain": {"window_days": 1e9}}, "retrain.window_days:"),
+        ({"retrain": {"live_days": math.inf}}, "retrain.live_days:"),
     ],
 )
 def test_a_wrong_option_is_named_with_its_source(parameters: dict[str, Any], expected: str) -> None:
@@ -103,6 +146,29 @@ def test_a_wrong_option_is_named_with_its_source(parameters: dict[str, Any], exp
         load_settings(parameters, source="mine.yaml")
     assert str(error.value).startswith("mine.yaml: ")
     assert expected in str(error.value)
+
+
+def test_what_yaml_reads_as_text_is_a_number_where_one_is_expected_and_a_switch_stays_one() -> None:
+    settings = load_settings({"fine_tune": {"learning_rate": "1e-4", "gradient_checkpointing": True}})
+    assert (settings.fine_tune.learning_rate, settings.fine_tune.gradient_checkpointing) == (1e-4, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"annotate": {"min_agreement": {"ugc": 0.5, "uggc": 0.5}}},
+            "annotate.min_agreement: uggc: the task ucc has no",
+        ),
+        ({"promote": {"floors": {"accuracy_blur": 0.5}}}, "promote.floors: accuracy_blur: the task ucc has no such"),
+    ],
+)
+def test_an_option_for_a_question_that_the_task_does_not_have_is_told_before_anything_is_asked(
+    options: dict[str, Any], expected: str
+) -> None:
+    load_settings({}).check_task(load_task("ucc"))
+    with pytest.raises(ConfigError, match=expected):
+        load_settings(options).check_task(load_task("ucc"))
 
 
 def test_the_ledger_is_a_file_under_home_until_a_database_is_named(agentps_home: Path) -> None:
