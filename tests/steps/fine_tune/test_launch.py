@@ -200,6 +200,7 @@ def test_two_processes_end_with_a_killed_run_and_the_same_run_then_finishes(job:
     process.kill()
     process.wait()
     wait_until(lambda: not processes_of(tmp_path), process, tmp_path)
+    assert "Traceback" not in (tmp_path / "errors.txt").read_text()
     (directory,) = (path for path in (tmp_path / "work").iterdir() if path.is_dir())
     assert not (directory / "result.json").exists(), "it was killed after its end"
     again = start(two, tmp_path)
