@@ -208,6 +208,6 @@ def read_headers(paths: Iterable[Path], name: str) -> dict[str, Tensor]:
         if tensor.dtype not in FLOATS:
             raise ConfigError(
                 f"backbone {name}: the weights {key} are numbers of type {tensor.dtype}; one of {', '.join(FLOATS)} is "
-                "expected: take the backbone in 16 or 32 bits"
+                "expected: take them in 16 or 32 bits"
             )
     return found

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from model.checkpoint import trainable_state
 from model.data import Shards
+from model.errors import DataError
 from model.schema import TRAIN, VAL
 from model.scorer import in_chunks, predict
 from model.settings import BackboneSettings, LoraSettings, TrainSettings
@@ -234,3 +235,12 @@ def test_an_optimizer_step_without_any_label_has_a_loss_of_zero(
     settings = train_settings(epochs=1, batch=1, micro_batch=1, variant="vanilla")
     trained, _ = train(tiny_backbone, tiny_shards, tmp_path, settings)
     assert all(torch.isfinite(value).all() for value in trained.values())
+
+
+def test_a_training_that_diverges_ends_in_one_message(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+) -> None:
+    settings = train_settings(learning_rate=1e12)
+    model, _, batches = network(tiny_backbone, tiny_shards, settings)
+    with pytest.raises(DataError, match=r"the training diverged: after epoch 1 .* lower fine_tune\.learning_rate"):
+        fit(model, batches, settings, tmp_path, quiet=True)
