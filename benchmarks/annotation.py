@@ -1,6 +1,7 @@
 """The annotation client against a server that misbehaves, and against one that takes a second.
 
     .venv/bin/python benchmarks/annotation.py storm [--posts 20000]
+    .venv/bin/python benchmarks/annotation.py faults [--posts 20000]
     .venv/bin/python benchmarks/annotation.py throughput [--posts 2560]
 
 Prints one JSON object of figures; `docs/steps/annotate.md` has those of one run. The server is a process of its own.
@@ -74,6 +75,34 @@ STORM: dict[str, tuple[float, int, dict[str, str], bytes]] = {
     "five numbers and prose": (2, 200, {}, _completion(f"Here you are: {_GOOD}")),
     "cut at max_tokens": (1, 200, {}, _completion("0,1", finish_reason="length")),
 }
+
+
+def _with_error(code: Any, **beside: Any) -> bytes:
+    return json.dumps({"error": {"message": "no", "code": code}} | beside).encode()
+
+
+#: Faults that status, headers and body tell together, and forms of an answer; as STORM. Charged is what has a usage.
+FAULTS: dict[str, tuple[float, int, dict[str, str], bytes]] = {
+    "an error 429 with 200": (3, 200, {"retry-after": "0.2"}, _with_error(429)),
+    "an error in words with 200": (2, 200, {}, _with_error("rate_limit_exceeded")),
+    "an error without a code with 200": (1, 200, {}, b'{"error": "upstream"}'),
+    "an error that was charged": (1, 200, {}, _with_error(502, usage={"prompt_tokens": 700, "completion_tokens": 3})),
+    "flagged with 403": (2, 403, {}, b'{"error": {"message": "no", "code": 403, "metadata": {"reasons": ["sexual"]}}}'),
+    "flagged with 400": (
+        1,
+        400,
+        {},
+        b'{"error": {"message": "no", "innererror": {"code": "ResponsibleAIPolicyViolation"}}}',
+    ),
+    "a list with 503": (1, 503, {}, b'[{"error": {"code": 503, "status": "UNAVAILABLE"}}]'),
+    "after a think block": (2, 200, {}, _completion(f"<think>9, 9?</think>\n\n{_GOOD}")),
+    "bold": (2, 200, {}, _completion(f"**{_GOOD}**.")),
+    "one on each line": (2, 200, {}, _completion(_GOOD.replace(",", "\n"))),
+}
+#: Fields that the server refuses in every request, as some models do.
+_REFUSED = ("max_tokens", "temperature")
+#: Those of STORM that do not say what they cost: what is booked for them is the most that it can be.
+_UNSAID = ("reset", "slow drip", "cut JSON", "HTML with 200")
 #: At these numbers of requests the quota is out, which ends the run; it is started again.
 _QUOTA_AT = (3000, 9000)
 
@@ -82,8 +111,12 @@ class Server:
     def __init__(self, mode: str) -> None:
         self._mode = mode
         self._random = random.Random(0)
-        self._names = list(STORM)
-        self._weights = [STORM[name][0] for name in self._names]
+        self._replies = STORM | FAULTS
+        if mode == "faults":
+            self._replies = {name: found for name, found in self._replies.items() if name not in _UNSAID}
+        self._names = list(self._replies)
+        self._weights = [self._replies[name][0] for name in self._names]
+        self._tokens = [0, 0]
         self._requests = 0
         self._charged: Counter[int] = Counter()
         self._sent: Counter[str] = Counter()
@@ -95,7 +128,8 @@ class Server:
                 length = _LENGTH.search(head)
                 body = await reader.readexactly(int(length[1])) if length else b""
                 if head.startswith(b"GET"):
-                    stats = {"requests": self._requests, "sent": self._sent, "charged": Counter(self._charged.values())}
+                    stats = {"requests": self._requests, "sent": self._sent, "charged": Counter(self._charged.values()),
+                             "tokens": self._tokens}  # fmt: skip
                     await self._reply(writer, 200, {}, json.dumps(stats).encode())
                 elif not await self._answer(writer, body):
                     return
@@ -115,15 +149,26 @@ class Server:
             error = {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
             await self._reply(writer, 429, {}, json.dumps(error).encode())
             return True
+        if self._mode in ("storm", "faults") and (
+            refused := [name for name in _REFUSED if b'"%s":' % name.encode() in body]
+        ):
+            self._sent["a field that is refused"] += 1
+            error = {"error": {"message": "no", "param": refused[0], "code": "unsupported_parameter"}}
+            await self._reply(writer, 400, {}, json.dumps(error).encode())
+            return True
         name = self._random.choices(self._names, self._weights)[0]
         self._sent[name] += 1
-        _, status, headers, data = STORM[name]
+        _, status, headers, data = (STORM | FAULTS)[name]
         if status == 0:
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             writer.transport.abort()
             return False
-        if status == 200:
+        if status == 200 and (name in STORM or b'"usage"' in data):
             self._charged[int(title[1])] += 1
+            if name not in _UNSAID:
+                usage = json.loads(data)["usage"]
+                self._tokens[0] += usage["prompt_tokens"]
+                self._tokens[1] += usage["completion_tokens"]
         await self._reply(writer, status, headers, data, drip=0.1 if name == "slow drip" else 0)
         return True
 
@@ -202,7 +247,7 @@ def resident_mb() -> float:
     return pages * os.sysconf("SC_PAGESIZE") / 1e6
 
 
-def storm(n: int, folder: Path) -> dict[str, Any]:
+def storm(n: int, folder: Path, mode: str) -> dict[str, Any]:
     settings, price = settings_of(timeout=10, retries=1, max_missing_share=1), load_prices()["gpt-4o"]
     posts, task = make_posts(folder, n, 16, 2, 200), load_task("ucc")
     memory: dict[int, float] = {}
@@ -213,7 +258,7 @@ def storm(n: int, folder: Path) -> dict[str, Any]:
         if progress.done % max(1, n // 20) == 0:
             memory[progress.done] = resident_mb()
 
-    with server("storm", Server) as endpoint:
+    with server(mode, Server) as endpoint:
         started = time.monotonic()
         cpu = time.process_time()
         while True:
@@ -238,6 +283,9 @@ def storm(n: int, folder: Path) -> dict[str, Any]:
                 "GROUP BY key HAVING COUNT(*) > 1)"
             )
         ).scalar()
+        booked = database.execute(
+            text("SELECT SUM(prompt_tokens), SUM(completion_tokens), SUM(cost) FROM annotation_answers")
+        ).one()
         leases = database.execute(text("SELECT COUNT(*) FROM annotation_leases")).scalar()
     reasons = result.labels["missing_reason"]
     return {
@@ -251,6 +299,9 @@ def storm(n: int, folder: Path) -> dict[str, Any]:
         "ledger rows": rows[0],
         "server": told,
         "charged a post at most (1 + retries)": max(map(int, told["charged"])),
+        "tokens": {"charged and said": told["tokens"], "booked": list(booked[:2])},
+        # equal for `faults`; for `storm` more are booked: what does not say its cost counts with the most
+        "dollars": {"charged and said": round(price.dollars(*told["tokens"]), 6), "booked": round(booked[2], 6)},
         "resident MB": {done: round(mb) for done, mb in sorted(memory.items())},
         "seconds": round(seconds, 1),
         "cpu ms a request": round(1000 * cpu / told["requests"], 2),
@@ -283,12 +334,12 @@ def throughput(n: int, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("what", choices=("storm", "throughput"))
+    parser.add_argument("what", choices=("storm", "faults", "throughput"))
     parser.add_argument("--posts", type=int)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        if given.what == "storm":
-            figures = storm(given.posts or 20_000, Path(folder))
+        if given.what != "throughput":
+            figures = storm(given.posts or 20_000, Path(folder), given.what)
         else:
             figures = throughput(given.posts or 2560, Path(folder))
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")

@@ -56,10 +56,23 @@ def _settings(config: Path | None, changes: tuple[str, ...]) -> TrainingSettings
 
     options = read_options(config)
     section = options.get("annotate") or {}
+    given = _changes(changes)
     if isinstance(section, dict):  # else `load_settings` says what it is
-        section = section | dict(map(_change, changes))
+        section = section | given
     options |= {"posts": "manifest", "annotator": "openai", "annotate": section}
     return load_settings(options, f"config {config}" if config else "--set")
+
+
+def _changes(texts: tuple[str, ...]) -> dict[str, Any]:
+    from model.errors import ConfigError
+
+    given: dict[str, Any] = {}
+    for text in texts:
+        key, value = _change(text)
+        if key in given:
+            raise ConfigError(f"--set {text}: {key} is set twice: keep one")
+        given[key] = value
+    return given
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -12,6 +12,7 @@ COMMANDS: dict[str, str] = {
     "agreement": "cli.annotation:agreement_",
     "annotate": "cli.annotation:annotate",
     "compare": "cli.registry:compare",
+    "fetch": "cli.registry:fetch",
     "gold": "cli.annotation:gold",
     "history": "cli.registry:history",
     "live": "cli.registry:live",

@@ -1,7 +1,8 @@
-"""`agentps promote | rollback | history | compare | recalibrate | score | live`: the registry from a terminal."""
+"""`agentps promote`, `rollback`, `history`, `compare`, `fetch`, `recalibrate`, `score`, `live`: the registry."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +28,14 @@ def _open(config: Path | None) -> tuple[TrainingSettings, str]:
     from model.task import load_task
     from pipelines.config import read_options
     from steps.paths import home
+    from steps.register.names import check_names
     from steps.settings import load_settings
 
     settings = load_settings(read_options(config), f"config {config}")
     mlflow.set_tracking_uri(tracking_uri(home()))
-    return settings, settings.register_.model_name(load_task(settings.task))
+    name = settings.register_.model_name(load_task(settings.task))
+    check_names(name, settings.promote.target)
+    return settings, name
 
 
 def _say(state: RegistryState) -> None:
@@ -94,13 +98,16 @@ def _line(name: str, entry: Entry) -> str:
 
     move = entry.move
     moved = ", ".join(f"{alias} {entry.before[alias] or '-'} > {v or '-'}" for alias, v in move.sets.items())
-    line = f"{entry.number:>4}  {move.at:%Y-%m-%d %H:%M:%S}Z  {move.kind} ({plain(move.by)}): {plain(moved)}"
+    moved = moved or f"version {move.judged}"
+    line = f"{entry.number:>4}  {entry.at:%Y-%m-%d %H:%M:%S}Z  {move.kind} ({plain(move.by)}): {plain(moved)}"
+    if abs(entry.at - move.at) > timedelta(minutes=5):
+        line += f"  [its machine's clock said {move.at:%Y-%m-%d %H:%M:%S}Z]"
     if not entry.counts:
         line += "  [came second: changed nothing]"
     if move.reason:
         line += f"\n      {plain(move.reason)}"
     version = move.sets.get("champion")
-    return line + (f"\n      models:/{name}/{version}/artifacts/checkpoint/report.json" if version else "")
+    return line + (f"\n      models:/{name}/{plain(version)}/artifacts/checkpoint/report.json" if version else "")
 
 
 @click.command()
@@ -119,6 +126,18 @@ def compare(a: str, b: str, config: Path | None) -> None:
         for v in (registry.get(name, a), registry.get(name, b))
     ]
     click.echo(side_by_side(versions[0], versions[1], n=settings.promote.bootstrap))
+
+
+@click.command()
+@click.argument("version", required=False)
+@_config
+def fetch(version: str | None, config: Path | None) -> None:
+    """Print the folder of VERSION (default: the champion) on this machine, once each file is as it was registered."""
+    _, name = _open(config)
+    from steps.register import registry
+    from steps.register.history import champion_of
+
+    click.echo(registry.folder_of(champion_of(name) if version is None else registry.get(name, version)))
 
 
 @click.command()

@@ -48,11 +48,14 @@ if ! grep -qsF " $here/.venv" .venv/pyvenv.cfg; then
 fi
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check --quiet "$@"; }
-# The lock names all packages, so that pip adds none; and wheels only, because building one would run code without a hash.
-pip install --require-hashes --no-deps --only-binary :all: -r requirements.lock
-if .venv/bin/python -c 'import sys; from importlib.metadata import requires
-sys.exit(sys.platform != "linux" or not any(name.startswith(("nvidia", "cuda")) for name in requires("torch")))'; then
-    pip install --require-hashes --no-deps --only-binary :all: -r requirements-cuda.lock
+# The locks name all packages, so that pip adds none; and wheels only: building one would run code that has no hash.
+locked() { pip install --require-hashes --no-deps --only-binary :all: -r "$1"; }
+locked requirements.lock
+cpu=$(sed -n 's/^\(torch==[^ ]*\) .*/\1/p' requirements-torch-cpu.lock)
+if pip install --dry-run --no-deps --only-binary :all: "$cpu" > /dev/null 2>&1; then
+    locked requirements-torch-cpu.lock
+else
+    locked requirements-torch.lock
 fi
 pip install --no-deps --no-build-isolation -e .
 pip check

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import sqlite3
 import sys
 from contextlib import closing
@@ -30,6 +31,8 @@ from model.errors import AgentPSError, ConfigError
 from model.files import write_whole
 from model.strict import Strict, explain_validation
 from model.yaml_file import load_yaml
+from steps.lifetime import ends_by_signal
+from steps.locks import locked
 from steps.paths import REPOSITORY, home
 
 if TYPE_CHECKING:
@@ -118,6 +121,25 @@ def _expand(value: Any, home_dir: str) -> Any:
     if isinstance(value, dict):
         return {key: _expand(inner, home_dir) for key, inner in value.items()}
     return value.replace(HOME_PLACEHOLDER, home_dir) if isinstance(value, str) else value
+
+
+def require_active(home_dir: Path) -> None:
+    """Refuse to run on a local stack that is not this home's; a stack that the user made may be anyone's.
+
+    Raises:
+        ConfigError: another local stack is active.
+    """
+    from zenml.client import Client
+
+    stack = load_stack(LOCAL_STACK, home_dir)
+    active, kind = Client().active_stack_model.name, stack.name.removesuffix(home_suffix(home_dir))
+    if active == stack.name or not (active == "default" or active.startswith(kind)):
+        return
+    variable = os.environ.get("ZENML_ACTIVE_STACK_ID")
+    raise ConfigError(
+        f"the active stack is {active}, but the home {home_dir} has the stack {stack.name}: "
+        + ("unset ZENML_ACTIVE_STACK_ID" if variable else f"run `make setup` in {REPOSITORY}, with AGENTPS_HOME as now")
+    )
 
 
 def register(stack: LocalStack, repository: Path) -> None:
@@ -212,7 +234,8 @@ def _create_experiment(stack: LocalStack, name: str) -> None:
     elif found.lifecycle_stage != "active":
         raise ConfigError(
             f"MLflow's experiment {name} in {stack.mlflow_db} was deleted: restore it with "
-            f"`mlflow experiments restore -x {found.experiment_id}`"
+            f"`MLFLOW_TRACKING_URI={shlex.quote(stack.experiment_tracker.tracking_uri)} mlflow experiments restore "
+            f"-x {found.experiment_id}`"
         )
     elif found.artifact_location != location:
         raise ConfigError(
@@ -237,9 +260,14 @@ def _stamp_path(home_dir: Path) -> Path:
     return home_dir / "local-stack.stamp"
 
 
+def _zenml_folder() -> Path:
+    """Of ZenML's own settings and database, which all clones of a user share."""
+    return Path(os.environ.get("ZENML_CONFIG_PATH") or click.get_app_dir("zenml"))
+
+
 def _traces(stack: LocalStack, repository: Path) -> str | None:
     """Hash of all that a registration depends on, and of what it leaves; None where something of that is missing."""
-    settings = [repository / ".zen", Path(os.environ.get("ZENML_CONFIG_PATH") or click.get_app_dir("zenml"))]
+    settings = [repository / ".zen", _zenml_folder()]
     try:
         own, users = ((folder / "config.yaml").read_text(encoding="utf-8") for folder in settings)
         database = Path(yaml.safe_load(users)["store"]["database"])
@@ -261,23 +289,32 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.local_stack", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--remove", action="store_true", help="remove the stack and its components from ZenML")
     options = parser.parse_args(arguments)
-    home_dir = home()
-    try:
-        stack = load_stack(LOCAL_STACK, home_dir)
-        if options.remove:
+    with ends_by_signal():
+        try:
+            click.echo(_set_up(home(), remove=options.remove))
+        except AgentPSError as error:
+            click.echo(f"error: {error}", err=True)
+            return 1
+    return 0
+
+
+def _set_up(home_dir: Path, *, remove: bool) -> str:
+    """What was done, in a line."""
+    stack = load_stack(LOCAL_STACK, home_dir)
+    if not remove and is_current(stack, REPOSITORY, home_dir):
+        return f"stack {stack.name}: active"
+    # of all who share ZenML's database, then of all who share the home: two would make the same tables
+    with (
+        locked(_zenml_folder() / "agentps.lock", "another set-up with the same ZenML database"),
+        locked(home_dir / "locks" / "set-up.lock", "another set-up of the same home"),
+    ):
+        if remove:
             removed = unregister(stack, REPOSITORY)
             _stamp_path(home_dir).unlink(missing_ok=True)
-            click.echo(f"stack {stack.name}: {'removed' if removed else 'was not registered'}")
-        elif is_current(stack, REPOSITORY, home_dir):
-            click.echo(f"stack {stack.name}: active")
-        else:
-            register(stack, REPOSITORY)
-            write_stamp(stack, REPOSITORY, home_dir)
-            click.echo(f"stack {stack.name}: registered and active, artifacts in {home_dir}")
-    except AgentPSError as error:
-        click.echo(f"error: {error}", err=True)
-        return 1
-    return 0
+            return f"stack {stack.name}: {'removed' if removed else 'was not registered'}"
+        register(stack, REPOSITORY)
+        write_stamp(stack, REPOSITORY, home_dir)
+        return f"stack {stack.name}: registered and active, artifacts in {home_dir}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Write the lock files from the newest versions that `pyproject.toml` allows: `python -m infra.lock UV` (`make lock`).
 
-`UV` is the path of the resolver uv. `requirements.lock` is for every Linux and macOS and every Python that we support.
-`requirements-cuda.lock` has what torch needs besides, where its build is the one with CUDA: on Linux, PyPI's.
+`UV` is the path of the resolver uv. They hold for every Linux and macOS and every Python that we support. torch has
+files of its own, because it comes in two builds: PyPI's, which on Linux is the one with CUDA and brings its libraries,
+and the one for the CPU only, which other indexes have. `infra/install.sh` takes the second where pip finds it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,8 @@ import sys
 from model.files import write_whole
 from steps.paths import REPOSITORY
 
-LOCK, CUDA_LOCK = REPOSITORY / "requirements.lock", REPOSITORY / "requirements-cuda.lock"
 _CUDA = re.compile(r"(cuda|nvidia|triton)\b")
-#: sha256 of torch's builds for the CPU only, which PyPI does not have: Linux on x86-64 and on ARM, Python 3.11 to 3.13.
+#: sha256 of torch's builds for the CPU only: Linux on x86-64 and on ARM, Python 3.11 to 3.13.
 TORCH_CPU = {
     "2.13.0": (
         "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b",
@@ -26,24 +26,21 @@ TORCH_CPU = {
         "0b8f7d0423027ae8b90c7977c627f3379f325363a08224dffad9b4b2d684a83d",
     )
 }
-_HEADER = """\
-# Exact versions and hashes of all that `make` installs: the dependencies of pyproject.toml, its extra `dev`, and
-# theirs. Written by `make lock`. torch has the hashes of PyPI's builds and of those for the CPU only: which one is
-# taken is pip's own configuration.
-"""
-_CUDA_HEADER = """\
-# What torch's build with CUDA needs besides requirements.lock; `make` installs it where that build is. Written by `make
-# lock`.
-"""
+_HEADERS = {
+    "requirements.lock": "the dependencies of pyproject.toml, its extra `dev`, and theirs, but torch",
+    "requirements-torch.lock": "torch as PyPI has it, and the CUDA libraries that it needs on Linux",
+    "requirements-torch-cpu.lock": "torch for the CPU only, taken instead where pip finds it",
+}
 
 
-def split(resolved: str) -> tuple[str, str]:
-    """What uv resolved, as the two files: without its markers, and with the hashes that PyPI lacks.
+def split(resolved: str) -> dict[str, str]:
+    """What uv resolved, as the content of each file: without uv's markers, and with the hashes that PyPI lacks.
 
     Raises:
         ValueError: a package without a hash or with two versions, or a version of torch whose other hashes are unknown.
     """
-    files: tuple[list[str], list[str]] = ([], [])
+    files: tuple[list[str], list[str], list[str]] = ([], [], [])
+    common, torch, cpu = files
     versions: dict[str, str] = {}
     for entry in re.split(r"\n(?=\S)", resolved.strip()):
         head, *hashes = [line.rstrip("\\").strip() for line in entry.splitlines()]
@@ -56,10 +53,21 @@ def split(resolved: str) -> tuple[str, str]:
         if name == "torch":
             if version not in TORCH_CPU:
                 raise ValueError(f"torch {version}: add the hashes of its builds for the CPU to infra/lock.py")
-            hashes += [f"--hash=sha256:{value}" for value in TORCH_CPU[version]]
-        lines = [f"{name}=={version}", *(f"    {line}" for line in hashes)]
-        files[_CUDA.match(name) is not None].append(" \\\n".join(lines) + "\n")
-    return "".join(files[0]), "".join(files[1])
+            cpu.append(_entry(f"torch=={version}+cpu", [f"--hash=sha256:{value}" for value in TORCH_CPU[version]]))
+            torch.append(_entry(f"torch=={version}", hashes))
+        elif _CUDA.match(name):
+            torch.append(_entry(f"{name}=={version} ; sys_platform == 'linux'", hashes))
+        else:
+            common.append(_entry(f"{name}=={version}", hashes))
+    return {
+        name: f"# Versions and hashes of what `make` installs: {header}.\n# Written by `make lock`.\n"
+        + "".join(entries)
+        for (name, header), entries in zip(_HEADERS.items(), files, strict=True)
+    }
+
+
+def _entry(head: str, hashes: list[str]) -> str:
+    return " \\\n".join([head, *(f"    {line}" for line in hashes)]) + "\n"
 
 
 def resolve(uv: str) -> str:
@@ -80,6 +88,5 @@ def resolve(uv: str) -> str:
 
 
 if __name__ == "__main__":
-    common, cuda = split(resolve(sys.argv[1]))
-    write_whole(LOCK, _HEADER + common)
-    write_whole(CUDA_LOCK, _CUDA_HEADER + cuda)
+    for name, text in split(resolve(sys.argv[1])).items():
+        write_whole(REPOSITORY / name, text)

@@ -14,7 +14,12 @@ from .errors import DiskError
 #: A disk, a quota, a process's own limit (`ulimit -f`) that is used up. Some libraries hand on words only: SQLite,
 #: safetensors and tokenizers (Rust), torch.save (C++, whose words are of a place in its file).
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_WORDS = (*map(os.strerror, _FULL), "database or disk is full", "enforce fail at inline_container.cc")
+_FULL_WORDS = (
+    *map(os.strerror, _FULL),
+    *(f"(os error {number})" for number in _FULL),
+    "database or disk is full",
+    "enforce fail at inline_container.cc",
+)
 
 _REMEDY = "make room, or raise the quota or the limit (`ulimit -f`), then run the same command again"
 

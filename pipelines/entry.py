@@ -17,6 +17,7 @@ from zenml.orchestrators import signal_handler
 from zenml.pipelines.pipeline_definition import Pipeline
 from zenml.stack import Stack
 
+from infra.local_stack import require_active
 from model.errors import AgentPSError, ImageError
 from model.files import write_whole
 from pipelines import importing, lost, runs, startup
@@ -88,8 +89,9 @@ class CheckedPipeline(Pipeline):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # ZenML's own handler raises an Exception, which a library takes for its own
         signal_handler._SIGNALS = ()  # type: ignore[assignment]
-        with ends_by_signal(self._last_words, self._close), self._locks:
+        with self._locks, ends_by_signal(self._last_words, self._close):
             try:
+                require_active(home())
                 runs.close_killed(home())
                 return super().__call__(*args, **kwargs)
             except Exception as error:  # the edge: a message and an exit code instead of a traceback
@@ -121,6 +123,7 @@ class CheckedPipeline(Pipeline):
     def _close(self) -> None:
         if self._begun is not None and self._begun[1]:
             runs.close(self._begun[0])
+            self._locks.close()
 
 
 def _write(file: RunFile) -> Path:

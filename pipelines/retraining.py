@@ -40,12 +40,14 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     from steps.fine_tune.step import fine_tune
     from steps.promote.step import promote
     from steps.register import history, registry
+    from steps.register.names import check_names
     from steps.register.step import register
     from steps.retrain.step import advance, drift, live
 
     settings = load_settings(options or {})
     policy, source = load_task(settings.task), _source(settings)
     name, root = settings.register_.model_name(policy), fresh.folder_of(source)
+    check_names(name, settings.promote.target)
     mlflow.set_tracking_uri(tracking_uri(home()))
     champion = history.sync(name).champion
     cursor = fresh.read_cursor(fresh.cursor_path(home(), name))

@@ -33,8 +33,10 @@ def going(run: UUID, home: Path) -> Iterator[None]:
     """Around a run that goes in this process."""
     path = _folder(home) / str(run)
     with locked(path):
-        yield
-        path.unlink()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def close_killed(home: Path) -> None:
@@ -57,7 +59,7 @@ def close(run_id: UUID) -> str | None:
     """Say in ZenML and MLflow that a run was cut off, where they do not know it.
 
     Returns:
-        Its name; None where it had come to its end, or is not there any more.
+        Its name; None where ZenML knew, or knows nothing of it any more.
     """
     client = Client()
     try:
@@ -72,7 +74,7 @@ def close(run_id: UUID) -> str | None:
     if not client.get_pipeline_run(run_id).status.is_finished:
         publish_failed_pipeline_run(run_id)
     _close_in_mlflow(run)
-    return run.name
+    return None if run.status.is_finished else run.name
 
 
 def _close_in_mlflow(run: PipelineRunResponse) -> None:

@@ -19,6 +19,7 @@ from steps.ingest.posts import manifest_fingerprint
 from steps.ingest.rows import absolute
 from steps.ingest.sample import render_sample, sample_fingerprint
 from steps.paths import home
+from steps.register.names import check_names
 from steps.settings import SAMPLE, TrainingSettings, load_settings
 
 
@@ -59,6 +60,7 @@ def _training(options: dict[str, Any] | None = None) -> None:
     """`options`: laid over `configs/default.yaml`, key by key."""
     settings = load_settings(options or {})
     policy = load_task(settings.task)
+    check_names(settings.register_.model_name(policy), settings.promote.target)
     fingerprint, table, labels, shards = prepare(settings, policy)
     from steps.evaluate.step import evaluate
     from steps.fine_tune.step import fine_tune

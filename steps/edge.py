@@ -19,4 +19,8 @@ def told(error: Exception) -> str | None:
     mask_error(error)
     if isinstance(error, AgentPSError):
         return str(error)
+    if type(error).__module__ == "mlflow.exceptions":  # of a call that is not the registry's: ZenML's, for example
+        from steps.register.reach import place, trouble
+
+        return None if (line := trouble(error)) is None else f"MLflow {place()}: {line}"
     return full_disk(error, home(), Path(tempfile.gettempdir()))

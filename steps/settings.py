@@ -30,6 +30,7 @@ from model.strict import Chosen, explain_validation
 from model.task import Task
 from model.yaml_file import load_yaml
 from steps.paths import DEFAULT_CONFIG
+from steps.register.names import usable
 
 #: The value of `posts` that stands for the embedded sample.
 SAMPLE = "sample"
@@ -257,6 +258,11 @@ class RegisterSettings(Section):
     #: The registered model's name; default `agentps-<task>`.
     name: str | None = None
 
+    @field_validator("name")
+    @classmethod
+    def _usable(cls, value: str | None) -> str | None:
+        return usable(value)
+
     def model_name(self, task: Task) -> str:
         return self.name or f"agentps-{task.name}"
 
@@ -283,6 +289,11 @@ class PromoteSettings(Section):
     min_slice_positives: int = Field(ge=1)
     #: A registered model of a production registry that gets a copy of every champion; None: no copy.
     target: str | None = None
+
+    @field_validator("target")
+    @classmethod
+    def _usable(cls, value: str | None) -> str | None:
+        return usable(value)
 
 
 class NotifySettings(Section):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from pydantic import AwareDatetime, ValidationError
 
 from model.errors import ScheduleError
-from model.files import write_whole
+from model.files import replacing
 from model.strict import Strict
 from steps.locks import locked
 from steps.settings import NotifySettings
@@ -78,9 +80,20 @@ class Files:
         except (FileNotFoundError, ValidationError):
             return None
 
+    @contextmanager
+    def writing(self, path: Path, value: Job | Progress) -> Iterator[None]:
+        """The value takes the place of `path` when the block ends well; that there is room for it is known before.
+
+        Only the user can read it: a job may hold the secret of a webhook.
+        """
+        with replacing(path) as part:
+            part.touch(mode=0o600)
+            part.write_text(value.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            yield
+
     def write(self, path: Path, value: Job | Progress) -> None:
-        """Only the user can read it: a job may hold the secret of a webhook."""
-        write_whole(path, value.model_dump_json(indent=2) + "\n", private=True)
+        with self.writing(path, value):
+            pass
 
     def warning(self) -> str | None:
         """That others can read the variables of the runs, which may be keys; None: they cannot."""

@@ -5,6 +5,7 @@ Where the machine has neither, or the one it has refuses, that is a ScheduleErro
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from pathlib import Path
 
@@ -21,13 +22,13 @@ def install(job: Job, home_dir: Path, now: datetime) -> str:
         Where it stands, and when it runs next, in one line.
     """
     files = Files(home_dir)
-    if systemd.is_reachable():
-        systemd.install(job, home_dir)
-        crontab.remove(home_dir)
-    else:
-        systemd.remove(home_dir)
-        crontab.install(job, home_dir)
-    files.write(files.job, job)
+    with files.writing(files.job, job):  # a full disk, or a scheduler that refuses, leaves the old job
+        if systemd.is_reachable():
+            systemd.install(job, home_dir)
+            crontab.remove(home_dir)
+        else:
+            systemd.remove(home_dir)
+            crontab.install(job, home_dir)
     files.update_progress(covered=now)
     return f"{installed_in(home_dir)}: {job.pipeline}, next at {next_due(job.cron, now):%Y-%m-%d %H:%M}"
 
@@ -56,7 +57,7 @@ def show(home_dir: Path, now: datetime) -> str:
         return "there is no schedule" if where is None else f"{where}: left over: run `agentps schedule --remove`"
     shown = [
         where or "installed nowhere: run `agentps schedule --cron …` again",
-        f"pipeline  {job.pipeline}" + (f" -c {job.config}" if job.config else ""),
+        f"pipeline  {job.pipeline}" + (f" -c {shlex.quote(job.config)}" if job.config else ""),
         f"cron      {job.cron}, next at {next_due(job.cron, now):%Y-%m-%d %H:%M}",
     ]
     if progress is not None and progress.running is not None:

@@ -8,6 +8,7 @@ ScheduleError.
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import tempfile
 from pathlib import Path
@@ -55,8 +56,8 @@ def install(job: Job, stack: str, home_dir: Path) -> str:
     if not (orchestrator.supports_schedule_updates and orchestrator.supports_schedule_deletion):
         raise ScheduleError(
             f"stack {stack}: ZenML cannot change the schedule {found.name} in {orchestrator.flavor}, and a second one "
-            f"would run beside it: delete it there, then run `agentps schedule --remove --stack {stack}`, then this "
-            "command again"
+            f"would run beside it: delete it there, then run `agentps schedule --remove --stack {shlex.quote(stack)}`, "
+            "then this command again"
         )
     if _parameters(found) != wanted:
         Client().delete_schedule(found.id)

@@ -96,7 +96,7 @@ def checked_labels(table: pd.DataFrame, task: Task, name: str) -> pd.DataFrame:
         cells: Any = table[question.id] if question.id in table else pd.Series(pd.NA, index=table.index)
         try:
             column = pd.array(cells, dtype="Int64")
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise AnnotationError(
                 f"{name}: question {question.id}: {error}; whole numbers are expected, the indices of its classes"
             ) from error

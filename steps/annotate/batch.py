@@ -24,12 +24,14 @@ from openai.types import Batch
 
 from model.errors import AnnotationError
 from model.task import Task
-from steps.annotate.faults import Fault, Kind
+from steps.annotate.endpoint import unreachable
+from steps.annotate.faults import Fault, Kind, find_fault
 from steps.annotate.ledger import UNPAID, Attempt, BatchFile, BatchItem, Ledger, Missing
 from steps.annotate.plan import is_settled
 from steps.annotate.reply import Asked, Reply, read_decoded
 from steps.annotate.requests import Request, Requests
 from steps.annotate.tally import Tally
+from steps.secrets import masked
 
 #: Of one file, as documented: https://platform.openai.com/docs/guides/batch
 MAX_REQUESTS, MAX_BYTES = 50_000, 200_000_000
@@ -52,7 +54,7 @@ class BatchRun:
 
     def __init__(self, requests: Requests, ledger: Ledger, tally: Tally, client: openai.AsyncOpenAI) -> None:
         self._requests, self._ledger, self._tally = requests, ledger, tally
-        self._who = f"annotator {requests.source} at {client.base_url}"
+        self._who = masked(f"annotator {requests.source} at {client.base_url}")
         self._client = client.with_options(max_retries=_HTTP_RETRIES)
         self._under_way: set[str] = set()
         #: Batch files whose lease is ours -> dollars reserved.
@@ -232,27 +234,59 @@ class BatchRun:
                 self._trouble = "; ".join(str(error.message) for error in batch.errors.data[:3])
             elif batch.status != "completed":
                 self._trouble = f"batch {batch.id}: {batch.status}"
-            files = [name for name in (batch.output_file_id, batch.error_file_id) if name]
-            lines = [line for name in files for line in (await self._client.files.content(name)).content.splitlines()]
+            lines = await self._download(batch)
         ended = batch.completed_at or batch.expired_at or batch.cancelled_at or batch.failed_at or time.time()
         attempts, spent, fault = self._read(batch_file, lines, float(max(0.0, ended - batch.created_at)))
         self._end(batch_file, attempts, spent)
         if fault is not None:  # after what was answered is recorded
             remedy = fault.remedy(self._requests.settings.model)
-            raise AnnotationError(f"{self._who}: {fault.message}; {remedy}. What was answered is kept")
+            raise AnnotationError(f"{self._who}: {masked(fault.message)}; {remedy}. What was answered is kept")
         return True
+
+    async def _download(self, batch: Batch) -> list[bytes]:
+        """The lines of the result files.
+
+        Raises:
+            AnnotationError: what came is no whole result file; read as one, its answers would be paid for again.
+        """
+        lines: list[bytes] = []
+        for name in filter(None, (batch.output_file_id, batch.error_file_id)):
+            data = (await self._client.files.content(name)).content
+            if b'"custom_id"' not in data:
+                raise AnnotationError(
+                    f"{self._who}: file {name} of batch {batch.id} came as {data[:200]!r}, which is no file of "
+                    "results. Nothing of it was recorded; start the same command again"
+                )
+            lines += data.splitlines()
+        counts = batch.request_counts
+        if counts is not None and counts.completed is not None and len(lines) < counts.completed:
+            raise AnnotationError(
+                f"{self._who}: of batch {batch.id} came {len(lines)} lines, but {counts.completed} of its requests "
+                "were served. Nothing of it was recorded; start the same command again"
+            )
+        return lines
 
     async def _find(self, id_: str) -> str | None:
         """The batch of a file whose sender got no reply with its name, or died before it could record it."""
-        async for batch in self._client.batches.list(limit=100):
-            if (batch.metadata or {}).get(_METADATA) == id_:
-                self._ledger.sent_batch_file(id_, batch_id=batch.id)
-                return batch.id
-        return None
+        more: dict[str, Any] = {}
+        while True:
+            # raw: the client's own pages end in an AttributeError at HTML, and are empty at an error with HTTP 200
+            raw = await self._client.batches.with_raw_response.list(limit=100, **more)
+            page = raw.http_response.json()
+            found = page.get("data") if isinstance(page, dict) else None
+            if not isinstance(found, list):
+                raise self._foreign(raw.http_response.text)
+            for batch in found:
+                if (batch.get("metadata") or {}).get(_METADATA) == id_:
+                    self._ledger.sent_batch_file(id_, batch_id=batch["id"])
+                    return str(batch["id"])
+            if not found or not page.get("has_more"):
+                return None
+            more = {"after": found[-1]["id"]}
 
     async def _retrieve(self, batch_id: str) -> Batch:
         try:
-            return self._object(await self._client.batches.retrieve(batch_id))
+            return self._object(await self._client.batches.retrieve(batch_id), "status")
         except openai.NotFoundError as error:
             raise AnnotationError(
                 f"{self._who}: batch {batch_id}, which holds requests of an "
@@ -305,23 +339,35 @@ class BatchRun:
         self._tally.budget.settle(self._mine.pop(batch_file.id), spent if kept else 0.0)
         self._interval = _FIRST_POLL
 
-    def _object(self, reply: _T) -> _T:
-        """`reply`; the client hands on a page of HTML with status 200 as a string."""
-        if isinstance(reply, str):
-            raise AnnotationError(
-                f"{self._who}: the batch interface replied with {reply[:200]!r} and no JSON; check OPENAI_BASE_URL"
-            )
+    def _object(self, reply: _T, field: str = "id") -> _T:
+        """`reply`, held to have the field; the client hands on an error, or a page of HTML, that came with HTTP 200."""
+        if getattr(reply, field, None) is None:
+            raise self._foreign(reply if isinstance(reply, str) else str(getattr(reply, "model_extra", None)))
         return reply
+
+    def _foreign(self, text: str) -> AnnotationError:
+        return AnnotationError(
+            f"{self._who}: the batch interface replied with {masked(text[:200])!r} in place of what was asked for; "
+            "check OPENAI_BASE_URL, and start the same command again"
+        )
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except json.JSONDecodeError as error:  # cut, or empty
+            raise self._foreign(error.doc) from error
         except openai.APIError as error:
+            found, remedy = error.message, "an endpoint without /files and /batches takes `annotate.mode: online` only"
+            if isinstance(error, openai.APIConnectionError):
+                found, remedy = unreachable(error, self._client.base_url)
+            elif isinstance(error, openai.APIStatusError):
+                fault = find_fault(error.status_code, error.response.headers, error.body or error.response.text)
+                if fault is not None and fault.kind is not Kind.MODEL and fault.remedy(""):
+                    found, remedy = fault.message, fault.remedy(self._requests.settings.model)
             raise AnnotationError(
-                f"{self._who}: the batch interface: {error.message}; what was "
-                "sent up and what was answered is kept, and the same command goes on from there. An endpoint without "
-                "/files and /batches takes `annotate.mode: online` only"
+                f"{self._who}: the batch interface: {masked(found)}; {remedy}. What was sent up and what was answered "
+                "is kept, and the same command goes on from there"
             ) from error
 
 

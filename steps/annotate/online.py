@@ -16,6 +16,7 @@ import httpx2
 import openai
 
 from model.errors import AnnotationError
+from steps.annotate.endpoint import unreachable
 from steps.annotate.faults import Fault, Kind
 from steps.annotate.ledger import UNPAID, Ledger, LedgerAnswer, Missing, later
 from steps.annotate.plan import is_settled
@@ -23,6 +24,7 @@ from steps.annotate.rates import RateLimits
 from steps.annotate.reply import Reply, read_reply
 from steps.annotate.requests import Request, Requests
 from steps.annotate.tally import Tally
+from steps.secrets import masked
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 8.0  # seconds, before jitter
 #: The endpoint counts as down when no connection succeeded for so many seconds and attempts: soon at the
@@ -282,11 +284,10 @@ class OnlineRun:
         self._failures += 1
         patience = _DOWN_SECONDS if self._reached else _DOWN_AT_START_SECONDS
         if self._failures >= _DOWN_FAILURES and now - self._down_since >= patience:
-            found = f"{error.message} ({error.__cause__!r})"
-            raise self._given_up(found, "check that the endpoint runs, and OPENAI_BASE_URL") from error
+            raise self._given_up(*unreachable(error, self._client.base_url)) from error
 
     def _given_up(self, found: str, remedy: str) -> AnnotationError:
         return AnnotationError(
-            f"annotator {self._source} at {self._endpoint}: {found}; {remedy}. "
-            f"Done before: {self._tally.done} of {self._tally.total} requests; their answers are kept"
+            masked(f"annotator {self._source} at {self._endpoint}: {found}; {remedy}. ")
+            + f"Done before: {self._tally.done} of {self._tally.total} requests; their answers are kept"
         )

@@ -19,6 +19,7 @@ import hashlib
 import http.client
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -166,7 +167,8 @@ class SimulatedAnnotator:
             self._stop()
             raise AnnotationError(
                 f"the simulated annotator did not start at {self.base_url}: {error!r} (exit code "
-                f"{self._process.returncode}). Its own message stands above; try `{sys.executable} -c 'import uvicorn'`"
+                f"{self._process.returncode}). Its own message stands above; try "
+                f"`{shlex.quote(sys.executable)} -c 'import uvicorn'`"
             ) from error
         except BaseException:  # Ctrl-C while starting
             self._stop()

@@ -24,6 +24,7 @@ from steps.promote.gate import Decision, Judged, Posts, decide, slices_of
 from steps.register import history, registry
 from steps.register.moves import RegistryState
 from steps.register.own_code import scorer_of
+from steps.register.reach import answered
 from steps.register.registry import RegisteredVersion
 from steps.settings import SAMPLE, EvaluateSettings, PromoteSettings, TrainingSettings
 from steps.tables import rows_of
@@ -51,6 +52,7 @@ class Recalibrated:
     decision: Decision
 
 
+@answered()
 def recalibrate(name: str, settings: TrainingSettings, experiment: str) -> Recalibrated:
     """A new version of the model's champion, fitted again on the posts of `settings`, through the gate.
 

@@ -18,6 +18,7 @@ from steps.evaluate.report import EvalReport
 from steps.publish import lay
 from steps.register import history
 from steps.register.mirror import spread
+from steps.register.reach import answered
 from steps.register.registry import CHALLENGER, CHAMPION, RegisteredVersion
 from steps.settings import PromoteSettings
 
@@ -51,7 +52,8 @@ def promote(
     state = history.sync(version.name)
     spread(state, settings.target)
     said = f"{decision.verdict}: {decision.reason}"
-    mlflow.log_dict(json.loads(decision.model_dump_json()), "promotion/decision.json")
+    with answered():
+        mlflow.log_dict(json.loads(decision.model_dump_json()), "promotion/decision.json")
     log_metadata({"decision": said})
     alias = CHAMPION if state.aliases.get(CHAMPION) == version.version else CHALLENGER
     logger.info(

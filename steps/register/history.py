@@ -7,7 +7,8 @@ moves never share a number. A move of `champion` says which champion it replaces
 that was the champion when its turn came, so of two that replace the same one, the first wins.
 
 A move is made in this order: history (from here on it is decided), aliases, tags of the version, the
-mark that it is done. `sync` finishes what was not, and writes down what was moved by hand.
+mark that it is done. `sync` finishes what was not, and writes down what was moved by hand. Verdicts of the gate
+that move nothing stand in the history too: the tags of a version only show what the history says.
 
 Processes of one machine take turns through a lock file, which a killed process gives back. Machines
 that share a tracking server do not share it: their decisions are still ordered by the history, but one
@@ -20,13 +21,15 @@ from __future__ import annotations
 
 import getpass
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 from sqlalchemy.engine import make_url
 
@@ -34,16 +37,20 @@ from model.errors import RegistryError
 from steps.locks import locked
 from steps.paths import home
 from steps.promote.gate import Decision
-from steps.register.moves import DONE, Entry, Move, RegistryState, aliases_of, append, log_name, read, versions_of
+from steps.register.moves import DONE, Entry, Move, RegistryState, append, read, worded
+from steps.register.names import check_names, log_name
+from steps.register.reach import answered, place
 from steps.register.registry import (
     CHALLENGER,
     CHAMPION,
     PREVIOUS,
     RegisteredVersion,
+    aliases_of,
     fetch,
     get,
+    remove,
     set_verdict,
-    tags_of,
+    versions_of,
 )
 
 VERDICT, REASON = "agentps.verdict", "agentps.reason"
@@ -53,6 +60,7 @@ _ALIASES = (CHAMPION, PREVIOUS, CHALLENGER)
 _COPY_OF = "agentps.copy_of"
 
 
+@answered()
 def sync(name: str) -> RegistryState:
     """Finish moves that were interrupted and write down those made by hand; then the state is one.
 
@@ -71,6 +79,7 @@ def champion_of(name: str) -> RegisteredVersion:
     return champion
 
 
+@answered()
 def challenge(version: RegisteredVersion) -> None:
     """`challenger` is this version."""
     with _lock():
@@ -80,8 +89,9 @@ def challenge(version: RegisteredVersion) -> None:
             _make(version.name, move)
 
 
+@answered()
 def settle(version: RegisteredVersion, decide: Callable[[RegistryState], Decision]) -> Decision:
-    """Decide about `version` and move `champion` accordingly; the verdict goes into the version's tags.
+    """Decide about `version` and move `champion` accordingly; the verdict goes into the history and the version's tags.
 
     Args:
         decide: the verdict against the state's champion. It takes its time outside of the lock, and is
@@ -98,12 +108,26 @@ def settle(version: RegisteredVersion, decide: Callable[[RegistryState], Decisio
                 return decision
             tags = {VERDICT: decision.verdict, REASON: decision.reason}
             if not decision.promote:
-                set_verdict(version, tags)
+                _judge(version, decision, tags)
                 return decision
             if _make(version.name, _champion_move("promoted", version.version, held, "gate", decision.reason, tags)):
                 return decision
 
 
+def _judge(version: RegisteredVersion, decision: Decision, tags: dict[str, str]) -> None:
+    """Write down a verdict that moves nothing; the same one again is in the history already."""
+    if _sync(version.name).verdict(version.version) == (decision.verdict, worded(decision.reason)):
+        set_verdict(version, {key: worded(value) for key, value in tags.items()})
+        return
+    kind: Literal["kept", "needs a person"] = "kept" if decision.verdict == "kept" else "needs a person"
+    move = Move(
+        kind=kind, at=datetime.now(UTC), by="gate", reason=decision.reason, expects={}, sets={}, tags=tags,
+        judged=version.version,
+    )  # fmt: skip
+    _make(version.name, move)
+
+
+@answered()
 def approve(version: RegisteredVersion, because: str) -> RegistryState:
     """A person makes `version` champion.
 
@@ -118,8 +142,7 @@ def approve(version: RegisteredVersion, because: str) -> RegistryState:
             held = state.aliases.get(CHAMPION)
             if held == version.version:
                 raise RegistryError(f"model {version.name} version {version.version}: it is the champion already")
-            tags = tags_of(version)
-            verdict, reason = tags.get(VERDICT, "nothing yet"), tags.get(REASON, "no reason")
+            verdict, reason = state.verdict(version.version) or ("nothing yet", "no reason")
             if verdict != NEEDS_A_PERSON and not state.passed(version.version):
                 raise RegistryError(
                     f"model {version.name} version {version.version}: the gate said {verdict!r} ({reason}); only "
@@ -137,54 +160,76 @@ def approve(version: RegisteredVersion, because: str) -> RegistryState:
                 return _sync(version.name)
 
 
+@answered()
 def rollback(name: str, because: str) -> RegistryState:
     """`champion` goes back to `previous`, and `previous` to what was champion: a second call goes forward again.
 
     Raises:
-        RegistryError: there is no previous champion, or it never passed the gate.
+        RegistryError: there is no previous champion, or it never passed the gate; or an alias moved meanwhile, so that
+            going back is no longer what was meant.
         CheckpointError: its files are not those that were registered.
     """
-    while True:
-        state = sync(name)
-        if state.previous is None:
-            raise RegistryError(f"model {name}: no alias `{PREVIOUS}`: there is no champion to go back to")
-        if not state.passed(state.previous.version):
-            raise RegistryError(
-                f"model {name}: `{PREVIOUS}` is version {state.previous.version}, which was moved there by hand and "
-                "never passed the gate: `agentps history` shows who did; move `champion` by hand too if that is meant"
-            )
-        fetch(state.previous)
-        with _lock():
-            held = _sync(name).aliases
-            if held != state.aliases:
-                continue
-            move = _champion_move("rollback", held[PREVIOUS], held.get(CHAMPION), _who(), because, {})
-            if _make(name, move):
-                return _sync(name)
+    state = sync(name)
+    if state.previous is None:
+        raise RegistryError(f"model {name}: no alias `{PREVIOUS}`: there is no champion to go back to")
+    if not state.passed(state.previous.version):
+        raise RegistryError(
+            f"model {name}: `{PREVIOUS}` is version {state.previous.version}, which was moved there by hand and "
+            "never passed the gate: `agentps history` shows who did; move `champion` by hand too if that is meant"
+        )
+    fetch(state.previous)
+    with _lock():
+        held = _sync(name).aliases
+        move = _champion_move("rollback", state.previous.version, state.aliases.get(CHAMPION), _who(), because, {})
+        unmoved = all(held.get(alias) == state.aliases.get(alias) for alias in (CHAMPION, PREVIOUS))
+        if unmoved and _make(name, move):
+            return _sync(name)
+    raise RegistryError(
+        f"model {name}: another command moved `{CHAMPION}` or `{PREVIOUS}` meanwhile: look at `agentps history`, and "
+        "roll back again if that is still meant"
+    )
 
 
+@answered()
 def publish(name: str, target: str) -> str | None:
     """Copy the champion into the registered model `target` and make it champion there; once per version.
 
     Returns:
         The copy's version; None where there is no champion.
+
+    Raises:
+        ConfigError, RegistryError: `target` is this model, or one with a history of its own.
     """
+    check_names(name, target)
     client = MlflowClient()
     with _lock():
         version = _sync(name).aliases.get(CHAMPION)
         if version is None:
             return None
+        if read(target).entries:
+            raise RegistryError(
+                f"promote.target {target!r} is a model that a pipeline registers versions of ({log_name(target)}): its "
+                "aliases would be moved from two sides: name another target"
+            )
         source = f"{name}/{version}"
-        # By MLflow's own record of where a copy came from: a copy that was made and not yet tagged is found too.
-        copies = [v for v in versions_of(client, target) if v.source == f"models:/{source}"]
-        copy = copies[0] if copies else client.copy_model_version(f"models:/{source}", target)
+        if not (copies := _copies(target, source)):
+            client.copy_model_version(f"models:/{source}", target)
+            copies = _copies(target, source)
+        copy, held = copies[0], aliases_of(target).get(CHAMPION)
+        for double in copies[1:]:  # MLflow's client asked again, because the first reply was lost
+            if str(double.version) not in aliases_of(target).values():
+                remove(double)
         client.set_model_version_tag(target, copy.version, _COPY_OF, source)
-        held = aliases_of(client, target).get(CHAMPION)
         if held != str(copy.version):
             if held is not None:
                 client.set_registered_model_alias(target, PREVIOUS, held)
             client.set_registered_model_alias(target, CHAMPION, copy.version)
         return str(copy.version)
+
+
+def _copies(target: str, source: str) -> list[ModelVersion]:
+    """By MLflow's own record of where a copy came from: one that was made and not yet tagged is found too."""
+    return [version for version in versions_of(target) if version.source == f"models:/{source}"]
 
 
 def _champion_move(
@@ -200,50 +245,61 @@ def _champion_move(
 
 
 def _who() -> str:
-    return getpass.getuser()
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"
 
 
 # --- under the lock -----------------------------------------------------------------------------
 
 
-def _lock() -> AbstractContextManager[object]:
-    """One process of this machine at a time, for all models of the registry in use."""
+@contextmanager
+def _lock() -> Iterator[None]:
+    """One process of this machine at a time, for all models of the registry in use.
+
+    Raises: RegistryError where the lock file cannot be written.
+    """
     uri = mlflow.get_registry_uri()
+    path = home() / "locks" / f"{hashlib.sha256(place().encode()).hexdigest()[:16]}.lock"
     if uri.startswith("sqlite:"):
-        return locked(Path(f"{make_url(uri).database}.lock"))
-    return locked(home() / "locks" / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock")
+        path = Path(f"{make_url(uri).database}.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, f"the registry {place()}"))
+        except OSError as error:
+            raise RegistryError(f"registry {place()}: its lock {path} cannot be written: {error.strerror}") from error
+        yield
 
 
 def _make(name: str, move: Move) -> bool:
     """Write a move into the history and carry it out; False where another was first, on another machine."""
-    number = append(name, move, done=False)
-    state = _sync(name)
-    return next(entry.counts for entry in state.entries if entry.number == number)
+    append(name, move, done=False)
+    return next(entry.counts for entry in _sync(name).entries if entry.move.id == move.id)
 
 
 def _sync(name: str) -> RegistryState:
-    client = MlflowClient()
-    state = read(client, name)
+    state = read(name)
     open_ = [entry for entry in state.entries if entry.counts and not entry.done]
     if open_:
-        _finish(client, state, open_)
-        state = read(client, name)
-    actual = aliases_of(client, name)
+        _finish(MlflowClient(), state, open_)
+        state = read(name)
+    actual = aliases_of(name)
     moved = {alias: actual.get(alias) for alias in _ALIASES if actual.get(alias) != state.aliases.get(alias)}
     if not moved:
         return state
-    verdict = None
+    reason = "not by this project"
     if (version := moved.get(CHAMPION)) is not None:
-        verdict = tags_of(get(name, version)).get(VERDICT, "none")
-    reason = "not by this project" + (f"; the gate's verdict on this champion: {verdict}" if verdict else "")
+        verdict, _ = state.verdict(version) or ("none", "")
+        reason += f"; the gate's verdict on this champion: {verdict}"
     move = Move(kind="by hand", at=datetime.now(UTC), by="unknown", reason=reason, expects={}, sets=moved)
     append(name, move, done=True)  # there is nothing to carry out
-    return read(client, name)
+    return read(name)
 
 
 def _finish(client: MlflowClient, state: RegistryState, open_: list[Entry]) -> None:
-    actual = aliases_of(client, state.name)
-    existing = {str(version.version) for version in versions_of(client, state.name)}
+    actual = aliases_of(state.name)
+    existing = {str(version.version) for version in versions_of(state.name)}
     for alias in (PREVIOUS, CHALLENGER, CHAMPION):  # the champion last: `previous` is never missing beside a new one
         moves = [entry for entry in open_ if alias in entry.move.sets]
         wanted = state.aliases.get(alias)
@@ -255,7 +311,7 @@ def _finish(client: MlflowClient, state: RegistryState, open_: list[Entry]) -> N
         elif actual.get(alias) != wanted and wanted in existing:
             client.set_registered_model_alias(state.name, alias, wanted)
     for entry in open_:
-        version = entry.move.sets.get(CHAMPION)
+        version = entry.move.subject
         if version in existing and entry.move.tags:
             set_verdict(get(state.name, str(version)), entry.move.tags)
         client.set_model_version_tag(log_name(state.name), str(entry.number), DONE, "yes")

@@ -2,42 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import logging
+import uuid
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal
+from datetime import UTC, datetime
+from functools import cache
+from typing import Annotated, Literal
 
-import mlflow
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
 
-from model.errors import RegistryError
+from model.errors import plain
 from model.strict import Strict
-from steps.register.registry import CHAMPION, PREVIOUS, RegisteredVersion, create_model, get
+from steps.register.names import log_name
+from steps.register.reach import answered
+from steps.register.registry import CHAMPION, PREVIOUS, RegisteredVersion, create_model, get, versions_of
+
+logger = logging.getLogger(__name__)
 
 _MOVE, DONE = "agentps.move", "agentps.done"
 #: MLflow wants a source of every version, and its server one with a path; a record has no files. Not `models:/…`: that
-#: version may be deleted.
+#: version may be deleted. The sha256 of the move follows: tags can be changed, a source cannot.
 _SOURCE = "agentps-history:/record"
-_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+#: No record is older: a machine that says so has lost its clock.
+_FIRST = datetime(2025, 1, 1, tzinfo=UTC)
+#: Of a text in a record; MLflow's databases take 5,000 characters for the sentence that is made of it.
+_LONGEST = 2000
+
+
+def worded(text: str) -> str:
+    """Words of others, which may come from a post, as every database takes them and a terminal can show them."""
+    text = plain(text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+_Words = Annotated[str, AfterValidator(worded)]
 
 
 class Move(Strict):
     """One record of the history."""
 
-    kind: Literal["registered", "promoted", "by a person", "rollback", "by hand"]
-    #: UTC, ISO 8601.
-    at: datetime
+    kind: Literal["registered", "promoted", "by a person", "rollback", "by hand", "kept", "needs a person"]
+    #: By the clock of the machine that wrote it; UTC, ISO 8601.
+    at: AwareDatetime
     #: The gate, or the person's user name.
-    by: str
-    reason: str
+    by: _Words
+    reason: _Words
     #: What these aliases must hold for the move to count; None: the alias is not there.
     expects: dict[str, str | None]
     #: Alias -> version; None removes it.
     sets: dict[str, str | None]
-    #: Tags for the version that `sets` makes champion.
-    tags: dict[str, str] = {}
+    #: Tags for the version that `sets` makes champion, or that was judged.
+    tags: dict[str, _Words] = {}
+    #: The version that the gate did not promote: `kind` is its verdict, and no alias moves.
+    judged: str | None = None
+    #: Two records of one id are one move: the reply to the first was lost, and MLflow's client asked again.
+    id: str = Field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def subject(self) -> str | None:
+        """The version that it makes champion or judges."""
+        return self.judged if self.judged is not None else self.sets.get(CHAMPION)
 
 
 @dataclass(frozen=True)
@@ -46,6 +75,8 @@ class Entry:
 
     number: int
     move: Move
+    #: When it was written, as far as its neighbours bear out what `move.at` says (see `_times`).
+    at: datetime
     #: The aliases and tags were set.
     done: bool
     #: What `move.expects` was so; False: another was first, and this one changed nothing.
@@ -81,7 +112,15 @@ class RegistryState:
     @property
     def champion_since(self) -> datetime | None:
         """When the champion became it; None where there is none."""
-        return self._champions[-1].move.at if CHAMPION in self.aliases else None
+        return self._champions[-1].at if CHAMPION in self.aliases else None
+
+    def verdict(self, version: str) -> tuple[str, str] | None:
+        """The last word on `version`, of the gate or of the person to whom it left that, and the reason; None: none."""
+        for entry in reversed(self.entries):
+            kind = entry.move.kind
+            if entry.counts and entry.move.subject == version and kind not in ("by hand", "rollback"):
+                return "promoted" if kind == "by a person" else kind, entry.move.reason
+        return None
 
     def passed(self, version: str) -> bool:
         """Whether `version` was made champion by the gate or by a person to whom the gate left it."""
@@ -99,63 +138,42 @@ class RegistryState:
 
     def on(self, moment: datetime) -> str | None:
         """The version that was champion at `moment`."""
-        moves = [entry.move for entry in self._champions if entry.move.at <= moment]
+        moves = [entry.move for entry in self._champions if entry.at <= moment]
         return moves[-1].sets[CHAMPION] if moves else None
 
 
-def log_name(name: str) -> str:
-    return f"{name}.history"
-
-
-def append(name: str, move: Move, *, done: bool) -> int:
-    log = log_name(name)
+@answered()
+def append(name: str, move: Move, *, done: bool) -> None:
+    log, content = log_name(name), move.model_dump_json()
     shown = ", ".join(f"{alias} -> {version or 'none'}" for alias, version in move.sets.items())
-    try:
-        create_model(log, description=f"Every move of an alias of {name}, one per version.")
-        record = MlflowClient().create_model_version(
-            log,
-            source=_SOURCE,
-            tags={_MOVE: move.model_dump_json(), **({DONE: "yes"} if done else {})},
-            description=f"{move.kind}: {shown}" + (f" ({move.reason})" if move.reason else ""),
-        )
-    except MlflowException as error:
-        raise RegistryError(f"model {log}: a move could not be written down: {error}") from error
-    return int(record.version)
+    sentence = f"{move.kind}: {shown or f'version {move.judged}'}" + (f" ({move.reason})" if move.reason else "")
+    create_model(log, description=f"Every move of an alias of {name}, and every verdict of the gate, one per version.")
+    MlflowClient().create_model_version(
+        log,
+        source=f"{_SOURCE}/{_sha256(content)}",
+        tags={_MOVE: content, **({DONE: "yes"} if done else {})},
+        description=sentence,
+    )
 
 
-def versions_of(client: MlflowClient, name: str) -> list[ModelVersion]:
-    found: list[ModelVersion] = []
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        found += page
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda version: int(version.version))
+def _sha256(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
-def aliases_of(client: MlflowClient, name: str) -> dict[str, str]:
-    try:
-        found = client.get_registered_model(name).aliases
-    except MlflowException as error:
-        if error.error_code in _MISSING:
-            return {}
-        raise RegistryError(f"model {name}: {error}") from error
-    return {alias: str(version) for alias, version in found.items()}
-
-
-def read(client: MlflowClient, name: str) -> RegistryState:
-    try:
-        records = versions_of(client, log_name(name))
-    except MlflowException as error:
-        raise RegistryError(f"registry {mlflow.get_registry_uri()}: {error}") from error
+@answered()
+def read(name: str) -> RegistryState:
+    """What no move of this project is, or was changed after it was written, is left out, with a warning."""
+    records = _records(name)
+    # MLflow's own time, where that is earlier: a record is not younger than its entry in the database
+    said = [min(move.at, datetime.fromtimestamp(record.creation_timestamp / 1000, UTC)) for record, move in records]
+    times = _times(said, datetime.now(UTC))
     aliases: dict[str, str] = {}
     entries: list[Entry] = []
-    for record in records:
-        move = Move.model_validate_json(record.tags[_MOVE])
+    for (record, move), at in zip(records, times, strict=True):
         entry = Entry(
             number=int(record.version),
             move=move,
+            at=at,
             done=DONE in record.tags,
             counts=all(aliases.get(alias) == version for alias, version in move.expects.items()),
             before={alias: aliases.get(alias) for alias in move.sets},
@@ -165,3 +183,56 @@ def read(client: MlflowClient, name: str) -> RegistryState:
             changed = {**aliases, **move.sets}
             aliases = {alias: version for alias, version in changed.items() if version is not None}
     return RegistryState(name=name, aliases=aliases, entries=tuple(entries))
+
+
+def _records(name: str) -> list[tuple[ModelVersion, Move]]:
+    found: dict[str, tuple[ModelVersion, Move]] = {}
+    for record in versions_of(log_name(name)):
+        content = record.tags.get(_MOVE)
+        if content is None:
+            _leave_out(name, record.version, f"it has no tag {_MOVE}, so this project did not write it")
+        elif record.source not in (_SOURCE, f"{_SOURCE}/{_sha256(content)}"):  # the first: before records had a hash
+            _leave_out(name, record.version, f"its tag {_MOVE} was changed after it was written")
+        else:
+            try:
+                move = Move.model_validate_json(content)
+            except ValidationError as error:
+                _leave_out(name, record.version, f"its tag {_MOVE} is no move ({error.errors()[0]['msg']})")
+                continue
+            # a record without an id, from before they had one, gets a new one each time that it is read
+            found.setdefault(move.id, (record, move))
+    return list(found.values())
+
+
+def _leave_out(name: str, number: object, why: str) -> None:
+    _tell_once(f"the history {log_name(name)}: version {number} is left out: {why}; delete it in MLflow")
+
+
+@cache
+def _tell_once(line: str) -> None:
+    logger.warning(line)
+
+
+def _times(said: Sequence[datetime], now: datetime) -> list[datetime]:
+    """When each record was written, in the order of their numbers, where some clocks were wrong.
+
+    The most that can be right together are believed: none of them in the future, none before one with a lower number.
+    Another has the time of the next that is believed, or `now`.
+    """
+    lasts: list[tuple[datetime, int]] = []  # the earliest last time of a believed sequence of each length
+    before: list[int | None] = []
+    for index, moment in enumerate(said):
+        place = bisect_right(lasts, moment, key=lambda last: last[0])
+        before.append(lasts[place - 1][1] if place else None)
+        if _FIRST <= moment <= now:
+            lasts[place : place + 1] = [(moment, index)]
+    believed = set()
+    index_ = lasts[-1][1] if lasts else None
+    while index_ is not None:
+        believed.add(index_)
+        index_ = before[index_]
+    times: list[datetime] = []
+    for index in reversed(range(len(said))):
+        now = said[index] if index in believed else now
+        times.append(now)
+    return times[::-1]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import ExecutionLoader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -37,19 +37,23 @@ _COLUMNS = ("post_id", "title", "text", "images")
 _PICTURES = ("data:", "/9j/", "iVBORw0KGgo", "UklGR")
 
 
-def differences(directory: Path, expected: Mapping[str, str]) -> list[str]:
+def differences(directory: Path, expected: Mapping[str, str], unlisted: Collection[str] = (MANIFEST,)) -> list[str]:
     """What distinguishes the files of `directory` from these hashes, a sentence per file.
 
     Args:
-        expected: the sha256 of every file by its path with `/`. Where it leaves the manifest out, that one is not held.
+        expected: the sha256 of every file by its path with `/`.
+        unlisted: files that may be there although no hash of theirs is expected.
     """
-    found = {}
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            found[path.relative_to(directory).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    if MANIFEST not in expected:
-        found.pop(MANIFEST, None)
+    found, odd = {}, []
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):  # what it leads to may change at any time
+            odd.append(name)
+        elif path.is_file() and (name in expected or name not in unlisted):
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return [
+        *(f"{name} is a link, or no file" for name in odd),
         *(f"{name} is missing" for name in sorted(expected.keys() - found.keys())),
         *(f"{name} was added" for name in sorted(found.keys() - expected.keys())),
         *(
@@ -143,10 +147,7 @@ class AgentPSModel(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """As `Scorer.score`; in a column that lacks a value, None stands for it: JSON has neither NaN nor NA."""
-        posts = model_input[[name for name in dict.fromkeys(model_input) if name in _COLUMNS]]
-        if not posts.columns.is_unique:
-            # an exception would send the server's own trace to the sender
-            posts = posts.loc[:, ~posts.columns.duplicated()].assign(images=None)
+        posts = model_input[[name for name in _COLUMNS if name in model_input]]
         if self._reads_any_path:
             posts = posts.assign(images=[_without_paths(images) for images in posts["images"]])
         table: pd.DataFrame = self._scorer.score(posts)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import shutil
 import tempfile
+import uuid
 from importlib.metadata import version as installed_version
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +22,7 @@ import pandas as pd
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.pyfunc import PyFuncModel
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
@@ -28,7 +31,7 @@ from pydantic import BaseModel, ConfigDict
 from model.columns import ERROR, LOGIT, SCORE, answer_column, decision_column, probability_column
 from model.errors import CheckpointError, RegistryError
 from model.images import INGESTED, ImageLimits, decode, read_source
-from model.integrity import MANIFEST, refuse_pickles, seal, sha256_of
+from model.integrity import MANIFEST, seal, sha256_of
 from model.post import PostLimits
 from model.schema import IMAGES, POST_ID, ROOT, SPLIT, TEST, TEXT, TITLE
 from model.settings import answers_questions
@@ -36,10 +39,17 @@ from model.task import Task
 from steps.evaluate.report import EvalReport
 from steps.register import pyfunc
 from steps.register.own_code import MODEL
-from steps.register.pyfunc import CODE, differences
+from steps.register.pyfunc import CODE
+from steps.register.reach import answered, told
+from steps.register.stored import CHECKPOINT, MLMODEL, one_file, stored, whole
+
+logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _CONTENT, _FILES, _TASK = "agentps.content", "agentps.files", "agentps.task"
+#: One for each call of `register`: versions that share it are one, asked for twice.
+_ATTEMPT = "agentps.attempt"
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _REPORT, _PREDICTIONS, _PROFILE = "report.json", "predictions.parquet", "profile.parquet"
 #: Pixels of the longer side of the image that a version's example holds.
 _EXAMPLE = 64
@@ -97,14 +107,49 @@ def example_of(posts: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([{TITLE: post[TITLE], TEXT: post[TEXT], IMAGES: images}])
 
 
+@answered()
 def find_by_content(name: str, content: str) -> RegisteredVersion | None:
-    """The version that holds exactly this checkpoint, if it was registered before."""
+    """The version that holds exactly this checkpoint, if it was registered before.
+
+    Where MLflow's client asked for it twice, because the first reply was lost, the second one is removed.
+    """
+    found = [v for v in versions_of(name, f" and tags.`{_CONTENT}` = '{content}'") if v.status == "READY"]
+    for double in found[1:]:
+        if double.tags.get(_ATTEMPT, double.version) == found[0].tags.get(_ATTEMPT):
+            remove(double)
+    return _registered(found[0]) if found else None
+
+
+def remove(double: ModelVersion) -> None:
+    """Delete a version that is there twice; where that is not allowed, it stays, and nobody asks for it."""
     try:
-        found = MlflowClient().search_model_versions(f"name = '{name}' and tags.`{_CONTENT}` = '{content}'")
+        MlflowClient().delete_model_version(double.name, str(double.version))
     except MlflowException as error:
-        raise RegistryError(f"registry {mlflow.get_registry_uri()}: {error}") from error
-    ready = sorted((int(v.version), v) for v in found if v.status == "READY")
-    return _registered(ready[0][1]) if ready else None
+        logger.warning("model %s version %s is there twice: %s", double.name, double.version, told(error))
+
+
+@answered()
+def versions_of(name: str, condition: str = "") -> list[ModelVersion]:
+    """In the order of their numbers."""
+    found: list[ModelVersion] = []
+    token: str | None = None
+    while True:
+        page = MlflowClient().search_model_versions(f"name = '{name}'{condition}", page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda version: int(version.version))
+
+
+@answered()
+def aliases_of(name: str) -> dict[str, str]:
+    try:
+        found = MlflowClient().get_registered_model(name).aliases
+    except MlflowException as error:
+        if error.error_code in _MISSING:
+            return {}
+        raise
+    return {alias: str(version) for alias, version in found.items()}
 
 
 def _registered(version: ModelVersion) -> RegisteredVersion:
@@ -113,6 +158,7 @@ def _registered(version: ModelVersion) -> RegisteredVersion:
     )
 
 
+@answered()
 def register(
     checkpoint: Path,
     report: EvalReport,
@@ -164,12 +210,16 @@ def register(
         files = seal(directory)
         ours = {
             _CONTENT: files[MANIFEST],
-            _FILES: json.dumps(files, sort_keys=True),
             _TASK: f"{task.name}:{task.version}:{task.fingerprint}",
+            _ATTEMPT: uuid.uuid4().hex,
         }
         known = find_by_content(name, files[MANIFEST])
-        packages = (*_REQUIREMENTS, *_QUANTIZATION) if info.backbone.quantization else _REQUIREMENTS
-        version = known or _create(directory, report, task, example, name, packages, {**tags, **ours})
+        if known is None:
+            packages = (*_REQUIREMENTS, *_QUANTIZATION) if info.backbone.quantization else _REQUIREMENTS
+            _create(directory, report, task, example, name, packages, {**tags, **ours}, files)
+    version = known or find_by_content(name, files[MANIFEST])
+    if version is None:
+        raise RegistryError(f"model {name}: the version that was just registered is not there any more: run again")
     return version, known is None
 
 
@@ -181,7 +231,9 @@ def _create(
     name: str,
     packages: tuple[str, ...],
     tags: dict[str, str],
-) -> RegisteredVersion:
+    sealed: dict[str, str],
+) -> None:
+    """Args: sealed: the hashes of the files in `directory`."""
     info = mlflow.pyfunc.log_model(
         name="model",
         python_model=str(pyfunc.__file__),
@@ -191,18 +243,25 @@ def _create(
         pip_requirements=[f"{package}=={installed_version(package).split('+')[0]}" for package in packages],
     )
     mlflow.log_metrics(report.mlflow_metrics(), model_id=info.model_id)
-    try:
-        create_model(name)
-    except MlflowException as error:
-        raise RegistryError(f"model {name}: {error}") from error
-    created = MlflowClient().create_model_version(
-        name, source=info.model_uri, run_id=info.run_id, tags=tags, model_id=info.model_id
+    ours = {f"{CHECKPOINT}/{file}": digest for file, digest in sealed.items()}
+    loader = Path(str(pyfunc.__file__))
+    files = stored(info.model_uri, {**ours, loader.name: sha256_of(loader)})
+    create_model(name)
+    MlflowClient().create_model_version(
+        name,
+        source=info.model_uri,
+        run_id=info.run_id,
+        tags={**tags, _FILES: json.dumps(files, sort_keys=True)},
+        model_id=info.model_id,
     )
-    return _registered(created)
 
 
 def create_model(name: str, description: str | None = None) -> None:
-    """Make the registered model, where it is not there."""
+    """Make the registered model, where it is not there.
+
+    Raises:
+        MlflowException: any other trouble than that it is there.
+    """
     try:
         MlflowClient().create_registered_model(name, description=description)
     except MlflowException as error:
@@ -210,40 +269,65 @@ def create_model(name: str, description: str | None = None) -> None:
             raise
 
 
+@answered()
 def get(name: str, version: str) -> RegisteredVersion:
     """Raises: RegistryError where there is no such version."""
     try:
         return _registered(MlflowClient().get_model_version(name, version))
     except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
         raise RegistryError(
             f"model {name}: no version {version} ({error.message}): `agentps history` lists them"
         ) from None
 
 
+@answered()
 def tags_of(version: RegisteredVersion) -> dict[str, str]:
     return dict(MlflowClient().get_model_version(version.name, version.version).tags)
 
 
 def _expected_files(version: RegisteredVersion) -> dict[str, str]:
+    """The sha256 of each file by its path in the version; of its checkpoint alone, where it was registered before the
+    others were hashed.
+    """
     tag = tags_of(version).get(_FILES)
     if tag is None:
         raise RegistryError(
             f"model {version.name} version {version.version}: no tag {_FILES} with the hashes of its files: it was "
             f"not registered by this pipeline; move the alias `{CHAMPION}` to a version that was"
         )
-    return dict(json.loads(tag))
+    files = dict(json.loads(tag))
+    return files if MLMODEL in files else {f"{CHECKPOINT}/{file}": digest for file, digest in files.items()}
 
 
-def _download(version: RegisteredVersion, part: str) -> Path:
-    uri = f"models:/{version.name}/{version.version}/artifacts/checkpoint{part}"
-    try:
-        return Path(mlflow.artifacts.download_artifacts(uri))
-    except (MlflowException, OSError) as error:
-        raise RegistryError(f"model {version.name} version {version.version}: {uri} cannot be read: {error}") from error
+def _uri(version: RegisteredVersion) -> str:
+    return f"models:/{version.name}/{version.version}"
 
 
+@answered()
+def folder_of(version: RegisteredVersion) -> Path:
+    """The version on this machine, as MLflow reads it, once every file was held to the hashes in the version's tags.
+
+    Raises: as `fetch`.
+    """
+    expected = _expected_files(version)
+    if MLMODEL not in expected:
+        raise RegistryError(
+            f"model {version.name} version {version.version} was registered when only the files of its checkpoint were "
+            "hashed: register it again"
+        )
+    return whole(_uri(version), expected)
+
+
+def load(version: RegisteredVersion) -> PyFuncModel:
+    """As `mlflow.pyfunc.load_model`, of `folder_of`."""
+    return mlflow.pyfunc.load_model(str(folder_of(version)))
+
+
+@answered()
 def fetch(version: RegisteredVersion, task: Task | None = None) -> Path:
-    """The version's checkpoint on this machine, every file of it held to the hashes in the version's tags.
+    """The version's checkpoint on this machine, every file of the version held to the hashes in its tags.
 
     Args:
         task: where given, the checkpoint must answer this task.
@@ -254,13 +338,7 @@ def fetch(version: RegisteredVersion, task: Task | None = None) -> Path:
     """
     from model.checkpoint import check_task, read_info
 
-    directory = _download(version, "")
-    refuse_pickles(directory)
-    if found := differences(directory, _expected_files(version)):
-        raise CheckpointError(
-            f"{directory}: not the checkpoint that was registered: {'; '.join(found)}: restore its files, or register "
-            "it again from the run that made it"
-        )
+    directory = whole(_uri(version), _expected_files(version)) / CHECKPOINT
     info = read_info(directory)
     said = tags_of(version).get(_TASK, "").rpartition(":")[2]
     if said != info.task_fingerprint:
@@ -273,33 +351,28 @@ def fetch(version: RegisteredVersion, task: Task | None = None) -> Path:
     return directory
 
 
-def _verified_file(version: RegisteredVersion, name: str) -> Path:
+@answered()
+def _verified(version: RegisteredVersion, name: str) -> bytes:
     """One file of the checkpoint, held to its hash."""
-    expected = _expected_files(version).get(name)
-    path = _download(version, f"/{name}")
-    if sha256_of(path) != expected:
-        raise CheckpointError(
-            f"model {version.name} version {version.version}: {name} has sha256 {sha256_of(path)[:12]}…, "
-            f"{(expected or 'none')[:12]}… was registered: restore the file, or register the checkpoint again"
-        )
-    return path
+    file = f"{CHECKPOINT}/{name}"
+    return one_file(_uri(version), file, _expected_files(version).get(file))
 
 
 def report_of(version: RegisteredVersion) -> EvalReport:
     """The report that the version was registered with."""
-    return EvalReport.model_validate_json(_verified_file(version, _REPORT).read_text(encoding="utf-8"))
+    return EvalReport.model_validate_json(_verified(version, _REPORT))
 
 
 def predictions_of(version: RegisteredVersion) -> pd.DataFrame:
     """The predictions table of val and test (see `steps.evaluate.report`) that the report was made of."""
-    return pd.read_parquet(_verified_file(version, _PREDICTIONS))
+    return pd.read_parquet(BytesIO(_verified(version, _PREDICTIONS)))
 
 
 def profile_of(version: RegisteredVersion) -> pd.DataFrame | None:
     """The profile of its training posts; None where it was registered without one."""
-    if _PROFILE not in _expected_files(version):
+    if f"{CHECKPOINT}/{_PROFILE}" not in _expected_files(version):
         return None
-    return pd.read_parquet(_verified_file(version, _PROFILE))
+    return pd.read_parquet(BytesIO(_verified(version, _PROFILE)))
 
 
 def set_verdict(version: RegisteredVersion, tags: dict[str, Any]) -> None:
@@ -308,6 +381,8 @@ def set_verdict(version: RegisteredVersion, tags: dict[str, Any]) -> None:
         for key, value in tags.items():
             MlflowClient().set_model_version_tag(version.name, version.version, key, str(value))
     except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
         raise RegistryError(
             f"model {version.name} version {version.version}: {error}; if it was deleted by hand, register it again: "
             "put `steps: {register: {enable_cache: false}}` into the config"

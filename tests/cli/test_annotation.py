@@ -17,6 +17,7 @@ from model.task import load_task
 from steps.annotate.ledger import Ledger
 from steps.paths import ledger_url
 from tests.support.annotator import COUNTS, Answer, Server, completion, make_posts, reply
+from tests.support.disk import files_end_at
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -139,6 +140,25 @@ def test_queue_and_gold_are_a_round_trip(run: Run, server: Server, manifest: Pat
     assert json.loads(queue.with_suffix(".json").read_text())[0]["data"]["post_id"] in ("train2", "train3")
 
 
+def test_nothing_that_is_read_is_written_over(run: Run, manifest: Path, tmp_path: Path) -> None:
+    labels, csv = tmp_path / "labels.parquet", tmp_path / "answers.csv"
+    pd.DataFrame({"post_id": ["train0"], "ugc": [1]}).to_parquet(labels)
+    csv.write_text("post_id,ugc\ntrain0,yes\n")
+    (tmp_path / "link.csv").symlink_to(csv)
+    (tmp_path / "queue.json").hardlink_to(manifest)  # as where the manifest's name is that of a file beside the queue
+    before = {path: path.read_bytes() for path in (manifest, labels, csv)}
+    for arguments in (
+        ("annotate", "--out", manifest),
+        ("annotate", "--out", tmp_path / "new.parquet", "--page", manifest),
+        ("gold", "--answers", csv, "--out", manifest),
+        ("gold", "--answers", csv, "--out", tmp_path / "link.csv"),
+        ("agreement", "--labels", labels, "--out", labels),
+        ("queue", "--labels", labels, "--predictions", labels, "--out", tmp_path / "queue.csv"),
+    ):
+        assert "which is read: give another name" in run(*arguments, exit_code=1).output, arguments
+        assert {path: path.read_bytes() for path in before} == before
+
+
 def test_trial_compares_wordings_on_the_gold_posts(
     run: Run, server: Server, agentps_home: Path, manifest: Path, tmp_path: Path
 ) -> None:
@@ -222,6 +242,23 @@ def test_labels_of_other_posts_are_refused_and_those_of_a_part_said(
     assert len(pd.read_csv(queue)) == 11
     labels.drop(columns="post_id").to_parquet(two)
     assert "no column 'post_id' (found watermark, " in run("agreement", "--labels", two, exit_code=1).output
+
+
+def test_on_a_full_disk_the_queue_and_the_pages_stay_what_they_were(
+    run: Run, labels: pd.DataFrame, tmp_path: Path
+) -> None:
+    one, two, out = tmp_path / "one.parquet", tmp_path / "two.parquet", tmp_path / "queue.csv"
+    labels.to_parquet(one)
+    labels.assign(ugc=0).to_parquet(two)
+    out.write_text("old")
+    page = out.with_name("page.html")
+    for command, file in (("queue", out), ("agreement", page)):
+        given = ("--labels", one, "--labels", two) if command == "queue" else ("--labels", one)
+        with files_end_at(100):
+            result = run(command, *given, "--out", file, exit_code=1)
+        assert f"Error: {file}: cannot be written: File too large; " in result.output
+    assert out.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(("queue", "page"))] == ["queue.csv"]
 
 
 @pytest.fixture

@@ -142,6 +142,14 @@ def test_the_path_of_two_versions_by_hand(add: Add, config: str, own_zenml: Clie
     assert call("history", "--on", on, "-c", config).output.splitlines()[-1] in ("1", "none")  # within the same second
     assert call("history", "--on", "2020-01-01", "-c", config).output == "none\n"
 
+    fetched = call("fetch", "-c", config)
+    assert fetched.exit_code == 0, fetched.output
+    folder = Path(fetched.stdout.splitlines()[-1])
+    assert folder == registry.fetch(registry.get(NAME, "1")).parent.parent
+    (folder / "pyfunc.py").write_text("")
+    assert "pyfunc.py has sha256" in call("fetch", "1", "-c", config).output
+    assert call("fetch", "2", "-c", config).exit_code == 0
+
 
 def test_compare_prints_both_reports_and_which_differences_are_significant(add: Add, config: str) -> None:
     add(1.0), add(3.0, seed=1)

@@ -71,6 +71,14 @@ def test_a_wrong_key_ends_every_command_with_one_message(command: str, text: str
     assert result.output.startswith(f"Error: config run.yaml: {message}")
 
 
+def test_a_change_that_is_given_twice_is_refused(server: Server) -> None:
+    twice = ["--set", "max_cost=5", "--set", "model=x", "--set", "max_cost=500"]
+    result = CliRunner().invoke(main, ["annotate", *COMMANDS["annotate"], *twice], catch_exceptions=False)
+    assert result.exit_code == 1
+    assert result.output == "Error: --set max_cost=500: max_cost is set twice: keep one\n"
+    assert server.requests == []
+
+
 @pytest.mark.parametrize("change", ["max_cost=", "max_cost= ", "max_cost=2025-13-45", "max_cost: 5"])
 def test_a_change_without_a_value_that_can_be_read_is_refused(server: Server, change: str) -> None:
     result = CliRunner().invoke(main, ["annotate", *COMMANDS["annotate"], "--set", change], catch_exceptions=False)

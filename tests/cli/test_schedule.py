@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from cli.main import main
 from infra.schedule.job import Files
+from tests.support.disk import files_end_at
 
 
 @pytest.fixture
@@ -81,6 +83,35 @@ def test_what_cannot_be_scheduled_is_one_error_and_changes_nothing(
     assert result.exit_code == code
     assert expected in result.output
     assert crontab.read_text() == ""
+
+
+def test_a_schedule_that_finds_no_room_changes_nothing(crontab: Path, agentps_home: Path) -> None:
+    call("schedule", "--cron", "0 3 * * *")
+    before, job = crontab.read_text(), Files(agentps_home).job
+    with files_end_at(20):
+        result = call("schedule", "--cron", "0 4 * * *")
+    assert result.exit_code == 1
+    assert f"Error: {job}: cannot be written: File too large; " in result.output
+    assert crontab.read_text() == before
+    assert "cron      0 3 * * *" in call("schedule", "--show").output
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), Exception("... (os error 28)")])
+def test_a_full_disk_under_a_library_is_one_message(
+    error: Exception, crontab: Path, agentps_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of MLflow, say, whose files have no name here."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("infra.schedule.machine.show", fail)
+    result = call("schedule", "--show")
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: a file cannot be written: ")
+    assert f"bytes are free in {agentps_home}, " in result.output
+    monkeypatch.setattr("infra.schedule.machine.show", lambda *_: 1 // 0)
+    assert isinstance(call("schedule", "--show").exception, ZeroDivisionError), "a fault of ours stays one"
 
 
 def test_what_the_schedule_starts_exits_with_the_pipelines_code(crontab: Path, agentps_home: Path) -> None:

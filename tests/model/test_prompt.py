@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -78,6 +79,45 @@ def test_a_special_token_written_in_a_post_stays_plain_text(tokenizer: PreTraine
 def test_a_long_text_is_cut_on_the_right(tokenizer: PreTrainedTokenizerBase) -> None:
     whole = encode_post_text(tokenizer, "a walk", "along the sea " * 50, 10_000)
     assert encode_post_text(tokenizer, "a walk", "along the sea " * 50, 40) == whole[:40]
+
+
+#: Where a cut could change the words before it: letters that join (NFC, jamo), marks, blanks, contractions, emoji.
+PIECES = (
+    "a", "b", "the ", "so happy ", "'s", "'", "\n", "\r\n", "  ", "\t", "1", "2024", "e\u0301", "\u0301", "\u0323",
+    "한", "\u1100", "\u1161", "\u11a8", "🙂", "👩\u200d👩\u200d👧", "今天", "<ans>", "<video>", "#", "!!", "...", "ﬁ",
+    "\u00a0", "\u2028", "é", "x" * 50, " " * 40, "\u0301" * 30, "\u05b0\u05bc", "=", "-",
+)  # fmt: skip
+
+
+def test_a_long_text_gives_the_tokens_of_the_whole_though_its_beginning_alone_is_tokenized(
+    tiny_backbone: BackboneSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, rng, cut = load_tokenizer(tiny_backbone), random.Random(0), 0
+    for per_token in (1, 2, 32):  # 1: nearly every text is cut, where it hurts most
+        monkeypatch.setattr("model.text._PER_TOKEN", per_token)
+        for _ in range(500):
+            pieces = rng.sample(PIECES, rng.randint(1, 6))
+            title, text = ("".join(rng.choices(pieces, k=rng.randint(0, k))) for k in (50, 300))
+            n = rng.choice([1, 2, 5, 20, 60])
+            whole = tokenizer.encode(f"{title}\n{text}\n", add_special_tokens=False, split_special_tokens=True)
+            assert encode_post_text(tokenizer, title, text, n) == whole[:n], (pieces, n, per_token)
+            cut += per_token * n < len(title) + len(text)
+    assert cut > 800
+
+
+def test_of_ten_million_characters_a_few_thousand_are_tokenized(
+    tiny_backbone: BackboneSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, given = load_tokenizer(tiny_backbone), []
+    call = type(tokenizer).__call__
+    monkeypatch.setattr(
+        type(tokenizer),
+        "__call__",
+        lambda self, text, **options: given.append(len(text)) or call(self, text, **options),
+    )
+    monkeypatch.setattr(type(tokenizer), "encode", lambda *_, **__: pytest.fail("all of it"))
+    assert len(encode_post_text(tokenizer, "so happy " * 1_000_000, "a walk", 196)) == 196
+    assert given == [32 * 196]
 
 
 def test_long_questions_take_their_tokens_from_the_text_and_never_from_themselves(

@@ -46,7 +46,7 @@ def add_version(quality: int) -> registry.RegisteredVersion:
     if not client.search_registered_models(f"name = '{NAME}'"):
         client.create_registered_model(NAME)
     found = client.search_model_versions(f"name = '{NAME}' and tags.quality = '{quality}'")
-    version = found[0] if found else client.create_model_version(NAME, "test:none", tags={"quality": str(quality)})
+    version = found[0] if found else client.create_model_version(NAME, "test:/none", tags={"quality": str(quality)})
     return registry.get(NAME, str(version.version))
 
 
@@ -162,7 +162,12 @@ def describe() -> dict[str, Any]:
         "decided": dict(state.aliases),
         "numbers": [entry.number for entry in state.entries],
         "kinds": [entry.move.kind for entry in state.entries],
-        "champions": [(e.move.expects.get("champion"), e.move.sets.get("champion")) for e in state.entries if e.counts],
+        "champions": [
+            (e.move.expects.get("champion"), e.move.sets["champion"])
+            for e in state.entries
+            if e.counts and "champion" in e.move.sets
+        ],
+        "counts": all(entry.counts for entry in state.entries),
         "done": all(entry.done for entry in state.entries),
         "verdicts": {v.version: v.tags.get(history.VERDICT) for v in versions},
         "copies": sorted(copy.source for copy in copies),

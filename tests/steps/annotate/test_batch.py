@@ -47,6 +47,8 @@ class BatchServer(Loopback):
         self.batches: dict[str, dict[str, Any]] = {}
         self.chats = 0
         self.page: bytes | None = None  # what it sends in place of all else
+        self.instead: tuple[str, Any] | None = None  # what it sends for paths that begin so
+        self.instead_status = 200
         self.drop_create = False  # the batch is created, but the client is not told
         outer, lock = self, threading.Lock()
 
@@ -74,6 +76,8 @@ class BatchServer(Loopback):
                 with lock:
                     if outer.page is not None:
                         self._send(outer.page)
+                    elif outer.instead and outer.instead_status != 200 and self.path.startswith(outer.instead[0]):
+                        self._send(outer.instead[1], outer.instead_status)
                     elif not known and self.path != "/v1/chat/completions":
                         self._send(error("no such path"), 404)
                     elif self.path == "/v1/files":
@@ -98,7 +102,9 @@ class BatchServer(Loopback):
 
             def do_GET(self) -> None:
                 with lock:
-                    if not known or (self.path.startswith("/v1/batches/") and not outer.batches):
+                    if outer.instead and self.path.startswith(outer.instead[0]):
+                        self._send(outer.instead[1])
+                    elif not known or (self.path.startswith("/v1/batches/") and not outer.batches):
                         self._send(error("no such batch"), 404)
                     elif self.path.startswith("/v1/batches?"):
                         self._send({"object": "list", "data": list(outer.batches.values()), "has_more": False})
@@ -512,12 +518,58 @@ def test_the_cap_holds_for_what_is_sent_up_and_the_next_run_goes_on(tmp_path: Pa
     requests = Requests(posts, load_task("ucc"), settings_of(mode="batch"), PRICE)
     most = max(requests.most(request) for request in requests.distinct())
     with BatchServer(all_answered) as server:
+        cost = PRICE.dollars(100, 10) / 2
+        assert 5.5 * cost < most
         with pytest.raises(CapReachedError):
-            run(posts, ledger, server, max_cost=2.5 * most)
-        assert most < ledger.spent() <= 2.5 * most
-        first = len(server.asked())
-        assert 2 < first < 30  # what came back for less than the most made room for more
-        assert run(posts, ledger, server).asked == 30 - first
+            run(posts, ledger, server, max_cost=most + 5.5 * cost)
+        # one at a time: what came back for less than the most made room for the next, until six of them were paid
+        assert ledger.spent() == pytest.approx(6 * cost)
+        assert len(server.asked()) == 6
+        assert run(posts, ledger, server).asked == 24
+
+
+@pytest.mark.parametrize("path", ["/v1/batches/", "/v1/batches?", "/v1/files/"])
+@pytest.mark.parametrize("page", [{"error": {"code": 503, "message": "busy"}}, b"<html>busy</html>", b""])
+def test_an_error_in_a_reply_of_200_ends_the_run_and_the_next_one_collects_without_asking_again(
+    path: str, page: Any, tmp_path: Path, ledger: Ledger
+) -> None:
+    posts = make_posts(tmp_path, 3)
+    with BatchServer(all_answered) as server:
+        if path == "/v1/batches?":  # a batch is looked for where nobody knows its name
+            server.drop_create = True
+            with pytest.raises(AnnotationError, match="check that the endpoint runs"):
+                run(posts, ledger, server)
+            server.drop_create = False
+        server.instead = (path, page)
+        with pytest.raises(AnnotationError, match="start the same command again"):
+            run(posts, ledger, server)
+        server.instead = None
+        assert run(posts, ledger, server).missing == 0
+        assert len(server.batches) == 1
+
+
+def test_a_result_file_that_is_not_whole_is_not_recorded(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 3)
+    with BatchServer(all_answered) as server:
+        look = server.look
+
+        def counted(name: str) -> dict[str, Any]:
+            return look(name) | {"request_counts": {"total": 3, "completed": 3, "failed": 0}}
+
+        server.look = counted  # type: ignore[method-assign]
+        server.instead = ("/v1/files/output", b'{"custom_id": "x", "response": null}')
+        with pytest.raises(AnnotationError, match="came 1 lines, but 3 of its requests were served"):
+            run(posts, ledger, server)
+        server.instead = None
+        assert run(posts, ledger, server).missing == 0
+        assert len(server.batches) == 1
+
+
+def test_a_key_that_may_not_use_the_interface_is_named(tmp_path: Path, ledger: Ledger) -> None:
+    with BatchServer(all_answered) as server:
+        server.instead, server.instead_status = ("/v1/files", error("Incorrect API key")), 401
+        with pytest.raises(AnnotationError, match=r"HTTP 401: Incorrect API key; check OPENAI_API_KEY"):
+            run(make_posts(tmp_path, 1), ledger, server)
 
 
 def test_an_endpoint_without_the_interface_is_one_clear_error_and_single_requests_go_on(
@@ -529,5 +581,5 @@ def test_an_endpoint_without_the_interface_is_one_clear_error_and_single_request
             run(posts, ledger, server)
         assert run(posts, ledger, server, mode="online").missing == 0
         server.page = b"<html>Sign in</html>"
-        with pytest.raises(AnnotationError, match=r"replied with '<html>Sign in</html>' and no JSON"):
+        with pytest.raises(AnnotationError, match=r"replied with '<html>Sign in</html>' in place of"):
             run(make_posts(tmp_path, 2), ledger, server)

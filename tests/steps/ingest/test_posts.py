@@ -156,6 +156,19 @@ REJECTED = {
     "id that is a float": (post(7.0), "post_id: 7.0; text of 1 to 512 characters "),
     "id that is true": (post(True), "post_id: True; text of 1 to 512 characters "),
     "id with half a character": (post("\ud83d"), "post_id: '\\ud83d' holds half of a character"),
+    "id with NUL": (post("a\0"), "post_id: 'a\\x00'; text of 1 to 512 characters without control characters"),
+    "id with a line break": (post("a\nb"), "post_id: 'a\\nb'; text of 1 to 512"),
+    "id with a carriage return": (post("a\r"), "post_id: 'a\\r'; text of 1 to 512"),
+    "id with an escape sequence": (post("\x1b[31ma"), "post_id: '\\x1b[31ma'; text of 1 to 512"),
+    "id with a line separator": (post("a\u2028b"), "post_id: 'a\\u2028b'; text of 1 to 512"),
+    "id that turns its line": (post("a\u202eb"), "post_id: 'a\\u202eb'; text of 1 to 512"),
+    "id that hides a character": (post("a\u200bb"), "post_id: 'a\\u200bb'; text of 1 to 512"),
+    "id between blanks": (post(" a\u00a0"), "post_id: ' a\\xa0'; text of 1 to 512"),
+    "very long id": (post("x" * 513), "post_id: 'xxxxx"),
+    "language with an escape sequence": (post(language="en\x1b[2J"), "language: 'en\\x1b[2J'; a language's name"),
+    "very long title": (post(title="x" * 50_001), "title and text: 50,001 characters; at most 50,000 are read"),
+    "long title and text": (post(title="x" * 30_000, text="y" * 30_000), "60,000 characters; at most 50,000 are read"),
+    "image whose name begins a line": (post(images=["a\n\x1b[1mrow 9"]), "image a\\n\\x1b[1mrow 9: no such file"),
     "duplicate": (post("good"), "post_id: 'good' is already the post of row 1"),
     "no images": (post(images=[]), "images: []; a list of one or more paths"),
     "images null": (post(images=None), "images: missing; a list of one or more paths"),
@@ -207,6 +220,17 @@ def test_a_broken_post_is_rejected_with_its_reason_and_the_others_stay(folder: P
     assert reason in result.rejects["reason"][0]
     assert result.rejects["post_id"][0] == (row["post_id"] if row["post_id"] in ("p", "good") else None)
     assert (result.counts["rows"], result.counts["posts"], result.counts["rejected"]) == (3, 2, 1)
+
+
+def test_a_post_of_the_largest_size_and_the_longest_id_is_taken(folder: Path) -> None:
+    rows = [post("x" * 512, title="x" * 20_000, text="y" * 30_000, images=["a.jpg"] * 4), post("-dQw4w9 Wg;XcQ=今天🙂")]
+    assert len(read_manifest(write(folder, rows), TASK, settings()).posts) == 2
+    small = settings(max_text_characters=10)
+    result = read_manifest(
+        write(folder, [post("a", title="12345", text="67890"), post("b", title="12345678901")]), TASK, small
+    )
+    assert result.posts["post_id"].tolist() == ["a"]
+    assert result.rejects["reason"][0].endswith("11 characters; at most 10 are read (ingest.max_text_characters)")
 
 
 def test_one_reject_names_every_fault_of_its_row(folder: Path) -> None:

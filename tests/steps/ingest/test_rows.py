@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import ManifestError
-from steps.ingest.rows import read_rows, read_table
+from steps.ingest.rows import csv_text, read_rows, read_table
 
 
 def test_a_table_keeps_its_types_and_ids_by_number_are_text(tmp_path: Path) -> None:
@@ -57,6 +58,49 @@ def test_another_file_is_named(tmp_path: Path) -> None:
     path.write_text("post_id,ugc\n")
     with pytest.raises(ManifestError, match=f"labels {path}: cannot be read as Parquet"):
         read_table(path, "labels")
+
+
+def test_a_small_file_that_claims_very_many_rows_is_refused_before_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "posts.parquet"
+    nulls = pa.table({"post_id": pa.nulls(5_000_000, pa.string()), "images": pa.nulls(5_000_000, pa.string())})
+    pq.write_table(nulls, path, compression="zstd")
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("read"))
+    said = r"posts\.parquet: claims 5,000,000 rows in [\d,]+ bytes, less than a bit for each"
+    with pytest.raises(ManifestError, match=f"manifest .*{said}"):
+        read_rows(path, ["post_id", "images"], ["post_id"])
+    with pytest.raises(ManifestError, match=f"labels .*{said}"):
+        read_table(path, "labels")
+    monkeypatch.undo()
+    # Numbers in a row are the densest ids that there are.
+    pq.write_table(pa.table({"post_id": range(200_000)}), path, compression="zstd")
+    assert len(read_rows(path, ["post_id"], ["post_id"])[0]) == 200_000
+
+
+#: Cells that a spreadsheet would run, that break lines, or that were made harmless before.
+CELLS = [
+    "=cmd|' /C calc'!A0", "+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1", "＋1", "－1", "＠a", "'=1", "''=1",
+    "'", "''", "'a", "-dQw4w9WgXcQ", "a\rb", "a\r\nb", "a\nb", "\r", 'a"b', '"', "a,b", "a;b", " a ", "a\u2028b",
+    "a\x85b", "a\0b", "\x1b[2J", "今天", "🙂", "x" * 200_000, "=" * 10, "'-'", "0001", "1e5", "TRUE", "NA", "null",
+]  # fmt: skip
+
+
+def test_what_is_written_as_csv_is_read_as_it_was_and_no_cell_is_a_formula(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    table = pd.DataFrame({"post_id": [f"p{n}" for n in range(len(CELLS))], "text": CELLS, "n": -1.5, "none": None})
+    path.write_text(csv_text(table), encoding="utf-8", newline="")
+    rows, columns = read_rows(path, list(table), ["post_id"], text=True)
+    assert columns == list(table)
+    kept = {cells["post_id"]: cells.get("text") for _, cells in rows}
+    assert kept == {f"p{n}": cell if cell.strip() else None for n, cell in enumerate(CELLS)}, "a blank cell is absent"
+    assert {cells["n"] for _, cells in rows} == {"-1.5"}, "a number stays one"
+    assert not any("none" in cells for _, cells in rows)
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.reader(file):
+            for cell in row:
+                assert cell[:1] not in set("=+-@\t\r\n＝＋－＠") or cell == "-1.5", cell[:40]
 
 
 def test_a_damaged_page_and_a_time_that_python_has_not_are_named(tmp_path: Path) -> None:

@@ -7,20 +7,23 @@ import os
 import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
 
-from model.errors import RegistryError
+from model.errors import ConfigError, RegistryError
 from steps.paths import REPOSITORY
 from steps.promote.gate import Decision
-from steps.register import history, registry
+from steps.register import history, moves, registry
 from steps.register.moves import RegistryState
+from steps.settings import load_settings
 from tests.support.promoters import NAME, TARGET, add_version, promote
 
+#: Days: now, long after it, and of a machine that has lost its clock.
+NOW, FUTURE, LOST = 100, 20_000, -20_000
 PROMOTERS = [sys.executable, "-m", "tests.support.promoters"]
 
 
@@ -58,7 +61,8 @@ def test_twenty_processes_that_promote_at_once_leave_one_champion_and_a_gap_free
     (state,) = promoters(empty_database, tmp_path, "crowd", "20")
     assert state["numbers"] == list(range(1, len(state["numbers"]) + 1))
     assert state["done"]
-    assert len(state["champions"]) == len(state["numbers"]), "every record counts"
+    assert state["counts"], "every record counts"
+    assert len(state["numbers"]) == 20, "each was promoted or kept once"
     # Version n has quality n - 1: each champion beat the one that it replaced, and the best of all is the last.
     champions = [int(version) for _, version in state["champions"]]
     assert champions == sorted(set(champions))
@@ -121,7 +125,9 @@ def test_a_version_that_is_kept_moves_nothing_and_is_told_why(tracking: Path) ->
     promote(add_version(2))
     worse = add_version(1)
     assert promote(worse).verdict == "kept"
-    assert kinds() == ["promoted"]
+    assert kinds() == ["promoted", "kept"]
+    assert promote(worse).verdict == "kept"
+    assert kinds() == ["promoted", "kept"], "the same verdict is written down once"
     assert registry.tags_of(worse)[history.VERDICT] == "kept"
     assert registry.tags_of(worse)[history.REASON] == "against 1"
 
@@ -182,7 +188,7 @@ def test_only_what_the_gate_left_to_a_person_can_be_promoted_by_one(tracking: Pa
         history.approve(kept, "I want it")
     with pytest.raises(RegistryError, match="the gate said 'nothing yet'"):
         history.approve(open_, "I want it")
-    registry.set_verdict(open_, {history.VERDICT: history.NEEDS_A_PERSON, history.REASON: "a slice fell"})
+    history.settle(open_, lambda _: Decision(verdict=history.NEEDS_A_PERSON, reason="a slice fell"))
     history.approve(open_, "the slice is gone from the product")
     tags = registry.tags_of(open_)
     assert tags[history.VERDICT] == "promoted"
@@ -190,9 +196,158 @@ def test_only_what_the_gate_left_to_a_person_can_be_promoted_by_one(tracking: Pa
     assert tags["agentps.approved_by"]
     assert abs((datetime.now(UTC) - datetime.fromisoformat(tags["agentps.approved_at"])).total_seconds()) < 60
     assert aliases() == {"champion": "3", "previous": "1"}
-    assert kinds() == ["promoted", "by a person"]
+    assert kinds() == ["promoted", "kept", "needs a person", "by a person"]
     with pytest.raises(RegistryError, match="it is the champion already"):
         history.approve(open_, "again")
+
+
+def test_a_verdict_that_is_put_into_a_tag_by_hand_is_none(tracking: Path, whole: None) -> None:
+    promote(add_version(5))
+    kept, new = add_version(1), add_version(2)
+    promote(kept)
+    for version, said in ((kept, "kept"), (new, "nothing yet")):
+        registry.set_verdict(version, {history.VERDICT: history.NEEDS_A_PERSON, history.REASON: "let me"})
+        with pytest.raises(RegistryError, match=f"the gate said '{said}'"):
+            history.approve(version, "I want it")
+    assert aliases() == {"champion": "1"}
+    promote(kept)
+    assert registry.tags_of(kept)[history.VERDICT] == "kept", "the tag shows the history again"
+
+
+def record(tags: dict[str, str], source: str = "agentps-history:/record") -> None:
+    MlflowClient().create_model_version(f"{NAME}.history", source, tags=tags)
+
+
+def test_what_is_no_move_of_this_project_or_was_changed_is_left_out_of_the_history_and_told_once(
+    tracking: Path, whole: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = MlflowClient()
+    promote(add_version(5))
+    kept = add_version(1)
+    promote(kept)
+    content = client.get_model_version(f"{NAME}.history", "2").tags["agentps.move"]
+    forged = content.replace('"kept"', '"needs a person"')
+    assert forged != content
+    client.set_model_version_tag(f"{NAME}.history", "2", "agentps.move", forged)
+    record({})
+    record({"agentps.move": "{"})
+    record({"agentps.move": '{"kind": "promoted"}'})
+    record({"agentps.move": content.replace("Z", "")})
+    record({"agentps.move": forged}, "agentps-history:/record/0")
+    moves._tell_once.cache_clear()
+    for _ in range(2):
+        assert [entry.number for entry in history.sync(NAME).entries] == [1]
+    lines = [line.message for line in caplog.records if line.name == "steps.register.moves"]
+    assert [line.split(" is left out: ")[0] for line in lines] == [
+        f"the history {NAME}.history: version {number}" for number in (2, 3, 4, 5, 6, 7)
+    ]
+    assert "its tag agentps.move was changed after it was written" in lines[0]
+    assert "this project did not write it" in lines[1]
+    with pytest.raises(RegistryError, match="the gate said 'nothing yet'"):
+        history.approve(kept, "the history says so")
+    promote(kept)
+    assert history.sync(NAME).verdict(kept.version) == ("kept", "against 1"), "the history goes on"
+
+
+def test_a_history_of_before_records_had_hashes_and_ids_is_read(tracking: Path, whole: None) -> None:
+    promote(add_version(1))
+    for number in ("2", "3"):
+        client = MlflowClient()
+        move = json.loads(client.get_model_version(f"{NAME}.history", "1").tags["agentps.move"])
+        for new in ("id", "judged"):
+            del move[new]
+        move["sets"], move["expects"] = {"champion": number}, {"champion": str(int(number) - 1)}
+        record({"agentps.move": json.dumps(move), "agentps.done": "yes"})
+        add_version(int(number))
+    client.set_registered_model_alias(NAME, "champion", "3")
+    state = history.sync(NAME)
+    assert [entry.move.sets["champion"] for entry in state.entries] == ["1", "2", "3"]
+    assert state.champion is not None
+
+
+def test_two_commands_that_roll_back_at_once_go_back_once(tracking: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote(add_version(1))
+    promote(add_version(2))
+
+    def meanwhile(version: registry.RegisteredVersion) -> Path:
+        monkeypatch.setattr(history, "fetch", lambda version: Path())
+        history.rollback(NAME, "another terminal")
+        return Path()
+
+    monkeypatch.setattr(history, "fetch", meanwhile)
+    with pytest.raises(RegistryError, match="another command moved `champion` or `previous` meanwhile"):
+        history.rollback(NAME, "it flags holidays")
+    assert aliases() == {"champion": "1", "previous": "2"}
+    assert kinds() == ["promoted", "promoted", "rollback"]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([1, 2, 3], [1, 2, 3]),
+        ([1, 2, 2], [1, 2, 2]),
+        ([1, FUTURE, 3], [1, 3, 3]),
+        ([1, 2, FUTURE], [1, 2, NOW]),
+        ([FUTURE, FUTURE], [NOW, NOW]),
+        ([1, 9, 3, 4], [1, 3, 3, 4]),
+        ([2, 3, 1, 4], [2, 3, 4, 4]),
+        ([2, LOST], [2, NOW]),
+        ([LOST, LOST, 3], [3, 3, 3]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_a_record_whose_clock_was_wrong_has_the_time_of_the_next_one(said: list[int], expected: list[int]) -> None:
+    """Days of 2026; the numbers of the records are their order."""
+
+    def days(numbers: list[int]) -> list[datetime]:
+        return [datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=number) for number in numbers]
+
+    assert moves._times(days(said), *days([NOW])) == days(expected)
+
+
+def test_a_champion_of_2099_is_neither_stale_nor_young_for_ever(tracking: Path) -> None:
+    before = datetime.now(UTC)
+    for number in (1, 2):
+        add_version(number)
+        sets: dict[str, str | None] = {"champion": str(number)}
+        at = datetime(2099, 1, 1, tzinfo=UTC)
+        assert history._make(NAME, history.Move(kind="promoted", at=at, by="gate", reason="", expects={}, sets=sets))
+    state = history.sync(NAME)
+    assert state.champion_since is not None
+    assert before - timedelta(seconds=1) < state.champion_since <= datetime.now(UTC)
+    assert state.on(datetime.now(UTC)) == "2"
+    assert [entry.move.at.year for entry in state.entries] == [2099, 2099], "what was said is kept"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("it's", "a name of A-Z"), ("", "a name of A-Z"), ("a/b", "a name of A-Z"), ("a:b", "a name of A-Z"),
+        ("a\nb", "a name of A-Z"), ("..", "a name of A-Z"), ("naïve", "a name of A-Z"), ("a%' or 1", "a name of A-Z"),
+        ("champion", "name of an alias"), ("Latest", "name of an alias"), ("12", "or of a version"),
+        ("v3", "or of a version"), ("x" * 201, "201 characters: 200 at most"), ("m.history", "of a model's history"),
+        ("M.History", "of a model's history"),
+    ],
+)  # fmt: skip
+def test_a_name_that_a_registered_model_cannot_have_is_refused_before_a_run(name: str, why: str) -> None:
+    for section, key in (("register", "name"), ("promote", "target")):
+        with pytest.raises(ConfigError, match=rf"{section}\.{key}.*{why}"):
+            load_settings({section: {key: name}})
+    assert load_settings({"register": {"name": "Team_1.agentps-ucc"}}).register_.name == "Team_1.agentps-ucc"
+
+
+def test_a_target_that_is_the_model_itself_or_has_a_history_gets_no_copy(tracking: Path) -> None:
+    promote(add_version(1))
+    for target in (NAME, NAME.upper()):
+        with pytest.raises(ConfigError, match=r"is the model itself: every run would copy its champion into it"):
+            history.publish(NAME, target)
+    MlflowClient().create_registered_model("other")
+    MlflowClient().create_model_version("other", "test:/none")
+    history.challenge(registry.get("other", "1"))
+    with pytest.raises(RegistryError, match=r"a model that a pipeline registers versions of \(other\.history\)"):
+        history.publish(NAME, "other")
+    assert len(registry.versions_of(NAME)) == len(registry.versions_of("other")) == 1
 
 
 def test_an_alias_moved_by_hand_is_noticed_and_written_down(tracking: Path) -> None:
@@ -208,7 +363,7 @@ def test_an_alias_moved_by_hand_is_noticed_and_written_down(tracking: Path) -> N
     assert state.aliases == {"champion": "3", "previous": "1"}
     client.delete_registered_model_alias(NAME, "champion")
     assert history.sync(NAME).champion is None
-    assert kinds() == ["promoted", "promoted", "by hand", "by hand"]
+    assert kinds() == ["promoted", "promoted", "kept", "by hand", "by hand"]
     assert kinds() == kinds(), "written down once"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import pickle
@@ -20,6 +21,7 @@ from mlflow.tracking import MlflowClient
 
 from model.checkpoint import OperatingPoints, load
 from model.errors import CheckpointError, RegistryError
+from model.integrity import hashes, seal
 from model.metrics import Calibration, OperatingPoint
 from model.scorer import Scorer
 from model.settings import BackboneSettings, LoraSettings, Variant
@@ -148,6 +150,87 @@ def test_a_version_whose_files_were_changed_is_refused_by_the_registry_and_by_th
     if damage is other_report:
         with pytest.raises(CheckpointError, match=message):
             registry.report_of(version)
+
+
+def run_more(version: Path) -> None:
+    """Code of a stranger in the file that MLflow runs; the manifest knows nothing of it."""
+    path = version / "pyfunc.py"
+    path.write_text(f"open({str(version.parent / 'ran')!r}, 'w')\n" + path.read_text())
+
+
+def reseal(version: Path) -> None:
+    """Other code, and a manifest that was made anew: to plain MLflow all is well."""
+    checkpoint = version / "artifacts" / "checkpoint"
+    path = checkpoint / "code" / "model" / "__init__.py"
+    path.write_text(f"open({str(version.parent / 'ran')!r}, 'w')\n" + path.read_text())
+    seal(checkpoint)
+
+
+def link(version: Path) -> None:
+    (version.parent / "elsewhere").mkdir()
+    (version / "code").symlink_to(version.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (run_more, r"pyfunc\.py has sha256"),
+        (reseal, r"artifacts/checkpoint/code/model/__init__\.py has sha256"),
+        (lambda v: (v / "MLmodel").write_text((v / "MLmodel").read_text() + "#"), r"MLmodel has sha256"),
+        (lambda v: (v / "requirements.txt").write_text("stranger==1"), r"requirements\.txt has sha256"),
+        (lambda v: (v / "conda.yaml").unlink(), r"conda\.yaml is missing"),
+        (lambda v: (v / "sitecustomize.py").write_text(""), r"sitecustomize\.py was added"),
+        (lambda v: (v / "manifest.json").write_text("{}"), r"manifest\.json was added"),
+        (lambda v: (v / "python_model.pkl").write_bytes(b"x"), r"python_model\.pkl: a pickle"),
+        (lambda v: (v / "notes").write_bytes(pickle.dumps([1])), r"notes: a pickle"),
+        (link, r"code is a link, or no file"),
+    ],
+    ids=[
+        "pyfunc.py",
+        "own code",
+        "MLmodel",
+        "requirements",
+        "a file less",
+        "code",
+        "a manifest",
+        "pkl",
+        "pickle",
+        "link",
+    ],
+)
+def test_whatever_else_of_a_version_was_changed_the_registry_refuses_it_before_any_code_runs(
+    tracking: Path,
+    tiny_backbone: BackboneSettings,
+    posts: pd.DataFrame,
+    change: Callable[[Path], object],
+    message: str,
+) -> None:
+    version, _ = register(write(tracking, tiny_backbone), posts)
+    folder = registry.fetch(version).parent.parent
+    mlflow.pyfunc.load_model(f"models:/{NAME}/1")
+    assert (folder / "registered_model_meta").exists(), "MLflow's own trace of having read it"
+    assert len(registry.load(version).predict(posts)) == 3
+    change(folder)
+    for read in (registry.fetch, registry.load):
+        with pytest.raises(CheckpointError, match=message):
+            read(version)
+    assert not (folder.parent / "ran").exists()
+
+
+def test_a_version_of_before_all_files_were_hashed_is_fetched_but_not_run_by_the_file_that_was_not(
+    tracking: Path, tiny_backbone: BackboneSettings, posts: pd.DataFrame
+) -> None:
+    version, _ = register(write(tracking, tiny_backbone), posts)
+    directory = registry.fetch(version)
+    MlflowClient().set_model_version_tag(NAME, "1", "agentps.files", json.dumps(hashes(directory)))
+    assert registry.fetch(version) == directory
+    assert registry.report_of(version) == report()
+    assert registry.profile_of(version) is None
+    with pytest.raises(RegistryError, match="only the files of its checkpoint were hashed: register it again"):
+        registry.load(version)
+    flip_one_bit(directory)
+    with pytest.raises(CheckpointError, match=r"trained\.safetensors has sha256"):
+        registry.fetch(version)
 
 
 def test_a_version_of_another_task_is_refused_with_what_differs(

@@ -83,8 +83,11 @@ def test_versions_are_registered_promoted_published_rolled_back_and_read_back(
     state = history.rollback(NAME, "it flags holidays")
     assert state.aliases == {"champion": "1", "previous": "2", "challenger": "2"}
     kinds = [(entry.move.kind, entry.done, entry.counts) for entry in state.entries]
-    assert kinds == [(kind, True, True) for kind in ("registered", "registered", "promoted", "by a person", "rollback")]
-    assert [entry.number for entry in state.entries] == [1, 2, 3, 4, 5]
+    assert kinds == [
+        (kind, True, True)
+        for kind in ("registered", "registered", "promoted", "needs a person", "by a person", "rollback")
+    ]
+    assert [entry.number for entry in state.entries] == [1, 2, 3, 4, 5, 6]
     assert (state.on(between), state.on(datetime.now(UTC))) == ("1", "1")
     assert registry.tags_of(second)["agentps.because"] == "looked at it"
     assert list((agentps_home / "locks").glob("*.lock")), "processes of one machine take turns by a file of their own"

@@ -162,11 +162,22 @@ def test_without_a_folder_that_is_open_every_path_gets_the_same_answer(
     assert f"send the picture itself, as base64 text or a data URL ({IMAGE_ROOT}" in said.pop()
 
 
-def test_two_columns_of_one_name_are_an_error_of_each_post_and_no_trace(client: TestClient) -> None:
-    body = {"columns": ["images", "title", "title"], "data": [[["/a.png"], "a", "b"], [["/a.png"], "a", "b"]]}
-    answer = client.post("/invocations", json={"dataframe_split": body})
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_split": {"columns": ["images", "title", "title"], "data": [[["/a.png"], "a", "b"]]}},
+        {"dataframe_records": [{"title": "no images"}]},
+        {"dataframe_records": []},
+        {"inputs": [["/a.png"]]},
+    ],
+)
+def test_a_body_that_holds_no_table_of_posts_is_refused_without_a_trace(
+    body: dict[str, Any], client: TestClient
+) -> None:
+    answer = client.post("/invocations", json=body)
+    assert answer.status_code == 400
+    assert "Failed to enforce schema" in answer.text
     assert "Traceback" not in answer.text
-    assert answer.status_code == 400 or all(row["error"] for row in answer.json()["predictions"])
 
 
 def test_a_version_of_older_code_which_reads_any_path_is_given_none(

@@ -334,10 +334,14 @@ def test_a_folder_s_hidden_and_stray_files_are_no_manifests(tmp_path: Path, capl
     write(tmp_path / "1.jsonl", [post(1, 1)])
     write(tmp_path / "2.json", [post(2, 2)])
     (tmp_path / "._1.jsonl").write_bytes(b"\0\5\26\7")
-    (tmp_path / ".DS_Store").write_bytes(b"\0")
+    for name in (".DS_Store", "Thumbs.db", "README", "notes.txt", "a\n\x1b[1mb.csv"):
+        (tmp_path / name).write_bytes(b"\0")
+    (tmp_path / "old.jsonl").mkdir()
     (tmp_path / "info.json").write_text('{\n "made": "by a tool"\n}', encoding="utf-8")
     assert [row["post_id"] for row in read_posts(tmp_path)] == ["p1", "p2"]
     assert "info.json: ignored, its first line is no post" in caplog.text
+    strangers = r".DS_Store, ._1.jsonl, README, Thumbs.db, a\n\x1b[1mb.csv, notes.txt"
+    assert f"{tmp_path}: not read, no manifests by their names: {strangers}" in caplog.text
 
 
 def test_a_folder_of_manifests_may_lie_on_another_file_system() -> None:

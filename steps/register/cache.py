@@ -1,0 +1,56 @@
+"""What was fetched from a server, kept on this machine by its content: so many versions, and so many bytes, at most."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from model.errors import RegistryError
+from model.files import replacing, write_whole
+from steps.locks import locked
+from steps.paths import home
+
+#: Versions. The gate reads two at once, the champion and its candidate: those used last stay whatever their size.
+KEPT, _AT_ONCE = 4, 2
+MAX_BYTES = 50_000_000_000
+#: The entries' names, the one that was used last at the end: a clock may be wrong.
+_ORDER = "order"
+
+
+def kept(key: str, is_whole: Callable[[Path], bool], fill: Callable[[Path], None]) -> Path:
+    """The folder of `key`; the ones that were not used for longest make room for a new one.
+
+    Args:
+        key: a hash of the content.
+        is_whole: whether a folder that is there still holds it; else it is made again.
+        fill: makes the folder, which is free, with its content, or raises.
+
+    Raises:
+        RegistryError: it cannot be written.
+    """
+    root = home() / "versions"
+    try:
+        with locked(home() / "locks" / "versions.lock", f"the versions that are kept in {root}"):
+            for left in root.glob("*.part"):  # of a process that was killed: a live one would hold the lock
+                shutil.rmtree(left)
+            entry = root / key
+            if not (entry.is_dir() and is_whole(entry)):
+                with replacing(entry) as part:
+                    fill(part)
+            _use(root, key)
+            return entry
+    except OSError as error:
+        raise RegistryError(f"{root}: a version cannot be kept: {error}: make room, or let it be written") from error
+
+
+def _use(root: Path, key: str) -> None:
+    order = root / _ORDER
+    known = order.read_text(encoding="utf-8").split() if order.is_file() else []
+    there = {path.name for path in root.iterdir() if path.is_dir()}
+    names = [name for name in dict.fromkeys((*sorted(there - {*known}), *known)) if name in there and name != key]
+    names.append(key)
+    size = {name: sum(path.stat().st_size for path in (root / name).rglob("*") if path.is_file()) for name in names}
+    while len(names) > KEPT or (len(names) > _AT_ONCE and sum(size[name] for name in names) > MAX_BYTES):
+        shutil.rmtree(root / names.pop(0))
+    write_whole(order, "\n".join(names))

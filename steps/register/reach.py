@@ -1,0 +1,90 @@
+"""What goes wrong on the way to MLflow's registry, as one line: which server, what it said, what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from requests import RequestException
+from sqlalchemy.exc import SQLAlchemyError
+
+from model.errors import RegistryError
+from steps.secrets import masked
+
+_AGAIN = "run the same command again: it goes on where this one stopped"
+#: MLflow tells the status in words where the answer is not its own: a proxy's, for example.
+_STATUS = re.compile(r"error code (\d{3}) != |too many (\d{3}) error responses")
+#: As `requests` tells it, of files.
+_FILE_STATUS = re.compile(r"\b(\d{3}) (?:Client|Server) Error")
+_LONGEST = 300
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Raises: RegistryError where MLflow, its database or the way to it fails."""
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        raise RegistryError(f"registry {place()}: {told(error)}") from None  # MLflow's text may hold credentials
+
+
+def place() -> str:
+    """The registry in use: a server's address without credentials, or the database."""
+    uri = mlflow.get_registry_uri()
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else masked(uri)
+
+
+def told(error: Exception) -> str:
+    """What the error means, and what to do; where that is not known, what it says."""
+    return trouble(error) or _first(str(error))
+
+
+def trouble(error: Exception) -> str | None:
+    """What went wrong on the way to a server or in its database, and what to do; None: it is something else."""
+    text, status = str(error), _status(error)
+    if "timed out" in text or "timeout exception" in text:
+        return f"no answer in time: {_AGAIN}; MLFLOW_HTTP_REQUEST_TIMEOUT sets the seconds to wait"
+    if status == 401:
+        return (
+            "the server does not know you (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "MLFLOW_TRACKING_TOKEN"
+        )
+    if status == 403:
+        return f"the server does not allow this (403): {_first(text)}: ask for the right to edit model and history"
+    if isinstance(error, SQLAlchemyError) or "sqlalche.me" in text:
+        return f"its database cannot be used: {_first(text)}"
+    if status is None and ("failed with exception" in text or "Max retries exceeded" in text):
+        return f"no connection ({_cause(text)}): is the server up? Then {_AGAIN}"
+    if status is not None and (status >= 500 or status == 429):
+        return f"the server failed ({status}): {_AGAIN} once it is well"
+    if _STATUS.search(text):
+        return f"the answer {status} is not MLflow's: check MLFLOW_TRACKING_URI"
+    if "valid JSON" in text:
+        return "the answer is not MLflow's: check MLFLOW_TRACKING_URI"
+    return None
+
+
+def _status(error: Exception) -> int | None:
+    if match := _STATUS.search(str(error)):
+        return int(match[1] or match[2])
+    if match := _FILE_STATUS.search(str(error)):
+        return int(match[1])
+    if isinstance(error, MlflowException) and error.error_code != "INTERNAL_ERROR":
+        return int(error.get_http_status_code())
+    return None
+
+
+def _cause(text: str) -> str:
+    named = re.search(r"Connection refused|Failed to resolve|RemoteDisconnected|Connection reset|certificate", text)
+    return named[0] if named else "network"
+
+
+def _first(text: str) -> str:
+    """The first line of a text that others wrote, as far as a message has room for it."""
+    line = masked(next(iter(text.splitlines()), ""))
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
