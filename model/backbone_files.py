@@ -175,8 +175,8 @@ def weight_files(find: Find, name: str) -> list[Path]:
     if index is None:
         raise ConfigError(
             f"backbone {name}: no {WEIGHTS}{_beside(name)}: weights are read in the format of safetensors only, for a "
-            "pickle (pytorch_model.bin) can run any code while it is read: take the backbone in that format, or convert "
-            "it where it can be trusted (safetensors.torch.save_file)"
+            "pickle (pytorch_model.bin) can run any code while it is read: take the backbone in that format, or "
+            "convert it where it can be trusted (safetensors.torch.save_file)"
         )
     shards = read_mapping(index, name).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
