@@ -20,6 +20,7 @@ from model import tower_cache
 from model import train as training
 from model.checkpoint import trainable_state
 from model.data import Shards
+from model.errors import DataError
 from model.schema import TRAIN, VAL
 from model.scorer import in_chunks, predict
 from model.settings import BackboneSettings, LoraSettings, TrainSettings
@@ -238,6 +239,7 @@ def test_an_optimizer_step_without_any_label_has_a_loss_of_zero(
     assert all(torch.isfinite(value).all() for value in trained.values())
 
 
+<<<<<<< HEAD
 def test_a_second_training_of_the_same_leaves_the_first_ones_tower_states(
     tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,3 +266,12 @@ def test_a_second_training_of_the_same_leaves_the_first_ones_tower_states(
             pass
         assert before.abs().sum() > 0
         assert torch.equal(first.tower_cache[numbers], before)
+=======
+def test_a_training_that_diverges_ends_in_one_message(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+) -> None:
+    settings = train_settings(learning_rate=1e12)
+    model, _, batches = network(tiny_backbone, tiny_shards, settings)
+    with pytest.raises(DataError, match=r"the training diverged: after epoch 1 .* lower fine_tune\.learning_rate"):
+        fit(model, batches, settings, tmp_path, quiet=True)
+>>>>>>> backbone
