@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import reprlib
-import types
-from collections.abc import Iterator
-=======
 from collections.abc import Callable, Iterator
->>>>>>> backbone
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, ValidationInfo, field_validator

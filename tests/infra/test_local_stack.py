@@ -27,11 +27,8 @@ from infra.local_stack import (
     load_stack,
     main,
     register,
-<<<<<<< HEAD
-    tracking_uri,
-=======
     require_active,
->>>>>>> twice
+    tracking_uri,
     unregister,
     write_stamp,
 )

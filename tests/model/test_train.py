@@ -239,7 +239,6 @@ def test_an_optimizer_step_without_any_label_has_a_loss_of_zero(
     assert all(torch.isfinite(value).all() for value in trained.values())
 
 
-<<<<<<< HEAD
 def test_a_second_training_of_the_same_leaves_the_first_ones_tower_states(
     tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +265,8 @@ def test_a_second_training_of_the_same_leaves_the_first_ones_tower_states(
             pass
         assert before.abs().sum() > 0
         assert torch.equal(first.tower_cache[numbers], before)
-=======
+
+
 def test_a_training_that_diverges_ends_in_one_message(
     tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
 ) -> None:
@@ -274,4 +274,3 @@ def test_a_training_that_diverges_ends_in_one_message(
     model, _, batches = network(tiny_backbone, tiny_shards, settings)
     with pytest.raises(DataError, match=r"the training diverged: after epoch 1 .* lower fine_tune\.learning_rate"):
         fit(model, batches, settings, tmp_path, quiet=True)
->>>>>>> backbone

@@ -17,12 +17,8 @@ from zenml.config.global_config import GlobalConfiguration
 from zenml.logger import get_logger
 
 import pipelines
-<<<<<<< HEAD
 from model.errors import AnnotationError, ConfigError, DiskError
-=======
-from model.errors import AnnotationError, ConfigError
 from pipelines import entry
->>>>>>> twice
 from pipelines.entry import CheckedPipeline
 from pipelines.startup import told_once
 from steps.edge import told
@@ -112,11 +108,7 @@ def test_no_secret_reaches_the_terminal_zenml_s_logs_or_its_database(
     agentps_home: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-<<<<<<< HEAD
-    monkeypatch.setattr("pipelines.entry.require_active", lambda home: None)
-=======
     monkeypatch.setattr(entry, "require_active", lambda home: None)  # ZenML's default stack is enough for this pipeline
->>>>>>> twice
 
     def entrypoint(options: dict[str, Any] | None = None) -> None:
         settings = load_settings(options or {})

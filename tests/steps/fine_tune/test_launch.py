@@ -25,12 +25,9 @@ from model.train import last_whole_checkpoint
 from steps import recipe
 from steps.fine_tune import launch
 from steps.fine_tune.launch import TrainingJob, job_directory, run
-<<<<<<< HEAD
-from tests.support.disk import files_end_at
-=======
 from steps.locks import locked
 from steps.paths import REPOSITORY
->>>>>>> twice
+from tests.support.disk import files_end_at
 from tests.support.tiny import TASK, train_settings, write_checkpoint, write_posts
 
 LABELS = pd.DataFrame({POST_ID: ["a", "b"], "bright": pd.array([1, None], "Int8"), LABEL_SOURCE: "human"})
