@@ -114,7 +114,7 @@ def test_two_runs_that_register_the_same_at_once_make_one_version(
 
     monkeypatch.setattr(registry, "stored", meanwhile)
     assert register(checkpoint, posts)[0].version == "1"
-    assert [version.version for version in registry.versions_of(NAME)] == ["1"]
+    assert [str(version.version) for version in registry.versions_of(NAME)] == ["1"]
 
 
 def flip_one_bit(directory: Path) -> None:
