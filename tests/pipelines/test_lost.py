@@ -12,6 +12,7 @@ import click
 import pytest
 from zenml import step
 from zenml.client import Client
+from zenml.enums import StackComponentType
 
 from model.errors import ImageError
 from pipelines.entry import CheckedPipeline
@@ -49,6 +50,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckedPipeline]
     from tests.support.zenml import zenml_of_its_own
 
     with zenml_of_its_own(tmp_path_factory.mktemp("zenml")):
+        parts = (StackComponentType.ORCHESTRATOR, StackComponentType.ARTIFACT_STORE)
+        Client().create_stack("own", components=dict.fromkeys(parts, "default"))
+        Client().activate_stack("own")
         yield CheckedPipeline(name="small", entrypoint=_path_of_a_post, kind=TrainingSettings)
 
 
