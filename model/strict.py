@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import reprlib
 import types
 from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, ValidationInfo, field_validator
 
+#: A value as far as a message has room for it; a list of lists of lists is not written out first.
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = 120
 #: Options whose value may hold a secret: it is not shown.
 _SECRET = ("ledger", "webhook")
 
@@ -60,7 +64,7 @@ def explain_validation(error: ValidationError) -> str:
         where = ".".join(str(part) for part in item["loc"]) or "(top level)"
         is_secret = where.rpartition(".")[2] in _SECRET
         whole = is_secret or item["type"] in ("missing", "extra_forbidden") or isinstance(item["input"], dict)
-        found = "" if whole else f" (found {item['input']!r:.120})"
+        found = "" if whole else f" (found {_SHOWN.repr(item['input'])})"
         what = {
             "extra_forbidden": "unknown key: remove it or correct its name",
             "missing": "is missing",

@@ -127,7 +127,7 @@ class AnnotateSettings(Section):
     concurrency: int = Field(ge=1, le=1024)
     #: Seconds for one request, attempts included.
     timeout: float = Field(gt=0)
-    #: How often a missing answer (refusal, malformed reply) is asked again, over all runs.
+    #: How often a missing answer (refusal, malformed reply) is asked again with the same options, over all runs.
     retries: int = Field(ge=0)
     #: Image detail sent to the endpoint.
     detail: Literal["low", "high", "auto"]

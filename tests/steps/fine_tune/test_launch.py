@@ -17,14 +17,17 @@ import torch
 
 from model import checkpoint
 from model.data import Shards
+from model.errors import DiskError
 from model.integrity import seal
 from model.schema import LABEL_SOURCE, POST_ID
 from model.settings import BackboneSettings
+from model.train import last_whole_checkpoint
 from steps import recipe
 from steps.fine_tune import launch
 from steps.fine_tune.launch import TrainingJob, job_directory, run
 from steps.locks import locked
 from steps.paths import REPOSITORY
+from tests.support.disk import files_end_at
 from tests.support.tiny import TASK, train_settings, write_checkpoint, write_posts
 
 LABELS = pd.DataFrame({POST_ID: ["a", "b"], "bright": pd.array([1, None], "Int8"), LABEL_SOURCE: "human"})
@@ -126,6 +129,23 @@ def test_another_label_or_post_or_image_or_recipe_has_another_directory(
         assert job_directory(other, LABELS, tmp_path) != here, name
     monkeypatch.setattr(recipe, "TRAINING", recipe.TRAINING + 1)
     assert job_directory(job, LABELS, tmp_path) != here
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+def test_a_full_disk_ends_a_training_in_one_message_and_the_next_run_ends_as_one_without_it(
+    file: str, job: TrainingJob, tmp_path: Path
+) -> None:
+    expected, _ = run(job, people(job), tmp_path / "whole")
+    sizes = {path.name: path.stat().st_size for path in (expected.parent / "trainer").glob("checkpoint-*/*")}
+    room = sizes[file] - 1
+    assert sum(size > room for size in sizes.values()) == (1 if file == "optimizer.pt" else 2), "it is the first"
+    place = job_directory(job, people(job), tmp_path / "full")
+    with files_end_at(room), pytest.raises(DiskError, match=rf"^{place}: cannot be written: .* bytes are free there: "):
+        run(job, people(job), tmp_path / "full")
+    assert last_whole_checkpoint(place / "trainer") is None
+    found, result = run(job, people(job), tmp_path / "full")
+    assert result.resumed_from_step == 0
+    assert (found / "trained.safetensors").read_bytes() == (expected / "trained.safetensors").read_bytes()
 
 
 def test_a_training_that_other_code_began_goes_on_and_says_so(
