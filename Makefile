@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A stamp named after what is installed, and where. Git is the hash tool that is always there. The shell asks for the
 # folder itself: its name may hold spaces and quotes.
-KEY := $(shell { pwd -P; cat requirements*.lock pyproject.toml infra/install.sh infra/telemetry_off.pth; } | git hash-object --stdin)
+KEY := $(shell { pwd -P; cat requirements*.lock pyproject.toml infra/install.sh infra/*.pth; } | git hash-object --stdin)
 INSTALLED := $(VENV)/installed-$(KEY)
 
 .PHONY: help

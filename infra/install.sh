@@ -59,6 +59,6 @@ else
 fi
 pip install --no-deps --no-build-isolation -e .
 pip check
-cp infra/telemetry_off.pth "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+cp infra/*.pth "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 rm -f .venv/installed-*
 touch "$stamp"

@@ -15,25 +15,30 @@ import hashlib
 import json
 import os
 import shlex
+import socket
 import sqlite3
 import sys
 from contextlib import closing
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 from uuid import UUID
 
 import click
 import yaml
 from pydantic import Field, ValidationError
 
-from model.errors import AgentPSError, ConfigError
+from model.errors import ConfigError
 from model.files import write_whole
 from model.strict import Strict, explain_validation
 from model.yaml_file import load_yaml
+from steps.edge import sick_database, told, zenml_folder
 from steps.lifetime import ends_by_signal
 from steps.locks import locked
 from steps.paths import REPOSITORY, home
+from steps.secrets import masked
 
 if TYPE_CHECKING:
     from zenml.client import Client
@@ -41,6 +46,10 @@ if TYPE_CHECKING:
 LOCAL_STACK = REPOSITORY / "infra" / "stacks" / "local.yaml"
 HOME_PLACEHOLDER = "${AGENTPS_HOME}"
 SQLITE = "sqlite:///"
+#: Where a server of MLflow, or a database that MLflow opens itself, listens unless its address says otherwise.
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+#: Seconds.
+_PATIENCE = 10
 
 
 class Orchestrator(Strict):
@@ -108,8 +117,32 @@ def load_stack(path: Path, home_dir: Path) -> LocalStack:
 
 
 def tracking_uri(home_dir: Path) -> str:
-    """Where MLflow is: `MLFLOW_TRACKING_URI`, else where `make` put it."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or load_stack(LOCAL_STACK, home_dir).experiment_tracker.tracking_uri
+    """Where MLflow is: `MLFLOW_TRACKING_URI`, else where `make` put it.
+
+    Raises:
+        ConfigError: the variable holds no such address, or nothing listens there. MLflow itself would try for minutes.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return load_stack(LOCAL_STACK, home_dir).experiment_tracker.tracking_uri
+    named, expected = f"MLFLOW_TRACKING_URI {masked(uri)}", "https://HOST:PORT or sqlite:////PATH is expected"
+    try:
+        parts = urlsplit(uri)
+        scheme, host, port = parts.scheme.partition("+")[0], parts.hostname, parts.port
+    except ValueError:  # half an IPv6 address, a port that is no number: the error would name what may be a password
+        raise ConfigError(f"{named}: {expected}") from None
+    plugins = {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+    if scheme not in {*_PORTS, *plugins, "sqlite", "file", "databricks", "uc"} and not Path(uri).is_dir():
+        raise ConfigError(f"{named}: not an address that MLflow knows: {expected}")
+    if scheme not in _PORTS or (scheme.startswith("http") and getproxies()):
+        return uri
+    if not host:
+        raise ConfigError(f"{named}: it names no host: {scheme}://HOST:PORT is expected")
+    try:
+        socket.create_connection((host, port or _PORTS[scheme]), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise ConfigError(f"{named}: nothing answers ({error}): start the server, or correct the address") from error
+    return uri
 
 
 def home_suffix(home_dir: Path) -> str:
@@ -260,14 +293,9 @@ def _stamp_path(home_dir: Path) -> Path:
     return home_dir / "local-stack.stamp"
 
 
-def _zenml_folder() -> Path:
-    """Of ZenML's own settings and database, which all clones of a user share."""
-    return Path(os.environ.get("ZENML_CONFIG_PATH") or click.get_app_dir("zenml"))
-
-
 def _traces(stack: LocalStack, repository: Path) -> str | None:
     """Hash of all that a registration depends on, and of what it leaves; None where something of that is missing."""
-    settings = [repository / ".zen", _zenml_folder()]
+    settings = [repository / ".zen", zenml_folder()]
     try:
         own, users = ((folder / "config.yaml").read_text(encoding="utf-8") for folder in settings)
         database = Path(yaml.safe_load(users)["store"]["database"])
@@ -292,8 +320,10 @@ def main(arguments: list[str] | None = None) -> int:
     with ends_by_signal():
         try:
             click.echo(_set_up(home(), remove=options.remove))
-        except AgentPSError as error:
-            click.echo(f"error: {error}", err=True)
+        except Exception as error:
+            if (line := told(error)) is None:
+                raise
+            click.echo(f"error: {line}", err=True)
             return 1
     return 0
 
@@ -305,13 +335,15 @@ def _set_up(home_dir: Path, *, remove: bool) -> str:
         return f"stack {stack.name}: active"
     # of all who share ZenML's database, then of all who share the home: two would make the same tables
     with (
-        locked(_zenml_folder() / "agentps.lock", "another set-up with the same ZenML database"),
+        locked(zenml_folder() / "agentps.lock", "another set-up with the same ZenML database"),
         locked(home_dir / "locks" / "set-up.lock", "another set-up of the same home"),
     ):
         if remove:
             removed = unregister(stack, REPOSITORY)
             _stamp_path(home_dir).unlink(missing_ok=True)
             return f"stack {stack.name}: {'removed' if removed else 'was not registered'}"
+        if (line := sick_database()) is not None:  # ZenML and MLflow would try for minutes
+            raise ConfigError(line)
         register(stack, REPOSITORY)
         write_stamp(stack, REPOSITORY, home_dir)
         return f"stack {stack.name}: registered and active, artifacts in {home_dir}"

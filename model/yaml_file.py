@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+_LARGEST = 1_000_000
 _MERGE = "tag:yaml.org,2002:merge"
 
 
@@ -40,4 +41,6 @@ def parse_yaml(text: str) -> Any:
 
 def load_yaml(path: Path) -> Any:
     """Raises: OSError, UnicodeDecodeError; or as `parse_yaml`."""
+    if (size := path.stat().st_size) > _LARGEST:
+        raise yaml.YAMLError(f"{size:,} bytes; what people write has {_LARGEST:,} at most")
     return parse_yaml(path.read_text(encoding="utf-8"))

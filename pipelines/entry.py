@@ -18,7 +18,7 @@ from zenml.pipelines.pipeline_definition import Pipeline
 from zenml.stack import Stack
 
 from infra.local_stack import require_active
-from model.errors import AgentPSError, ImageError
+from model.errors import ImageError
 from model.files import write_whole
 from pipelines import importing, lost, runs, startup
 from pipelines.config import OPTIONS, PARAMETERS, RunFile, read_run_file
@@ -73,7 +73,7 @@ class CheckedPipeline(Pipeline):
     def _with_options(self, *args: Any, **kwargs: Any) -> Pipeline:
         options: dict[str, Any] = {}
         try:
-            if kwargs.get("config_path"):
+            if kwargs.get("config_path") is not None:  # an empty variable of a shell must not start the default
                 path = Path(kwargs["config_path"])
                 file = read_run_file(path, self._kind.names())
                 options = file.options
@@ -82,9 +82,13 @@ class CheckedPipeline(Pipeline):
             if (line := self._idle(options)) is not None:
                 click.echo(f"{self.name}: {line}")
                 raise click.exceptions.Exit(0)
-        except AgentPSError as error:
-            raise click.ClickException(told(error) or "") from error
-        return super().with_options(*args, **kwargs)
+            return super().with_options(*args, **kwargs)
+        except click.exceptions.Exit:
+            raise
+        except Exception as error:
+            if (line := told(error)) is None:
+                raise
+            raise click.ClickException(line) from error
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # ZenML's own handler raises an Exception, which a library takes for its own

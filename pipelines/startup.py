@@ -14,8 +14,7 @@ from zenml.integrations.sklearn import SklearnIntegration
 from zenml.models import ExceptionInfo
 from zenml.utils import exception_utils
 
-from model.errors import AgentPSError
-from model.files import is_full
+from steps.edge import told
 from steps.secrets import mask_error, masked
 
 #: ZenML sets the root logger to INFO, and so makes others speak: a line for each class that Great Expectations
@@ -97,4 +96,4 @@ def told_once(record: logging.LogRecord) -> bool:
 
 
 def _is_told(value: object) -> bool:
-    return isinstance(value, AgentPSError) or (isinstance(value, BaseException) and is_full(value))
+    return isinstance(value, Exception) and told(value) is not None

@@ -50,7 +50,8 @@ _FORMS = [
     r"|AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)",
 ]
 _FINDERS = [re.compile(form, re.IGNORECASE) for form in _FORMS]
-_SECRET_VARIABLE = re.compile(rf"(?:{_NAME}|\w*(?:_key|webhook))", re.IGNORECASE)
+#: `PWD` and `OLDPWD` are a shell's folders.
+_SECRET_VARIABLE = re.compile(rf"(?!(?:OLD)?PWD$)(?:{_NAME}|\w*(?:_key|webhook))", re.IGNORECASE)
 #: In a URL that may be mistyped.
 _PASSWORD = re.compile(r"(?:[\w+.-]*:?[/\\]{1,3})?[^:@]*:(.+)@")
 #: What stands for no key (`none`, `ollama`, `lm-studio`) is a word that a text may hold.

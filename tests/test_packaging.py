@@ -151,6 +151,7 @@ class Clone:
             "requirements-torch-cpu.lock",
             "infra/install.sh",
             "infra/telemetry_off.pth",
+            "infra/errors_told.pth",
         ):
             shutil.copy(REPOSITORY / name, folder / name)
 

@@ -121,7 +121,7 @@ def _execute(launch: Launch, log: Path, environment: dict[str, str], lock: int) 
         if warning := Files(Path(environment["AGENTPS_HOME"])).warning():
             output.write(f"{warning}\n".encode())
         output.flush()
-        done = subprocess.run(
+        with subprocess.Popen(
             [program("zenml"), *arguments],
             cwd=REPOSITORY,
             env=environment,
@@ -129,11 +129,15 @@ def _execute(launch: Launch, log: Path, environment: dict[str, str], lock: int) 
             stdout=output,
             stderr=subprocess.STDOUT,
             pass_fds=[lock],
-            check=False,
-        )
+        ) as process:
+            try:
+                code = process.wait()
+            except BaseException:
+                process.terminate()  # it closes its run, and is waited for
+                raise
     for old in sorted(log.parent.glob("*.log"))[:-KEPT_LOGS]:
         old.unlink()
-    return done.returncode
+    return code
 
 
 def _environment(files: Files) -> dict[str, str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from model.backbone import read_tokenizer
 from model.checkpoint import load, read_info, read_operating_points
@@ -62,6 +61,6 @@ def _tokens(checkpoint: Path) -> str:
     """All that makes tokens of a text. A checkpoint's tokenizer is written after use, with the padding and
     truncation of its last batch, which are not among that.
     """
-    tokenizer: PreTrainedTokenizerBase = read_tokenizer(str(checkpoint / "tokenizer"), local=True)
+    tokenizer = read_tokenizer(str(checkpoint / "tokenizer"), local=True)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     return json.dumps({key: value for key, value in state.items() if key not in ("padding", "truncation")})

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import socket
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,10 +27,13 @@ from infra.local_stack import (
     load_stack,
     main,
     register,
+    require_active,
+    tracking_uri,
     unregister,
     write_stamp,
 )
 from model.errors import ConfigError
+from steps.locks import locked
 from steps.paths import REPOSITORY
 from tests.support.zenml import zenml_of_its_own
 
@@ -280,6 +287,48 @@ def test_with_nothing_to_do_neither_zenml_nor_mlflow_is_imported(clone: Clone) -
     assert result.returncode == 0, result.stderr
 
 
+def test_a_set_up_waits_for_another_one_says_so_and_ends_by_a_signal_in_one_line(tmp_path: Path) -> None:
+    environment = os.environ | {"AGENTPS_HOME": str(tmp_path / "home"), "ZENML_CONFIG_PATH": str(tmp_path / "zenml")}
+    with locked(tmp_path / "home" / "locks" / "set-up.lock"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "infra.local_stack"],
+            cwd=REPOSITORY,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert said.startswith(f"Waiting for another set-up of the same home: it is held by process {os.getpid()} on ")
+        process.terminate()
+        assert process.communicate(timeout=120)[1] == "\nEnded by SIGTERM\n"
+    assert process.returncode == 143
+
+
+def test_a_run_refuses_the_stack_of_another_home_and_takes_one_that_the_user_made(
+    clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone.register()
+    monkeypatch.chdir(clone.repository)
+    client = clone.client
+    require_active(clone.home)
+    other = tmp_path / "other"
+    expected = f"active stack is {clone.stack.name}, but the home {other} has .* run `make setup`"
+    with pytest.raises(ConfigError, match=expected):
+        require_active(other)
+    client.activate_stack("default")
+    with pytest.raises(ConfigError, match="active stack is default"):
+        require_active(clone.home)
+    monkeypatch.setenv("ZENML_ACTIVE_STACK_ID", "0")
+    with pytest.raises(ConfigError, match="unset ZENML_ACTIVE_STACK_ID"):
+        require_active(clone.home)
+    monkeypatch.delenv("ZENML_ACTIVE_STACK_ID")
+    parts = {key: parts[0].id for key, parts in client.active_stack_model.components.items()}
+    client.create_stack("mine", parts)
+    client.activate_stack("mine")
+    require_active(clone.home)
+
+
 def test_removing_takes_the_stack_and_its_components_and_leaves_the_files(clone: Clone) -> None:
     clone.register()
     assert unregister(clone.stack, clone.repository)
@@ -313,3 +362,98 @@ def test_the_environments_python_reports_nothing_unless_told_to() -> None:
     for chosen, expected in (({}, "false true true false"), ({"DO_NOT_TRACK": "false"}, "false true false false")):
         output = subprocess.check_output([sys.executable, "-c", code], env=environment | chosen, text=True)
         assert output.split() == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("nonsense://ann:hunter2-22@host", "nonsense://***@host: not an address that MLflow knows"),
+        ("ann:hunter2-22@host/x", "***@host/x: not an address that MLflow knows"),
+        ("http//host:5000", "http//host:5000: not an address that MLflow knows"),
+        ("http://ann:hunter2-22@host:port/", "http://***@host:port/: https://HOST:PORT or"),
+        ("http://ann:hunter2-22/x@host/", "http://***@host/: https://HOST:PORT or"),
+        ("http://", "it names no host"),
+        ("http://ann:hunter2-22@127.0.0.1:9", "http://***@127.0.0.1:9: nothing answers"),
+        ("postgresql+psycopg2://ann:hunter2-22@127.0.0.1:9/x", "***@127.0.0.1:9/x: nothing answers"),
+    ],
+)
+def test_an_address_of_mlflow_that_cannot_be_is_told_at_once_and_without_secrets(
+    uri: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError) as refused:
+        tracking_uri(tmp_path)
+    assert str(refused.value).startswith("MLFLOW_TRACKING_URI ")
+    assert said in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_an_address_of_mlflow_that_can_be_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for uri in (f"http://127.0.0.1:{server.getsockname()[1]}", "sqlite:////x/y.db", "file:///x", str(tmp_path)):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+            assert tracking_uri(tmp_path) == uri
+
+
+def _set_up(clone: Clone, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """What set-up says of a fault: one line, and exit code 1."""
+    monkeypatch.setattr("steps.edge._PATIENCE", 0.1)
+    monkeypatch.setattr("infra.local_stack.REPOSITORY", clone.repository)
+    monkeypatch.setenv("AGENTPS_HOME", str(clone.home))
+    with suppress(OSError):
+        (clone.home / "local-stack.stamp").unlink()
+    capsys.readouterr()
+    assert main([]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    return said[0]
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20_000])
+
+
+def _foreign(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'of_another'")
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (_cut, r"MLflow's database, \S+ projects/\S+/mlflow.db: .*bring back a copy, or .*: `mv '"),
+        (
+            lambda path: (path.unlink(), path.mkdir()),
+            r"mlflow.db: unable to open database file: give yourself the right",
+        ),
+        (lambda path: path.write_bytes(b"no database" * 1000), r"mlflow.db: file is not a database: bring back a copy"),
+        (_foreign, r"database schema \(found version of_another, but expected"),
+    ],
+)
+def test_a_broken_database_is_told_in_one_line_that_names_it(
+    clone: Clone,
+    spoil: Callable[[Path], None],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoil(clone.stack.mlflow_db)
+    assert re.search(said, _set_up(clone, capsys, monkeypatch))
+
+
+def test_a_database_that_another_process_holds_is_told(
+    clone: Clone, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(sqlite3.connect(clone.stack.mlflow_db, isolation_level=None)) as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        assert "mlflow.db: another process holds it: wait" in _set_up(clone, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize("place", ["/proc/agentps", "/dev/null", "/dev/null/home"])
+def test_a_home_that_cannot_be_written_is_told(
+    place: str, clone: Clone, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone.home = Path(place)
+    said = _set_up(clone, capsys, monkeypatch)
+    assert re.search(f"^error: {place}.*: set AGENTPS_HOME, now {place}, to a folder in which you may write$", said)

@@ -66,6 +66,12 @@ def test_what_a_variable_of_the_environment_holds_is_masked_wherever_it_stands(m
     assert masked(text) == "*** ***; ***, ***"
 
 
+def test_a_shell_s_folders_are_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PWD", "OLDPWD"):
+        monkeypatch.setenv(name, "/home/me/agentps2")
+    assert masked("/home/me/agentps2/posts.jsonl: no such file") == "/home/me/agentps2/posts.jsonl: no such file"
+
+
 @pytest.mark.parametrize("key", ["none", "ollama", "lm-studio", ""])
 def test_a_word_that_stands_for_no_key_is_no_secret(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
