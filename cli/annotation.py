@@ -172,6 +172,7 @@ def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...
     from steps.annotate.prices import load_prices
     from steps.annotate.requests import Requests
     from steps.paths import ledger_url
+    from steps.secrets import masked
 
     settings, policy = _settings(config, changes), load_task(task)
     annotate_ = settings.annotate
@@ -179,10 +180,10 @@ def plan(manifest: Path, task: str, config: Path | None, changes: tuple[str, ...
     with Ledger(ledger_url(annotate_.ledger)) as ledger:
         requests = Requests(posts, policy, annotate_, load_prices().get(annotate_.model))
         found, known = make_plan(requests, ledger)
-    click.echo("\n".join(_plan_lines(found, annotate_.model)))
+    click.echo(masked("\n".join(_plan_lines(found, annotate_.model))))
     if found.to_ask and Outlook(requests, known).hopeless:
         click.echo(
-            f"warning: too many are given up for annotate.max_missing_share {annotate_.max_missing_share:.0%}; "
+            f"warning: too many are given up for annotate.max_missing_share {annotate_.max_missing_share:g}; "
             "`agentps annotate` says what to change, and asks nothing before",
             err=True,
         )

@@ -6,11 +6,11 @@ would be random, and a tokenizer without its vocabulary would read every text as
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,20 +52,26 @@ def _revision(backbone: BackboneSettings) -> str:
 
 
 def _find(backbone: BackboneSettings, name: str) -> Path | None:
-    """A file of the backbone; None where it has none of that name.
-
-    Raises:
-        ConfigError: the hub cannot be reached, or knows no such backbone.
-    """
+    """A file of the backbone; None where it has none of that name, or its hub cannot be reached."""
     if os.path.isdir(backbone.name):
         path = Path(backbone.name, name)
         return path if path.is_file() else None
+    return _fetched(backbone.name, _revision(backbone), name)
+
+
+@functools.cache
+def _fetched(hub_id: str, revision: str, name: str) -> Path | None:
+    """Once in a process: a hub that cannot be reached is asked for half a minute for each file that is not there."""
     try:
         found = cached_file(
-            backbone.name, name, revision=_revision(backbone), _raise_exceptions_for_missing_entries=False
+            hub_id,
+            name,
+            revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
         )
     except (OSError, ValueError) as error:
-        raise ConfigError(f"backbone {backbone.name}: {name} cannot be fetched ({_short(error)}); {_HINT}") from error
+        raise ConfigError(f"backbone {hub_id}: {name} cannot be fetched ({_short(error)}); {_HINT}") from error
     return None if found is None else Path(found)
 
 
@@ -81,7 +87,7 @@ def load_tokenizer(backbone: BackboneSettings) -> PreTrainedTokenizerBase:
         ConfigError: it is not where the settings say, or its hub revision is not pinned; or it has no vocabulary.
     """
     _revision(backbone)
-    find = partial(_find, backbone)
+    find = functools.partial(_find, backbone)
     check_config(find, backbone.name)  # transformers reads it to tell what the tokenizer is
     check_tokenizer(find, backbone.name)
     tokenizer = read_tokenizer(backbone.name, _revision(backbone))
@@ -114,7 +120,7 @@ def load_config(backbone: BackboneSettings) -> LlavaOnevisionConfig:
             pinned.
     """
     revision = _revision(backbone)
-    check_config(partial(_find, backbone), backbone.name)
+    check_config(functools.partial(_find, backbone), backbone.name)
     try:
         config = LlavaOnevisionConfig.from_pretrained(backbone.name, revision=revision, trust_remote_code=False)
     except (OSError, *_IMPOSSIBLE) as error:
@@ -164,7 +170,7 @@ def check_weights(backbone: BackboneSettings, config: LlavaOnevisionConfig) -> l
     Raises:
         ConfigError: they are not.
     """
-    paths = weight_files(partial(_find, backbone), backbone.name)
+    paths = weight_files(functools.partial(_find, backbone), backbone.name)
     there = sum(tensor.size for tensor in read_headers(paths, backbone.name).values())
     needed = sum(parameter.numel() for parameter in network_of(config, backbone).parameters())
     if 2 * there < needed:  # transformers would make up the others, of any number, before `_check_report` says so

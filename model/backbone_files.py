@@ -52,6 +52,13 @@ def listed(folder: Path) -> str:
     return ", ".join(names[:12]) + (", …" if len(names) > 12 else "") if names else "nothing"
 
 
+def _beside(name: str) -> str:
+    """What is there where a file is missing, for a message."""
+    if Path(name).is_dir():
+        return f" (found {listed(Path(name))})"
+    return " (or its hub cannot be reached)"
+
+
 def instead(path: Path) -> str:
     """What a file holds in place of what its name says, for a message."""
     with path.open("rb") as file:
@@ -98,9 +105,8 @@ def check_config(find: Find, name: str) -> None:
         )
     path = find(CONFIG)
     if path is None:
-        found = f" (found {listed(Path(name))})" if Path(name).is_dir() else ""
         raise ConfigError(
-            f"backbone {name}: no {CONFIG}{found}: give the folder of a LLaVA-OneVision in the hub's format"
+            f"backbone {name}: no {CONFIG}{_beside(name)}: give the folder of a LLaVA-OneVision in the hub's format"
         )
     raw = read_mapping(path, name)
     kind = raw.get("model_type")
@@ -145,15 +151,16 @@ def check_tokenizer(find: Find, name: str) -> None:
     path = find(TOKENIZER_CONFIG)
     if path is not None:
         read_mapping(path, name)
-    if not any(all(find(file) is not None for file in files) for files in VOCABULARIES):
-        found = f" (found {listed(Path(name))})" if Path(name).is_dir() else ""
+    for files in VOCABULARIES:
+        paths = [path for file in files if (path := find(file)) is not None]
+        if len(paths) == len(files):
+            break
+    else:
         raise ConfigError(
-            f"backbone {name}: no {VOCABULARIES[0][0]}{found}, so there is no vocabulary and every text would be "
-            "empty: copy that file from where the backbone came from"
+            f"backbone {name}: no {VOCABULARIES[0][0]}{_beside(name)}, so there is no vocabulary and every text would "
+            "be empty: copy that file from where the backbone came from"
         )
-    for file in ("tokenizer.json", "vocab.json"):
-        if (vocabulary := find(file)) is not None:
-            read_mapping(vocabulary, name)
+    read_mapping(paths[0], name)
 
 
 def weight_files(find: Find, name: str) -> list[Path]:
@@ -166,11 +173,10 @@ def weight_files(find: Find, name: str) -> list[Path]:
         return [single]
     index = find(INDEX)
     if index is None:
-        others = f" (found {listed(Path(name))})" if Path(name).is_dir() else ""
         raise ConfigError(
-            f"backbone {name}: no {WEIGHTS}{others}: weights are read in the format of safetensors only, for a pickle "
-            "(pytorch_model.bin) can run any code while it is read: take the backbone in that format, or convert it "
-            "where it can be trusted (safetensors.torch.save_file)"
+            f"backbone {name}: no {WEIGHTS}{_beside(name)}: weights are read in the format of safetensors only, for a "
+            "pickle (pytorch_model.bin) can run any code while it is read: take the backbone in that format, or "
+            "convert it where it can be trusted (safetensors.torch.save_file)"
         )
     shards = read_mapping(index, name).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
@@ -208,6 +214,6 @@ def read_headers(paths: Iterable[Path], name: str) -> dict[str, Tensor]:
         if tensor.dtype not in FLOATS:
             raise ConfigError(
                 f"backbone {name}: the weights {key} are numbers of type {tensor.dtype}; one of {', '.join(FLOATS)} is "
-                "expected: take the backbone in 16 or 32 bits"
+                "expected: take them in 16 or 32 bits"
             )
     return found

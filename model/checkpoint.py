@@ -27,7 +27,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTo
 
 from .agentps import AgentPS, sub_config, tower_size, visual_tokens
 from .backbone import all_finite, load_backbone, load_config, load_tokenizer, read_tokenizer
-from .backbone_files import check_tokenizer
+from .backbone_files import check_tokenizer, read_headers
 from .errors import CheckpointError, ConfigError
 from .files import replacing
 from .images import ImageLimits
@@ -41,8 +41,6 @@ from .task import Task, task_differences
 from .text import ans_token_id
 
 FORMAT = 1
-#: The types that trained weights are stored in.
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _META, _TRAINED, _POINTS = "checkpoint.json", "trained.safetensors", "operating_points.json"
 
 
@@ -247,8 +245,10 @@ def read_info(directory: Path) -> CheckpointInfo:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{directory}: no {_META}: this is no checkpoint") from None
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: no JSON ({error}): the checkpoint is damaged") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: a mapping was expected, found {type(raw).__name__}: the checkpoint is damaged")
     if raw.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: format {raw.get('format')}, this version reads {FORMAT}: use the version that wrote it"
@@ -369,8 +369,11 @@ def _check_backbone(info: CheckpointInfo, backbone: BackboneSettings, directory:
 
 
 def _restore(model: AgentPS, directory: Path) -> None:
+    trained = directory / _TRAINED
     try:
-        state = load_file(directory / _TRAINED)
+        # of floats, and whole: the readers below would take other numbers for them
+        read_headers([trained, *sorted((directory / "adapter").glob("*.safetensors"))], str(directory))
+        state = load_file(trained)
         if isinstance(model.backbone, PeftModel):
             outcome = model.backbone.load_adapter(
                 directory / "adapter", model.backbone.active_adapter, is_trainable=True
@@ -382,14 +385,14 @@ def _restore(model: AgentPS, directory: Path) -> None:
                     f"{directory}: adapter lacks {missing[:5]}, has {outcome.unexpected_keys[:5]} too many"
                 )
             state |= {name: p for name, p in trainable_state(model).items() if _in_adapter(name)}
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{directory}: a part of the checkpoint is missing or damaged: {error}") from error
+    except (ConfigError, SafetensorError, OSError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        what = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{directory}: a part of the checkpoint is missing or damaged: {what}") from error
     for name, tensor in state.items():
-        if tensor.dtype not in _FLOATS or not all_finite(tensor):
-            what = "numbers that are NaN or infinite" if tensor.dtype in _FLOATS else f"numbers of type {tensor.dtype}"
+        if not all_finite(tensor):
             raise CheckpointError(
-                f"{directory}: {name} holds {what}: the file was changed, or the training diverged; take another "
-                "version"
+                f"{directory}: {name} holds numbers that are NaN or infinite: the file was changed, or the training "
+                "diverged; take another version"
             )
     load_trainable_state(model, state, directory)
 
@@ -404,5 +407,7 @@ def read_operating_points(directory: Path) -> OperatingPoints:
         return OperatingPoints.model_validate_json((directory / _POINTS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{directory}: no {_POINTS}: only a registered checkpoint has thresholds") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{directory / _POINTS}: cannot be read ({error}): the checkpoint is damaged") from error
     except ValidationError as error:
         raise CheckpointError(f"{directory / _POINTS}: {explain_validation(error)}") from error

@@ -12,15 +12,17 @@ from pathlib import Path
 from .errors import DiskError
 
 #: A disk, a quota, a process's own limit (`ulimit -f`) that is used up. Some libraries hand on words only: SQLite,
-#: safetensors and tokenizers (Rust), torch.save (C++, whose words are of a place in its file).
+#: safetensors and tokenizers (Rust), and torch.save (C++), whose words are of a place in its file.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_WORDS = (
     *map(os.strerror, _FULL),
     *(f"(os error {number})" for number in _FULL),
     "database or disk is full",
-    "enforce fail at inline_container.cc",
 )
+_TORCH = ("enforce fail at inline_container.cc", "basic_ios::clear: iostream error")
 
+#: What file systems answer that have no such call, or not for a file that is open for reading.
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 _REMEDY = "make room, or raise the quota or the limit (`ulimit -f`), then run the same command again"
 
 
@@ -74,7 +76,11 @@ def to_disk(path: Path) -> None:
     """
     for file in [path] if path.is_file() else [found for found in path.rglob("*") if found.is_file()]:
         with file.open("rb") as written:
-            os.fsync(written.fileno())
+            try:
+                os.fsync(written.fileno())
+            except OSError as error:
+                if error.errno not in _NO_FSYNC:
+                    raise
 
 
 def write_whole(path: Path, content: str | bytes, *, private: bool = False) -> None:
@@ -118,11 +124,17 @@ def disk_told(path: Path) -> Iterator[None]:
 
 def is_full(error: BaseException | None) -> bool:
     """Whether the error, or the one that it came of, is a disk, a quota or a limit that is used up."""
+    return any(
+        getattr(found, "errno", None) in _FULL or any(words in str(found) for words in (*_FULL_WORDS, *_TORCH))
+        for found in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that it came of."""
     while error is not None:
-        if getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 def no_room(place: Path, error: BaseException) -> str:
@@ -131,7 +143,9 @@ def no_room(place: Path, error: BaseException) -> str:
 
 
 def _words(error: BaseException) -> str:
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return next((words for words in _FULL_WORDS if words in str(error)), "the disk is full")
 
 
 def full_disk(error: BaseException, *places: Path) -> str | None:
@@ -140,6 +154,9 @@ def full_disk(error: BaseException, *places: Path) -> str | None:
     """
     if not is_full(error):
         return None
+    for found in _chain(error):  # what failed after it, as MLflow's word that the run failed, tells less
+        if isinstance(found, DiskError):
+            return str(found)
     free = ", ".join(f"{free_bytes(place):,} bytes are free in {place}" for place in places)
     return f"a file cannot be written: {_words(error)}; {free}: {_REMEDY}"
 

@@ -62,7 +62,7 @@ Source = str | os.PathLike[str] | bytes | bytearray | memoryview
 #: How the base64 text of a JPEG, a PNG and a WebP begins.
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "UklGR")
 #: Characters of a path, at most (Linux); a longer text is looked up nowhere.
-_MOST_PATH = 4096
+MOST_PATH = 4096
 #: Who may open a folder of images to those who send posts, and how.
 _ALLOWED_BY = "AGENTPS_IMAGE_ROOT where a version is served, image_root of a Scorer"
 
@@ -280,9 +280,12 @@ def _read_path_or_base64(text: str, limits: ImageLimits, folder: str | None) -> 
 
 def _inside(folder: str, text: str) -> str | None:
     """The path with all links resolved; None where it is not below `folder`, whether a file is there or not."""
-    if len(text) > _MOST_PATH or "\0" in text:
+    if len(text) > MOST_PATH:
         return None
-    root, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, text))
+    try:
+        root, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, text))
+    except (OSError, ValueError):  # a NUL, half of a character
+        return None
     return path if path.startswith(os.path.join(root, "")) else None
 
 

@@ -56,7 +56,7 @@ class SequenceSettings(Chosen):
     """The sequence that the model reads (paper 3.1.2)."""
 
     #: Frames of a post, at most: uniform sampling in order above; below, see `repeat_frames`.
-    frames: int = Field(ge=1)
+    frames: int = Field(ge=1, le=10_000)
     #: Repeat the images of a shorter album cyclically until there are `frames` (the paper), or read each once.
     repeat_frames: bool = True
     #: The tower's grid is pooled by this factor in height and in width: 2 as in LLaVA-OneVision, 4 and 8 by pooling so
@@ -67,7 +67,7 @@ class SequenceSettings(Chosen):
     #: Tokens of title and text, at most.
     max_text_tokens: int = Field(ge=1)
     #: Tokens of the text part in all: title, text, questions.
-    max_tokens: int = Field(ge=1)
+    max_tokens: int = Field(ge=1, le=1_000_000)
 
     @model_validator(mode="after")
     def _room_for_questions(self) -> SequenceSettings:
@@ -81,8 +81,8 @@ class SequenceSettings(Chosen):
 class LoraSettings(Chosen):
     """LoRA on the language model's linear layers (paper 3.1.2: rank 128, alpha 256)."""
 
-    rank: int = Field(ge=1)
-    alpha: int = Field(ge=1)
+    rank: int = Field(ge=1, le=65_536)
+    alpha: int = Field(ge=1, le=1_000_000)
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
@@ -95,11 +95,11 @@ class TrainSettings(Chosen):
     lora: LoraSettings | None
     #: Train the projector between tower and language model too.
     train_projector: bool
-    head_hidden: int = Field(ge=1)
+    head_hidden: int = Field(ge=1, le=65_536)
     head_dropout: float = Field(default=0.0, ge=0, lt=1)
-    epochs: int = Field(ge=1)
+    epochs: int = Field(ge=1, le=100_000)
     #: Posts an optimizer step, over all processes; must be a multiple of micro_batch x processes.
-    batch: int = Field(ge=1)
+    batch: int = Field(ge=1, le=1_000_000)
     micro_batch: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(ge=0)
@@ -112,7 +112,7 @@ class TrainSettings(Chosen):
     precision: Literal["float32", "bfloat16"]
     gradient_checkpointing: bool
     #: Processes beside each training one that prepare its batches, so that a GPU does not wait for them.
-    loader_workers: int = Field(default=0, ge=0)
+    loader_workers: int = Field(default=0, ge=0, le=1_024)
     #: Processes on this machine; more than one runs under torchrun.
     processes: int = Field(default=1, ge=1)
 

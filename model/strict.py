@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, ValidationInfo, field_validator
@@ -29,32 +28,30 @@ class Chosen(Strict):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
         annotation = cls.model_fields[str(info.field_name)].annotation
-        if any(isinstance(part, bool) for part in _parts(value)) and not _takes_truth(annotation):
-            raise ValueError("true or false is not expected here (YAML also reads yes, no, on and off as one)")
+        if _holds(annotation, lambda kind: isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return value  # a section looks at its own
+        for part in _parts(value):
+            if isinstance(part, bool) and not _holds(annotation, lambda kind: kind in (bool, Any, JsonValue)):
+                raise ValueError("true or false is not expected here (YAML also reads yes, no, on and off as one)")
+            if isinstance(part, str) and ("\0" in part or any("\ud800" <= c <= "\udfff" for c in part)):
+                raise ValueError("a NUL character, or half of a surrogate pair, is no text: remove it")
         return value
 
 
 def _parts(value: Any) -> Iterator[Any]:
-    """The value, or what a list, or a mapping that is no section of its own, holds."""
-    if isinstance(value, dict):
-        for inner in value.values():
-            if not isinstance(inner, dict):
-                yield from _parts(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
+    """The value, or what a list or a mapping holds at any depth."""
+    if isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
             yield from _parts(inner)
     else:
         yield value
 
 
-def _takes_truth(annotation: Any) -> bool:
-    if annotation in (bool, Any, JsonValue) or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-        return True  # a section looks at its own
-    if isinstance(annotation, types.GenericAlias) or get_args(annotation):
-        return any(_takes_truth(part) for part in get_args(annotation))
-    return False
+def _holds(annotation: Any, wanted: Callable[[Any], bool]) -> bool:
+    """Whether a type is `wanted`, or has such a one among its arguments."""
+    return wanted(annotation) or any(_holds(part, wanted) for part in get_args(annotation))
 
 
 def explain_validation(error: ValidationError) -> str:

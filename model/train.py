@@ -22,6 +22,7 @@ from .agentps import AgentPS
 from .checkpoint import load_trainable_state, trainable_state
 from .data import Batches, PostDataset
 from .device import best_device
+from .errors import DataError
 from .files import replacing
 from .loss import label_weight
 from .schema import TRAIN, VAL
@@ -122,6 +123,11 @@ class _Trainer(Trainer):
         rows = self._batches.rows(VAL, labelled=True)
         scores = predict_rows(self._module, self._batches, rows, self._settings.micro_batch).final_N
         labels = self._batches.final_labels(rows)
+        if np.isnan(scores).any():
+            raise DataError(
+                f"the training diverged: after epoch {self.state.epoch:g} the scores of val are NaN; lower "
+                "fine_tune.learning_rate or max_grad_norm, and start again"
+            )
         metrics = {"eval_average_precision": float(average_precision_score(labels, scores))}
         if self.args.should_save:
             self._keep_if_best(metrics["eval_average_precision"])

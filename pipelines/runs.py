@@ -47,34 +47,34 @@ def close_killed(home: Path) -> None:
             continue  # whether a lock reaches over machines, nobody knows
         try:
             with locked(path, wait=False):
-                closed = close(UUID(path.name))
+                run = _find(UUID(path.name))
+                if run is not None and not run.status.is_finished:
+                    close(run.id)
+                    logger.warning("Closed the run %s: %s is gone", run.name, who or "its process")
                 path.unlink()
         except Timeout:
             continue  # it goes
-        if closed:
-            logger.warning("Closed the run %s: %s is gone", closed, who or "its process")
 
 
-def close(run_id: UUID) -> str | None:
-    """Say in ZenML and MLflow that a run was cut off, where they do not know it.
-
-    Returns:
-        Its name; None where ZenML knew, or knows nothing of it any more.
-    """
-    client = Client()
+def _find(run_id: UUID) -> PipelineRunResponse | None:
     try:
-        run = client.get_pipeline_run(run_id)
-    except KeyError:
+        return Client().get_pipeline_run(run_id)
+    except KeyError:  # somebody deleted it
         return None
-    if run.status.is_successful:
-        return None
+
+
+def close(run_id: UUID) -> None:
+    """Say in ZenML and MLflow that a run was cut off."""
+    run = _find(run_id)
+    if run is None or run.status.is_successful:
+        return
+    client = Client()
     for step in client.list_run_steps(pipeline_run_id=run_id, size=100).items:
         if not step.status.is_finished:
             publish_failed_step_run(step.id)
     if not client.get_pipeline_run(run_id).status.is_finished:
         publish_failed_pipeline_run(run_id)
     _close_in_mlflow(run)
-    return None if run.status.is_finished else run.name
 
 
 def _close_in_mlflow(run: PipelineRunResponse) -> None:

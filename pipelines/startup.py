@@ -26,6 +26,8 @@ _LEVELS = {
     "zenml.integrations.mlflow.experiment_trackers.mlflow_experiment_tracker": logging.ERROR,
 }
 _LAUNCHER = "zenml.orchestrators.step_launcher"
+#: They log each write of their own that fails with its traceback, and hand it on.
+_ON_A_FULL_DISK = ("mlflow.store.db.utils", "zenml.log_stores.artifact.artifact_log_exporter")
 _ORCHESTRATOR = "zenml.orchestrators.local.local_orchestrator"
 
 
@@ -76,7 +78,7 @@ def _quieten() -> None:
         return
     for name, level in _LEVELS.items():
         logging.getLogger(name).setLevel(level)
-    for name in (_LAUNCHER, _ORCHESTRATOR):
+    for name in (_LAUNCHER, _ORCHESTRATOR, *_ON_A_FULL_DISK):
         logging.getLogger(name).addFilter(told_once)
 
 
@@ -86,8 +88,12 @@ def told_once(record: logging.LogRecord) -> bool:
     ZenML's orchestrator logs it with its traceback (only the line that names the step is kept), its
     launcher with its message.
     """
-    if record.exc_info and record.exc_info[1] is not None and told(record.exc_info[1]) is not None:
+    in_message = isinstance(record.args, tuple) and any(map(_is_told, record.args))
+    if record.exc_info and _is_told(record.exc_info[1]):
         record.exc_info = record.exc_text = None
-        return True
-    arguments = record.args if isinstance(record.args, tuple) else ()
-    return not any(isinstance(value, Exception) and told(value) is not None for value in arguments)
+        return not (in_message and record.name in _ON_A_FULL_DISK)
+    return not in_message
+
+
+def _is_told(value: object) -> bool:
+    return isinstance(value, Exception) and told(value) is not None

@@ -96,7 +96,7 @@ def score_new(scorer: Scorer, version: str, posts: pd.DataFrame, table: Path, pr
     if table.suffix.lower() not in (".jsonl", ".json"):
         raise ConfigError(f"scores {table}: rows are appended to JSON Lines only: name a file that ends in .jsonl")
     place = hashlib.sha256(str(table.resolve()).encode()).hexdigest()[:16]
-    with locked(home() / "locks" / f"scores-{place}.lock"):
+    with locked(home() / "locks" / f"scores-{place}.lock", f"the table {table}"):
         before = _scored_before(table, version)
         todo = posts[~posts[POST_ID].isin(before)]
         done = Scored(scored=0, flagged=0, errors=[], before=len(posts) - len(todo))

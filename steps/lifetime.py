@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ _ONE = 1.0
 #: Seconds after which a process has seen that its parent is gone.
 _WATCH = 0.5
 _PARENT = "AGENTPS_PARENT_PID"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Interrupted(KeyboardInterrupt):
@@ -119,11 +121,18 @@ def of_this_process() -> dict[str, str]:
     return {_PARENT: str(os.getpid())}
 
 
-def end_with_parent() -> None:
+def end_with_parent(*, at_once: bool = False) -> None:
     """Called first in a process that works for another: it ends within a second after that one, even a killed one.
 
     What a terminal sends to all processes at once, Ctrl-C and its own end, is for the other one to answer.
+
+    Args:
+        at_once: in the same moment, where the system can do that (Linux), so that processes that talk to each other
+            do not complain of each other's end. Only for one that its parent's main thread has started: the system
+            takes that thread for the parent.
     """
+    if at_once and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number, handler in (
         (signal.SIGINT, signal.SIG_IGN),
         (signal.SIGHUP, signal.SIG_IGN),

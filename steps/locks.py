@@ -9,10 +9,11 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from filelock import Timeout, lock_descriptor
 
@@ -44,19 +45,19 @@ def locked(path: Path, what: str = "", *, wait: bool = True) -> Iterator[int]:
         ConfigError: the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
+    with path.open("ab", buffering=0) as file:
         if not _take(file, path):
             if not wait:
                 raise Timeout(str(path))
             _wait(file, path, what or f"the lock {path}")
-        _write(file, json.dumps(_this_process()._asdict()))
+        _write(file, json.dumps(_this_process()._asdict()).encode())
         try:
             yield file.fileno()
         finally:
-            _write(file, "")
+            _write(file, b"")
 
 
-def _take(file: IO[str], path: Path) -> bool:
+def _take(file: FileIO, path: Path) -> bool:
     try:
         return lock_descriptor(file.fileno(), blocking=False)
     except OSError as error:
@@ -66,7 +67,7 @@ def _take(file: IO[str], path: Path) -> bool:
         ) from error
 
 
-def _wait(file: IO[str], path: Path, what: str) -> None:
+def _wait(file: FileIO, path: Path, what: str) -> None:
     told = time.monotonic() + _FIRST_WORD - _NEXT_WORD
     while not _take(file, path):
         if time.monotonic() - told >= _NEXT_WORD:
@@ -75,10 +76,10 @@ def _wait(file: IO[str], path: Path, what: str) -> None:
         time.sleep(_POLL)
 
 
-def _write(file: IO[str], text: str) -> None:
-    file.truncate(0)
-    file.write(text)
-    file.flush()
+def _write(file: FileIO, text: bytes) -> None:
+    with suppress(OSError):  # a full disk: the lock holds all the same
+        file.truncate(0)
+        file.write(text)
 
 
 class Holder(NamedTuple):

@@ -69,9 +69,9 @@ Difficulty = Literal["easy", "standard", "hard"]
 class SampleSettings(Section):
     """The embedded sample: how many posts are rendered for each split, and from which seed."""
 
-    train: int = Field(ge=1)
-    val: int = Field(ge=1)
-    test: int = Field(ge=1)
+    train: int = Field(ge=1, le=10_000_000)
+    val: int = Field(ge=1, le=10_000_000)
+    test: int = Field(ge=1, le=10_000_000)
     seed: int = Field(ge=0, le=MAX_SEED)
     difficulty: Difficulty
     #: Share of the training posts that carry people's process labels; val and test carry them all.
@@ -83,9 +83,9 @@ class IngestSettings(Section):
 
     #: The run stops when a larger share of the posts is rejected.
     max_reject_share: float = Field(ge=0, le=1)
-    max_image_bytes: int = Field(gt=0)
-    max_image_pixels: int = Field(gt=0)
-    max_images: int = Field(ge=1)
+    max_image_bytes: int = Field(gt=0, le=2**40)
+    max_image_pixels: int = Field(gt=0, le=2**40)
+    max_images: int = Field(ge=1, le=100_000)
     #: Of title and text together.
     max_text_characters: int = Field(default=PostLimits.max_text_characters, ge=1)
     #: Split of a post that names none: shares of val and test, by a hash of its post_id.
@@ -126,12 +126,12 @@ class AnnotateSettings(Section):
     splits: tuple[str, ...]
     concurrency: int = Field(ge=1, le=1024)
     #: Seconds for one request, attempts included.
-    timeout: float = Field(gt=0)
-    #: How often a missing answer (refusal, malformed reply) is asked again, over all runs.
-    retries: int = Field(ge=0)
+    timeout: float = Field(gt=0, le=86_400)
+    #: How often a missing answer (refusal, malformed reply) is asked again with the same options, over all runs.
+    retries: int = Field(ge=0, le=1_000)
     #: Image detail sent to the endpoint.
     detail: Literal["low", "high", "auto"]
-    max_tokens: int = Field(ge=1)
+    max_tokens: int = Field(ge=1, le=10_000_000)
     #: Laid over the other fields of a request; None removes a field.
     request_fields: dict[str, JsonValue]
     #: All questions of a post in one request (the paper's form), or one request per question.
@@ -240,9 +240,9 @@ class EvaluateSettings(Section):
     #: Precision targets in percent; a threshold is fitted on val for each.
     precisions: tuple[int, ...]
     #: Resamples for the 95 % intervals; 0: none.
-    bootstrap: int = Field(ge=0)
+    bootstrap: int = Field(ge=0, le=100_000)
     #: Posts shown for each of: true positives, false positives, false negatives, true negatives.
-    examples: int = Field(ge=0)
+    examples: int = Field(ge=0, le=10_000)
 
     @field_validator("precisions")
     @classmethod
@@ -279,7 +279,7 @@ class PromoteSettings(Section):
     #: The highest calibration error, or what chance alone may show on so few posts, where that is more; None: any.
     max_calibration_error: float | None = Field(gt=0, le=1)
     #: Resamples of the test posts for the interval of the gain.
-    bootstrap: int = Field(ge=100)
+    bootstrap: int = Field(ge=100, le=100_000)
     #: A champion of more days, or of a live precision below its promise, may be replaced by a version whose gain is
     #: above `-stale_tolerance`.
     stale_days: float = Field(ge=0, le=_CENTURY)
@@ -330,7 +330,7 @@ class RetrainSettings(Section):
     #: window: those of this many days before the newest post.
     window_days: float = Field(gt=0, le=_CENTURY)
     #: replay: for each fresh post, this many older posts, chosen the same way every time.
-    replay: float = Field(ge=0)
+    replay: float = Field(ge=0, le=1_000)
     #: The test posts of this many newest days, beside those whose manifest says `split: test`.
     test_days: float = Field(gt=0, le=_CENTURY)
     #: The weights that a training starts from.

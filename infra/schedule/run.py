@@ -63,7 +63,8 @@ def _run_alone(launch: Launch, files: Files, now: datetime) -> Outcome:
             progress, undelivered = _progress(launch, files, now)
             if progress.running is not None:
                 undelivered += notice.tell_of_cut_off(launch, Path(progress.running))
-                files.update_progress(running=None)
+                with suppress(DiskError):  # then the next start tells of it once more
+                    files.update_progress(running=None)
             if isinstance(launch, Job) and last_due(launch.cron, now) <= progress.covered:
                 next_time = f"{next_due(launch.cron, now):%Y-%m-%d %H:%M}"
                 return Outcome(0, f"{launch.pipeline}: nothing is due: the next time is {next_time}", undelivered)
@@ -85,7 +86,8 @@ def _progress(launch: Launch, files: Files, now: datetime) -> tuple[Progress, li
         return found, []
     if found is None and not isinstance(launch, Job):  # a stack's own scheduler says when
         return Progress(covered=now), []
-    files.update_progress(covered=now)
+    with suppress(DiskError):  # a run that is due tells a person of it
+        files.update_progress(covered=now)
     wrong = f"{found.covered.isoformat()} is still to come" if found else "it cannot be read"
     said = f"{files.progress}, how far the schedule has come: {wrong}: its times count from now on"
     return Progress(covered=now, running=found.running if found else None), [said]
@@ -119,7 +121,7 @@ def _execute(launch: Launch, log: Path, environment: dict[str, str], lock: int) 
         if warning := Files(Path(environment["AGENTPS_HOME"])).warning():
             output.write(f"{warning}\n".encode())
         output.flush()
-        done = subprocess.run(
+        with subprocess.Popen(
             [program("zenml"), *arguments],
             cwd=REPOSITORY,
             env=environment,
@@ -127,11 +129,15 @@ def _execute(launch: Launch, log: Path, environment: dict[str, str], lock: int) 
             stdout=output,
             stderr=subprocess.STDOUT,
             pass_fds=[lock],
-            check=False,
-        )
+        ) as process:
+            try:
+                code = process.wait()
+            except BaseException:
+                process.terminate()  # it closes its run, and is waited for
+                raise
     for old in sorted(log.parent.glob("*.log"))[:-KEPT_LOGS]:
         old.unlink()
-    return done.returncode
+    return code
 
 
 def _environment(files: Files) -> dict[str, str]:

@@ -22,7 +22,7 @@ from typing import IO, Any, Final, TypeVar
 import openai
 from openai.types import Batch
 
-from model.errors import AnnotationError
+from model.errors import AnnotationError, plain
 from model.task import Task
 from steps.annotate.endpoint import unreachable
 from steps.annotate.faults import Fault, Kind, find_fault
@@ -231,7 +231,7 @@ class BatchRun:
             if batch.status not in _ENDED:
                 return False
             if batch.errors is not None and batch.errors.data:
-                self._trouble = "; ".join(str(error.message) for error in batch.errors.data[:3])
+                self._trouble = plain("; ".join(str(error.message) for error in batch.errors.data[:3]))
             elif batch.status != "completed":
                 self._trouble = f"batch {batch.id}: {batch.status}"
             lines = await self._download(batch)
@@ -289,8 +289,8 @@ class BatchRun:
             return self._object(await self._client.batches.retrieve(batch_id), "status")
         except openai.NotFoundError as error:
             raise AnnotationError(
-                f"{self._who}: batch {batch_id}, which holds requests of an "
-                f"earlier run, is not known there ({error.message}); set OPENAI_BASE_URL and OPENAI_API_KEY to those "
+                f"{self._who}: batch {batch_id}, which holds requests of an earlier run, is not known there "
+                f"({plain(error.message)}); set OPENAI_BASE_URL and OPENAI_API_KEY to those "
                 "that it was sent with. To give up what was paid for it, set file_id and batch_id of its row in "
                 "annotation_shards to NULL"
             ) from error
@@ -366,8 +366,8 @@ class BatchRun:
                 if fault is not None and fault.kind is not Kind.MODEL and fault.remedy(""):
                     found, remedy = fault.message, fault.remedy(self._requests.settings.model)
             raise AnnotationError(
-                f"{self._who}: the batch interface: {masked(found)}; {remedy}. What was sent up and what was answered "
-                "is kept, and the same command goes on from there"
+                f"{self._who}: the batch interface: {plain(masked(found))}; {remedy}. What was sent up and what was "
+                "answered is kept, and the same command goes on from there"
             ) from error
 
 

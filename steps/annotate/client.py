@@ -162,7 +162,8 @@ def _too_many_missing(
     ((first, _), *_) = reasons.most_common()
     raw = ledger.raw_of([key for key in every if key in answers and answers[key].missing is first])
     what = "posts" if settings.ask == "together" else "questions"
-    hopeless = f", which cannot be kept: {len(todo_of(requests, answers))} are not asked" if stopped else ""
+    left = len(todo_of(requests, answers)) if stopped else 0
+    hopeless = f", which cannot be kept, so that {left} are not asked" if left else ""
     remedies = [
         "raise annotate.max_tokens or have the model reason less (annotate.request_fields); "
         * (Missing.CUT in reasons),
@@ -172,7 +173,7 @@ def _too_many_missing(
     return (
         f"annotator {settings.source}: {reasons.total()} of {len(every)} {what} have no answer "
         f"({', '.join(f'{reason}: {n}' for reason, n in reasons.most_common())}); at most "
-        f"{settings.max_missing_share:.0%} may have none{hopeless}. A reply ({first}): {raw[:300]!r}. "
+        f"{100 * settings.max_missing_share:g}% may have none{hopeless}. A reply ({first}): {raw[:300]!r}. "
         f"What was answered is kept. To go on: {''.join(remedies)}"
         "change the questions' wording or the model; or raise annotate.max_missing_share"
     )
@@ -213,8 +214,8 @@ def _tell_holders(ledger: Ledger, waiting: Sequence[Request], told: float) -> fl
     holders = ledger.holders([request.key for request in waiting])
     if holders:
         whose = "; ".join(
-            f"{describe(holder.owner)} asks {holder.requests}, for at least {max(0, math.ceil(holder.seconds))} s "
-            "unless it ends before"
+            f"{describe(holder.owner)} asks {holder.requests} (free in {max(0, round(holder.seconds))} s, unless it "
+            "gives a sign of life)"
             for holder in holders
         )
         logger.warning("Waiting for requests that other processes ask: %s", whose)
@@ -225,4 +226,7 @@ def _tell_holders(ledger: Ledger, waiting: Sequence[Request], told: float) -> fl
 async def _stay_alive(ledger: Ledger) -> None:
     while True:
         await asyncio.sleep(ledger.lease_seconds / 4)
-        ledger.renew()
+        try:
+            ledger.renew()
+        except AnnotationError as error:  # the next one may succeed; a database that is gone ends the run elsewhere
+            logger.warning("No sign of life to other processes: %s", error)

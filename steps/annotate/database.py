@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ _REMEDIES = {
     "`sqlite3 FILE .recover | sqlite3 NEW` and name NEW in annotate.ledger",
     "readonly": "Make the file and its folder writable, or name another file in annotate.ledger",
     "read-only": "Make the file and its folder writable, or name another file in annotate.ledger",
+    "not a valid missing": "A newer AgentPS wrote that reason: use that version, or name another database",
     "password": "Check the user and the password of annotate.ledger, or those that the driver reads in their place",
 }
 _REMEDY = (
@@ -62,12 +64,14 @@ def open_database(url: str) -> tuple[Engine, str]:
         if backend == "sqlite":
             _make_place(parsed.database or ":memory:", name)
         try:
-            engine = create_engine(parsed)
+            # a server that was restarted costs no answer that was paid for meanwhile, and no word about its old lines
+            engine = create_engine(parsed, pool_pre_ping=backend != "sqlite", pool_logging_name="ledger")
         except ModuleNotFoundError as error:
             raise AnnotationError(
                 f"annotation ledger {name}: the driver {error.name!r} is not installed; install it, or name "
                 "another one in annotate.ledger, for example postgresql+pg8000://"
             ) from error
+        logging.getLogger("sqlalchemy.pool.impl.QueuePool.ledger").setLevel(logging.CRITICAL)
         if backend == "sqlite":
             event.listen(engine, "connect", _set_up)
         _refuse_foreign(engine, name)

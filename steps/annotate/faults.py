@@ -17,14 +17,16 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
 
+from model.errors import plain
 from steps.annotate.rates import seconds_of
 
 
 class Kind(Enum):
     """What a fault is about."""
 
-    #: This post's own: its content was flagged, or the request is refused for another reason.
+    #: This post's own: its content was flagged, its answer was cut, or the request is refused for another reason.
     FLAGGED = auto()
+    CUT = auto()
     REJECTED = auto()
     #: A field of the request that the model does not take, whatever the post.
     FIELD = auto()
@@ -49,11 +51,13 @@ class Fault:
     wait: float = 0.0
     #: Of kind FIELD: the field's name.
     field: str = ""
+    #: The endpoint asks not to repeat the request (`x-should-retry: false`, as OpenAI's own client reads it).
+    last: bool = False
 
     @property
     def passes(self) -> bool:
         """Whether the same request may be answered later."""
-        return self.kind in (Kind.RATE, Kind.BUSY)
+        return self.kind in (Kind.RATE, Kind.BUSY) and not self.last
 
     def remedy(self, model: str) -> str:
         """What to do about it where every other request would meet it too, else ""."""
@@ -92,16 +96,17 @@ _FLAGGED_TEXT = re.compile(
 #: Such a text is about who asks, whatever else it says.
 _ACCOUNT_TEXT = re.compile(
     r"\b(?:your account|account (?:is|has|was)|organi[sz]ation|subscription|deactivated|suspended|terminated|banned|"
-    r"countr\w+|regions?|territor\w+|your ip|data policy)\b",
+    r"countr\w+|regions?|territor\w+|your (?:ip|resource|project|team)|data policy)\b",
     re.IGNORECASE,
 )
 _CREDIT_TEXT = re.compile(
     r"insufficient[ _](?:account )?(?:quota|balance|credit|fund)|credit balance is too low|out of credits?\b|"
-    r"not enough credits?|requires more credits?|exceeded your current quota|in arrears|overdue",
+    r"not enough credits?|requires more credits?|exceeded your current quota|reached your .{0,20}usage limits?|"
+    r"in arrears|overdue",
     re.IGNORECASE,
 )
 _RATE_TEXT = re.compile(r"rate.?limit|too many requests|quota exceeded for quota metric", re.IGNORECASE)
-_RETRY_TEXT = re.compile(r"(?:retry|try again) (?:in|after) ([\d.]+ ?(?:ms|s|m|h)?)", re.IGNORECASE)
+_RETRY_TEXT = re.compile(r"(?:retry|try again) (?:in|after) ((?:[\d.]+ ?(?:ms|s|m|h))+)", re.IGNORECASE)
 _KEY_TEXT = re.compile(
     r"(?:invalid|incorrect|missing|no|wrong) (?:api.?key|authentication|credentials)|"
     r"api key (?:is )?(?:not valid|invalid)",
@@ -110,6 +115,7 @@ _KEY_TEXT = re.compile(
 _MODEL_TEXT = re.compile(
     r"\bmodels?\b.{0,80}(?:not exist|not found|not a valid model)|not a valid model", re.IGNORECASE
 )
+_CUT_TEXT = re.compile(r"max_tokens_exceeded|(?:max_\w*tokens|output limit).{0,40}\bwas reached", re.IGNORECASE)
 _UNSUPPORTED_TEXT = re.compile(
     r"unsupported|not support|n't support|extra.?(?:inputs|fields|forbidden)|not permitted|unrecognized|unknown|"
     r"deprecated|only\b.{0,40}\b(?:allowed|supported)",
@@ -210,8 +216,7 @@ def _errors_in(status: int, body: Any) -> Iterator[Any]:
         elif isinstance(choices, list) and choices:
             yield from (choice["error"] for choice in choices[:1] if isinstance(choice, dict) and choice.get("error"))
         elif not isinstance(choices, list) and (
-            body.get("detail")
-            or body.get("errors")
+            any(body.get(key) for key in ("code", "detail", "errors"))
             or any(isinstance(body.get(key), str) for key in ("message", "msg"))
         ):
             yield body
@@ -233,15 +238,17 @@ def find_fault(status: int, headers: Mapping[str, str], body: Any, sent: Collect
     page = re.sub(r"<[^>]*>", " ", body) if isinstance(body, str) and body.lstrip().startswith("<") else ""
     for error in () if page else errors:  # of a page of HTML only the status tells
         said.read(error)
-    message = " ".join((page or said.text).split())[:500] or ", ".join(said.codes) or "without a message"
+    message = plain(" ".join((page or said.text).split()))[:500] or ", ".join(said.codes) or "without a message"
     if status >= 400:
         message = f"HTTP {status}: {message}"
     else:
         status = next((int(code) for code in said.codes if re.fullmatch(r"[45]\d\d", code)), 0)
         message = f"an error in a reply of HTTP 200: {message}" + f" (code {status})" * bool(status)
+    if (found := _RETRY_TEXT.search(said.text)) is not None:
+        said.seconds = max(said.seconds, seconds_of(found[1].replace(" ", "").lower()) or 0.0)
     wait = max(_retry_after(headers), said.seconds)
     kind, name = _kind(status, said, sent)
-    return Fault(kind, message, wait, name)
+    return Fault(kind, message, wait, name, last=headers.get("x-should-retry") == "false")
 
 
 def _kind(status: int, said: _Said, sent: Collection[str]) -> tuple[Kind, str]:
@@ -254,9 +261,11 @@ def _kind(status: int, said: _Said, sent: Collection[str]) -> tuple[Kind, str]:
     if status != 402 and (said.flagged or _flagged(status, said)):
         return Kind.FLAGGED, ""
     # Gemini calls a limit of requests a minute a quota too, and says when to come back
-    passes = said.has(_RATE_CODES) or said.seconds or _RETRY_TEXT.search(text)
+    passes = said.has(_RATE_CODES) or said.seconds > 0
     if status == 402 or said.has(_CREDIT_CODES) or (_CREDIT_TEXT.search(text) and not passes):
         return Kind.CREDIT, ""
+    if said.has(("maxtokensexceeded",)) or _CUT_TEXT.search(text):
+        return Kind.CUT, ""
     if status in (400, 422) and (name := _refused_field(said, sent)):
         return Kind.FIELD, name
     if status == 429 or said.has(_RATE_CODES) or (status in (0, 400, 403) and _RATE_TEXT.search(text)):
@@ -306,7 +315,15 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         except ValueError:
             pass
         try:
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - _server_time(headers))
         except ValueError:  # absent, or neither a number nor a date
             pass
     return 0.0
+
+
+def _server_time(headers: Mapping[str, str]) -> float:
+    """Seconds since the epoch by the clock that wrote the date to wait for: ours may differ from it."""
+    try:
+        return email.utils.parsedate_to_datetime(headers.get("date", "")).timestamp()
+    except ValueError:
+        return time.time()

@@ -244,7 +244,7 @@ class Ledger:
 
     def _holds(self, owner: str, expires: float, at: float) -> bool:
         # an end later than any lease lasts was set by another clock than the one of now, and says nothing
-        return at < expires <= at + 2 * max(self.lease_seconds, LEASE_SECONDS) and not died(owner)
+        return at < expires <= at + 5 * max(self.lease_seconds, LEASE_SECONDS) and not died(owner)
 
     def holders(self, keys: Sequence[str]) -> list[Holder]:
         """The other processes that hold leases of `keys`; batch files are not among them."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, Column, DateTime, Float, Integer, MetaData, String, Table, Text
 
+#: A plain FLOAT of MySQL is too coarse for a time.
+_DOUBLE = Float(53)
 METADATA = MetaData()
 ANSWERS = Table(
     "annotation_answers",
@@ -19,9 +21,9 @@ ANSWERS = Table(
     Column("missing", String(32)),
     Column("prompt_tokens", Integer),
     Column("completion_tokens", Integer),
-    Column("latency", Float, nullable=False),  # seconds
+    Column("latency", _DOUBLE, nullable=False),  # seconds
     Column("created", DateTime(timezone=True), nullable=False),
-    Column("cost", Float),  # dollars; NULL where the model had no price
+    Column("cost", _DOUBLE),  # dollars; NULL where the model had no price
     Column("options", Text),  # what the outcome depended on beside the key; NULL before it was kept
 )
 LEASES = Table(
@@ -29,7 +31,7 @@ LEASES = Table(
     METADATA,
     Column("key", String(64), primary_key=True),
     Column("owner", String(128), nullable=False, index=True),
-    Column("expires", Float),  # seconds since the epoch; NULL: held by a batch file until that is collected
+    Column("expires", _DOUBLE),  # seconds since the epoch; NULL: held by a batch file until that is collected
 )
 # "shard" was the word for a batch file when the first ledgers were made: the table's name stays, since it holds what
 # was paid for, and so does the prefix of its leases' owners.
@@ -43,6 +45,6 @@ BATCH_FILES = Table(
     Column("items", JSON, nullable=False),
     Column("file_id", Text),
     Column("batch_id", Text),
-    Column("reserved", Float, nullable=False),  # dollars, the most that it may cost
+    Column("reserved", _DOUBLE, nullable=False),  # dollars, the most that it may cost
     Column("created", DateTime(timezone=True), nullable=False),
 )

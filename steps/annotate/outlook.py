@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -11,8 +12,8 @@ from steps.annotate.ledger import LedgerAnswer
 from steps.annotate.plan import is_settled
 from steps.annotate.requests import Request, Requests
 
-#: So many requests, spread evenly over the posts, are asked first. That they stand for all is what lets a look at them
-#: end a run; those at the head of a table may be of one kind.
+#: So many requests, those of the smallest keys, are asked first. A key is a hash, so they are as good as drawn at
+#: random: that lets a look at them end a run. Those at the head of a table, or each tenth, may be of one kind.
 LOOK = 32
 #: A look is taken when so many are settled: a slow one holds up none.
 _ENOUGH = 24
@@ -36,9 +37,8 @@ class Outlook:
         # posts of the same content share a request, and each counts
         self._posts = Counter(request.key for of_post in requests.of_posts for request in of_post)
         self._allowed = requests.settings.max_missing_share * self._posts.total()
-        keys = list(self._posts)
         #: The keys of the look; none where the posts are too few for it to save anything.
-        self.look = {keys[position * len(keys) // LOOK] for position in range(LOOK)} if len(keys) >= 2 * LOOK else set()
+        self.look = set(heapq.nsmallest(LOOK, self._posts)) if len(self._posts) >= 2 * LOOK else set()
         self._look_allowed = _most_missing(len(self.look), requests.settings.max_missing_share)
         self._missing = self._looked = self._look_missing = self._settled = 0
         for key, answer in known.items():

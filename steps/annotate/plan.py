@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,11 +24,18 @@ def is_settled(answer: LedgerAnswer | None, requests: Requests) -> bool:
 
 def _is_of_now(miss: Miss, requests: Requests) -> bool:
     if miss.options is not None:
-        return miss.options == requests.options(miss.reason)
+        present = requests.options(miss.reason)
+        return miss.options == present or (miss.reason is Missing.CUT and _shorter(present, miss.options))
     # before options were kept only the retries decided, as they do still; but an answer may now be longer than when it
     # was cut
     tokens = miss.completion_tokens
     return miss.reason is not Missing.CUT or tokens is None or tokens >= requests.limit
+
+
+def _shorter(present: str, cut: str) -> bool:
+    """Whether two options differ in the limit alone, and an answer may now be no longer than where it was cut."""
+    now, then = json.loads(present), json.loads(cut)
+    return now | {"max_tokens": 0} == then | {"max_tokens": 0} and now["max_tokens"] <= then["max_tokens"]
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def prices_as_of(path: Path = PRICES) -> str:
         ConfigError: as `load_prices`.
     """
     raw = _read(path)
-    return str(raw.get(_AS_OF, "an unknown day")) if isinstance(raw, dict) else "an unknown day"
+    return str((raw.get(_AS_OF) if isinstance(raw, dict) else None) or "an unknown day")
 
 
 def _read(path: Path) -> Any:

@@ -193,7 +193,9 @@ def read_decoded(status: int, headers: Mapping[str, str], body: Any, raw: str, a
         return _faulty(fault, raw, tokens)
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
-        return Reply(None, Missing.EMPTY, raw, *tokens)
+        if not ends & (_FILTERED | _CUT | _REFUSED):
+            return Reply(None, Missing.EMPTY, raw, *tokens)
+        message = {}  # why there is none is told
     text, refusal = _text_of(message)
 
     def missing(reason: Missing) -> Reply:
@@ -274,8 +276,8 @@ def _text_of(message: dict[str, Any]) -> tuple[str | None, str]:
 
 
 def _faulty(fault: Fault, raw: str, tokens: tuple[int | None, int | None]) -> Reply:
-    if fault.kind is Kind.FLAGGED:
-        reason = Missing.CONTENT_FILTER
+    if fault.kind in (Kind.FLAGGED, Kind.CUT):
+        reason = Missing.CONTENT_FILTER if fault.kind is Kind.FLAGGED else Missing.CUT
     elif any(tokens):  # it was charged, so it is an attempt like any other, and is not repeated without a count
         return Reply(None, Missing.ERROR, raw, tokens[0] or 0, tokens[1] or 0)
     else:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from pathlib import Path
 
+from model.backbone_files import check_config, check_tokenizer, read_headers, weight_files
+from model.errors import ConfigError
 from model.integrity import hashes
 from model.settings import TINY, BackboneSettings
 from model.task import TASKS_DIR
 from model.tiny import build_tiny
 from steps import recipe
 from steps.ingest import sample
+
+logger = logging.getLogger(__name__)
 
 #: Single images that the tiny tower is pretrained on, and texts for its tokenizer.
 TOWER_IMAGES = 6_000
@@ -34,12 +40,28 @@ def fingerprint(backbone: BackboneSettings, *, tower_images: int = TOWER_IMAGES)
     return "-".join(filter(None, (name, backbone.revision, backbone.quantization)))
 
 
+def _is_whole(directory: Path) -> bool:
+    def find(name: str) -> Path | None:
+        return path if (path := directory / name).is_file() else None
+
+    try:
+        check_config(find, str(directory))
+        check_tokenizer(find, str(directory))
+        read_headers(weight_files(find, str(directory)), str(directory))
+    except ConfigError:
+        return False
+    return True
+
+
 def resolve(backbone: BackboneSettings, home: Path, *, tower_images: int = TOWER_IMAGES) -> BackboneSettings:
     """The settings with a name that `transformers` can load; the tiny backbone is kept under `home`."""
     if backbone.name != TINY:
         return backbone
     directory = home / "backbones" / fingerprint(BackboneSettings(name=TINY), tower_images=tower_images)
-    if not directory.exists():
+    if not _is_whole(directory):
+        if directory.exists():
+            logger.warning("%s is damaged, or a part of it is gone: it is made again", directory)
+            shutil.rmtree(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         texts = sample.sample_texts(TOKENIZER_POSTS, seed=0)
         images, attributes = sample.single_images(tower_images, seed=0)

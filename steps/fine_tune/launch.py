@@ -216,7 +216,7 @@ def _main() -> None:
     run to log to. `DIRECTORY PROCESSES`: is torchrun, with so many processes.
     """
     if "RANK" in os.environ or len(sys.argv) > 2:
-        end_with_parent()
+        end_with_parent(at_once=True)
     if len(sys.argv) > 2:
         from torch.distributed.run import main as torchrun
 

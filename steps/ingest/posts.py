@@ -23,7 +23,7 @@ import pandas as pd
 
 from model import schema
 from model.errors import ImageError, ManifestError, plain
-from model.images import ImageLimits, decode, read_source
+from model.images import MOST_PATH, ImageLimits, decode, read_source
 from model.post import PostLimits, Row, columns_of, parse, post_id_of, row_of, shown
 from model.task import Task
 from steps.ingest.rows import absolute, is_url, opened, parent_of, read_rows
@@ -143,7 +143,9 @@ def parse_posts(
     rows, in_file = read_rows(path, [*columns, ORIGIN] if chosen else columns, required)
     unknown = [name for name in in_file if name not in (*schema.MANIFEST_COLUMNS, *columns, ORIGIN)]
     if unknown and schema.IMAGES in columns:  # else a part of the posts is read, to count them
-        logger.warning("manifest %s: ignoring columns that are neither a post's nor a question's: %s", path, unknown)
+        logger.warning(
+            "manifest %s: ignoring columns that are neither a post's nor a question's: %.500s", path, unknown
+        )
     posts: list[Post] = []
     rejects: list[Reject] = []
     first_row: dict[str, int] = {}
@@ -251,7 +253,9 @@ def _check_post(post: Post, name_of: Callable[[str], str], limits: PostLimits) -
     post[schema.IMAGES] = [name_of(name) for name in names]
 
 
-def _refuse_url(name: str) -> None:
+def _refuse_no_name(name: str) -> None:
+    if len(name) > MOST_PATH:
+        raise ValueError(f"images: {shown(name)}: {len(name):,} characters; a path has at most {MOST_PATH:,}")
     if _URL.match(name):
         raise ValueError(f"images: {shown(name)} is a URL; only files in the manifest's folder are read")
 
@@ -262,7 +266,7 @@ def _outside(name: str) -> ValueError:
 
 def _local_name(name: str, prefix: str, real_folder: Callable[[str], str]) -> str:
     """Links are resolved."""
-    _refuse_url(name)
+    _refuse_no_name(name)
     path = _real_path(prefix + name if not os.path.isabs(name) else name, real_folder)
     if not path.startswith(prefix) and path + os.sep != prefix:
         raise _outside(name)
@@ -270,7 +274,7 @@ def _local_name(name: str, prefix: str, real_folder: Callable[[str], str]) -> st
 
 
 def _remote_name(name: str) -> str:
-    _refuse_url(name)
+    _refuse_no_name(name)
     if posixpath.isabs(name) or ".." in name.split("/"):
         raise _outside(name)
     return posixpath.normpath(name)

@@ -163,7 +163,9 @@ def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) 
     ids = [post.post_id_of(cell) for cell in table.column(POST_ID).to_pylist()]
     if None in ids:
         number = ids.index(None)
-        raise ManifestError(f"{what} {source}:{number + 1}: {POST_ID}: {frame[POST_ID].iloc[number]!r} is no id")
+        raise ManifestError(
+            f"{what} {source}:{number + 1}: {POST_ID}: {post.shown(frame[POST_ID].iloc[number])} is no id"
+        )
     frame[POST_ID] = pd.Series(ids, index=frame.index, dtype="str")
     return frame
 
@@ -186,7 +188,9 @@ def _refuse_twice(names: list[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             places = ", ".join(str(k) for k, other in enumerate(names, start=1) if other == name)
-            raise _FileError(f": the column {name!r} stands there {count} times (columns {places}): keep one")
+            raise _FileError(
+                f": the column {post.shown(name)} stands there {count} times (columns {places:.200}): keep one"
+            )
 
 
 def json_value(text: bytes) -> Any:
@@ -216,7 +220,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(cells) < len(pairs):
         name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         values = " and ".join(post.shown(value) for key, value in pairs if key == name)
-        raise _DuplicateKeyError(f"the key {name!r} stands there more than once, with {values}")
+        raise _DuplicateKeyError(f"the key {post.shown(name)} stands there more than once, with {values:.300}")
     return cells
 
 
@@ -251,7 +255,7 @@ def _as_parquet() -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, ValueError, OverflowError) as error:  # not UTF-8; a time in the year 100000
-        raise _FileError(f": cannot be read as Parquet: {error}") from error
+        raise _FileError(f": cannot be read as Parquet: {plain(str(error)):.500}") from error
 
 
 def _parquet(file: IO[bytes]) -> pq.ParquetFile:
@@ -283,14 +287,18 @@ def csv_text(table: pd.DataFrame) -> str:
     A text that begins as a formula gets an apostrophe. One that holds a quote, or any character at which a reader may
     break lines, stands in quotes.
     """
-    plain = table.map(lambda cell: f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell)
-    return plain.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    harmless = table.map(lambda cell: f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell)
+    return harmless.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
 
 
 def _read_csv(file: IO[bytes], columns: Collection[str]) -> _Read:
     csv.field_size_limit(sys.maxsize)  # of the process; who writes a text of 200,000 characters may read it, too
     try:
-        records = list(csv.reader(io.StringIO(file.read().decode("utf-8-sig"), newline=""), strict=True))
+        text = file.read().decode("utf-8-sig")
+        # unless the header ends in one, a bare carriage return is a text's: not quoted, it would break its row
+        end = re.search(r"\r?\n|\r", text)
+        lines = io.StringIO(text, newline="" if end and end[0] == "\r" else "\n")
+        records = list(csv.reader(lines, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
         raise _FileError(f": cannot be read as CSV: {error}") from error
     header, *body = records or [[]]

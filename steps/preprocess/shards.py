@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from model.data import FRAMES, TEXT_IDS, ShardWriter
 from model.errors import ImageError, plain
+from model.files import disk_told
 from model.images import ImageLimits, frame_indices, read_frame
 from model.schema import IMAGE_SHA256, IMAGES, LABEL, POST_ID, ROOT, SPLIT, TEXT, TITLE
 from model.settings import SequenceSettings
@@ -77,7 +78,8 @@ def scratch_folder(work: Path) -> Path:
         if process.isdigit() and (int(process) == os.getpid() or not _is_running(int(process))):
             shutil.rmtree(folder)
     folder = work / f"{prefix}{os.getpid()}"
-    folder.mkdir(parents=True)
+    with disk_told(folder):
+        folder.mkdir(parents=True)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +19,11 @@ from steps.register.moves import RegistryState
 from steps.register.registry import RegisteredVersion
 from steps.settings import PromoteSettings
 from steps.tables import rows_of
+
+logger = logging.getLogger(__name__)
+
+#: No champion is older: a clock that says so is wrong, and what it says makes nobody stale.
+_OLDEST = timedelta(days=3650)
 
 
 class Candidate:
@@ -56,7 +62,11 @@ class Candidate:
         if champion is not None and champion.version == self._version.version:
             return Decision(verdict="already champion", reason="this version is the champion")
         held = None if champion is None else self._held(state, champion)
-        age = datetime.now(UTC) - state.champion_since if state.champion_since else timedelta(0)
+        now = datetime.now(UTC)
+        age = now - state.champion_since if state.champion_since else timedelta(0)
+        if age > _OLDEST:
+            logger.warning("this machine's clock says %s: the champion's age is not known", now.date())
+            age = timedelta(0)
         alarmed = champion is not None and champion.version == self._alarmed
         return decide(self._judged, held, self._posts, self._settings, age, alarmed=alarmed)
 

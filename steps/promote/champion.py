@@ -10,15 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
-from model.backbone import load_tokenizer
+from model.backbone import read_tokenizer
 from model.checkpoint import load, read_info, read_operating_points
 from model.columns import ERROR, SCORE
 from model.data import Batches, Shards
 from model.device import best_device
 from model.scorer import predict_rows
-from model.settings import BackboneSettings
 from steps.register.own_code import runs_ours, scorer_of
 from steps.tables import rows_of
 
@@ -63,6 +61,6 @@ def _tokens(checkpoint: Path) -> str:
     """All that makes tokens of a text. A checkpoint's tokenizer is written after use, with the padding and
     truncation of its last batch, which are not among that.
     """
-    tokenizer: PreTrainedTokenizerBase = load_tokenizer(BackboneSettings(name=str(checkpoint / "tokenizer")))
+    tokenizer = read_tokenizer(str(checkpoint / "tokenizer"), local=True)
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     return json.dumps({key: value for key, value in state.items() if key not in ("padding", "truncation")})

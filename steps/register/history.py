@@ -20,26 +20,19 @@ last, and writes it down as moved by hand.
 from __future__ import annotations
 
 import getpass
-import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
-import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
-from sqlalchemy.engine import make_url
 
 from model.errors import RegistryError
-from steps.locks import locked
-from steps.paths import home
 from steps.promote.gate import Decision
 from steps.register.moves import DONE, Entry, Move, RegistryState, append, read, worded
 from steps.register.names import check_names, log_name
-from steps.register.reach import answered, place
+from steps.register.reach import answered, turn
 from steps.register.registry import (
     CHALLENGER,
     CHAMPION,
@@ -67,7 +60,7 @@ def sync(name: str) -> RegistryState:
     Raises:
         RegistryError: the registry cannot be reached.
     """
-    with _lock():
+    with turn():
         return _sync(name)
 
 
@@ -82,7 +75,7 @@ def champion_of(name: str) -> RegisteredVersion:
 @answered()
 def challenge(version: RegisteredVersion) -> None:
     """`challenger` is this version."""
-    with _lock():
+    with turn():
         if _sync(version.name).aliases.get(CHALLENGER) != version.version:
             sets: dict[str, str | None] = {CHALLENGER: version.version}
             move = Move(kind="registered", at=datetime.now(UTC), by=_who(), reason="", expects={}, sets=sets)
@@ -100,7 +93,7 @@ def settle(version: RegisteredVersion, decide: Callable[[RegistryState], Decisio
     while True:
         seen = sync(version.name)
         decision = decide(seen)
-        with _lock():
+        with turn():
             held = _sync(version.name).aliases.get(CHAMPION)
             if held != seen.aliases.get(CHAMPION):
                 continue
@@ -137,7 +130,7 @@ def approve(version: RegisteredVersion, because: str) -> RegistryState:
     """
     fetch(version)
     while True:
-        with _lock():
+        with turn():
             state = _sync(version.name)
             held = state.aliases.get(CHAMPION)
             if held == version.version:
@@ -178,7 +171,7 @@ def rollback(name: str, because: str) -> RegistryState:
             "never passed the gate: `agentps history` shows who did; move `champion` by hand too if that is meant"
         )
     fetch(state.previous)
-    with _lock():
+    with turn():
         held = _sync(name).aliases
         move = _champion_move("rollback", state.previous.version, state.aliases.get(CHAMPION), _who(), because, {})
         unmoved = all(held.get(alias) == state.aliases.get(alias) for alias in (CHAMPION, PREVIOUS))
@@ -202,7 +195,7 @@ def publish(name: str, target: str) -> str | None:
     """
     check_names(name, target)
     client = MlflowClient()
-    with _lock():
+    with turn():
         version = _sync(name).aliases.get(CHAMPION)
         if version is None:
             return None
@@ -252,24 +245,6 @@ def _who() -> str:
 
 
 # --- under the lock -----------------------------------------------------------------------------
-
-
-@contextmanager
-def _lock() -> Iterator[None]:
-    """One process of this machine at a time, for all models of the registry in use.
-
-    Raises: RegistryError where the lock file cannot be written.
-    """
-    uri = mlflow.get_registry_uri()
-    path = home() / "locks" / f"{hashlib.sha256(place().encode()).hexdigest()[:16]}.lock"
-    if uri.startswith("sqlite:"):
-        path = Path(f"{make_url(uri).database}.lock")
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(path, f"the registry {place()}"))
-        except OSError as error:
-            raise RegistryError(f"registry {place()}: its lock {path} cannot be written: {error.strerror}") from error
-        yield
 
 
 def _make(name: str, move: Move) -> bool:

@@ -32,6 +32,8 @@ _SOURCE = "agentps-history:/record"
 _FIRST = datetime(2025, 1, 1, tzinfo=UTC)
 #: Of a text in a record; MLflow's databases take 5,000 characters for the sentence that is made of it.
 _LONGEST = 2000
+#: Of the records that are left out, in the warning.
+_NAMED = 5
 
 
 def worded(text: str) -> str:
@@ -187,25 +189,34 @@ def read(name: str) -> RegistryState:
 
 def _records(name: str) -> list[tuple[ModelVersion, Move]]:
     found: dict[str, tuple[ModelVersion, Move]] = {}
+    left_out: list[str] = []
     for record in versions_of(log_name(name)):
-        content = record.tags.get(_MOVE)
-        if content is None:
-            _leave_out(name, record.version, f"it has no tag {_MOVE}, so this project did not write it")
-        elif record.source not in (_SOURCE, f"{_SOURCE}/{_sha256(content)}"):  # the first: before records had a hash
-            _leave_out(name, record.version, f"its tag {_MOVE} was changed after it was written")
-        else:
-            try:
-                move = Move.model_validate_json(content)
-            except ValidationError as error:
-                _leave_out(name, record.version, f"its tag {_MOVE} is no move ({error.errors()[0]['msg']})")
-                continue
+        move = _move_of(record)
+        if isinstance(move, Move):
             # a record without an id, from before they had one, gets a new one each time that it is read
             found.setdefault(move.id, (record, move))
+        else:
+            left_out.append(f"version {record.version}, {move}")
+    if left_out:
+        more = f"; and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+        _tell_once(
+            f"the history {log_name(name)}: left out: {'; '.join(left_out[:_NAMED])}{more}: find out who may write "
+            "there, and delete these versions in MLflow"
+        )
     return list(found.values())
 
 
-def _leave_out(name: str, number: object, why: str) -> None:
-    _tell_once(f"the history {log_name(name)}: version {number} is left out: {why}; delete it in MLflow")
+def _move_of(record: ModelVersion) -> Move | str:
+    """The move, or why the record holds none."""
+    content = record.tags.get(_MOVE)
+    if content is None:
+        return f"which this project did not write (no tag {_MOVE})"
+    if record.source not in (_SOURCE, f"{_SOURCE}/{_sha256(content)}"):  # the first: before records had a hash
+        return f"whose tag {_MOVE} was changed after it was written"
+    try:
+        return Move.model_validate_json(content)
+    except ValidationError as error:
+        return f"whose tag {_MOVE} is no move ({error.errors()[0]['msg']})"
 
 
 @cache

@@ -1,18 +1,23 @@
-"""What goes wrong on the way to MLflow's registry, as one line: which server, what it said, what to do."""
+"""The way to MLflow's registry: one process of this machine at a time, and what goes wrong on it as one line."""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from requests import RequestException
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from model.errors import RegistryError
+from steps.locks import locked
+from steps.paths import home
 from steps.secrets import masked
 
 _AGAIN = "run the same command again: it goes on where this one stopped"
@@ -39,6 +44,24 @@ def place() -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else masked(uri)
 
 
+@contextmanager
+def turn() -> Iterator[None]:
+    """One process of this machine at a time, for all models of the registry in use.
+
+    Raises: RegistryError where the lock file cannot be written.
+    """
+    uri = mlflow.get_registry_uri()
+    path = home() / "locks" / f"{hashlib.sha256(place().encode()).hexdigest()[:16]}.lock"
+    if uri.startswith("sqlite:"):
+        path = Path(f"{make_url(uri).database}.lock")
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, f"the registry {place()}"))
+        except OSError as error:
+            raise RegistryError(f"registry {place()}: its lock {path} cannot be written: {error.strerror}") from error
+        yield
+
+
 def told(error: Exception) -> str:
     """What the error means, and what to do; where that is not known, what it says."""
     return trouble(error) or _first(str(error))
@@ -47,6 +70,8 @@ def told(error: Exception) -> str:
 def trouble(error: Exception) -> str | None:
     """What went wrong on the way to a server or in its database, and what to do; None: it is something else."""
     text, status = str(error), _status(error)
+    if "No space left on device" in text:
+        return "no space is left on the disk: make room, and run the same command again"
     if "timed out" in text or "timeout exception" in text:
         return f"no answer in time: {_AGAIN}; MLFLOW_HTTP_REQUEST_TIMEOUT sets the seconds to wait"
     if status == 401:

@@ -26,7 +26,7 @@ from mlflow.pyfunc import PyFuncModel
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from model.columns import ERROR, LOGIT, SCORE, answer_column, decision_column, probability_column
 from model.errors import CheckpointError, RegistryError
@@ -40,13 +40,14 @@ from steps.evaluate.report import EvalReport
 from steps.register import pyfunc
 from steps.register.own_code import MODEL
 from steps.register.pyfunc import CODE
-from steps.register.reach import answered, told
+from steps.register.reach import answered, told, turn
 from steps.register.stored import CHECKPOINT, MLMODEL, one_file, stored, whole
 
 logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _CONTENT, _FILES, _TASK = "agentps.content", "agentps.files", "agentps.task"
+_FILE_HASHES = TypeAdapter(dict[str, str])
 #: One for each call of `register`: versions that share it are one, asked for twice.
 _ATTEMPT = "agentps.attempt"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -247,13 +248,15 @@ def _create(
     loader = Path(str(pyfunc.__file__))
     files = stored(info.model_uri, {**ours, loader.name: sha256_of(loader)})
     create_model(name)
-    MlflowClient().create_model_version(
-        name,
-        source=info.model_uri,
-        run_id=info.run_id,
-        tags={**tags, _FILES: json.dumps(files, sort_keys=True)},
-        model_id=info.model_id,
-    )
+    with turn():
+        if find_by_content(name, tags[_CONTENT]) is None:  # another process may have been first meanwhile
+            MlflowClient().create_model_version(
+                name,
+                source=info.model_uri,
+                run_id=info.run_id,
+                tags={**tags, _FILES: json.dumps(files, sort_keys=True)},
+                model_id=info.model_id,
+            )
 
 
 def create_model(name: str, description: str | None = None) -> None:
@@ -297,7 +300,13 @@ def _expected_files(version: RegisteredVersion) -> dict[str, str]:
             f"model {version.name} version {version.version}: no tag {_FILES} with the hashes of its files: it was "
             f"not registered by this pipeline; move the alias `{CHAMPION}` to a version that was"
         )
-    files = dict(json.loads(tag))
+    try:
+        files = _FILE_HASHES.validate_json(tag)
+    except ValidationError as error:
+        raise RegistryError(
+            f"model {version.name} version {version.version}: its tag {_FILES} is no mapping of files to hashes "
+            f"({error.errors()[0]['msg']}): somebody changed it; register the checkpoint again"
+        ) from error
     return files if MLMODEL in files else {f"{CHECKPOINT}/{file}": digest for file, digest in files.items()}
 
 

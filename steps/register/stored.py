@@ -95,8 +95,10 @@ def one_file(uri: str, file: str, expected: str | None) -> bytes:
         CheckpointError: its sha256 is not `expected`.
     """
     try:
+        store = _store(uri)
+        folder = _folder(store)
         with tempfile.TemporaryDirectory() as scratch:
-            content = Path(_store(uri).download_artifacts(file, scratch)).read_bytes()
+            content = (Path(store.download_artifacts(file, scratch)) if folder is None else folder / file).read_bytes()
     except (MlflowException, OSError) as error:
         raise RegistryError(f"registry {place()}: {uri}/{file} cannot be read: {told(error)}") from None
     found = hashlib.sha256(content).hexdigest()

@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import AliasChoices, AwareDatetime, Field, ValidationError
 
 from model.errors import ManifestError, plain
-from model.files import write_whole
+from model.files import disk_told, write_whole
 from model.post import row_of
 from model.schema import CREATED_AT, IMAGES, LABEL, MANIFEST_COLUMNS, POST_ID, SPLIT, TEST
 from model.strict import Strict
@@ -149,7 +149,7 @@ def _tell_ahead(source: str | Path, ahead: list[Post], n_rows: int, now: datetim
     manifest, row = ahead[0][ORIGIN]
     said = (
         f"posts {source}: of {len(ahead):,} of {n_rows:,} posts {CREATED_AT} is still to come, as of {manifest}:{row} "
-        f"({ahead[0][POST_ID]}), {ahead[0][CREATED_AT].isoformat()}"
+        f"({plain(ahead[0][POST_ID])}), {ahead[0][CREATED_AT].isoformat()}"
     )
     if 2 * len(ahead) > n_rows:
         raise ManifestError(f"{said}: is the clock of this machine right? It says {now.isoformat(timespec='seconds')}")
@@ -317,7 +317,8 @@ def begin(selection: Selection, root: str | Path, champion: str | None, folder: 
     text = "".join(f"{line}\n" for line in lines)
     digest = hashlib.sha256(f"{root}\0{selection.since}\0{text}".encode()).hexdigest()[:16]
     directory = folder / digest
-    directory.mkdir(parents=True, exist_ok=True)
+    with disk_told(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     others = [path for path in folder.iterdir() if path != directory]
     for old in sorted(others, key=lambda path: path.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(old)

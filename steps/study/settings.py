@@ -31,9 +31,9 @@ class StudySettings(Section):
     accuracies: tuple[float, ...]
     methods: tuple[LabelMethod, ...]
     #: Cells trained at once, each on its share of the cores.
-    workers: int = Field(ge=1)
+    workers: int = Field(ge=1, le=1_024)
     #: Resamples of the test posts for the 95 % intervals.
-    bootstrap: int = Field(ge=1)
+    bootstrap: int = Field(ge=1, le=100_000)
     #: The folder of `results.md`, `results.json` and `results.html`, and of `records.jsonl`, which keeps the finished
     #: cells. Relative to the repository.
     output: str

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from model import schema
-from model.errors import DataError
+from model.errors import DataError, plain
 from steps.validate.tables import ROW
 
 Severity = Literal["critical", "warning"]
@@ -82,7 +82,7 @@ def _exception(info: dict[Hashable, Any]) -> str | None:
 def finding_of(rule: dict[str, Any]) -> Finding:
     message = f"{rule['table']}, {rule['rule']}: expected {rule['expected']}; found {words(rule['observed'])}"
     rows = "; ".join(f"row {row['row']} ({row['post_id'] or 'no id'}): {row['found']}" for row in rule["rows"])
-    return Finding(rule["rule"], rule["severity"], rule["column"], f"{message}: {rows}" if rows else message)
+    return Finding(rule["rule"], rule["severity"], rule["column"], plain(f"{message}: {rows}" if rows else message))
 
 
 def words(value: Any) -> str:

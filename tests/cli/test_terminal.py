@@ -23,7 +23,9 @@ def test_a_reason_begins_no_line_of_the_history() -> None:
         expects={},
         sets={"champion": "2\n"},
     )
-    lines = _line("m", Entry(number=1, move=move, done=True, counts=True, before={"champion": "1"})).splitlines()
+    lines = _line(
+        "m", Entry(number=1, move=move, done=True, counts=True, before={"champion": "1"}, at=move.at)
+    ).splitlines()
     assert len(lines) == 3
     assert all(line.isprintable() for line in lines)
     assert r"fine\n   9  2026-01-01" in lines[1]

@@ -27,11 +27,13 @@ from infra.local_stack import (
     load_stack,
     main,
     register,
+    require_active,
     tracking_uri,
     unregister,
     write_stamp,
 )
 from model.errors import ConfigError
+from steps.locks import locked
 from steps.paths import REPOSITORY
 from tests.support.zenml import zenml_of_its_own
 
@@ -283,6 +285,48 @@ def test_with_nothing_to_do_neither_zenml_nor_mlflow_is_imported(clone: Clone) -
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_set_up_waits_for_another_one_says_so_and_ends_by_a_signal_in_one_line(tmp_path: Path) -> None:
+    environment = os.environ | {"AGENTPS_HOME": str(tmp_path / "home"), "ZENML_CONFIG_PATH": str(tmp_path / "zenml")}
+    with locked(tmp_path / "home" / "locks" / "set-up.lock"):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "infra.local_stack"],
+            cwd=REPOSITORY,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        assert said.startswith(f"Waiting for another set-up of the same home: it is held by process {os.getpid()} on ")
+        process.terminate()
+        assert process.communicate(timeout=120)[1] == "\nEnded by SIGTERM\n"
+    assert process.returncode == 143
+
+
+def test_a_run_refuses_the_stack_of_another_home_and_takes_one_that_the_user_made(
+    clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone.register()
+    monkeypatch.chdir(clone.repository)
+    client = clone.client
+    require_active(clone.home)
+    other = tmp_path / "other"
+    expected = f"active stack is {clone.stack.name}, but the home {other} has .* run `make setup`"
+    with pytest.raises(ConfigError, match=expected):
+        require_active(other)
+    client.activate_stack("default")
+    with pytest.raises(ConfigError, match="active stack is default"):
+        require_active(clone.home)
+    monkeypatch.setenv("ZENML_ACTIVE_STACK_ID", "0")
+    with pytest.raises(ConfigError, match="unset ZENML_ACTIVE_STACK_ID"):
+        require_active(clone.home)
+    monkeypatch.delenv("ZENML_ACTIVE_STACK_ID")
+    parts = {key: parts[0].id for key, parts in client.active_stack_model.components.items()}
+    client.create_stack("mine", parts)
+    client.activate_stack("mine")
+    require_active(clone.home)
 
 
 def test_removing_takes_the_stack_and_its_components_and_leaves_the_files(clone: Clone) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -249,6 +250,24 @@ def test_no_code_of_a_backbone_runs_even_at_a_terminal_that_says_yes(folder: Pat
     assert "which is never run" in ended.stderr
     assert "[y/N]" not in ended.stdout + ended.stderr
     assert not (folder / "ran").exists()
+
+
+def test_a_hubs_backbone_is_read_from_its_cache_where_the_hub_cannot_be_reached(folder: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--own--tiny" / "snapshots" / ("a" * 40)
+    shutil.copytree(folder, snapshot)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nimport torch\n"
+        "from model.backbone import load_backbone, load_config, load_tokenizer\n"
+        "from model.errors import ConfigError\nfrom model.settings import BackboneSettings\n"
+        "there, none = (BackboneSettings(name=name, revision='a' * 40) for name in ('own/tiny', 'own/none'))\n"
+        "load_backbone(there, load_tokenizer(there), torch.float32)\n"
+        "try:\n    load_config(none)\nexcept ConfigError as error:\n    print(error)"
+    )
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(REPOSITORY)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.stdout.startswith("backbone own/none: no config.json (or its hub cannot be reached)"), ended.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -171,8 +171,18 @@ ADAPTER = "adapter/adapter_model.safetensors"
         ),
         (
             edit_tensors("trained.safetensors", lambda t: t.update({HEAD: t[HEAD].int()})),
-            rf"{HEAD} holds numbers of type torch\.int32",
+            rf"{HEAD} are numbers of type I32",
         ),
+        (
+            edit_tensors(ADAPTER, lambda t: t.update({name: t[name].to(torch.int8) for name in t})),
+            r"are numbers of type I8",
+        ),
+        (
+            edit_tensors(ADAPTER, lambda t: t.update({name: t[name][:1].clone() for name in t})),
+            r"a part of the checkpoint is missing or damaged: .*size mismatch",
+        ),
+        (lambda d: (d / "checkpoint.json").write_text("[]"), r"a mapping was expected, found list"),
+        (lambda d: (d / "checkpoint.json").write_bytes(b"\xff\xfe"), r"the checkpoint is damaged"),
         (
             lambda d: (d / "tokenizer" / "tokenizer.json").unlink(),
             r"tokenizer is missing or damaged: .*no tokenizer\.json",
@@ -290,6 +300,32 @@ def test_a_training_does_not_start_from_what_does_not_fit(
     full, _, _ = network(tiny_backbone, tiny_shards, train_settings())
     with pytest.raises(CheckpointError, match="does not fit the network"):
         checkpoint.start_from(full, saved, TASK, tiny_backbone)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"lora": None},
+            r"trained with fine_tune\.lora\.rank 4, asked for None: keep .*retrain\.start to scratch",
+        ),
+        ({"lora": {"rank": 8, "alpha": 8}}, r"trained with fine_tune\.lora\.rank 4, asked for 8"),
+        ({"variant": "vanilla"}, r"trained with variant agentps, asked for vanilla"),
+        ({"head_hidden": 8}, r"trained with fine_tune\.head_hidden 16, asked for 8"),
+        ({"train_projector": False}, r"trained with fine_tune\.train_projector True, asked for False"),
+    ],
+)
+def test_what_a_training_could_not_start_from_is_told_before_a_network_is_built(
+    saved: Path, tiny_backbone: BackboneSettings, changes: dict[str, Any], message: str
+) -> None:
+    same = {"lora": LORA.model_dump(), "learning_rate": 1e-5, "epochs": 9}
+    checkpoint.check_start(saved, TASK, tiny_backbone, train_settings(**same))
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.check_start(saved, TASK, tiny_backbone, train_settings(**same | changes))
+    with pytest.raises(CheckpointError, match="asked for other"):
+        checkpoint.check_start(
+            saved, TASK.model_copy(update={"name": "other"}), tiny_backbone, train_settings(**same | changes)
+        )
 
 
 def test_sequences_of_more_tokens_than_the_language_model_reads_are_refused(tiny_backbone: BackboneSettings) -> None:

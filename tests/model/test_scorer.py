@@ -444,7 +444,8 @@ def test_cells_of_every_kind_cost_their_own_post_in_one_short_line(
         {"images": cell} for cell in (*odd, "x" * 10**7, None, math.nan, {}, [[]], [nested(50_000)])
     ]
     rows += [
-        {"images": [cell]} for cell in (*odd[1:7], None, math.nan, "", "\0", large, f"data:image/png;base64,{large}")
+        {"images": [cell]}
+        for cell in (*odd[1:8], "\ud800/a.png", None, math.nan, "", "\0", large, f"data:image/png;base64,{large}")
     ]
     rows += [{"images": [picture], "title": cell} for cell in odd if not isinstance(cell, dict | int)]
     rows += [{"images": [picture], "text": 10**5_000}, {"images": [picture], "title": np.array([1, 2])}]

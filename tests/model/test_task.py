@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from model.columns import ERROR, LOGIT, SCORE
 from model.data import FRAMES, TEXT_IDS
 from model.errors import TaskError
 from model.schema import ROOT
+from model.strict import explain_validation
 from model.task import Question, Task, load_task, task_differences
 from steps.annotate.disagreement import DISPUTED
 from steps.retrain.profile import CHARACTERS, FEATURES, N_IMAGES
@@ -264,3 +267,21 @@ def test_a_cell_means_one_class(classes: list[str], tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"questions\.0: class '"):
         load_task(write(tmp_path / "task.yaml", with_question(classes=classes)))
     load_task(write(tmp_path / "task.yaml", with_question(classes=["0", "1"])))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("ask", "a\0b", "ask: a NUL character"),
+        ("annotate", "\ud800?", "annotate: .* half of a surrogate pair"),
+        ("weight", float("inf"), "weight: not finite"),
+        ("weight", True, "weight: true or false is not expected"),
+        ("classes", ["no", True], "classes: true or false is not expected"),
+    ],
+)
+def test_what_is_no_text_or_no_number_is_refused(key: str, value: object, message: str) -> None:
+    raw = load_task("ucc").model_dump()
+    raw["questions"][0][key] = value
+    with pytest.raises(ValidationError) as refused:
+        Task.model_validate(raw)
+    assert re.search(rf"questions\.0\.{message}", explain_validation(refused.value))

@@ -16,8 +16,11 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from model import tower_cache
+from model import train as training
 from model.checkpoint import trainable_state
 from model.data import Shards
+from model.errors import DataError
 from model.schema import TRAIN, VAL
 from model.scorer import in_chunks, predict
 from model.settings import BackboneSettings, LoraSettings, TrainSettings
@@ -234,3 +237,40 @@ def test_an_optimizer_step_without_any_label_has_a_loss_of_zero(
     settings = train_settings(epochs=1, batch=1, micro_batch=1, variant="vanilla")
     trained, _ = train(tiny_backbone, tiny_shards, tmp_path, settings)
     assert all(torch.isfinite(value).all() for value in trained.values())
+
+
+def test_a_second_training_of_the_same_leaves_the_first_ones_tower_states(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is truncated under a reader reads as zeros."""
+
+    def always(cache: tower_cache.TowerCache, sample: np.ndarray, states: Tensor, *_: float) -> float:
+        cache[sample] = states
+        return 1.0
+
+    def cut(*_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(tower_cache, "_saved", always)
+    settings = train_settings()
+    model, _, first = network(tiny_backbone, tiny_shards, settings)
+    _, _, second = network(tiny_backbone, tiny_shards, settings)
+    numbers, _ = first.images(first.rows(TRAIN, labelled=False))
+    with training._tower_cache(model, first, settings, tmp_path):
+        assert first.tower_cache is not None
+        before = first.tower_cache[numbers].clone()
+        monkeypatch.setattr(os, "getpid", lambda: 1)  # as another process, which has just begun its file
+        monkeypatch.setattr(tower_cache.TowerCache, "take", cut)
+        with pytest.raises(InterruptedError), training._tower_cache(model, second, settings, tmp_path):
+            pass
+        assert before.abs().sum() > 0
+        assert torch.equal(first.tower_cache[numbers], before)
+
+
+def test_a_training_that_diverges_ends_in_one_message(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+) -> None:
+    settings = train_settings(learning_rate=1e12)
+    model, _, batches = network(tiny_backbone, tiny_shards, settings)
+    with pytest.raises(DataError, match=r"the training diverged: after epoch 1 .* lower fine_tune\.learning_rate"):
+        fit(model, batches, settings, tmp_path, quiet=True)

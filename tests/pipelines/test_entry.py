@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,9 +19,11 @@ from zenml.config.global_config import GlobalConfiguration
 from zenml.logger import get_logger
 
 import pipelines
-from model.errors import AnnotationError, ConfigError
+from model.errors import AnnotationError, ConfigError, DiskError
+from pipelines import entry
 from pipelines.entry import CheckedPipeline
 from pipelines.startup import told_once
+from steps.edge import told
 from steps.paths import REPOSITORY, ledger_url
 from steps.secrets import resolved
 from steps.settings import NotifySettings, TrainingSettings, load_settings
@@ -74,6 +78,21 @@ def test_an_error_for_the_user_is_logged_without_traceback_and_told_once() -> No
     assert told_once(_record("Failed to run step `%s`: %s", "annotate", bug))
 
 
+def test_a_full_disk_is_told_once_too_whoever_finds_it(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    failed = _record("Step %s failed.", "annotate", error=full)
+    assert told_once(failed)
+    assert logging.Formatter().format(failed) == "Step annotate failed."
+    assert not told_once(_record("Failed to run step `%s`: %s", "annotate", full))
+    database = _record("SQLAlchemy database error.\n%s", full, error=full)
+    database.name = "mlflow.store.db.utils"
+    assert not told_once(database)
+    ours = DiskError("posts.jsonl: cannot be written")
+    last = RuntimeError("the run's end: database or disk is full")
+    last.__context__ = ours
+    assert told(last) == str(ours), "the first that failed has a name"
+
+
 @step(enable_cache=False)
 def leaking(ledger: str, notify: NotifySettings) -> None:
     url = ledger_url(ledger)
@@ -91,7 +110,7 @@ def test_no_secret_reaches_the_terminal_zenml_s_logs_or_its_database(
     agentps_home: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipelines.entry.require_active", lambda home: None)
+    monkeypatch.setattr(entry, "require_active", lambda home: None)  # ZenML's default stack is enough for this pipeline
 
     def entrypoint(options: dict[str, Any] | None = None) -> None:
         settings = load_settings(options or {})

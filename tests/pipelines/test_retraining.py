@@ -30,10 +30,10 @@ def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the
     (folder / "1.jsonl").write_text("".join(lines[:FIRST]), encoding="utf-8")
     # a task of its own: the workspace is shared, and another test registers versions of the example's
     task = (workspace.root / "examples/custom_task/task.yaml").read_text(encoding="utf-8")
-    (folder / "task.yaml").write_text(task.replace("name: listings", "name: fresh_listings"), encoding="utf-8")
+    (workspace.root / "fresh.yaml").write_text(task.replace("name: listings", "name: fresh_listings"), encoding="utf-8")
     options: dict[str, Any] = {
         "posts": "listings",
-        "task": "listings/task.yaml",
+        "task": "fresh.yaml",
         "ingest": {"val_share": 0.2},
         "fine_tune": {"epochs": 1},
         "evaluate": {"bootstrap": 20, "examples": 1},

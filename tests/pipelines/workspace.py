@@ -80,11 +80,14 @@ class Running:
 
     def kill_when(self, moment: Callable[[], bool]) -> None:
         """SIGKILL as soon as `moment` is true; the command must not end before."""
+        self.wait_for(moment)
+        self.kill()
+
+    def wait_for(self, moment: Callable[[], bool]) -> None:
         while not moment():
             assert self.process.poll() is None, f"it ended before it could be killed:\n{self.wait().output}"
             assert time.monotonic() - self._started < _PATIENCE, "the moment never came"
             time.sleep(0.005)
-        self.kill()
 
 
 class Workspace:

@@ -169,9 +169,14 @@ sys.exit(outcome.code)
 """
 
 
-def process(machine: Machine, now: datetime) -> subprocess.Popen[str]:
+_ENDED_BY_SIGNAL = (
+    f"from steps.lifetime import ends_by_signal\nwith ends_by_signal():{_PROCESS.replace(chr(10), chr(10) + '    ')}"
+)
+
+
+def process(machine: Machine, now: datetime, code: str = _PROCESS) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [PYTHON, "-c", _PROCESS, sys.executable, str(machine.home), now.isoformat()],
+        [PYTHON, "-c", code, sys.executable, str(machine.home), now.isoformat()],
         cwd=REPOSITORY,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
         stdout=subprocess.PIPE,
@@ -239,3 +244,16 @@ def test_a_killed_runner_leaves_the_lock_to_its_pipeline_and_the_next_one_tells_
     assert len(lines) == 1, "told once"
     assert "agentps_training failed: the run that began at 2026" in lines[0]
     assert "was cut off: half way (log " in lines[0]
+
+
+def test_a_runner_that_is_asked_to_end_asks_its_pipeline_and_waits_for_it(scheduled: Machine, tmp_path: Path) -> None:
+    started, closed = tmp_path / "started", tmp_path / "closed"
+    scheduled.zenml(
+        f'trap \'sleep 0.5; touch "{closed}"; exit 143\' TERM; touch "{started}"; while true; do sleep 0.02; done'
+    )
+    runner = process(scheduled, at(24, 3), _ENDED_BY_SIGNAL)
+    wait_for(started.exists)
+    runner.send_signal(signal.SIGTERM)
+    runner.communicate(timeout=60)
+    assert runner.returncode == 143
+    assert closed.exists(), "it ended before its pipeline"

@@ -29,7 +29,7 @@ def posts(n: int, folder: Path) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "post_id": [f"p{number}" for number in range(n)],
-            "title": ["=cmd()", 'a,b\n"c"', *["t"] * n][:n],
+            "title": ["=cmd()\rp9,1,2", 'a,b\n"c"', *["t"] * n][:n],
             "text": "x",
             "images": [[f"images/{number} 1.jpg"] for number in range(n)],
             "root": str(folder),
@@ -104,7 +104,7 @@ def test_a_filled_csv_comes_back_as_gold_and_runs_no_formula(tmp_path: Path) -> 
     write_csv(queue(), posts(2, tmp_path), TASK, path)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["title"] for row in rows} == {"'=cmd()", 'a,b\n"c"'}
+    assert {row["title"] for row in rows} == {"'=cmd()\rp9,1,2", 'a,b\n"c"'}
     assert all(row["ugc"] == row["kind"] == "" for row in rows)
     for row in rows:
         row |= {"ugc": "yes", "kind": "1"} if row["post_id"] == "p0" else {"kind": " c "}

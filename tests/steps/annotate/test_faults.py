@@ -121,6 +121,18 @@ KINDS: dict[str, tuple[int, Any, Kind]] = {
         openai("Your account was deactivated: its requests violated our usage policies", "account_deactivated"),
         Kind.KEY,
     ),
+    "Azure's resource that was blocked": (
+        403,
+        openai("Your resource has been temporarily blocked because its requests may violate our content policy", "403"),
+        Kind.KEY,
+    ),
+    "Anthropic's usage limit": (400, openai("You have reached your specified API usage limits."), Kind.CREDIT),
+    "OpenAI's reasoning model that was cut": (
+        400,
+        openai("Could not finish the message because max_tokens or model output limit was reached."),
+        Kind.CUT,
+    ),
+    "a code alone": (200, {"code": 429}, Kind.RATE),
     "a page of HTML": (403, "<html><title>Blocked</title><p>Your request holds sensitive content</p></html>", Kind.KEY),
     "an empty body": (403, "", Kind.KEY),
     "Gemini's bad key": (
@@ -297,6 +309,20 @@ def test_a_field_that_the_model_does_not_take_is_named(case: str) -> None:
     assert (fault.kind, fault.field) == (Kind.FIELD, name)
 
 
+def test_a_form_of_answer_that_the_model_does_not_take_is_remedied_by_the_other_form() -> None:
+    body = openai("Invalid parameter: 'response_format' is not supported", param="response_format")
+    fault = find_fault(400, {}, body, (*FIELDS, "response_format"))
+    assert fault is not None
+    assert "annotate.format: numbers" in fault.remedy("m")
+
+
+def test_an_endpoint_that_asks_not_to_be_asked_again_is_not() -> None:
+    for value, passes in (("false", False), ("true", True)):
+        fault = find_fault(500, {"x-should-retry": value}, openai("no"))
+        assert fault is not None
+        assert (fault.kind, fault.passes) == (Kind.BUSY, passes)
+
+
 def test_a_field_that_was_not_sent_is_not_refused() -> None:
     fault = find_fault(400, {}, openai("'seed' is not supported", "unsupported_parameter", param="seed"), FIELDS)
     assert fault is not None
@@ -326,6 +352,14 @@ def test_a_completion_or_what_is_neither_reports_no_error(body: Any) -> None:
         ({"retry-after-ms": "1500", "retry-after": "2"}, openai("slow"), 1.5),
         ({}, [{"error": {"code": 429, "details": [{"retryDelay": "30s"}]}}], 30.0),
         ({}, {"error": {"code": 429, "metadata": {"retry_after": 3}}}, 3.0),
+        # the server's clock is not ours
+        (
+            {"retry-after": "Fri, 01 Jan 2100 00:00:09 GMT", "date": "Fri, 01 Jan 2100 00:00:00 GMT"},
+            openai("slow"),
+            9.0,
+        ),
+        ({}, openai("Rate limit reached. Please try again in 1m7.66s. Visit /billing"), 67.66),
+        ({}, openai("Please retry after 10 seconds."), 10.0),
         ({"retry-after": "soon"}, openai("slow"), 0.0),
         ({"retry-after": "nan"}, openai("slow"), 0.0),
     ],

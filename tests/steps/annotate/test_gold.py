@@ -117,13 +117,22 @@ def test_answers_by_number_and_in_every_format_of_rows_are_the_same(tmp_path: Pa
         ("post_id,kind\np0,3\n", r"post 'p0': kind: '3'; a class index 0 to 2"),
         ("post_id,ugc\n,yes\n", r"a\.csv:2: post None: post_id: missing"),
         ('post_id,ugc\n"p0,yes\n', "cannot be read as CSV"),
+        ("post_id,title,ugc\np0,a\rb,yes\n", "cannot be read as CSV: new-line character seen in unquoted field"),
     ],
 )
 def test_a_csv_that_is_no_queue_is_named(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", newline="")
     with pytest.raises(ManifestError, match=message):
         read_answers(path, TASK)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_answers_are_read_whatever_ends_the_lines(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    lines = ["post_id,title,ugc", 'p0,"a\rb\nc\r\nd",yes', "p1,t,no", "-p2,,", "'=p3,'=x,yes", ""]
+    path.write_text(end.join(lines), encoding="utf-8", newline="")
+    assert read_answers(path, TASK) == {"p0": {"ugc": 1}, "p1": {"ugc": 0}, "=p3": {"ugc": 1}}
 
 
 def test_a_parquet_manifest_keeps_its_columns_their_types_and_the_names_of_classes(tmp_path: Path) -> None:

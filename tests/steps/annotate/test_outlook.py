@@ -8,6 +8,7 @@ import re
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,8 @@ RENAMED = {"max_tokens": None, "max_completion_tokens": 64}
         (Missing.CUT, {}, 0),
         (Missing.CUT, {"retries": 9}, 0),
         (Missing.CUT, {"max_tokens": 65}, 1),
+        (Missing.CUT, {"max_tokens": 63}, 0),
+        (Missing.CUT, {"max_tokens": 63, "request_fields": {"reasoning_effort": "low"}}, 1),
         (Missing.CUT, {"request_fields": {"reasoning_effort": "low"}}, 1),
         (Missing.CUT, {"request_fields": RENAMED}, 0),
         (Missing.CUT, {"timeout": 60.0, "concurrency": 2, "max_cost": 1.0}, 0),
@@ -213,12 +216,28 @@ def test_the_plan_tells_what_is_given_up_and_what_is_asked_once_more_for_how_muc
     assert plan.dollars == pytest.approx(sum(each))
 
 
-def test_the_look_is_spread_over_the_posts(tmp_path: Path) -> None:
-    requests = of(make_posts(tmp_path, 320))
+def test_the_look_is_the_same_in_any_order_of_the_posts_and_of_no_one_question(tmp_path: Path) -> None:
+    posts = make_posts(tmp_path, 64)
+    requests = of(posts, ask="singly")
+    look = Outlook(requests, {}).look
+    assert len(look) == 32
+    assert Outlook(of(posts.iloc[::-1], ask="singly"), {}).look == look
     todo = requests.distinct()
+    questions = Counter(request.question for request in todo if request.key in look)
+    assert max(questions.values()) < 20
     first = Outlook(requests, {}).first(todo)
-    assert [request.index for request in first[:32]] == list(range(0, 320, 10))
+    assert {request.key for request in first[:32]} == look
     assert sorted(first, key=todo.index) == todo
+
+
+def test_one_question_of_five_that_is_always_refused_stops_nothing_that_keeps_its_share(
+    tmp_path: Path, ledger: Ledger
+) -> None:
+    def behave(number: int, body: Any) -> Answer:
+        return reply(completion(None, refusal="no") if "UGC" in str(body) else completion("1"))
+
+    with Server(behave) as server:
+        assert run(make_posts(tmp_path, 32), ledger, server, ask="singly", max_missing_share=0.2).missing == 32
 
 
 # --- others
@@ -243,8 +262,32 @@ def test_a_run_that_waits_for_another_process_says_for_whom(
             thread.start()
             assert run(posts, ledger, server).missing == 0
             thread.join()
-    assert "on this machine asks 2, for at least" in caplog.text
+    assert "on this machine asks 2 (free in " in caplog.text
     assert caplog.text.count("Waiting for requests") == 1
+
+
+def test_a_sign_of_life_that_fails_once_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    renew, signs = Ledger.renew, []
+
+    def fails_once(self: Ledger) -> None:
+        signs.append(1)
+        if len(signs) == 1:
+            raise AnnotationError("the database is restarting")
+        renew(self)
+
+    def behave(number: int, body: Any) -> Answer:
+        deadline = time.monotonic() + 60
+        while len(signs) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return FINE
+
+    monkeypatch.setattr(Ledger, "renew", fails_once)
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", lease_seconds=0.2) as ledger, Server(behave) as server:
+        assert run(make_posts(tmp_path, 1), ledger, server, timeout=120).missing == 0
+    assert len(signs) >= 2
+    assert "No sign of life to other processes: the database is restarting" in caplog.text
 
 
 def test_the_options_of_an_attempt_are_in_the_ledger(tmp_path: Path, ledger: Ledger) -> None:

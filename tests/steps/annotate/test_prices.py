@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import ConfigError
-from steps.annotate.prices import Budget, ImagePrice, Price, image_tokens, load_prices, request_tokens
+from steps.annotate.prices import Budget, ImagePrice, Price, image_tokens, load_prices, prices_as_of, request_tokens
 
 GPT_4O = ImagePrice(base=85, tile=170)
 
@@ -59,6 +59,23 @@ def test_a_thousand_times_a_thousandth_is_the_whole_cap() -> None:
         assert budget.reserve(0.001)
         budget.settle(0.001, 0.001)
     assert not budget.reserve(0.001)
+
+
+@pytest.mark.parametrize(
+    ("line", "day"),
+    [
+        ("as_of: 2026-01-31", "2026-01-31"),
+        ('as_of: "2025"', "2025"),
+        ("as_of:", "an unknown day"),
+        ("", "an unknown day"),
+    ],
+)
+def test_the_table_says_of_when_its_prices_are_and_the_day_is_no_model(line: str, day: str, tmp_path: Path) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text(f"{line}\nm: {{input: 1, output: 1, batch: 1, image: {{base: 1, tile: 1}}}}\n")
+    assert prices_as_of(path) == day
+    assert list(load_prices(path)) == ["m"]
+    assert prices_as_of() == "2025"
 
 
 @pytest.mark.parametrize(

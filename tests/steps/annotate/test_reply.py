@@ -251,6 +251,15 @@ def test_why_the_model_stopped_is_read_in_the_protocols_and_in_the_models_words(
     assert (found.missing, found.prompt_tokens, found.completion_tokens) == (reason, 100, 10)
 
 
+@pytest.mark.parametrize(
+    ("finish", "reason"),
+    [("content_filter", Missing.CONTENT_FILTER), ("length", Missing.CUT), ("stop", Missing.EMPTY)],
+)
+def test_a_choice_without_a_message_is_missing_for_the_reason_that_it_tells(finish: str, reason: Missing) -> None:
+    body = {"choices": [{"finish_reason": finish}], "usage": USAGE}
+    assert read_reply(200, {}, json.dumps(body).encode(), ASKED).missing is reason
+
+
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": 0, "completion_tokens": 0}, "many"])
 def test_an_error_without_a_usage_was_not_charged_and_one_with_a_usage_is_a_paid_attempt(usage: Any) -> None:
     body: dict[str, Any] = {"error": {"code": 429, "message": "slow"}, "usage": usage}

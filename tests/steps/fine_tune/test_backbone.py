@@ -7,7 +7,7 @@ import pytest
 
 from model.settings import TINY, BackboneSettings
 from steps import recipe
-from steps.fine_tune.backbone import fingerprint
+from steps.fine_tune.backbone import fingerprint, resolve
 
 
 def test_the_tiny_backbone_is_known_by_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,3 +32,24 @@ def test_a_local_backbone_is_known_by_its_bytes(tmp_path: Path) -> None:
 def test_a_hubs_backbone_is_known_by_its_commit() -> None:
     names = {fingerprint(BackboneSettings(name="owner/name", revision=digit * 40)) for digit in "01"}
     assert names == {f"owner/name-{digit * 40}" for digit in "01"}
+
+
+@pytest.mark.parametrize("lost", ["tokenizer.json", "config.json", "model.safetensors", None])
+def test_a_tiny_backbone_of_which_a_part_is_gone_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_backbone: BackboneSettings, lost: str | None
+) -> None:
+    def build(directory: Path, *_: object) -> None:
+        shutil.copytree(tiny_backbone.name, directory)
+
+    monkeypatch.setattr("steps.fine_tune.backbone.build_tiny", build)
+    made = Path(resolve(BackboneSettings(name=TINY), tmp_path, tower_images=1).name)
+    before = (made / "config.json").stat().st_ino
+    assert resolve(BackboneSettings(name=TINY), tmp_path, tower_images=1).name == str(made)
+    assert (made / "config.json").stat().st_ino == before, "one that is whole is left alone"
+    if lost is None:
+        (made / "model.safetensors").write_bytes((made / "model.safetensors").read_bytes()[:-1])
+    else:
+        (made / lost).unlink()
+    resolve(BackboneSettings(name=TINY), tmp_path, tower_images=1)
+    expected = {path.name: path.read_bytes() for path in Path(tiny_backbone.name).iterdir()}
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == expected

@@ -1,6 +1,13 @@
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +17,17 @@ import torch
 
 from model import checkpoint
 from model.data import Shards
+from model.errors import DiskError
 from model.integrity import seal
 from model.schema import LABEL_SOURCE, POST_ID
 from model.settings import BackboneSettings
+from model.train import last_whole_checkpoint
 from steps import recipe
 from steps.fine_tune import launch
 from steps.fine_tune.launch import TrainingJob, job_directory, run
+from steps.locks import locked
+from steps.paths import REPOSITORY
+from tests.support.disk import files_end_at
 from tests.support.tiny import TASK, train_settings, write_checkpoint, write_posts
 
 LABELS = pd.DataFrame({POST_ID: ["a", "b"], "bright": pd.array([1, None], "Int8"), LABEL_SOURCE: "human"})
@@ -32,6 +44,49 @@ def job(tiny_backbone: BackboneSettings, tmp_path_factory: pytest.TempPathFactor
         shards=shards.root,
         provenance={"run": "one"},
     )
+
+
+PATIENCE = 240.0  # seconds, on a busy machine
+RUN = """
+import logging, sys
+from pathlib import Path
+import pandas as pd
+from steps.fine_tune.launch import TrainingJob, run
+logging.basicConfig(level=logging.WARNING)
+folder = Path(sys.argv[1])
+job = TrainingJob.model_validate_json((folder / "job.json").read_text())
+run(job, pd.read_parquet(folder / "labels.parquet"), folder / "work")
+"""
+
+
+def start(job: TrainingJob, folder: Path) -> subprocess.Popen[str]:
+    """A process that trains the job in `folder / "work"`."""
+    (folder / "job.json").write_text(job.model_dump_json())
+    people(job).to_parquet(folder / "labels.parquet")
+    with (folder / "errors.txt").open("w") as errors:
+        return subprocess.Popen([sys.executable, "-c", RUN, str(folder)], cwd=REPOSITORY, stderr=errors, text=True)
+
+
+def wait_until(moment: Callable[[], bool], process: subprocess.Popen[str], folder: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not moment():
+        errors = (folder / "errors.txt").read_text()
+        assert process.poll() in (None, -signal.SIGKILL), f"it ended too early:\n{errors}"
+        assert time.monotonic() < deadline, f"the moment never came:\n{errors}"
+        time.sleep(0.05)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """The other processes of this machine that were given a path in `folder`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            mine = str(folder).encode() in path.read_bytes()  # empty for one that has ended
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if mine and int(path.parent.name) != os.getpid():
+            found.append(int(path.parent.name))
+    return found
 
 
 def people(job: TrainingJob) -> pd.DataFrame:
@@ -74,6 +129,23 @@ def test_another_label_or_post_or_image_or_recipe_has_another_directory(
         assert job_directory(other, LABELS, tmp_path) != here, name
     monkeypatch.setattr(recipe, "TRAINING", recipe.TRAINING + 1)
     assert job_directory(job, LABELS, tmp_path) != here
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt"])
+def test_a_full_disk_ends_a_training_in_one_message_and_the_next_run_ends_as_one_without_it(
+    file: str, job: TrainingJob, tmp_path: Path
+) -> None:
+    expected, _ = run(job, people(job), tmp_path / "whole")
+    sizes = {path.name: path.stat().st_size for path in (expected.parent / "trainer").glob("checkpoint-*/*")}
+    room = sizes[file] - 1
+    assert sum(size > room for size in sizes.values()) == (1 if file == "optimizer.pt" else 2), "it is the first"
+    place = job_directory(job, people(job), tmp_path / "full")
+    with files_end_at(room), pytest.raises(DiskError, match=rf"^{place}: cannot be written: .* bytes are free there: "):
+        run(job, people(job), tmp_path / "full")
+    assert last_whole_checkpoint(place / "trainer") is None
+    found, result = run(job, people(job), tmp_path / "full")
+    assert result.resumed_from_step == 0
+    assert (found / "trained.safetensors").read_bytes() == (expected / "trained.safetensors").read_bytes()
 
 
 def test_a_training_that_other_code_began_goes_on_and_says_so(
@@ -136,3 +208,33 @@ def test_a_finished_training_leaves_three_others_beside_it(job: TrainingJob, tmp
     run(job.model_copy(update={"train": train_settings(epochs=1)}), people(job), tmp_path)
     assert len([path for path in tmp_path.iterdir() if path.name.startswith("old-")]) == 3
     assert (tmp_path / "unfinished").exists()
+
+
+def test_two_processes_end_with_a_killed_run_and_the_same_run_then_finishes(job: TrainingJob, tmp_path: Path) -> None:
+    settings = train_settings(epochs=30, batch=4, micro_batch=2, head_dropout=0.0, processes=2)
+    two = job.model_copy(update={"train": settings})
+    process = start(two, tmp_path)
+    checkpoints = "work/*/trainer/checkpoint-*/trainer_state.json"
+    wait_until(lambda: any(tmp_path.glob(checkpoints)), process, tmp_path)
+    assert len(processes_of(tmp_path)) >= 4, "the run, torchrun and two that train"
+    process.kill()
+    process.wait()
+    wait_until(lambda: not processes_of(tmp_path), process, tmp_path)
+    assert "Traceback" not in (tmp_path / "errors.txt").read_text()
+    (directory,) = (path for path in (tmp_path / "work").iterdir() if path.is_dir())
+    assert not (directory / "result.json").exists(), "it was killed after its end"
+    again = start(two, tmp_path)
+    assert again.wait(PATIENCE) == 0, (tmp_path / "errors.txt").read_text()
+    assert json.loads((directory / "result.json").read_text())["resumed_from_step"] > 0
+
+
+def test_a_second_start_of_a_training_says_whom_it_waits_for_and_then_trains(job: TrainingJob, tmp_path: Path) -> None:
+    short = job.model_copy(update={"train": train_settings(epochs=1)})
+    directory = job_directory(short, people(short), tmp_path / "work")
+    with locked(directory.parent / f"{directory.name}.lock"):
+        process = start(short, tmp_path)
+        expected = f"Waiting for the same training, {directory}: it is held by process {os.getpid()} on "
+        wait_until(lambda: expected in (tmp_path / "errors.txt").read_text(), process, tmp_path)
+        assert not directory.exists(), "nothing is written meanwhile"
+    assert process.wait(PATIENCE) == 0, (tmp_path / "errors.txt").read_text()
+    assert (directory / "result.json").exists()

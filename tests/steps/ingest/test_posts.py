@@ -168,6 +168,7 @@ REJECTED = {
     "language with an escape sequence": (post(language="en\x1b[2J"), "language: 'en\\x1b[2J'; a language's name"),
     "very long title": (post(title="x" * 50_001), "title and text: 50,001 characters; at most 50,000 are read"),
     "long title and text": (post(title="x" * 30_000, text="y" * 30_000), "60,000 characters; at most 50,000 are read"),
+    "image of a very long name": (post(images=["a/" * 10**6]), "2,000,000 characters; a path has at most 4,096"),
     "image whose name begins a line": (post(images=["a\n\x1b[1mrow 9"]), "image a\\n\\x1b[1mrow 9: no such file"),
     "duplicate": (post("good"), "post_id: 'good' is already the post of row 1"),
     "no images": (post(images=[]), "images: []; a list of one or more paths"),

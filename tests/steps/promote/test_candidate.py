@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from model.settings import BackboneSettings
 from model.task import Task
 from steps.evaluate.report import build_report
 from steps.preprocess.shards import write_shards
+from steps.promote import candidate
 from steps.promote.candidate import Candidate
 from steps.promote.gate import Decision
 from steps.register import history, own_code, registry
@@ -123,6 +125,24 @@ def test_an_alarm_counts_against_the_version_that_raised_it_alone(line: Line, al
     second = line.add(4.0, seed=1, alarmed=alarmed)
     reason = history.settle(line.version, second.decide).reason
     assert ("whose live precision is below its promise" in reason) == said
+
+
+@pytest.mark.parametrize(("days", "stale"), [(400, True), (26_000, False)])
+def test_a_clock_that_runs_decades_ahead_makes_no_champion_stale(
+    line: Line, days: int, stale: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = line.add(3.0)
+    history.settle(line.version, first.decide)
+    second = line.add(4.0, seed=1)
+    state = history.sync(NAME)
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(UTC) + timedelta(days=days)
+
+    monkeypatch.setattr(candidate, "datetime", Clock)
+    assert ("champion for 400 days" in second.decide(state).reason) == stale
 
 
 def test_a_champion_of_another_task_is_not_compared_with(line: Line) -> None:

@@ -237,12 +237,12 @@ def test_what_is_no_move_of_this_project_or_was_changed_is_left_out_of_the_histo
     moves._tell_once.cache_clear()
     for _ in range(2):
         assert [entry.number for entry in history.sync(NAME).entries] == [1]
-    lines = [line.message for line in caplog.records if line.name == "steps.register.moves"]
-    assert [line.split(" is left out: ")[0] for line in lines] == [
-        f"the history {NAME}.history: version {number}" for number in (2, 3, 4, 5, 6, 7)
-    ]
-    assert "its tag agentps.move was changed after it was written" in lines[0]
-    assert "this project did not write it" in lines[1]
+    (line,) = [line.message for line in caplog.records if line.name == "steps.register.moves"]
+    assert line.startswith(
+        f"the history {NAME}.history: left out: version 2, whose tag agentps.move was changed after it was written; "
+        "version 3, which this project did not write (no tag agentps.move); version 4, whose tag agentps.move is no "
+    )
+    assert "; and 1 more: find out who may write" in line
     with pytest.raises(RegistryError, match="the gate said 'nothing yet'"):
         history.approve(kept, "the history says so")
     promote(kept)

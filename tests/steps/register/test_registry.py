@@ -102,6 +102,21 @@ def test_a_version_asks_for_the_library_of_weights_in_4_bits_where_it_has_them(
     assert ("bitsandbytes==" in needed) == (quantization is not None)
 
 
+def test_two_runs_that_register_the_same_at_once_make_one_version(
+    tracking: Path, tiny_backbone: BackboneSettings, posts: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, stored = write(tracking, tiny_backbone), registry.stored
+
+    def meanwhile(uri: str, ours: dict[str, str]) -> dict[str, str]:
+        monkeypatch.setattr(registry, "stored", stored)
+        assert register(checkpoint, posts)[0].version == "1"
+        return stored(uri, ours)
+
+    monkeypatch.setattr(registry, "stored", meanwhile)
+    assert register(checkpoint, posts)[0].version == "1"
+    assert [version.version for version in registry.versions_of(NAME)] == ["1"]
+
+
 def flip_one_bit(directory: Path) -> None:
     path = directory / "trained.safetensors"
     data = bytearray(path.read_bytes())

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 
-from model.errors import CheckpointError
+from model.errors import CheckpointError, RegistryError
 from model.settings import BackboneSettings
 from steps.promote.gate import Decision
 from steps.register import history, registry
@@ -110,3 +110,7 @@ def test_the_files_of_a_version_come_through_the_server_and_are_held_to_their_ha
     MlflowClient().set_model_version_tag(NAME, version.version, "agentps.files", '{"checkpoint.json": "00"}')
     with pytest.raises(CheckpointError, match=r"checkpoint\.json has sha256"):
         registry.fetch(version)
+    for garbage in ("{", "[]", '{"MLmodel": 7}'):
+        MlflowClient().set_model_version_tag(NAME, version.version, "agentps.files", garbage)
+        with pytest.raises(RegistryError, match=r"its tag agentps\.files is no mapping of files to hashes"):
+            registry.fetch(version)

@@ -28,6 +28,7 @@ from model.settings import BackboneSettings
 from steps.register import own_code, registry
 from steps.register.pyfunc import IMAGE_ROOT
 from tests.steps.register.test_registry import NAME, PREDICTIONS, report
+from tests.support.posts import ingested
 from tests.support.tiny import TASK, train_settings, write_checkpoint, write_images
 
 _START_S = 300
@@ -178,6 +179,18 @@ def test_a_body_that_holds_no_table_of_posts_is_refused_without_a_trace(
     assert answer.status_code == 400
     assert "Failed to enforce schema" in answer.text
     assert "Traceback" not in answer.text
+
+
+def test_the_example_that_a_version_carries_is_a_post_that_anybody_may_send(
+    client: TestClient, pictures: list[Path]
+) -> None:
+    posts = pd.DataFrame({"title": ["a"], "text": ["b"], "images": [list(map(str, pictures))], "split": ["test"]})
+    example = registry.example_of(ingested(posts, pictures[0].parent))
+    answer = client.post("/invocations", json={"dataframe_split": json.loads(example.to_json(orient="split"))})
+    (row,) = answer.json()["predictions"]
+    assert row["error"] is None
+    assert 0 < row["score"] < 1
+    assert len(example.to_json()) < 10_000, "one picture, small, however large the album is"
 
 
 def test_a_version_of_older_code_which_reads_any_path_is_given_none(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,10 +11,12 @@ from pathlib import Path
 import mlflow
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from model.errors import RegistryError
 from model.settings import BackboneSettings
+from steps import edge
 from steps.promote.gate import Decision
 from steps.register import cache, history, registry
 from tests.steps.register.test_registry import PREDICTIONS, report
@@ -198,6 +202,9 @@ def test_a_server_that_asks_for_a_password_gets_it_for_versions_and_for_files(
     assert (registry.fetch(version, TASK) / "checkpoint.json").is_file()
     assert registry.report_of(version) == report()
     assert aliases("secured") == {"champion": "1", "challenger": "1"}
+    assert history.publish("secured", "production") == "1"
+    copy = registry.get("production", "1")
+    assert registry.folder_of(copy) == registry.folder_of(version), "the same files, by their content"
 
 
 @pytest.mark.parametrize(
@@ -230,6 +237,17 @@ def test_whatever_the_server_says_one_line_names_it_without_credentials(
         assert way.host in str(caught.value)
         assert "secret-word" not in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_mlflow_without_a_server_is_one_line_outside_of_the_registry_too(
+    way: Weather, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", AT_ONCE)
+    way.trouble = lambda request: "cut"
+    with pytest.raises(MlflowException) as caught:
+        mlflow.create_experiment("any")
+    assert (edge.told(caught.value) or "").startswith(f"MLflow {way.url}: no connection (RemoteDisconnected)")
+    assert edge.told(MlflowException("a fault of the code")) is None, "that one keeps its traceback"
 
 
 # --- what was fetched
@@ -304,3 +322,34 @@ def test_of_the_versions_that_were_fetched_those_used_last_stay(
     assert there() == {"a", "e", "f"}
     use_("g", size=1000)
     assert there() == {"f", "g"}, "the two that were used last stay, however large"
+
+
+def test_what_a_killed_process_was_fetching_is_fetched_anew_and_several_at_once_fetch_it_once(
+    agentps_home: Path,
+) -> None:
+    def fill(part: Path, *, whole: bool = True) -> None:
+        part.mkdir()
+        with (agentps_home / "made").open("a") as file:
+            file.write("x")
+        (part / "half").write_text("")
+        if not whole:
+            os.kill(os.getpid(), signal.SIGKILL)
+        (part / "whole").write_text("")
+
+    def in_children(count: int, *, whole: bool) -> list[int]:
+        children = []
+        for _ in range(count):
+            if (child := os.fork()) == 0:
+                try:
+                    entry = cache.kept("key", lambda entry: True, lambda part: fill(part, whole=whole))
+                    os._exit(0 if (entry / "whole").exists() else 1)
+                finally:
+                    os._exit(2)
+            children.append(child)
+        return [os.waitpid(child, 0)[1] for child in children]
+
+    assert in_children(1, whole=False) == [signal.SIGKILL]
+    assert [path.suffix for path in (agentps_home / "versions").iterdir()] == [".part"]
+    assert in_children(4, whole=True) == [0, 0, 0, 0]
+    assert (agentps_home / "made").read_text() == "xx", "by the one that was killed, and by one of the four"
+    assert sorted(path.name for path in (agentps_home / "versions").iterdir()) == ["key", "order"]
