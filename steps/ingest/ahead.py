@@ -5,6 +5,7 @@ while it imports libraries.
 from __future__ import annotations
 
 import atexit
+import multiprocessing.util  # noqa: F401 (it joins all processes at exit, and what is registered last comes first: `_end`)
 import os
 import signal
 from collections.abc import Callable

@@ -4,6 +4,8 @@ import errno
 import inspect
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from pipelines import entry
 from pipelines.entry import CheckedPipeline
 from pipelines.startup import told_once
 from steps.edge import told
-from steps.paths import ledger_url
+from steps.paths import REPOSITORY, ledger_url
 from steps.secrets import resolved
 from steps.settings import NotifySettings, TrainingSettings, load_settings
 
@@ -152,3 +154,12 @@ def test_an_option_may_name_the_variable_that_holds_it(
 def test_a_variable_that_is_not_set_is_named() -> None:
     with pytest.raises(ConfigError, match=r"annotate\.ledger is env:NO_SUCH_LEDGER, and the variable NO_SUCH_LEDGER"):
         ledger_url("env:NO_SUCH_LEDGER")
+
+
+def test_a_failed_run_does_not_wait_for_what_was_begun_ahead(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\nfrom functools import partial\nfrom steps.ingest import ahead\n"
+        "ahead.begin(partial(time.sleep, 600))\nsys.exit('it failed')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "it failed\n")
