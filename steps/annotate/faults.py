@@ -212,6 +212,11 @@ def _decoded(text: str) -> Any:
     return found if isinstance(found, dict | list) else None
 
 
+def _says(error: Any) -> bool:
+    """Whether it is an error at all: some servers send one with empty fields beside each answer."""
+    return any(error.values()) if isinstance(error, dict) else bool(error)
+
+
 def _errors_in(status: int, body: Any) -> Iterator[Any]:
     """The parts of a body that report an error; nothing where it holds a completion, or what is none of either."""
     if isinstance(body, str):
@@ -224,13 +229,15 @@ def _errors_in(status: int, body: Any) -> Iterator[Any]:
         choices = body.get("choices")
         if status >= 400:
             yield body
-        elif body.get("error"):
+        elif _says(body.get("error")):
             # what stands beside it may name its code: {"code": "permission-denied", "error": "Content violates …"}
             yield {key: value for key, value in body.items() if key != "choices"}
         elif (base := body.get("base_resp")) and isinstance(base, dict) and base.get("status_code"):
             yield base
         elif isinstance(choices, list) and choices:
-            yield from (choice["error"] for choice in choices[:1] if isinstance(choice, dict) and choice.get("error"))
+            yield from (
+                choice["error"] for choice in choices[:1] if isinstance(choice, dict) and _says(choice.get("error"))
+            )
         elif not isinstance(choices, list) and (
             any(body.get(key) for key in ("code", "detail", "errors"))
             or any(isinstance(body.get(key), str) for key in ("message", "msg"))

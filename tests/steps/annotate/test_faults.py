@@ -375,6 +375,8 @@ def test_a_field_that_was_not_sent_is_not_refused() -> None:
     "body",
     [
         {"choices": [{"message": {"content": "1"}}], "error": None},
+        {"choices": [{"message": {"content": "1"}}], "error": {"code": 0, "message": "", "param": None}},
+        {"choices": [{"message": {"content": "1"}, "error": {"code": None}}]},
         {"choices": [{"message": {"content": "1"}, "error": None}], "base_resp": {"status_code": 0, "status_msg": ""}},
         {"choices": [{"message": {"content": "the error: insufficient_quota"}}]},
         {"choices": []},
