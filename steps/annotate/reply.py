@@ -18,7 +18,7 @@ from steps.annotate.ledger import Attempt, Missing
 _MOST_TOKENS = 2**31 - 1
 _LARGEST = 999_999
 _FENCE = re.compile(r"(`{3,}|~{3,})(.*?)(`{3,}|~{3,})", re.DOTALL)
-#: Reasoning before the answer, in the tags of DeepSeek, Magistral, Kimi, Seed. The opening one may be part of the prompt.
+#: Reasoning before the answer, in the tags of DeepSeek, Magistral, Kimi, Seed; the opening one may be in the prompt.
 _OPEN, _CLOSE = (rf"[<\[◁]{slash}(?:\w+:)?(?:think|thinking|thought|reasoning)[>\]▷]" for slash in ("", "/"))
 _THOUGHT = rf"(?:(?!{_OPEN}|{_CLOSE}).)*{_CLOSE}\s*"
 _THOUGHTS = re.compile(rf"(?:{_OPEN})?{_THOUGHT}(?:{_OPEN}{_THOUGHT})*", re.DOTALL | re.IGNORECASE)
