@@ -121,9 +121,7 @@ def load_config(backbone: BackboneSettings) -> LlavaOnevisionConfig:
     check_config(_find(backbone), backbone.name)
     revision = _revision(backbone)
     try:
-        config = LlavaOnevisionConfig.from_pretrained(
-            backbone.name, revision=_revision(backbone), trust_remote_code=False
-        )
+        config = LlavaOnevisionConfig.from_pretrained(backbone.name, revision=revision, trust_remote_code=False)
     except (OSError, *_IMPOSSIBLE) as error:
         raise ConfigError(f"backbone {backbone.name}: config.json cannot be used ({_short(error)}); {_HINT}") from error
     text, vision = sub_config(config, "text_config"), sub_config(config, "vision_config")
