@@ -165,10 +165,16 @@ def require_active(home_dir: Path) -> None:
     from zenml.client import Client
 
     stack = load_stack(LOCAL_STACK, home_dir)
-    active, kind = Client().active_stack_model.name, stack.name.removesuffix(home_suffix(home_dir))
+    variable = os.environ.get("ZENML_ACTIVE_STACK_ID")
+    try:
+        active = Client().active_stack_model.name
+    except KeyError as error:
+        if variable:
+            raise ConfigError(f"there is no stack {variable!r}: unset ZENML_ACTIVE_STACK_ID") from error
+        raise
+    kind = stack.name.removesuffix(home_suffix(home_dir))
     if active == stack.name or not (active == "default" or active.startswith(kind)):
         return
-    variable = os.environ.get("ZENML_ACTIVE_STACK_ID")
     raise ConfigError(
         f"the active stack is {active}, but the home {home_dir} has the stack {stack.name}: "
         + ("unset ZENML_ACTIVE_STACK_ID" if variable else f"run `make setup` in {REPOSITORY}, with AGENTPS_HOME as now")

@@ -28,6 +28,7 @@ def begin(work: Callable[[], object]) -> None:
     """
     process = Process(target=_give_way, args=(work,))
     process.start()
+    _group(process.pid or 0)
     _begun.append(process)
 
 
@@ -38,11 +39,19 @@ def wait() -> None:
 
 
 def _give_way(work: Callable[[], object]) -> None:
-    os.setpgid(0, 0)  # a group with the processes that `work` starts, to be ended with them
+    _group(0)
     end_with_parent()
     os.nice(_NICENESS)
     _begun.clear()  # a fork has its parent's
     work()
+
+
+def _group(pid: int) -> None:
+    """A group with the processes that `work` starts, to be ended with them. Both sides ask for it: whoever comes second
+    finds it made, or the process gone.
+    """
+    with suppress(OSError):
+        os.setpgid(pid, pid)
 
 
 @atexit.register
