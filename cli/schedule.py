@@ -25,14 +25,13 @@ def schedule(
     from infra.schedule import machine
     from infra.schedule import stack as stacks
     from infra.schedule.job import Files, Job
-    from infra.schedule.times import check_cron
     from pipelines.config import load_notify
     from steps.paths import home
 
     now = datetime.now(UTC)
     if cron is not None:
         path = str(config.resolve()) if config else None
-        job = Job(cron=check_cron(cron), pipeline=pipeline, config=path, notify=load_notify(config))
+        job = Job(cron=cron, pipeline=pipeline, config=path, notify=load_notify(config))
         click.echo(machine.install(job, home(), now) if stack is None else stacks.install(job, stack, home()))
         if job.notify.webhook is None and job.notify.command is None:
             click.echo("note: the config names neither notify.webhook nor notify.command: nobody is told of a failure")

@@ -95,6 +95,8 @@ def score_new(scorer: Scorer, version: str, posts: pd.DataFrame, table: Path, pr
     """
     if table.suffix.lower() not in (".jsonl", ".json"):
         raise ConfigError(f"scores {table}: rows are appended to JSON Lines only: name a file that ends in .jsonl")
+    if table.exists() and not table.is_file():  # a pipe would be waited for for ever
+        raise ConfigError(f"scores {table}: is no file: name one that ends in .jsonl")
     place = hashlib.sha256(str(table.resolve()).encode()).hexdigest()[:16]
     with locked(home() / "locks" / f"scores-{place}.lock", f"the table {table}"):
         before = _scored_before(table, version)
@@ -117,7 +119,7 @@ def score_new(scorer: Scorer, version: str, posts: pd.DataFrame, table: Path, pr
 
 def _scored_before(table: Path, version: str) -> set[str]:
     """The posts that `version` has a score for in the table, which ends with a whole line afterwards."""
-    if not table.is_dir() and (not table.exists() or not table.stat().st_size):
+    if not table.exists() or not table.stat().st_size:
         return set()
     place, last = _open_end(table)
     cut_off = last != b"" and not _is_row(last)

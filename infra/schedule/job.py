@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import AwareDatetime, ValidationError
+from pydantic import AfterValidator, AwareDatetime, ValidationError
 
+from infra.schedule.times import check_cron
 from model.errors import ScheduleError
 from model.files import replacing
 from model.strict import Strict
@@ -33,7 +34,7 @@ class Job(Launch):
     """What is run, and when."""
 
     #: Five fields, read in the local time of the machine or of the orchestrator.
-    cron: str
+    cron: Annotated[str, AfterValidator(check_cron)]
 
 
 class Progress(Strict):
@@ -67,17 +68,17 @@ class Files:
             return Job.model_validate_json(self.job.read_bytes())
         except FileNotFoundError:
             return None
-        except ValidationError as error:
+        except (OSError, ValidationError) as error:
+            fault = error.strerror if isinstance(error, OSError) else f"{error.error_count()} faults"
             raise ScheduleError(
-                f"{self.job}: not a schedule of this version ({error.error_count()} faults): "
-                "run `agentps schedule --cron …` again"
+                f"{self.job}: not a schedule of this version ({fault}): run `agentps schedule --cron …` again"
             ) from error
 
     def read_progress(self) -> Progress | None:
         """None: there is none, or none that can be read."""
         try:
             return Progress.model_validate_json(self.progress.read_bytes())
-        except (FileNotFoundError, ValidationError):
+        except (OSError, ValidationError):
             return None
 
     @contextmanager

@@ -86,24 +86,28 @@ def _progress(launch: Launch, files: Files, now: datetime) -> tuple[Progress, li
         return found, []
     if found is None and not isinstance(launch, Job):  # a stack's own scheduler says when
         return Progress(covered=now), []
-    with suppress(DiskError):  # a run that is due tells a person of it
+    covered = now
+    try:
         files.update_progress(covered=now)
+    except DiskError:  # every start would count from itself, and none would run: the run that is tried now tells of it
+        covered = datetime.min.replace(tzinfo=UTC)
     wrong = f"{found.covered.isoformat()} is still to come" if found else "it cannot be read"
     said = f"{files.progress}, how far the schedule has come: {wrong}: its times count from now on"
-    return Progress(covered=now, running=found.running if found else None), [said]
+    return Progress(covered=covered, running=found.running if found else None), [said]
 
 
 def _run(launch: Launch, files: Files, lock: int, now: datetime) -> Outcome:
     log = files.logs / f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}.log"
-    environment = _environment(files)
+    environment: dict[str, str] = dict(os.environ)
     failure = None
     try:
+        environment = _environment(files)
         files.update_progress(covered=now, running=str(log))
         code = _execute(launch, log, environment, lock)
         if code < 0:
             code, failure = 128 - code, f"ended by {signal.Signals(-code).name}"
         files.update_progress(running=None)
-    except (OSError, DiskError) as error:  # no zenml, no room for a log: a failed run like any other
+    except (OSError, ValueError, DiskError) as error:  # no zenml, no room for a log, variables that are no text
         code, failure = 127, str(error)
         with suppress(OSError, DiskError):  # where this fails too, the next start tells of the run once more
             files.update_progress(running=None)
@@ -135,14 +139,18 @@ def _execute(launch: Launch, log: Path, environment: dict[str, str], lock: int) 
             except BaseException:
                 process.terminate()  # it closes its run, and is waited for
                 raise
-    for old in sorted(log.parent.glob("*.log"))[:-KEPT_LOGS]:
-        old.unlink()
+    with suppress(OSError):  # a log that cannot be removed is no failed run
+        for old in sorted(log.parent.glob("*.log"))[:-KEPT_LOGS]:
+            old.unlink()
     return code
 
 
 def _environment(files: Files) -> dict[str, str]:
     # zenml and what it starts (torchrun, git) are found where a shell with the environment would find them
-    given = dotenv_values(files.environment, interpolate=False)
+    try:
+        given = dotenv_values(files.environment, interpolate=False)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{files.environment}: {error}: lines NAME=value in UTF-8 are expected") from error
     environment = os.environ | {name: value for name, value in given.items() if value is not None}
     environment["PATH"] = os.pathsep.join([str(Path(program("zenml")).parent), environment.get("PATH", os.defpath)])
     environment.setdefault("ZENML_LOGGING_COLORS_DISABLED", "true")  # the log is a file

@@ -33,7 +33,7 @@ def kept(key: str, is_whole: Callable[[Path], bool], fill: Callable[[Path], None
     try:
         with locked(home() / "locks" / "versions.lock", f"the versions that are kept in {root}"):
             for left in root.glob("*.part"):  # of a process that was killed: a live one would hold the lock
-                shutil.rmtree(left)
+                _remove(left)
             entry = root / key
             if not (entry.is_dir() and is_whole(entry)):
                 with replacing(entry) as part:
@@ -46,11 +46,18 @@ def kept(key: str, is_whole: Callable[[Path], bool], fill: Callable[[Path], None
 
 def _use(root: Path, key: str) -> None:
     order = root / _ORDER
-    known = order.read_text(encoding="utf-8").split() if order.is_file() else []
+    known = order.read_text(encoding="utf-8", errors="replace").split() if order.is_file() else []
     there = {path.name for path in root.iterdir() if path.is_dir()}
     names = [name for name in dict.fromkeys((*sorted(there - {*known}), *known)) if name in there and name != key]
     names.append(key)
     size = {name: sum(path.stat().st_size for path in (root / name).rglob("*") if path.is_file()) for name in names}
     while len(names) > KEPT or (len(names) > _AT_ONCE and sum(size[name] for name in names) > MAX_BYTES):
-        shutil.rmtree(root / names.pop(0))
+        _remove(root / names.pop(0))
     write_whole(order, "\n".join(names))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

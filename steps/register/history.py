@@ -94,22 +94,23 @@ def settle(version: RegisteredVersion, decide: Callable[[RegistryState], Decisio
         seen = sync(version.name)
         decision = decide(seen)
         with turn():
-            held = _sync(version.name).aliases.get(CHAMPION)
+            state = _sync(version.name)
+            held = state.aliases.get(CHAMPION)
             if held != seen.aliases.get(CHAMPION):
                 continue
             if held == version.version:
                 return decision
             tags = {VERDICT: decision.verdict, REASON: decision.reason}
             if not decision.promote:
-                _judge(version, decision, tags)
+                _judge(state, version, decision, tags)
                 return decision
             if _make(version.name, _champion_move("promoted", version.version, held, "gate", decision.reason, tags)):
                 return decision
 
 
-def _judge(version: RegisteredVersion, decision: Decision, tags: dict[str, str]) -> None:
+def _judge(state: RegistryState, version: RegisteredVersion, decision: Decision, tags: dict[str, str]) -> None:
     """Write down a verdict that moves nothing; the same one again is in the history already."""
-    if _sync(version.name).verdict(version.version) == (decision.verdict, worded(decision.reason)):
+    if state.verdict(version.version) == (decision.verdict, worded(decision.reason)):
         set_verdict(version, {key: worded(value) for key, value in tags.items()})
         return
     kind: Literal["kept", "needs a person"] = "kept" if decision.verdict == "kept" else "needs a person"

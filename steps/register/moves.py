@@ -43,6 +43,9 @@ def worded(text: str) -> str:
 
 
 _Words = Annotated[str, AfterValidator(worded)]
+_Alias = Annotated[str, Field(pattern="^(champion|previous|challenger)$")]
+_Version = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+_Tag = Annotated[str, Field(pattern=r"^agentps\.[a-z_]+$")]
 
 
 class Move(Strict):
@@ -55,13 +58,13 @@ class Move(Strict):
     by: _Words
     reason: _Words
     #: What these aliases must hold for the move to count; None: the alias is not there.
-    expects: dict[str, str | None]
+    expects: dict[_Alias, _Version | None]
     #: Alias -> version; None removes it.
-    sets: dict[str, str | None]
+    sets: dict[_Alias, _Version | None]
     #: Tags for the version that `sets` makes champion, or that was judged.
-    tags: dict[str, _Words] = {}
+    tags: dict[_Tag, _Words] = {}
     #: The version that the gate did not promote: `kind` is its verdict, and no alias moves.
-    judged: str | None = None
+    judged: _Version | None = None
     #: Two records of one id are one move: the reply to the first was lost, and MLflow's client asked again.
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 import shutil
 import tempfile
 import uuid
@@ -29,7 +30,7 @@ from mlflow.types.schema import AnyType
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from model.columns import ERROR, LOGIT, SCORE, answer_column, decision_column, probability_column
-from model.errors import CheckpointError, RegistryError
+from model.errors import CheckpointError, RegistryError, plain
 from model.images import INGESTED, ImageLimits, decode, read_source
 from model.integrity import MANIFEST, seal, sha256_of
 from model.post import PostLimits
@@ -275,6 +276,8 @@ def create_model(name: str, description: str | None = None) -> None:
 @answered()
 def get(name: str, version: str) -> RegisteredVersion:
     """Raises: RegistryError where there is no such version."""
+    if not re.fullmatch("[0-9]{1,9}", version):
+        raise RegistryError(f"model {name}: {plain(version):.50} is no version's number: `agentps history` lists them")
     try:
         return _registered(MlflowClient().get_model_version(name, version))
     except MlflowException as error:

@@ -115,7 +115,8 @@ def _store(uri: str) -> ArtifactRepository:
 
 
 def _folder(store: ArtifactRepository) -> Path | None:
-    return Path(store.artifact_dir) if isinstance(store, LocalArtifactRepository) else None
+    # links resolved: the store may lie on another disk, and MLflow loads nothing from behind a link
+    return Path(store.artifact_dir).resolve() if isinstance(store, LocalArtifactRepository) else None
 
 
 def _download(store: ArtifactRepository, folder: Path) -> None:

@@ -261,7 +261,8 @@ def select(
     tell_unmatched(labels, {post[POST_ID] for post in posts}, "labels", "the posts")
     now = datetime.now(UTC)
     newest = max((post[CREATED_AT] for post in posts if post[CREATED_AT] <= now), default=now)
-    window, tested = (newest - timedelta(days=days) for days in (settings.window_days, settings.test_days))
+    longest = newest - datetime.min.replace(tzinfo=UTC)  # of posts whose clock says the year 1
+    window, tested = (newest - min(timedelta(days=n), longest) for n in (settings.window_days, settings.test_days))
     kept: list[Post] = []
     older: list[Post] = []
     n_fresh = 0
@@ -319,7 +320,7 @@ def begin(selection: Selection, root: str | Path, champion: str | None, folder: 
     directory = folder / digest
     with disk_told(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    others = [path for path in folder.iterdir() if path != directory]
+    others = [path for path in folder.iterdir() if path.is_dir() and path != directory]
     for old in sorted(others, key=lambda path: path.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(old)
     kept = directory / "run.json"

@@ -122,8 +122,10 @@ def test_where_the_table_cannot_be_there_at_all_that_is_one_message(tmp_path: Pa
     with pytest.raises(DiskError, match=r"file/scores\.jsonl: cannot be written: File exists; name a place"):
         score(Stub(), tmp_path / "file" / "scores.jsonl")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(ManifestError, match=r"scores .*folder\.jsonl: cannot be read: Is a directory"):
-        score(Stub(), tmp_path / "folder.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name in ("folder.jsonl", "pipe.jsonl"):
+        with pytest.raises(ConfigError, match=rf"scores .*{name}: is no file"):
+            score(Stub(), tmp_path / name)
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])

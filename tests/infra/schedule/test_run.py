@@ -16,7 +16,7 @@ from infra.schedule import run
 from infra.schedule.job import Files
 from infra.schedule.machine import install
 from infra.schedule.run import run_due
-from model.errors import ScheduleError
+from model.errors import ConfigError, ScheduleError
 from steps.paths import REPOSITORY
 from tests.infra.schedule.stand_ins import PYTHON, Machine, at, job
 from tests.support.disk import files_end_at
@@ -76,11 +76,15 @@ def test_a_start_of_a_wrong_clock_does_not_end_the_schedule_until_then(scheduled
     assert scheduled.runs == 2
 
 
-@pytest.mark.parametrize("state", [None, "", "{", '{"covered": "2026-11-23T12:00:00"}'])
+@pytest.mark.parametrize("state", [None, "", "{", '{"covered": "2026-11-23T12:00:00"}', "a folder"])
 def test_a_state_that_cannot_be_read_does_not_end_the_schedule_either(state: str | None, scheduled: Machine) -> None:
     """Each start took all times up to then as done, and kept no word of it."""
     path = Files(scheduled.home).progress
-    path.unlink() if state is None else path.write_text(state)
+    path.unlink()
+    if state == "a folder":
+        path.mkdir()
+    elif state is not None:
+        path.write_text(state)
     assert "it cannot be read: its times count from now on" in run_due(scheduled.home, at(24, 2)).undelivered[0]
     assert run_due(scheduled.home, at(24, 3)).undelivered == []
     assert scheduled.runs == 1
@@ -107,6 +111,43 @@ def test_a_full_disk_is_a_failed_run_that_a_person_is_told_of(machine: Machine, 
     assert "state.json: cannot be written: File too large; " in outcome.line
     assert machine.runs == 0
     assert "succeeded" in run_due(machine.home, at(24, 3, 37)).line, "there is room again: the same time is run"
+
+
+def test_a_state_that_can_neither_be_read_nor_written_is_a_failed_run_too(scheduled: Machine) -> None:
+    """Each start counted the times from itself, so that none was ever due."""
+    Files(scheduled.home).progress.unlink()
+    with files_end_at(10):
+        outcome = run_due(scheduled.home, at(24, 2))
+    assert (outcome.code, scheduled.runs) == (127, 0)
+    assert "state.json: cannot be written: File too large" in outcome.line
+
+
+def test_variables_that_cannot_be_read_are_a_failed_run_that_names_the_file(scheduled: Machine) -> None:
+    variables = scheduled.home / "schedule.env"
+    variables.write_bytes(b"OPENAI_API_KEY=\xff\n")
+    outcome = run_due(scheduled.home, at(24, 3))
+    assert (outcome.code, scheduled.runs) == (127, 0)
+    assert f"{variables}: 'utf-8' codec can't decode" in outcome.line
+    variables.write_bytes(b"OPENAI_API_KEY=a\0b\n")
+    assert run_due(scheduled.home, at(25, 3)).code == 127
+
+
+@pytest.mark.parametrize("cron", ["61 3 * * *", "0 3 31 2 *"])
+def test_a_job_that_was_changed_by_hand_is_one_message(cron: str, scheduled: Machine) -> None:
+    path = Files(scheduled.home).job
+    path.write_text(path.read_text().replace("0 3 * * *", cron))
+    with pytest.raises(ConfigError, match="five fields were expected"):
+        run_due(scheduled.home, at(24, 3))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ScheduleError, match=r"job\.json: not a schedule of this version \(Is a directory\)"):
+        run_due(scheduled.home, at(24, 3))
+
+
+def test_a_log_that_cannot_be_removed_is_no_failed_run(scheduled: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "KEPT_LOGS", 1)
+    (Files(scheduled.home).logs / "20200101.log").mkdir(parents=True)
+    assert run_due(scheduled.home, at(24, 3)).code == 0
 
 
 def test_only_the_user_can_read_the_job_which_may_hold_a_webhooks_secret(scheduled: Machine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -234,6 +235,9 @@ def test_what_is_no_move_of_this_project_or_was_changed_is_left_out_of_the_histo
     record({"agentps.move": '{"kind": "promoted"}'})
     record({"agentps.move": content.replace("Z", "")})
     record({"agentps.move": forged}, "agentps-history:/record/0")
+    for change in ({"tags": {"": "x"}}, {"sets": {"latest": "1"}}, {"sets": {"champion": "one"}}, {"judged": "1/.."}):
+        odd = json.dumps(json.loads(content) | change | {"id": "odd"})
+        record({"agentps.move": odd}, f"agentps-history:/record/{hashlib.sha256(odd.encode()).hexdigest()}")
     moves._tell_once.cache_clear()
     for _ in range(2):
         assert [entry.number for entry in history.sync(NAME).entries] == [1]
@@ -242,7 +246,7 @@ def test_what_is_no_move_of_this_project_or_was_changed_is_left_out_of_the_histo
         f"the history {NAME}.history: left out: version 2, whose tag agentps.move was changed after it was written; "
         "version 3, which this project did not write (no tag agentps.move); version 4, whose tag agentps.move is no "
     )
-    assert "; and 1 more: find out who may write" in line
+    assert "; and 5 more: find out who may write" in line
     with pytest.raises(RegistryError, match="the gate said 'nothing yet'"):
         history.approve(kept, "the history says so")
     promote(kept)

@@ -79,6 +79,11 @@ def test_what_is_registered_comes_back_and_is_registered_once(
     assert registry.get(NAME, "1") == first
     with pytest.raises(RegistryError, match="no version 7"):
         registry.get(NAME, "7")
+    for word in ("champion", "1\n2", "9" * 5000, "1/../2"):
+        with pytest.raises(RegistryError, match="is no version's number: `agentps history` lists them") as caught:
+            registry.get(NAME, word)
+        assert len(str(caught.value).splitlines()[0]) < 200
+        assert "\n" not in str(caught.value)
     assert registry.report_of(first) == report(), "as it was written, its threshold of inf too"
     pd.testing.assert_frame_equal(registry.predictions_of(first), PREDICTIONS, check_dtype=False)
 
@@ -225,6 +230,11 @@ def test_whatever_else_of_a_version_was_changed_the_registry_refuses_it_before_a
     mlflow.pyfunc.load_model(f"models:/{NAME}/1")
     assert (folder / "registered_model_meta").exists(), "MLflow's own trace of having read it"
     assert len(registry.load(version).predict(posts)) == 3
+    moved = folder.rename(folder.parent / "elsewhere-on-a-large-disk")
+    folder.symlink_to(moved)
+    assert len(registry.load(version).predict(posts)) == 3
+    folder.unlink()
+    moved.rename(folder)
     change(folder)
     for read in (registry.fetch, registry.load):
         with pytest.raises(CheckpointError, match=message):

@@ -324,6 +324,19 @@ def test_of_the_versions_that_were_fetched_those_used_last_stay(
     assert there() == {"f", "g"}, "the two that were used last stay, however large"
 
 
+def test_whatever_lies_among_the_versions_that_are_kept_a_fetch_goes_on(agentps_home: Path, tmp_path: Path) -> None:
+    root = agentps_home / "versions"
+    root.mkdir(parents=True)
+    (root / "order.7.part").write_text("of a process that was killed while it wrote the order")
+    (root / "order").write_bytes(b"\xff\xfe")
+    (tmp_path / "elsewhere").mkdir()
+    (root / "a-link").symlink_to(tmp_path / "elsewhere")
+    for key in "abcde":
+        assert cache.kept(key, lambda entry: True, Path.mkdir) == root / key
+    assert sorted(path.name for path in root.iterdir()) == ["b", "c", "d", "e", "order"]
+    assert (tmp_path / "elsewhere").is_dir()
+
+
 def test_what_a_killed_process_was_fetching_is_fetched_anew_and_several_at_once_fetch_it_once(
     agentps_home: Path,
 ) -> None:

@@ -101,6 +101,11 @@ def test_before_the_first_retraining_everything_is_fresh_and_taken() -> None:
     assert sum(row["split"] != "test" for row in found.rows) == sum(side(n) != "test" for n in range(480))
 
 
+def test_posts_whose_clock_says_the_first_year_are_taken() -> None:
+    posts = [post(1, 0) | {"created_at": datetime(1, 1, 1, tzinfo=UTC)}]
+    assert select(posts, None, {}, settings(), INGEST).n_fresh == 1
+
+
 def test_a_later_label_replaces_the_manifests() -> None:
     posts = [post(1, 1, label=0), post(2, 1), post(3, 1, label=1)]
     rows = select(posts, None, {"p1": 1, "p2": 0}, settings(test_days=30), INGEST).rows
@@ -226,8 +231,10 @@ def test_a_run_that_was_begun_keeps_its_champion(tmp_path: Path) -> None:
     assert begun.champion == "3"
     for k in range(5):
         (tmp_path / "work" / f"old-{k}").mkdir()
+    for k in range(5):  # as the `.DS_Store` of macOS
+        (tmp_path / "work" / f"file-{k}").touch()
     assert begin(chosen, tmp_path, "4", tmp_path / "work") == begun
-    assert len(list((tmp_path / "work").iterdir())) == 1 + 3
+    assert len([path for path in (tmp_path / "work").iterdir() if path.is_dir()]) == 1 + 3
     rows = [json.loads(line) for line in begun.manifest.read_text(encoding="utf-8").splitlines()]
     assert [row["post_id"] for row in rows] == [row["post_id"] for row in chosen.rows]
     relabelled = select(POSTS, day(18), {"p479": 1}, settings(), INGEST)
