@@ -19,35 +19,47 @@ from model.errors import ConfigError
 
 MASK = "***"
 
-#: What stands for a secret's value: up to a blank, or between quotes.
-_VALUE = r"""(?:"[^"]*"|'[^']*'|[^\s&;,"'<>)\]}]+)"""
+# Repetitions are bounded: without a bound, a text of 40,000 characters without a blank would take 17 s.
+#: What stands for a secret's value: up to a blank, or between quotes, which JSON may have escaped. A placeholder
+#: (`<your key>`, `"<pad>"`), a signature's default and a list's begin are none.
+_QUOTED = r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|\\"(?:[^"\\]|\\\\.)*\\")"""
+_NO_VALUE = r"""(?!\\?["']?<|[(\[{]|(?-i:None|True|False)\b|\d{1,2}\b)"""
+_VALUE = rf"""{_NO_VALUE}(?:{_QUOTED}|[^\s&;,"'<>)\]}}]*[^\s&;,"'<>)\]}}.])"""
 _NAME = (
-    r"[\w-]*(?:passwords?|passwd|passphrase|pwd|secret|token|signature|credentials?|(?:api|access|account|private|shared)"
-    r"[_-]?key|auth[_-]?key)"
+    r"(?!(?:pad|bos|eos|unk|sep|cls|mask|image|video)_token\b)[\w-]{0,40}(?:passwords?|passwd|passphrase|pwd|secret|token|"
+    r"signature|credentials?|(?:api|access|account|private|shared)[_-]?key|auth[_-]?key)"
 )
-_SCHEME = r"(?:\b(?!sqlite|file)[a-z][a-z0-9+.-]*)"
-#: What an MLflow model (`models:/name@alias`) or an annotator (`openai:model@2025`) has, and no user info is.
-_NO_USER = r"(?!(?:models|runs|openai|sqlite|file|mailto):)"
+_SCHEME = r"(?:\b(?!sqlite|file)[a-z][a-z0-9+.-]{0,30})"
+#: What has the form `name:part@part` or `URL@` and no user info: an MLflow model (`models:/name@alias`), an annotator
+#: (`openai:model@2025`), a user of git, the placeholders of our own messages.
+_NO_USER = r"(?!(?:models|runs|openai|anthropic|sqlite|file|mailto|urn|git|data):)"
+_NO_SECRET = r"(?!git@|(?-i:USER|HOST|NAME)\b)"
 _FORMS = [
     # https://user:password@host; the password may hold anything but blanks and quotes. A plain host and its port come
     # first where the @ belongs to the path.
-    rf"""({_SCHEME}:[/\\]{{2}})(?!/)(?![\w.-]+(?::\d+)?/)[^\s"'<>`]*(?=@)""",
-    # user:password@host, behind a scheme that is mistyped or none
-    rf"""(?<![\w@:/]){_NO_USER}((?:{_SCHEME}:?/{{1,3}})?)[^\s"'`<>@:/]+:(?!/)[^\s"'`<>]+(?=@[\w.-]*[a-z\d])""",
+    rf"""({_SCHEME}:[/\\]{{2}})(?!/)(?![\w.-]{{1,255}}(?::\d+)?/){_NO_SECRET}[^\s"'<>`]{{0,2000}}(?=@)""",
+    # the same behind a scheme that is mistyped
+    rf"""((?<![\w@:/\\.+-]){_SCHEME}(?::/|:/{{3}}|/{{1,3}}))(?!/)[^\s"'`<>@:/]{{1,200}}:(?!/)[^\s"'`<>]{{4,200}}(?=@(?!sha\d)[\w.-]*[a-z\d])""",
+    # user:password@host; the time 12:30@noon, an image a:b@2x.png and a digest name:tag@sha256 have that form, too
+    rf"""((?<![\w@:/\\.+-]){_NO_USER})[\w.+%~-]{{1,200}}:(?![\d:]+@|\d+/|/)[^\s"'`<>]{{4,200}}(?=@(?!sha\d)(?:[a-z]|\d+\.\d+\.\d))""",
     # the same, cut off before its @: what follows a host is no port
-    rf"""({_SCHEME}:[/\\]{{2}}[^\s/\\:@\[\]"'<>`]+:)(?![\d\s"'<>`*,;)])[^\s"'<>`@]+""",
+    rf"""({_SCHEME}:[/\\]{{2}}[^\s/\\:@\[\]"'<>`]{{1,200}}:)(?![\d\s"'<>`*,;)]|(?-i:PORT)\b)[^\s"'<>`@]+""",
     # the path of a webhook is its secret
-    r"""((?:(?<=//)|(?<![\w./-]))[\w.-]*hooks?[\w-]*\.[\w.-]+(?::\d+)?/)[^\s"'<>`]+""",
-    r"""(https?://[^\s"'<>`]*?/(?:web)?hooks?\w*/)[^\s"'<>`]+""",
-    r"""(\bauthorization["']?\s*[:=]\s*["']?)(?:(?:bearer|basic|digest|token)\s+)?[^\s"',]+""",
+    r"""((?:(?<=//)|(?<![\w./-]))(?:[\w-]{1,63}\.){0,5}(?:web)?hooks?\.[\w.-]{1,255}(?::\d+)?/)[^\s"'<>`]+""",
+    r"""(https?://[^\s"'<>`]{0,255}?/(?:web)?hooks?\w{0,9}/)[^\s"'<>`]+""",
+    r"""(\b(?:authorization|(?:set-)?cookie)\\?["']?\s*[:=,]\s*(?:b(?=["']))?\\?["']?)(?:(?:bearer|basic|digest|token)\s+)?[^\s"',\\]+""",
     r"""(\bbearer\s+)(?:(?=\S*\d)[^\s"',]{8,}|[^\s"',]{20,})""",
-    rf"(?<![\w-])({_NAME}\s*=\s*){_VALUE}",
-    rf"""(["']{_NAME}["']\s*:\s*)(?:"[^"]*"|'[^']*')""",
-    rf"(\b(?:x-)?api-key\s*:\s*){_VALUE}",
+    rf"(?<![\w-])({_NAME}\s*=\s*|--{_NAME}\s+){_VALUE}",
+    rf"""(\\?["']{_NAME}\\?["']\s*[:=]\s*){_NO_VALUE}b?{_QUOTED}""",
+    # as YAML and a server's message have it; prose ("the token: unexpected") has no digit there
+    rf"""(?<![\w-])({_NAME}\s*:\s*){_NO_VALUE}(?:{_QUOTED}|(?=\S{{0,200}}\d)[^\s"',;)\]}}]{{8,}})""",
+    rf"(\b(?:x-)?api[ _-]key(?: provided)?\s*:\s*){_VALUE}",
     rf"([?&](?:key|sig|pass|pw|auth|code)=){_VALUE}",
-    # keys as OpenAI, Hugging Face, GitHub, GitLab, Slack, AWS and Google make them, and a JSON web token
-    r"((?<![\w-]))(?:sk-[\w*-]{8,}|hf_\w{16,}|gh[pousr]_\w{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|xox[a-z]-[\w-]{8,}"
-    r"|AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)",
+    # keys as OpenAI, Hugging Face, Groq, xAI, GitHub, GitLab, Slack, Telegram, AWS and Google make them, and a JSON web
+    # token
+    r"((?<![\w-]))(?:sk-(?=[\w*-]{0,200}[\d*])[\w*-]{8,}|(?:hf|gsk)_\w{16,}|xai-[\w-]{16,}|gh[pousr]_\w{16,}"
+    r"|github_pat_\w{16,}|glpat-[\w-]{16,}|xox[a-z]-[\w-]{8,}|bot\d{6,}:[\w-]{8,}|AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)",
 ]
 _FINDERS = [re.compile(form, re.IGNORECASE) for form in _FORMS]
 #: `PWD` and `OLDPWD` are a shell's folders.

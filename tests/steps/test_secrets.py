@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from steps.secrets import mask_error, masked
@@ -32,6 +34,18 @@ FORMS = {
     "https://hooks.slack.com/services/T0/B0/hunter2-22": "https://hooks.slack.com/***",
     "found hooks.slack.com/services/T0/hunter2-22": "found hooks.slack.com/***",
     "https://discord.com/api/webhooks/1/hunter2-22": "https://discord.com/api/webhooks/***",
+    "https://api.telegram.org/bot1234567:hunter2-22/send": "https://api.telegram.org/***/send",
+    "ann:hunter2-22@10.0.0.1": "***@10.0.0.1",
+    "  api_key: hunter2-22": "  api_key: ***",
+    "    password: 'a hunter2-22'": "    password: ***",
+    "Incorrect API key provided: hunter2-22.": "Incorrect API key provided: ***.",
+    "agentps annotate --api-key hunter2-22 -c x": "agentps annotate --api-key *** -c x",
+    'body: {\\"token\\": \\"hunter2-22\\"}': 'body: {\\"token\\": ***}',
+    '{"token": "a\\"hunter2-22"}': '{"token": ***}',
+    "('authorization', 'Bearer hunter2-22')": "('authorization', '***')",
+    "{b'authorization': b'Bearer hunter2-22'}": "{b'authorization': b'***'}",
+    "Set-Cookie: session=hunter2-22; Path=/": "Set-Cookie: *** Path=/",
+    "gsk_0123456789hunter222 is no key": "*** is no key",
 }
 NO_SECRETS = [
     "sqlite:////home/me@work/annotations.db: database is locked",
@@ -45,6 +59,17 @@ NO_SECRETS = [
     "the token: unexpected; the password: none; a basic authentication",
     "config /home/me/hooks/run.yaml: fine_tune.epochs: 0",
     "http://127.0.0.1:9/v1/: refused; https://host: refused",
+    "mysql://USER@HOST/NAME, https://HOST:PORT or sqlite:////PATH is expected",
+    "from 12:30:45@noon to 10:00@HQ, ratio 16:9@1080p, 2026-11-26 12:30:45,123",
+    'post user:42@site, post urn:post:1@forum.example: title: "call me:ann@example.org"',
+    "gs://bucket/2026-01-01T12:30:45@1.jsonl, image 'pictures/a:b@2x.png', s3://bucket/a:b@c.jpg",
+    "http://127.0.0.1:8080/v1/models/name:free@main",
+    "ghcr.io/owner/name:latest@sha256:0123, registry.example.org:5000/image@sha256:0123",
+    "git+ssh://git@github.com/owner/name.git, annotator ollama:70b@q4",
+    "the tokenizer has {'pad_token': '<pad>', 'eos_token': '</s>'} and eos_token=</s>, token=5",
+    "def call(token=None, password=None) -> (signature=(a, b))",
+    r"C:\Users\ann\posts.jsonl: no such file; hooks.py:17; sk-learn-extra is not installed",
+    "File \"/work/steps/edge.py\", line 55, in told\nKeyError: 'token'",
 ]
 
 
@@ -93,3 +118,11 @@ def test_an_error_is_masked_with_all_that_led_to_it() -> None:
     assert error.args == ("at http://***@host", 1)
     assert str(error.__cause__) == "at http://***@host"
     assert cause.__context__ is None, "an error whose text cannot be changed is taken out of the chain"
+
+
+@pytest.mark.parametrize("part", ["a-", "a.", "+-", "hooks.", "http://", "token", '"token"', "https://x/hook"])
+def test_a_long_hostile_text_is_no_work(part: str) -> None:
+    """CPU seconds: 0.2 at most; with unbounded repetitions, 10 to 17."""
+    begun = time.process_time()
+    masked(part * (40_000 // len(part)))
+    assert time.process_time() - begun < 8
