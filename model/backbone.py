@@ -104,6 +104,9 @@ def read_tokenizer(name: str, revision: str = "main", *, local: bool = False) ->
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=False, local_files_only=local
         )
+        if not tokenizer.is_fast:  # only of such a one it is known which characters a token stands for
+            raise ValueError(f"{type(tokenizer).__name__} does not read tokenizer.json")
+        tokenizer("a", add_special_tokens=False)
     except Exception as error:  # the library `tokenizers` raises Exception itself
         raise ConfigError(f"backbone {name}: no tokenizer can be loaded ({_short(error)}); {_HINT}") from error
     if tokenizer.pad_token_id is None:

@@ -28,6 +28,8 @@ _SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
     "image_size", "patch_size", "max_position_embeddings",
 )  # fmt: skip
+#: transformers would list very many, one by one.
+_MOST_LAYERS = 1_000
 _KERNELS = ("attn_implementation", "_attn_implementation")
 
 #: Gives the path of a file by its name, None where the backbone has none.
@@ -131,9 +133,9 @@ def check_config(find: Find, name: str) -> None:
             )
         for key in _SIZES:
             size = config.get(key, 1)
-            if type(size) is not int or size < 1:
+            if type(size) is not int or size < 1 or (key == "num_hidden_layers" and size > _MOST_LAYERS):
                 raise ConfigError(
-                    f"backbone {name}: {CONFIG}: {part}.{key}: a whole number of at least 1 was expected, found "
+                    f"backbone {name}: {CONFIG}: {part}.{key}: a whole number of usual size was expected, found "
                     f"{size!r}: take the file that came with the weights"
                 )
     for config in (raw, *parts.values()):

@@ -23,7 +23,7 @@ def unread(posts: pd.DataFrame, tokenizer: PreTrainedTokenizerBase) -> str | Non
     texts = zip(posts[TITLE].fillna(""), posts[TEXT].fillna(""), strict=True)
     words = pd.Series([f"{title}\n{text}" for title, text in texts], index=posts.index, dtype=object)
     characters: set[str] = set().union(*words)
-    if known_share(tokenizer, " ".join(sorted(characters))) == 1:  # byte-level, as the published ones are: all of any
+    if known_share(tokenizer, " ".join(3 * c for c in sorted(characters))) == 1:  # at a word's start, and in it
         return None
     written = words[words.str.strip() != ""]
     known = written.map(lambda text: known_share(tokenizer, text))

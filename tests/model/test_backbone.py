@@ -141,6 +141,14 @@ def no_vocabulary(folder: Path) -> None:
     path.write_text(json.dumps(raw))
 
 
+def tokenizer_config(**values: Any) -> Damage:
+    def apply(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return apply
+
+
 NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
 
 
@@ -163,6 +171,7 @@ NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
         (config("text_config", hidden_size=32), r"\d+ weights have another shape .* is \(64,\), \(32,\) was expected"),
         (config("text_config", hidden_size=-1), r"text_config\.hidden_size: a whole number .*found -1"),
         (config("text_config", hidden_size="64"), r"hidden_size: a whole number .*found '64'"),
+        (config("text_config", num_hidden_layers=10**9), r"num_hidden_layers: a whole number .*found 1000000000"),
         (config("text_config", hidden_act="nope"), r"no network can be made of its config\.json"),
         (config("text_config", num_attention_heads=5), r"\d+ weights have another shape"),
         (config("text_config", num_key_value_heads=1), r"\d+ weights have another shape"),
@@ -201,6 +210,8 @@ NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
         (write("tokenizer_config.json", "[1]"), r"tokenizer_config\.json: a mapping was expected, found list"),
         (write("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["e.T", "e.T"]}}'), r"names code of its own"),
         (write("tokenizer_config.json", "{}"), r"its tokenizer has no padding token"),
+        (tokenizer_config(tokenizer_class="ByT5Tokenizer"), r"ByT5Tokenizer does not read tokenizer\.json"),
+        (tokenizer_config(model_max_length="x"), r"no tokenizer can be loaded"),
         (no_vocabulary, r"knows 0% of the characters of the wording 'Bright\?', .*its folder holds config\.json"),
         (whole_words, r"knows 0% of the characters of the wording 'Bright\?'"),
         (more_tokens, r"its tokenizer has [\d,]+ tokens, its embedding [\d,]+ rows: they are of two models"),

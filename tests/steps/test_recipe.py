@@ -35,7 +35,7 @@ RENAMES = {
     r"\btask_loss\b": "whole_loss",
     r"\btrain_cell\b": "train_one",
     # an option that is new, and whose default is what was done before
-    r"(class TrainSettings\(Strict\):\n(?:.*\n)*?)(    variant: Variant\n)": r"\1    novelty: int = 0\n\2",
+    r"(class TrainSettings\(Chosen\):\n(?:.*\n)*?)(    variant: Variant\n)": r"\1    novelty: int = 0\n\2",
 }
 #: Run in the copy: what would be trained there, and by which names.
 ASK = """
