@@ -28,7 +28,7 @@ from transformers import (
 from transformers.utils.hub import cached_file
 
 from .agentps import sub_config
-from .backbone_files import check_config, check_tokenizer, read_headers, weight_files
+from .backbone_files import Find, check_config, check_tokenizer, in_folder, read_headers, weight_files
 from .errors import CheckpointError, ConfigError
 from .settings import BackboneSettings
 from .text import ANS_TOKEN, ans_token_id
@@ -51,12 +51,12 @@ def _revision(backbone: BackboneSettings) -> str:
     return backbone.revision or "main"
 
 
-def _find(backbone: BackboneSettings, name: str) -> Path | None:
-    """A file of the backbone; None where it has none of that name, or its hub cannot be reached."""
+def _find(backbone: BackboneSettings) -> Find:
+    """Finds no file of a hub that cannot be reached, either."""
+    revision = _revision(backbone)
     if os.path.isdir(backbone.name):
-        path = Path(backbone.name, name)
-        return path if path.is_file() else None
-    return _fetched(backbone.name, _revision(backbone), name)
+        return in_folder(Path(backbone.name))
+    return functools.partial(_fetched, backbone.name, revision)
 
 
 @functools.cache
@@ -86,8 +86,7 @@ def load_tokenizer(backbone: BackboneSettings) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: it is not where the settings say, or its hub revision is not pinned; or it has no vocabulary.
     """
-    _revision(backbone)
-    find = functools.partial(_find, backbone)
+    find = _find(backbone)
     check_config(find, backbone.name)  # transformers reads it to tell what the tokenizer is
     check_tokenizer(find, backbone.name)
     tokenizer = read_tokenizer(backbone.name, _revision(backbone))
@@ -119,8 +118,8 @@ def load_config(backbone: BackboneSettings) -> LlavaOnevisionConfig:
         ConfigError: it cannot be loaded, or is no LLaVA-OneVision of a SigLIP and a Qwen2, or its hub revision is not
             pinned.
     """
+    check_config(_find(backbone), backbone.name)
     revision = _revision(backbone)
-    check_config(functools.partial(_find, backbone), backbone.name)
     try:
         config = LlavaOnevisionConfig.from_pretrained(backbone.name, revision=revision, trust_remote_code=False)
     except (OSError, *_IMPOSSIBLE) as error:
@@ -170,7 +169,7 @@ def check_weights(backbone: BackboneSettings, config: LlavaOnevisionConfig) -> l
     Raises:
         ConfigError: they are not.
     """
-    paths = weight_files(functools.partial(_find, backbone), backbone.name)
+    paths = weight_files(_find(backbone), backbone.name)
     there = sum(tensor.size for tensor in read_headers(paths, backbone.name).values())
     needed = sum(parameter.numel() for parameter in network_of(config, backbone).parameters())
     if 2 * there < needed:  # transformers would make up the others, of any number, before `_check_report` says so

@@ -34,6 +34,13 @@ _KERNELS = ("attn_implementation", "_attn_implementation")
 Find = Callable[[str], Path | None]
 
 
+def in_folder(folder: Path) -> Find:
+    def find(name: str) -> Path | None:
+        return path if (path := folder / name).is_file() else None
+
+    return find
+
+
 @dataclass(frozen=True)
 class Tensor:
     """One weight as the header of its file describes it."""

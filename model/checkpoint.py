@@ -27,7 +27,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTo
 
 from .agentps import AgentPS, sub_config, tower_size, visual_tokens
 from .backbone import all_finite, load_backbone, load_config, load_tokenizer, read_tokenizer
-from .backbone_files import check_tokenizer, read_headers
+from .backbone_files import check_tokenizer, in_folder, read_headers
 from .errors import CheckpointError, ConfigError
 from .files import replacing
 from .images import ImageLimits
@@ -303,11 +303,8 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
 
 
 def _own_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    def find(name: str) -> Path | None:
-        return path if (path := folder / name).is_file() else None
-
     try:
-        check_tokenizer(find, str(folder))
+        check_tokenizer(in_folder(folder), str(folder))
         return read_tokenizer(str(folder), local=True)
     except ConfigError as error:
         raise CheckpointError(f"{folder.parent}: its tokenizer is missing or damaged: {error}") from error

@@ -232,7 +232,9 @@ def parse(row: type[_R], cells: Mapping[str, Any], *, text: bool = False) -> tup
     try:
         return row.model_validate(cells, strict=False if text else None), []
     except ValidationError as error:
-        return None, [_fault(row, found) for found in error.errors(include_url=False, include_context=False)]
+        faults = error.errors(include_url=False, include_context=False)
+        first = {fault["loc"][0]: fault for fault in reversed(faults)}  # of a list of very many wrong values, one
+        return None, [_fault(row, found) for found in reversed(first.values())]
 
 
 def post_id_of(cell: Any) -> str | None:

@@ -6,18 +6,17 @@ its own section only, so that changing one section leaves the other steps cached
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from model.errors import ConfigError
 from model.metrics import accuracy_name, comparable_names, is_accuracy
 from model.post import PostLimits
-from model.schema import SPLITS, TRAIN
+from model.schema import SPLITS
 from model.settings import (
     MAX_SEED,
     BackboneSettings,
@@ -29,22 +28,17 @@ from model.settings import (
 from model.strict import Chosen, explain_validation
 from model.task import Task
 from model.yaml_file import load_yaml
+from steps.annotate.settings import AnnotateSettings
 from steps.paths import DEFAULT_CONFIG
 from steps.register.names import usable
 
 #: The value of `posts` that stands for the embedded sample.
 SAMPLE = "sample"
-
-
 #: The longest time that a date can be reckoned back by: a century, in days.
 _CENTURY = 36_525
 
 
-class Section(Chosen):
-    """A mapping of options: nothing but the known ones."""
-
-
-class RunOptions(Section):
+class RunOptions(Chosen):
     """All options of one pipeline."""
 
     #: The files of its default values, the later ones laid over the earlier.
@@ -66,7 +60,7 @@ Options = TypeVar("Options", bound=RunOptions)
 Difficulty = Literal["easy", "standard", "hard"]
 
 
-class SampleSettings(Section):
+class SampleSettings(Chosen):
     """The embedded sample: how many posts are rendered for each split, and from which seed."""
 
     train: int = Field(ge=1, le=10_000_000)
@@ -78,7 +72,7 @@ class SampleSettings(Section):
     gold_share: float = Field(ge=0, le=1)
 
 
-class IngestSettings(Section):
+class IngestSettings(Chosen):
     """Reading a manifest and its images."""
 
     #: The run stops when a larger share of the posts is rejected.
@@ -103,106 +97,7 @@ class IngestSettings(Section):
         return self
 
 
-#: Fields of a request that bound an answer's tokens; one of them is always sent.
-COMPLETION_LIMITS = ("max_tokens", "max_completion_tokens")
-#: Fields of a request that `annotate.request_fields` may not set, and why.
-_OUR_FIELDS = {
-    "model": "set annotate.model, which is a part of every answer's key",
-    "messages": "they are the questions and the images of a post",
-    "stream": "an answer is read as a whole",
-    "n": "one answer is read, and every one is paid for",
-}
-
-
-class AnnotateSettings(Section):
-    """Asking the annotator for process labels."""
-
-    #: `simulated` answers from the sample's hidden truth, `openai` asks an endpoint, `human` takes
-    #: the manifest's own process labels.
-    annotator: Literal["simulated", "openai", "human"]
-    #: The model's name as the endpoint knows it.
-    model: str = Field(min_length=1)
-    #: The splits whose posts are annotated. The test split is measured against people's labels.
-    splits: tuple[str, ...]
-    concurrency: int = Field(ge=1, le=1024)
-    #: Seconds for one request, attempts included.
-    timeout: float = Field(gt=0, le=86_400)
-    #: How often a missing answer (refusal, malformed reply) is asked again with the same options, over all runs.
-    retries: int = Field(ge=0, le=1_000)
-    #: Image detail sent to the endpoint.
-    detail: Literal["low", "high", "auto"]
-    max_tokens: int = Field(ge=1, le=10_000_000)
-    #: Laid over the other fields of a request; None removes a field.
-    request_fields: dict[str, JsonValue]
-    #: All questions of a post in one request (the paper's form), or one request per question.
-    ask: Literal["together", "singly"]
-    #: The post's parts between marks that they cannot close, as data; or the paper's wording, which quotes them only.
-    prompt: Literal["delimited", "paper"] = "delimited"
-    #: The paper's plain numbers, or structured output where the endpoint has it.
-    format: Literal["numbers", "json_schema"]
-    #: Single requests, or the endpoint's batch interface.
-    mode: Literal["online", "batch"]
-    #: Dollars that one run may spend at most; None: no cap.
-    max_cost: float | None = Field(gt=0)
-    #: A database URL; None: a SQLite file under `home()`.
-    ledger: str | None
-    #: The least Cohen's kappa against people's labels, of all questions or by id; None: no gate.
-    min_agreement: float | dict[str, float] | None
-    #: What a question below it is: a warning, left without labels, or the end of the run.
-    on_low_agreement: Literal["warn", "drop", "fail"]
-    #: The run stops when a larger share of the posts comes back without an answer.
-    max_missing_share: float = Field(ge=0, le=1)
-
-    @property
-    def source(self) -> str:
-        """Names the annotator with its model, "openai:gpt-4o": the labels' `label_source`, and a part of every key."""
-        return self.annotator if self.annotator == "human" else f"{self.annotator}:{self.model}"
-
-    @field_validator("splits")
-    @classmethod
-    def _known_splits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for split in value:
-            if split not in SPLITS:
-                raise ValueError(f"{split!r} is not one of {', '.join(SPLITS)}")
-        if TRAIN not in value or len(set(value)) != len(value):
-            raise ValueError(f"each split once, and {TRAIN} among them: these are the labels that are trained on")
-        return value
-
-    @field_validator("request_fields")
-    @classmethod
-    def _fields_of_a_request(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        for name in value:
-            if name in _OUR_FIELDS:
-                raise ValueError(f"{name!r} is not to be set here; {_OUR_FIELDS[name]}")
-        for name in COMPLETION_LIMITS:
-            limit = value.get(name)
-            if limit is not None and (type(limit) is not int or limit < 1):
-                raise ValueError(f"{name} {limit!r} is no number of tokens")
-        if value.get(COMPLETION_LIMITS[0], 0) is None and value.get(COMPLETION_LIMITS[1]) is None:
-            raise ValueError("where max_tokens is null, max_completion_tokens must bound what an answer costs")
-        try:
-            json.dumps(value, allow_nan=False)
-        except ValueError:
-            raise ValueError("a number that is not finite cannot be sent") from None
-        return value
-
-    @field_validator("min_agreement")
-    @classmethod
-    def _kappa(cls, value: float | dict[str, float] | None) -> float | dict[str, float] | None:
-        for floor in value.values() if isinstance(value, dict) else () if value is None else (value,):
-            if not -1 <= floor <= 1:
-                raise ValueError(f"{floor} is no kappa: -1 to 1, 0 where chance agrees as often")
-        return value
-
-    @model_validator(mode="after")
-    def _simulated_form(self) -> AnnotateSettings:
-        form = (self.ask, self.format, self.mode)
-        if self.annotator == "simulated" and form != ("together", "numbers", "online"):
-            raise ValueError("the simulated annotator takes `ask: together`, `format: numbers`, `mode: online` only")
-        return self
-
-
-class ValidateSettings(Section):
+class ValidateSettings(Chosen):
     """The expectations on posts and labels. Shares are of the rows they speak of."""
 
     min_posts: dict[str, int]
@@ -234,7 +129,7 @@ class ValidateSettings(Section):
         return value
 
 
-class EvaluateSettings(Section):
+class EvaluateSettings(Chosen):
     """The report on the test split."""
 
     #: Precision targets in percent; a threshold is fitted on val for each.
@@ -252,7 +147,7 @@ class EvaluateSettings(Section):
         return value
 
 
-class RegisterSettings(Section):
+class RegisterSettings(Chosen):
     """Where the model version goes."""
 
     #: The registered model's name; default `agentps-<task>`.
@@ -267,7 +162,7 @@ class RegisterSettings(Section):
         return self.name or f"agentps-{task.name}"
 
 
-class PromoteSettings(Section):
+class PromoteSettings(Chosen):
     """The gate between a new version and the alias `champion`."""
 
     #: A metric of the report, without its prefix `test_`: candidate and champion are compared on it.
@@ -296,7 +191,7 @@ class PromoteSettings(Section):
         return usable(value)
 
 
-class NotifySettings(Section):
+class NotifySettings(Chosen):
     """Who is told of a scheduled run that failed: one line. Neither: nobody."""
 
     #: Takes a POST of `{"text": …}`, as Slack and Mattermost do.
@@ -312,7 +207,7 @@ class NotifySettings(Section):
         return value
 
 
-class RetrainSettings(Section):
+class RetrainSettings(Chosen):
     """What `agentps_retraining` trains on, starts from and compares with."""
 
     #: The run ends at once where fewer posts are newer than the retraining cursor.

@@ -379,7 +379,7 @@ def _read_line(line: bytes, items: dict[str, BatchItem], asked: Asked) -> tuple[
     """
     try:
         result: Any = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None, None
     item = items.get(str(result.get("custom_id"))) if isinstance(result, dict) else None
     response = result.get("response") if isinstance(result, dict) else None

@@ -28,8 +28,8 @@ from steps.annotate.owner import describe
 from steps.annotate.plan import FINAL, Plan, make_plan, todo_of
 from steps.annotate.prices import Price
 from steps.annotate.requests import Request, Requests
+from steps.annotate.settings import AnnotateSettings
 from steps.annotate.tally import Progress, Tally
-from steps.settings import AnnotateSettings
 
 #: Seconds between two looks at requests that other processes hold, and at batches; and between two words about it.
 _OTHERS_SECONDS, _WORD_SECONDS = 1.0, 60.0

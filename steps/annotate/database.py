@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ _REMEDIES = {
     "readonly": "Make the file and its folder writable, or name another file in annotate.ledger",
     "read-only": "Make the file and its folder writable, or name another file in annotate.ledger",
     "not a valid missing": "A newer AgentPS wrote that reason: use that version, or name another database",
+    "expecting value": "A row was changed by hand: put it right, or delete it",
+    "no answer of": "A row was changed by hand: put it right, or delete it",
     "password": "Check the user and the password of annotate.ledger, or those that the driver reads in their place",
 }
 _REMEDY = (
@@ -62,7 +64,7 @@ def open_database(url: str) -> tuple[Engine, str]:
         )
     with explained(name):
         if backend == "sqlite":
-            _make_place(parsed.database or ":memory:", name)
+            _make_place(parsed.database or ":memory:", parsed.query, name)
         try:
             # a server that was restarted costs no answer that was paid for meanwhile, and no word about its old lines
             engine = create_engine(parsed, pool_pre_ping=backend != "sqlite", pool_logging_name="ledger")
@@ -83,8 +85,8 @@ def open_database(url: str) -> tuple[Engine, str]:
     return engine, name
 
 
-def _make_place(database: str, name: str) -> None:
-    if database == ":memory:":
+def _make_place(database: str, query: Mapping[str, Any], name: str) -> None:
+    if ":memory:" in database or query.get("mode") == "memory":
         raise AnnotationError(
             f"annotation ledger {name}: a database in memory would lose what was paid for; name a file, for example "
             "sqlite:////path/ledger.db"

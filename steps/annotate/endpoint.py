@@ -9,8 +9,8 @@ import httpx2
 import openai
 
 from model.errors import AnnotationError
+from steps.annotate.settings import AnnotateSettings
 from steps.secrets import masked
-from steps.settings import AnnotateSettings
 
 _CONNECT_SECONDS = 10.0
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")

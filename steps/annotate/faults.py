@@ -86,11 +86,19 @@ _RATE_CODES = ("ratelimit", "toomanyrequests", "throttl", "resourceexhausted", "
 _KEY_CODES = ("apikey", "authentication", "unauthenticated", "unauthorized", "accountdeactivated")
 _MODEL_CODES = ("modelnotfound", "invalidmodel", "modelnotexist", "deploymentnotfound")
 
+#: Words that say so beside one of what was sent or came back.
 _FLAGGED_TEXT = re.compile(
     r"(?s)\A(?=.*\b(?:prompts?|inputs?|outputs?|contents?|images?|messages?|requests?|responses?|text)\b)"
-    r".*\b(?:flagged|moderat\w*|inappropriate|sensitive|unsafe|prohibited|offensive|high risk|exists? risk|"
-    r"new_sensitive|content (?:filter\w*|management policy|polic\w*)|content_filter|safety (?:system|filter|check)\w*|"
-    r"(?:prompt|input|output|response) (?:was |is )?blocked|violat\w* .{0,40}(?:polic|guideline|guardrail)\w*)\b",
+    r".*\b(?:flagged|moderat\w*|inappropriate|unsafe|offensive|high risk|exists? risk|new_sensitive|nsfw|"
+    r"sensitive (?:content|words?|information|topics?|material)|prohibited content|safety (?:system|filter|check)\w*|"
+    r"content[ _](?:filter\w*|management policy|polic\w*)|(?:prompt|input|output|response) (?:was |is )?blocked|"
+    r"violat\w* (?:(?:our|the|its|\w+'s|usage|use|content|acceptable|safety|community|provider|ai) ){0,4}"
+    r"(?:polic|guideline))",
+    re.IGNORECASE,
+)
+#: A guardrail is there for nothing else; one that is not found, or does not reply, is another matter.
+_GUARDRAIL_TEXT = re.compile(
+    r"guardrail.{0,40}(?:violat|fail|interven|block|trigger)|(?:violat|block|reject|trigger).{0,40}guardrail",
     re.IGNORECASE,
 )
 #: Such a text is about who asks, whatever else it says.
@@ -102,7 +110,7 @@ _ACCOUNT_TEXT = re.compile(
 _CREDIT_TEXT = re.compile(
     r"insufficient[ _](?:account )?(?:quota|balance|credit|fund)|credit balance is too low|out of credits?\b|"
     r"not enough credits?|requires more credits?|exceeded your current quota|reached your .{0,20}usage limits?|"
-    r"in arrears|overdue",
+    r"in arrears|overdue (?:balance|payment|bill)",
     re.IGNORECASE,
 )
 _RATE_TEXT = re.compile(r"rate.?limit|too many requests|quota exceeded for quota metric", re.IGNORECASE)
@@ -113,14 +121,22 @@ _KEY_TEXT = re.compile(
     re.IGNORECASE,
 )
 _MODEL_TEXT = re.compile(
-    r"\bmodels?\b.{0,80}(?:not exist|not found|not a valid model)|not a valid model", re.IGNORECASE
+    r"\bmodels?\b[:/]?\s?(?:\S+\s)?(?:does |is |was )?not (?:exist|found)\b|not a valid model|"
+    r"(?:unknown|invalid) model(?: name| id|:)",
+    re.IGNORECASE,
 )
 _CUT_TEXT = re.compile(r"max_tokens_exceeded|(?:max_\w*tokens|output limit).{0,40}\bwas reached", re.IGNORECASE)
 _UNSUPPORTED_TEXT = re.compile(
     r"unsupported|not support|n't support|extra.?(?:inputs|fields|forbidden)|not permitted|unrecognized|unknown|"
-    r"deprecated|only\b.{0,40}\b(?:allowed|supported)",
+    r"deprecated|only\b.{0,40}\b(?:allowed|supported)|may only be|must be (?:set to )?1\b",
     re.IGNORECASE,
 )
+
+#: Parts of codes that stand for a status of HTTP, where an error in a reply of HTTP 200 has no number.
+_STATUS_CODES = {"invalidrequest": 400, "badrequest": 400, "invalidargument": 400, "permission": 403,
+                 "forbidden": 403}  # fmt: skip
+#: Of 4xx: the same request may be served later. 424, 498 and 499 are those of gateways.
+_BUSY_STATUSES = (408, 409, 424, 425, 498, 499)
 
 #: Keys of an error whose values are codes, texts, seconds, names of fields, and further errors.
 _CODES = frozenset({"code", "type", "status", "reason", "error_type", "error_code", "provider_code", "status_code"})
@@ -196,6 +212,11 @@ def _decoded(text: str) -> Any:
     return found if isinstance(found, dict | list) else None
 
 
+def _says(error: Any) -> bool:
+    """Whether it is an error at all: some servers send one with empty fields beside each answer."""
+    return any(error.values()) if isinstance(error, dict) else bool(error)
+
+
 def _errors_in(status: int, body: Any) -> Iterator[Any]:
     """The parts of a body that report an error; nothing where it holds a completion, or what is none of either."""
     if isinstance(body, str):
@@ -208,13 +229,15 @@ def _errors_in(status: int, body: Any) -> Iterator[Any]:
         choices = body.get("choices")
         if status >= 400:
             yield body
-        elif body.get("error"):
+        elif _says(body.get("error")):
             # what stands beside it may name its code: {"code": "permission-denied", "error": "Content violates …"}
             yield {key: value for key, value in body.items() if key != "choices"}
         elif (base := body.get("base_resp")) and isinstance(base, dict) and base.get("status_code"):
             yield base
         elif isinstance(choices, list) and choices:
-            yield from (choice["error"] for choice in choices[:1] if isinstance(choice, dict) and choice.get("error"))
+            yield from (
+                choice["error"] for choice in choices[:1] if isinstance(choice, dict) and _says(choice.get("error"))
+            )
         elif not isinstance(choices, list) and (
             any(body.get(key) for key in ("code", "detail", "errors"))
             or any(isinstance(body.get(key), str) for key in ("message", "msg"))
@@ -243,6 +266,7 @@ def find_fault(status: int, headers: Mapping[str, str], body: Any, sent: Collect
         message = f"HTTP {status}: {message}"
     else:
         status = next((int(code) for code in said.codes if re.fullmatch(r"[45]\d\d", code)), 0)
+        status = status or next((of for part, of in _STATUS_CODES.items() if said.has((part,))), 0)
         message = f"an error in a reply of HTTP 200: {message}" + f" (code {status})" * bool(status)
     if (found := _RETRY_TEXT.search(said.text)) is not None:
         said.seconds = max(said.seconds, seconds_of(found[1].replace(" ", "").lower()) or 0.0)
@@ -277,7 +301,7 @@ def _kind(status: int, said: _Said, sent: Collection[str]) -> tuple[Kind, str]:
     if status == 403:
         return Kind.KEY, ""
     # an error of HTTP 200 without a code that anybody could read: it may pass
-    return (Kind.BUSY if status in (0, 408, 409, 425) or status >= 500 else Kind.REJECTED), ""
+    return (Kind.BUSY if status in (0, *_BUSY_STATUSES) or status >= 500 else Kind.REJECTED), ""
 
 
 def _flagged(status: int, said: _Said) -> bool:
@@ -286,8 +310,9 @@ def _flagged(status: int, said: _Said) -> bool:
     if _ACCOUNT_TEXT.search(text):
         return False
     if said.has(_FLAGGED_CODES) or _FLAGGED_WHOLE & {code.lower() for code in said.codes}:
-        return True
-    return status < 500 and status not in (404, 429) and bool(_FLAGGED_TEXT.search(text))
+        return status not in (502, 503, 504)  # `moderation_unavailable`
+    words = _FLAGGED_TEXT.search(text) or _GUARDRAIL_TEXT.search(text)
+    return bool(words) and status < 500 and status not in (404, 429)
 
 
 def _refused_field(said: _Said, sent: Collection[str]) -> str:
@@ -295,10 +320,11 @@ def _refused_field(said: _Said, sent: Collection[str]) -> str:
     text = said.text
     if not (_UNSUPPORTED_TEXT.search(text) or said.has(("unsupported", "extraforbidden", "unknownparameter"))):
         return ""
-    named = [name for name in said.fields if name in sent]
+    if said.fields:  # `response_format.json_schema`, `messages[0].content`
+        return next((name for path in said.fields if (name := re.split(r"[.\[]", path)[0]) in sent), "")
     # without a `param`: the first one that its words name; `user` or `seed` may be a word like any other
     places = {name: found.start() for name in sent if (found := re.search(_named(name), text))}
-    return named[0] if named else min(places, key=places.__getitem__, default="")
+    return min(places, key=places.__getitem__, default="")
 
 
 def _named(name: str) -> str:

@@ -178,9 +178,11 @@ class Ledger:
         with self._explained(), self._engine.connect() as connection:
             for start in range(0, len(distinct), _LOOKUP_CHUNK):
                 chunk = distinct[start : start + _LOOKUP_CHUNK]
-                for key, counts, missing, *rest in connection.execute(columns.where(ANSWERS.c.key.in_(chunk))):
+                for key, counts, missing, options, tokens in connection.execute(
+                    columns.where(ANSWERS.c.key.in_(chunk))
+                ):
                     reason = None if missing is None else Missing(missing)
-                    found[key] = later(found.get(key), None if counts is None else tuple(counts), reason, *rest)
+                    found[key] = later(found.get(key), _counts(key, counts, reason), reason, options, tokens)
         return found
 
     def raw_of(self, keys: Sequence[str]) -> str:
@@ -358,6 +360,19 @@ def later(
         return LedgerAnswer(counts, None, attempts)
     misses = earlier.misses if earlier else ()
     return LedgerAnswer(None, reason, attempts, (*misses, Miss(reason, options, completion_tokens)) if paid else misses)
+
+
+def _counts(key: str, counts: Any, reason: Missing | None) -> tuple[int, ...] | None:
+    """The counts of a row.
+
+    Raises:
+        ValueError: somebody else wrote that row.
+    """
+    if counts is None and reason is not None:
+        return None
+    if not isinstance(counts, list) or any(type(count) is not int for count in counts):
+        raise ValueError(f"the counts {counts!r} of key {key} are no answer of an annotator")
+    return tuple(counts)
 
 
 def _row(attempt: Attempt) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from steps.annotate.agreement import Drift, Interval, QuestionAgreement, Verdict
 from steps.annotate.client import AnnotationResult
 from steps.annotate.plan import Plan
+from steps.annotate.settings import AnnotateSettings
 from steps.annotate.tally import duration
 from steps.pages import interval, template
-from steps.settings import AnnotateSettings
 
 
 @dataclass(frozen=True)

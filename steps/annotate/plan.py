@@ -34,7 +34,10 @@ def _is_of_now(miss: Miss, requests: Requests) -> bool:
 
 def _shorter(present: str, cut: str) -> bool:
     """Whether two options differ in the limit alone, and an answer may now be no longer than where it was cut."""
-    now, then = json.loads(present), json.loads(cut)
+    try:
+        now, then = json.loads(present), json.loads(cut)
+    except ValueError:  # not written by us: other options than any of ours
+        return False
     return now | {"max_tokens": 0} == then | {"max_tokens": 0} and now["max_tokens"] <= then["max_tokens"]
 
 

@@ -10,11 +10,10 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from model.errors import ConfigError
-from model.strict import explain_validation
+from model.strict import Chosen, explain_validation
 from model.yaml_file import load_yaml
 from steps.annotate.prompt import model_size
 from steps.paths import REPOSITORY
-from steps.settings import Section
 
 PRICES = REPOSITORY / "configs" / "prices.yaml"
 
@@ -26,14 +25,14 @@ _BYTES_PER_TOKEN = 4
 _TOKENS_PER_NUMBER = 2
 
 
-class ImagePrice(Section):
+class ImagePrice(Chosen):
     """Tokens of an image: `base`, and `tile` more for each tile where the detail is not low."""
 
     base: int = Field(ge=0)
     tile: int = Field(ge=0)
 
 
-class Price(Section):
+class Price(Chosen):
     """Dollars per million tokens, and how the model counts an image's."""
 
     input: float = Field(ge=0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from model.errors import plain
 from model.task import Task
 from steps.annotate.faults import Fault, Kind, find_fault
 from steps.annotate.ledger import Attempt, Missing
@@ -17,13 +18,14 @@ from steps.annotate.ledger import Attempt, Missing
 _MOST_TOKENS = 2**31 - 1
 _LARGEST = 999_999
 _FENCE = re.compile(r"(`{3,}|~{3,})(.*?)(`{3,}|~{3,})", re.DOTALL)
-#: Reasoning before the answer, in the tags of DeepSeek, Magistral, Kimi. The opening one may be part of the prompt.
-_OPEN, _CLOSE = (rf"[<\[◁]{slash}(?:think|thinking|thought|reasoning)[>\]▷]" for slash in ("", "/"))
+#: Reasoning before the answer, in the tags of DeepSeek, Magistral, Kimi, Seed; the opening one may be in the prompt.
+_OPEN, _CLOSE = (rf"[<\[◁]{slash}(?:\w+:)?(?:think|thinking|thought|reasoning)[>\]▷]" for slash in ("", "/"))
 _THOUGHT = rf"(?:(?!{_OPEN}|{_CLOSE}).)*{_CLOSE}\s*"
 _THOUGHTS = re.compile(rf"(?:{_OPEN})?{_THOUGHT}(?:{_OPEN}{_THOUGHT})*", re.DOTALL | re.IGNORECASE)
 #: What may stand around the whole answer, and around a single number.
 _EMPHASIS = (("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"))
-_AROUND = (*_EMPHASIS, ("[", "]"), ('"', '"'), ("<answer>", "</answer>"), ("<|begin_of_box|>", "<|end_of_box|>"))
+_AROUND = (*_EMPHASIS, ("[", "]"), ("(", ")"), ('"', '"'), ("$", "$"), ("\\boxed{", "}"), ("<answer>", "</answer>"),
+           ("<|begin_of_box|>", "<|end_of_box|>"))  # fmt: skip
 #: The forms of the same characters in a font of Chinese or Japanese.
 _FULL_WIDTH = str.maketrans("０１２３４５６７８９，、．。", "0123456789,,..")
 #: Characters of the longest answer that is read; what is longer is no list of numbers.
@@ -185,15 +187,14 @@ def read_decoded(status: int, headers: Mapping[str, str], body: Any, raw: str, a
     usage = body.get("usage") if isinstance(body, dict) else None
     usage = usage if isinstance(usage, dict) else {}
     tokens = (_natural(usage.get("prompt_tokens")), _natural(usage.get("completion_tokens")))
-    ends = _ends(choice)
     fault = find_fault(status, headers, body, asked.fields)
-    if fault is None and ends & _FAILED:
-        fault = Fault(Kind.BUSY, f"a reply that ended with {', '.join(sorted(ends))}")
+    if fault is None and _ended(choice, _FAILED):
+        fault = Fault(Kind.BUSY, f"a reply that ended with {plain(', '.join(_ends(choice)))}")
     if fault is not None:
         return _faulty(fault, raw, tokens)
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(message, dict):
-        if not ends & (_FILTERED | _CUT | _REFUSED):
+        if not _ended(choice, _FILTERED + _CUT + _REFUSED):
             return Reply(None, Missing.EMPTY, raw, *tokens)
         message = {}  # why there is none is told
     text, refusal = _text_of(message)
@@ -201,11 +202,11 @@ def read_decoded(status: int, headers: Mapping[str, str], body: Any, raw: str, a
     def missing(reason: Missing) -> Reply:
         return Reply(None, reason, refusal or text or json.dumps(choice), *tokens)
 
-    if refusal or ends & _REFUSED:
+    if refusal or _ended(choice, _REFUSED):
         return missing(Missing.REFUSAL)
-    if ends & _FILTERED:
+    if _ended(choice, _FILTERED):
         return missing(Missing.CONTENT_FILTER)
-    if ends & _CUT:
+    if _ended(choice, _CUT):
         return missing(Missing.CUT)
     if text is None:
         return missing(Missing.MALFORMED)
@@ -234,20 +235,21 @@ def _counts(text: str, asked: Asked) -> list[int]:
     return counts
 
 
-#: Why the model stopped, in the words of the protocol and in those of the models behind gateways.
-_FILTERED = frozenset(
-    {"content_filter", "content_filtered", "safety", "prohibited_content", "blocklist", "spii", "image_safety",
-     "recitation", "sensitive", "model_armor", "guardrail_intervened"}
-)  # fmt: skip
-_CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"})
-_REFUSED = frozenset({"refusal"})
-_FAILED = frozenset({"error", "network_error", "failed", "abort", "insufficient_system_resource"})
+#: Parts of the words for why the model stopped: the protocol's, and those of the models behind gateways.
+_FILTERED = ("filter", "safety", "prohibited", "blocklist", "spii", "recitation", "sensitive", "armor", "guardrail")
+_CUT = ("length", "max_", "token_limit", "context_window", "incomplete", "truncat")
+_REFUSED = ("refusal",)
+_FAILED = ("error", "fail", "abort", "cancel", "timeout", "insufficient")
 
 
-def _ends(choice: Any) -> set[str]:
-    """Why the model stopped, in lower case: the protocol's word and that of the model behind a gateway."""
+def _ended(choice: Any, parts: tuple[str, ...]) -> bool:
+    """Whether the model stopped for such a reason, by the protocol's word or that of the model behind a gateway."""
+    return any(part in end for end in _ends(choice) for part in parts)
+
+
+def _ends(choice: Any) -> list[str]:
     reasons = (choice.get("finish_reason"), choice.get("native_finish_reason")) if isinstance(choice, dict) else ()
-    return {reason.lower() for reason in reasons if isinstance(reason, str)}
+    return [reason.lower() for reason in reasons if isinstance(reason, str)]
 
 
 def _text_of(message: dict[str, Any]) -> tuple[str | None, str]:

@@ -30,7 +30,7 @@ from steps.annotate.prompt import (
     image_url,
 )
 from steps.annotate.reply import Asked
-from steps.settings import COMPLETION_LIMITS, AnnotateSettings
+from steps.annotate.settings import COMPLETION_LIMITS, AnnotateSettings
 
 #: Data URLs that are kept for the next request with the same image: a distinct image is encoded once as long as
 #: the album's repetitions lie within so many bytes.

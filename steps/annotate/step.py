@@ -16,6 +16,7 @@ from model.task import Task
 from steps.annotate.human import human_labels
 from steps.annotate.ledger import Ledger
 from steps.annotate.prices import FREE, load_prices
+from steps.annotate.settings import AnnotateSettings
 from steps.annotate.simulated import SimulatedAnnotator
 from steps.annotate.tally import Progress
 from steps.caching import depends_on
@@ -23,7 +24,7 @@ from steps.ingest import ahead
 from steps.ingest.sample import render_sample
 from steps.paths import home, ledger_url
 from steps.publish import publish
-from steps.settings import AnnotateSettings, SampleSettings
+from steps.settings import SampleSettings
 
 if TYPE_CHECKING:
     from steps.annotate.agreement import QuestionAgreement

@@ -16,8 +16,8 @@ from steps.annotate.page import TrialRow
 from steps.annotate.plan import make_plan
 from steps.annotate.prices import Price
 from steps.annotate.requests import Requests
+from steps.annotate.settings import AnnotateSettings
 from steps.annotate.tally import Progress
-from steps.settings import AnnotateSettings
 
 
 def union_of(tasks: Mapping[str, Task]) -> Task:

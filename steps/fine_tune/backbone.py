@@ -6,7 +6,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from model.backbone_files import check_config, check_tokenizer, read_headers, weight_files
+from model.backbone_files import check_config, check_tokenizer, in_folder, read_headers, weight_files
 from model.errors import ConfigError
 from model.integrity import hashes
 from model.settings import TINY, BackboneSettings
@@ -41,9 +41,7 @@ def fingerprint(backbone: BackboneSettings, *, tower_images: int = TOWER_IMAGES)
 
 
 def _is_whole(directory: Path) -> bool:
-    def find(name: str) -> Path | None:
-        return path if (path := directory / name).is_file() else None
-
+    find = in_folder(directory)
     try:
         check_config(find, str(directory))
         check_tokenizer(find, str(directory))

@@ -176,7 +176,7 @@ def refuse_too_many(
         return
     rejects = sorted(rejects)
     first = "; ".join(
-        f"{'' if r.manifest == str(path) else f'{r.manifest}:'}row {r.row} ({r.post_id or 'no id'}): {r.reason}"
+        f"{'' if r.manifest == str(path) else f'{r.manifest}:'}row {r.row} ({r.post_id or 'no id'}): {r.reason:.500}"
         for r in rejects[:_SHOWN]
     )
     more = f"; and {len(rejects) - _SHOWN} more" if len(rejects) > _SHOWN else ""

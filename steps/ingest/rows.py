@@ -20,6 +20,7 @@ from typing import IO, Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model import post
@@ -36,8 +37,14 @@ _R = TypeVar("_R", bound=post.Row)
 
 #: A cell that a spreadsheet would run as a formula, or take for one that was made harmless.
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
-#: A Parquet file of more rows than this must hold a bit for each of them at least: ids that differ need more.
+#: A Parquet file of more rows than this, or of more values in a column, must hold a bit for each of them at least: ids
+#: that differ need more.
 _ROWS_OF_NO_BITS = 100_000
+#: Bytes of the texts of a Parquet file, at most, and so many for each byte of a larger file. A repeated text is stored
+#: once in it.
+_MOST_TEXT, _MOST_TEXT_RATIO = 2**30, 64
+#: Bytes of a line of JSON Lines, at most: some times as much of memory is needed to read one.
+_LONGEST_LINE = 100_000_000
 
 
 def is_url(source: str | Path) -> bool:
@@ -231,7 +238,9 @@ def _no_constant(name: str) -> None:
 def _read_jsonl(file: IO[bytes], columns: Collection[str], grows: bool = False) -> _Read:
     rows: list[Numbered] = []
     found: dict[str, None] = {}
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1):
+        if len(line) > _LONGEST_LINE:
+            raise _FileError(f":{number}: the line has more than {_LONGEST_LINE:,} bytes: that is no post; remove it")
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that some editors write
         if not line.strip():
@@ -258,27 +267,63 @@ def _as_parquet() -> Iterator[None]:
         raise _FileError(f": cannot be read as Parquet: {plain(str(error)):.500}") from error
 
 
-def _parquet(file: IO[bytes]) -> pq.ParquetFile:
+def _parquet(file: IO[bytes], columns: Collection[str] | None = None) -> pq.ParquetFile:
+    """Its texts come as Arrow's dictionaries, each distinct one once, where `columns` are named that will be read."""
     n_bytes = file.seek(0, io.SEEK_END)
     file.seek(0)
     with _as_parquet():
         parquet = pq.ParquetFile(file)
-    n_rows = parquet.metadata.num_rows
-    if n_rows > max(_ROWS_OF_NO_BITS, 8 * n_bytes):
-        raise _FileError(
-            f": claims {n_rows:,} rows in {n_bytes:,} bytes, less than a bit for each: that is no table of posts, and "
-            "would fill the memory; make the file again"
-        )
+        leaves = [parquet.schema.column(k) for k in range(len(parquet.schema))]
+    metadata, most = parquet.metadata, max(_ROWS_OF_NO_BITS, 8 * n_bytes)
+    wanted = [k for k, leaf in enumerate(leaves) if columns is None or leaf.path.split(".")[0] in columns]
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if metadata.num_rows > most:
+        raise _claims(f"{metadata.num_rows:,} rows", n_bytes)
+    for k in wanted:  # a list of very many values in one row, or texts that were packed well
+        if (values := sum(group.column(k).num_values for group in groups)) > most:
+            raise _claims(f"{values:,} values of {post.shown(leaves[k].path)}", n_bytes)
+    _refuse_expanded(sum(group.column(k).total_uncompressed_size for group in groups for k in wanted), n_bytes)
     _refuse_twice(parquet.schema_arrow.names)
-    return parquet
+    if columns is None:
+        return parquet
+    with _as_parquet():
+        return pq.ParquetFile(file, read_dictionary=[leaves[k].path for k in wanted])
+
+
+def _claims(what: str, n_bytes: int) -> _FileError:
+    return _FileError(
+        f": claims {what} in {n_bytes:,} bytes, less than a bit for each: that is no table of posts, and would "
+        "fill the memory; make the file again"
+    )
+
+
+def _refuse_expanded(size: int, n_bytes: int) -> None:
+    if size > (most := max(_MOST_TEXT, _MOST_TEXT_RATIO * n_bytes)):
+        raise _FileError(
+            f": its {n_bytes:,} bytes stand for {size:,}, {most:,} are read at most: the same long texts stand in very "
+            "many rows; remove these, or split the file"
+        )
 
 
 def _read_parquet(file: IO[bytes], columns: Collection[str]) -> _Read:
-    parquet = _parquet(file)
+    parquet = _parquet(file, columns)
     found: list[str] = parquet.schema_arrow.names
     with _as_parquet():
         table = parquet.read(columns=[column for column in columns if column in found])
+        _refuse_expanded(
+            sum(_size(chunk) for column in table.columns for chunk in column.chunks), file.seek(0, io.SEEK_END)
+        )
         return list(enumerate(table.to_pylist(), start=1)), found
+
+
+def _size(array: pa.Array) -> int:
+    """Bytes of the texts in it, each as often as it stands there."""
+    if isinstance(array, pa.DictionaryArray) and pa.types.is_string(array.type.value_type):
+        return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
+    if isinstance(array, pa.ListArray | pa.StructArray):
+        parts = array.flatten()
+        return sum(map(_size, [parts] if isinstance(parts, pa.Array) else parts))
+    return int(array.nbytes)
 
 
 def csv_text(table: pd.DataFrame) -> str:

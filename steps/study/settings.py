@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from model.settings import MAX_SEED, Variant, answers_questions
+from model.strict import Chosen
 from steps.paths import DEFAULT_CONFIG, REPOSITORY, STUDY_CONFIG
-from steps.settings import SAMPLE, Section, TrainingSettings, load_options
+from steps.settings import SAMPLE, TrainingSettings, load_options
 
 #: What the study can be asked for; each is one table of its report.
 StudyTable = Literal["variants", "sizes", "questions", "noise", "methods"]
@@ -16,7 +17,7 @@ StudyTable = Literal["variants", "sizes", "questions", "noise", "methods"]
 LabelMethod = Literal["plain", "gold", "weighted", "dropped", "relabelled"]
 
 
-class StudySettings(Section):
+class StudySettings(Chosen):
     """The cells of the study: what is trained how often on how much."""
 
     tables: tuple[StudyTable, ...] = Field(min_length=1)

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from steps.annotate.settings import AnnotateSettings
 from steps.paths import REPOSITORY
-from steps.settings import AnnotateSettings
 
 SOURCE = "openai:gpt-4o"
 N_IMAGES = 2
@@ -163,7 +163,7 @@ from steps.annotate import batch
 from steps.annotate.client import annotate_posts
 from steps.annotate.ledger import Ledger
 from steps.annotate.prices import load_prices
-from steps.settings import AnnotateSettings
+from steps.annotate.settings import AnnotateSettings
 batch._FIRST_POLL = batch._LONGEST_POLL = 0.05
 batch.MAX_REQUESTS = 10
 settings = AnnotateSettings.model_validate({settings!r})

@@ -106,6 +106,10 @@ FLAGGED: dict[str, tuple[int, Any]] = {
         400,
         {"success": False, "error": [{"code": 2016, "message": "Prompt blocked due to security rules"}]},
     ),
+    "OpenRouter's guardrail": (403, {"error": {"code": 403, "message": "Blocked by our content guardrails"}}),
+    "LiteLLM's guardrail": (400, openai("Violated guardrail policy", "400")),
+    "Portkey": (446, {"error": {"message": "The guardrail checks defined in the config failed.", "type": "hooks"}}),
+    "in a word": (403, {"detail": "NSFW content detected"}),
 }
 
 KINDS: dict[str, tuple[int, Any, Kind]] = {
@@ -207,6 +211,42 @@ KINDS: dict[str, tuple[int, Any, Kind]] = {
     "too long": (400, openai("maximum context length is 8192 tokens", "context_length_exceeded"), Kind.REJECTED),
     "too large": (413, "", Kind.REJECTED),
     "a bad picture": (400, openai("Unsupported image type", "invalid_image", param="messages"), Kind.REJECTED),
+    "a header whose name is sensitive": (400, openai("Request has a sensitive header: content-length"), Kind.REJECTED),
+    "a name of which the case counts": (400, openai("The request's roles are case-sensitive"), Kind.REJECTED),
+    "a policy about size": (400, openai("The image is too large and violates the size policy"), Kind.REJECTED),
+    "a picture's address": (
+        400,
+        openai("Image URLs are prohibited in this request", "invalid_image_url"),
+        Kind.REJECTED,
+    ),
+    "a part of the wrong type": (
+        400,
+        openai("Invalid type for content: expected a string", "invalid_type", param="messages[0].content"),
+        Kind.REJECTED,
+    ),
+    "a bad picture beside the name of a field": (
+        400,
+        openai("Unsupported image (max_tokens=64, temperature=0)", "invalid_image", param="messages[0].content"),
+        Kind.REJECTED,
+    ),
+    "a picture that is not found": (400, openai("The model could not read the image: file not found"), Kind.REJECTED),
+    "a picture that is overdue": (400, openai("the image's signed URL is overdue"), Kind.REJECTED),
+    "a guardrail that is not there": (
+        400,
+        openai("The guardrail identifier provided in the request does not exist"),
+        Kind.REJECTED,
+    ),
+    "a key that is prohibited": (403, openai("This API key is prohibited from making this request"), Kind.KEY),
+    "an identity's policy": (403, {"message": "Not authorized: an identity-based policy denies the request"}, Kind.KEY),
+    "a moderation that is down": (503, {"error": {"code": "moderation_unavailable", "message": "later"}}, Kind.BUSY),
+    "a gateway's own status": (498, {"error": {"code": "capacity_exceeded", "message": "full"}}, Kind.BUSY),
+    "no such model, in other words": (400, openai("Unknown model: x"), Kind.MODEL),
+    "a kind of error within 200, rejected": (
+        200,
+        {"type": "error", "error": {"type": "invalid_request_error", "message": "image too big"}},
+        Kind.REJECTED,
+    ),
+    "a kind of error within 200, the key": (200, {"error": {"type": "permission_error", "message": "no"}}, Kind.KEY),
     "a bad request within 200": (200, {"error": {"code": 400, "message": "bad"}}, Kind.REJECTED),
     "a limit that is too large": (
         400,
@@ -272,6 +312,8 @@ REFUSED: dict[str, tuple[int, Any, str]] = {
     ),
     "Anthropic": (400, openai("`temperature` is deprecated for this model."), "temperature"),
     "Moonshot": (400, openai("invalid temperature: only 1 is allowed for this model"), "temperature"),
+    "Anthropic's reasoning": (400, openai("`temperature` may only be set to 1 with thinking"), "temperature"),
+    "a path for a param": (400, openai("Unsupported", param="temperature.value"), "temperature"),
     "within 200": (
         200,
         {"error": {"code": 400, "message": "'temperature' is not supported", "param": "temperature"}},
@@ -333,6 +375,8 @@ def test_a_field_that_was_not_sent_is_not_refused() -> None:
     "body",
     [
         {"choices": [{"message": {"content": "1"}}], "error": None},
+        {"choices": [{"message": {"content": "1"}}], "error": {"code": 0, "message": "", "param": None}},
+        {"choices": [{"message": {"content": "1"}, "error": {"code": None}}]},
         {"choices": [{"message": {"content": "1"}, "error": None}], "base_resp": {"status_code": 0, "status_msg": ""}},
         {"choices": [{"message": {"content": "the error: insufficient_quota"}}]},
         {"choices": []},

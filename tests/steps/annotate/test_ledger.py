@@ -117,6 +117,8 @@ def test_every_recorded_answer_survives_sigkill(url: str) -> None:
         "nodatabase://x",
         "sqlite:////proc/none/ledger.db",
         "sqlite://",  # would lose what was paid for
+        "sqlite:///file::memory:?uri=true",
+        "sqlite:///file:ledger.db?mode=memory&uri=true",
         "postgresql+pg8000://host:notaport/x",
         "mssql+pyodbc://host/x",
     ],
@@ -179,6 +181,16 @@ def test_a_file_that_is_no_ledger_is_named_with_a_remedy_before_anything_is_paid
     assert "\n" not in str(caught.value)
     if case in ("text", "another application's"):
         assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("counts", ["""'{"a": 1}'""", """'["x"]'""", "'[true]'", "'5'", "'[1,'", "NULL"])
+def test_a_row_that_holds_no_answer_of_ours_is_one_message(counts: str, url: str, tmp_path: Path) -> None:
+    with Ledger(url) as ledger:
+        ledger.record(Attempt("k", 1, "p", "m", "raw", (1, 2), None, 1, 1, 0.1))
+        with sqlite3.connect(tmp_path / "not" / "there" / "ledger.db") as other:
+            other.execute(f"UPDATE annotation_answers SET counts = {counts}")
+        with pytest.raises(AnnotationError, match=r"A row was changed by hand: put it right, or delete it"):
+            ledger.lookup(["k"])
 
 
 def test_a_ledger_that_another_process_has_locked_or_that_is_read_only_is_one_message(

@@ -160,6 +160,12 @@ def test_a_missing_answer_is_asked_again_where_another_outcome_can_be_hoped_for(
     assert to_ask(posts, ledger, **changes) == asked
 
 
+def test_options_that_were_changed_by_hand_are_others_than_the_present_ones(tmp_path: Path, ledger: Ledger) -> None:
+    posts = make_posts(tmp_path, 1)
+    missed(posts, ledger, Missing.CUT, "no JSON")
+    assert to_ask(posts, ledger) == 1
+
+
 def test_options_that_were_tried_before_stay_tried(tmp_path: Path, ledger: Ledger) -> None:
     posts = make_posts(tmp_path, 1)
     for limit in (64, 2000):

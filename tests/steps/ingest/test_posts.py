@@ -243,6 +243,12 @@ def test_one_reject_names_every_fault_of_its_row(folder: Path) -> None:
     assert "empty.jpg" in reasons[1]
 
 
+def test_of_a_list_of_very_many_wrong_values_one_is_named(folder: Path) -> None:
+    rows = [{"post_id": "good", "images": ["a.jpg"]}, {"post_id": "p", "images": [1] * 1_000, "label": 3}]
+    (reason,) = read_manifest(write(folder, rows), TASK, settings()).rejects["reason"]
+    assert reason == "images: 1; a list of one or more paths is expected; label: 3; 0, 1 or null is expected"
+
+
 def test_row_numbers_are_lines_also_after_blank_ones(folder: Path) -> None:
     path = folder / "posts.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"post_id": "a", "images": ["a.jpg"]}\n\n{"post_id": "b", "images": []}\n')

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import ManifestError
+from steps.ingest import rows
 from steps.ingest.rows import csv_text, read_rows, read_table
 
 
@@ -58,6 +59,56 @@ def test_another_file_is_named(tmp_path: Path) -> None:
     path.write_text("post_id,ugc\n")
     with pytest.raises(ManifestError, match=f"labels {path}: cannot be read as Parquet"):
         read_table(path, "labels")
+
+
+@pytest.mark.parametrize(
+    ("images", "text", "packed", "said"),
+    [
+        ([["a.png"] * 300_000], "", True, "claims 300,000 values of 'images.list.element' in "),
+        ([["a.png"]] * 2_000, "x" * 10_000, True, "bytes stand for 20,0"),
+        ([["x" * 10_000] * 20] * 100, "", True, "bytes stand for 20,0"),
+        ([["a.png"]] * 20, "x" * 1_000_000, False, "bytes stand for 20,0"),
+    ],
+    ids=["a list", "a text of many rows", "a name in many lists", "texts that pack well"],
+)
+def test_a_small_parquet_file_that_would_fill_the_memory_is_refused(
+    images: list[list[str]], text: str, packed: bool, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, n_rows = tmp_path / "posts.parquet", len(images)
+    table = {"post_id": [str(k) for k in range(n_rows)], "images": images, "text": [text] * n_rows}
+    pq.write_table(pa.table(table), path, compression="zstd", use_dictionary=packed)
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(rows, "_MOST_TEXT", 10_000_000)
+    with pytest.raises(ManifestError, match=said):
+        read_rows(path, table, ("post_id", "images"))
+
+
+def test_texts_that_repeat_are_read_as_they_are_whatever_types_they_were_written_as(tmp_path: Path) -> None:
+    path = tmp_path / "posts.parquet"
+    columns = {
+        "post_id": pa.array(["a", "b", "c"], pa.large_string()),
+        "images": pa.array([["x", "y"], [], None]),
+        "text": pa.array(["t", None, "t"]).dictionary_encode(),
+        "title": pa.array(["ü", "", "ü"], pa.string_view()),
+        "label": pa.array([1, 0, None]),
+        "language": pa.array([{"of": "t"}, None, {"of": "t"}]),
+    }
+    pq.write_table(pa.table(columns), path)
+    read, found = read_rows(path, tuple(columns), ())
+    assert found == list(columns)
+    assert [cells for _, cells in read] == pa.table(columns).to_pylist()
+
+
+def test_a_line_longer_than_any_post_is_refused_before_it_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "_LONGEST_LINE", 1_000)
+    path = tmp_path / "posts.jsonl"
+    path.write_bytes(b'{"post_id": "a"}\n{"post_id": "' + b"b" * 985 + b'"}')
+    assert len(read_rows(path, ("post_id",), ("post_id",))[0]) == 2  # of 1,000 bytes
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(ManifestError, match=r"posts\.jsonl:2: the line has more than 1,000 bytes"):
+        read_rows(path, ("post_id",), ("post_id",))
 
 
 def test_a_small_file_that_claims_very_many_rows_is_refused_before_they_are_made(
