@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
+from traceback import walk_tb
 from types import TracebackType
 
 import click
@@ -58,7 +59,7 @@ def told(error: BaseException) -> str | None:
 
 
 def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """What `sys.excepthook` is in the project's environment."""
+    """What `sys.excepthook` is in the command `zenml` of the project's environment."""
     if isinstance(error, Exception) and (line := told(error)) is not None:
         click.echo(f"Error: {line}", err=True)
     else:
@@ -66,10 +67,19 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that led to it."""
-    while error is not None:
+    """The error, and those that led to it; but not the one in whose handling our own code failed."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if _raised_by_us(error) else error.__context__)
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether the line that raised it is in the repository, and not in an installed package."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    path = Path(frames[-1].f_code.co_filename) if frames else Path()
+    return path.is_relative_to(REPOSITORY) and "site-packages" not in path.parts
 
 
 def zenml_folder() -> Path:

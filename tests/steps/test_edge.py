@@ -89,10 +89,35 @@ def test_what_the_literal_command_meets_before_our_code_is_one_line_too(zenml: P
     assert done.stderr == f"Error: ZenML's settings, {zenml}/config.yaml, are no YAML: correct or remove the file\n"
 
 
-def test_a_fault_of_the_program_keeps_its_traceback_without_secrets() -> None:
+def run_hooked(name: str, code: str) -> str:
+    """What a command of that name prints on stderr, in an environment that `make` made."""
     hook = (REPOSITORY / "infra" / "errors_told.pth").read_text(encoding="utf-8").splitlines()[-1]
-    code = f"{hook}\nraise KeyError('http://ann:' + 'hunter2-22@host')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("Traceback")
-    assert done.stderr.endswith("KeyError: 'http://***@host'\n")
+    code = f"{hook}\nsys.argv[0] = '/x/bin/{name}'\n{code}"
+    return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True).stderr
+
+
+def test_a_fault_of_the_program_keeps_its_traceback_without_secrets() -> None:
+    printed = run_hooked("zenml", "raise KeyError('http://ann:' + 'hunter2-22@host')")
+    assert printed.startswith("Traceback")
+    assert printed.endswith("KeyError: 'http://***@host'\n")
+
+
+def test_another_program_of_the_environment_keeps_its_traceback() -> None:
+    code = "raise PermissionError(13, 'Permission denied', '/x')"
+    assert run_hooked("zenml", code).startswith("Error: /x: Permission denied: give yourself the right")
+    printed = run_hooked("mine.py", code)
+    assert printed.startswith("Traceback")
+    assert "give yourself" not in printed
+
+
+def test_a_fault_of_ours_in_the_handling_of_an_error_is_not_told_as_that_error(agentps_home: Path, zenml: Path) -> None:
+    fault: BaseException | None = None
+    try:
+        try:
+            raise PermissionError(errno.EACCES, "Permission denied", str(agentps_home / "x"))
+        except PermissionError:
+            raise KeyError("a fault of ours")  # noqa: B904 (the handler itself fails)
+    except KeyError as error:
+        fault = error
+    assert fault is not None
+    assert told(fault) is None
