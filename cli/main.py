@@ -47,6 +47,8 @@ class LazyGroup(click.Group):
         try:
             with ends_by_signal():
                 return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit):  # click's own: --help ends so
+            raise
         except Exception as error:
             from steps.edge import told
 

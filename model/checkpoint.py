@@ -33,9 +33,8 @@ from .files import replacing
 from .images import ImageLimits
 from .integrity import refuse_pickles
 from .metrics import Calibration, OperatingPoint
-from .post import PostLimits
 from .prompt import Prompt
-from .settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
+from .settings import BackboneSettings, PostLimits, SequenceSettings, TrainSettings, Variant
 from .strict import Strict, explain_validation
 from .task import Task, task_differences
 from .text import ans_token_id

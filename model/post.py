@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from .schema import IMAGES, LABEL, TEXT, TITLE
+from .schema import LABEL
 from .task import Question, Task
 
 #: Characters of a cell that a message shows.
@@ -101,28 +101,6 @@ Time = Annotated[
 ]
 #: The bound makes pydantic look at the characters: JSON can spell lone surrogates, which no file of ours can hold.
 _Text = Annotated[str, Field(min_length=0), _nullable(type="string"), Expects("text or null")]
-
-
-@dataclass(frozen=True)
-class PostLimits:
-    """The largest post that is read: what ingest lets into training is what a version scores."""
-
-    max_images: int = 64
-    #: Of title and text together. More than a model reads; what is longer costs time and money, and tells nothing.
-    max_text_characters: int = 50_000
-
-    def faults(self, title: str, text: str, n_images: int) -> list[str]:
-        """What is too large, with the option that says so."""
-        n_characters = len(title) + len(text)
-        found = []
-        if n_images > self.max_images:
-            found.append(f"{IMAGES}: {n_images:,} images; at most {self.max_images:,} are read (ingest.max_images)")
-        if n_characters > self.max_text_characters:
-            found.append(
-                f"{TITLE} and {TEXT}: {n_characters:,} characters; at most {self.max_text_characters:,} are read "
-                "(ingest.max_text_characters)"
-            )
-        return found
 
 
 class Row(BaseModel):

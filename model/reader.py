@@ -21,9 +21,10 @@ from .agentps import normalize
 from .checkpoint import Loaded
 from .errors import DataError, ImageError
 from .images import ImageLimits, Source, decode, frame_indices, read_source, to_frame
-from .post import PostLimits, parse, row_of, shown
+from .post import parse, row_of, shown
 from .prompt import Prompt
 from .schema import IMAGE_SHA256, IMAGES, NO_FRAME, ROOT, TEXT, TITLE
+from .settings import PostLimits
 from .text import encode_post_text
 
 _TEXTS = row_of(columns=(TITLE, TEXT))

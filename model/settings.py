@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from .schema import IMAGES, TEXT, TITLE
 from .strict import Chosen
 
 #: `siglip`: no language model, the final head reads pooled embeddings of images and text (the paper's online
@@ -123,3 +125,25 @@ class TrainSettings(Chosen):
                 f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch} x processes {self.processes}"
             )
         return self
+
+
+@dataclass(frozen=True)
+class PostLimits:
+    """The largest post that is read: what ingest lets into training is what a version scores."""
+
+    max_images: int = 64
+    #: Of title and text together. More than a model reads; what is longer costs time and money, and tells nothing.
+    max_text_characters: int = 50_000
+
+    def faults(self, title: str, text: str, n_images: int) -> list[str]:
+        """What is too large, with the option that says so."""
+        n_characters = len(title) + len(text)
+        found = []
+        if n_images > self.max_images:
+            found.append(f"{IMAGES}: {n_images:,} images; at most {self.max_images:,} are read (ingest.max_images)")
+        if n_characters > self.max_text_characters:
+            found.append(
+                f"{TITLE} and {TEXT}: {n_characters:,} characters; at most {self.max_text_characters:,} are read "
+                "(ingest.max_text_characters)"
+            )
+        return found

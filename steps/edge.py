@@ -103,7 +103,8 @@ def _around(error: BaseException) -> str | None:
     if isinstance(error, Exception) and module == "mlflow.exceptions":  # of ZenML's calls: the registry's are ours
         from steps.register.reach import place, trouble
 
-        return f"MLflow {place()}: {trouble(error) or _cut(error)}"
+        line = trouble(error)
+        return line and f"MLflow {place()}: {line}"
     if module.startswith("zenml.exceptions"):
         return f"ZenML: {_cut(error)}"
     if module.startswith(("requests.exceptions", "urllib3.exceptions", "httpx")):

@@ -15,11 +15,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from model.errors import ConfigError
 from model.metrics import accuracy_name, comparable_names, is_accuracy
-from model.post import PostLimits
 from model.schema import SPLITS
 from model.settings import (
     MAX_SEED,
     BackboneSettings,
+    PostLimits,
     SequenceSettings,
     TrainSettings,
     Variant,

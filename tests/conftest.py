@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,10 @@ os.environ.update(
     GX_ANALYTICS_ENABLED="false",
     OMP_NUM_THREADS="1",  # pytest-xdist runs one worker a core: torch's own threads would only wait for each other
 )
+
+
+# Who started the tests may ignore it (nohup), and what the tests start would too.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -24,7 +24,8 @@ import pandas as pd
 from model import schema
 from model.errors import ImageError, ManifestError, plain
 from model.images import MOST_PATH, ImageLimits, decode, read_source
-from model.post import PostLimits, Row, columns_of, parse, post_id_of, row_of, shown
+from model.post import Row, columns_of, parse, post_id_of, row_of, shown
+from model.settings import PostLimits
 from model.task import Task
 from steps.ingest.rows import absolute, is_url, opened, parent_of, read_rows
 from steps.parallel import ordered_map

@@ -33,9 +33,8 @@ from model.columns import ERROR, LOGIT, SCORE, answer_column, decision_column, p
 from model.errors import CheckpointError, RegistryError, plain
 from model.images import INGESTED, ImageLimits, decode, read_source
 from model.integrity import MANIFEST, seal, sha256_of
-from model.post import PostLimits
 from model.schema import IMAGES, POST_ID, ROOT, SPLIT, TEST, TEXT, TITLE
-from model.settings import answers_questions
+from model.settings import PostLimits, answers_questions
 from model.task import Task
 from steps.evaluate.report import EvalReport
 from steps.register import pyfunc

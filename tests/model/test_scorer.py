@@ -21,11 +21,10 @@ from model.data import Batches, Shards
 from model.errors import ConfigError, DataError
 from model.images import ImageLimits, decode, frame_indices, to_frame
 from model.metrics import Calibration, OperatingPoint
-from model.post import PostLimits
 from model.reader import PostReader, raw_post
 from model.schema import TEST
 from model.scorer import RawAnswers, Scorer, answer_columns, predict_rows
-from model.settings import BackboneSettings, SequenceSettings, Variant
+from model.settings import BackboneSettings, PostLimits, SequenceSettings, Variant
 from steps.preprocess.shards import write_shards
 from tests.support.posts import ingested
 from tests.support.tiny import SEQUENCE, TASK, UNIQUE, train_settings, write_checkpoint, write_images

@@ -146,6 +146,7 @@ class Workspace:
         environment = {k: v for k, v in self.environment.items() if k not in ("PYTHONPATH", "AGENTPS_HOME")}
         command = [sys.executable, "-c", _SCORE, model_uri]
         environment["MLFLOW_TRACKING_URI"] = self._mlflow_uri
+        environment["AGENTPS_IMAGE_ROOT"] = "/"  # the posts may lie anywhere, and are our own
         outcome = Running(command, folder, environment, folder / "output.txt").wait()
         assert outcome.exit_code == 0, outcome.output
         return pd.read_parquet(folder / "scores.parquet")
