@@ -81,7 +81,7 @@ def trouble(error: Exception) -> str | None:
         )
     if status == 403:
         return f"the server does not allow this (403): {_first(text)}: ask for the right to edit model and history"
-    if isinstance(error, SQLAlchemyError) or "sqlalche.me" in text:
+    if isinstance(error, SQLAlchemyError) or "sqlalche.me" in text or "database schema" in text:
         return f"its database cannot be used: {_first(text)}"
     if status is None and ("failed with exception" in text or "Max retries exceeded" in text):
         return f"no connection ({_cause(text)}): is the server up? Then {_AGAIN}"

@@ -21,6 +21,7 @@ import yaml
 from mlflow import MlflowClient
 
 from model.schema import IMAGES, TEXT, TITLE
+from steps.annotate.ledger import UNPAID
 from steps.paths import REPOSITORY
 
 ZENML = Path(sys.executable).with_name("zenml")
@@ -174,8 +175,9 @@ class Workspace:
 
     @property
     def answers(self) -> int:
-        """Attempts in the annotation ledger."""
-        return self.rows("annotations.db", "annotation_answers")
+        """Attempts in the annotation ledger that may have been charged: a busy machine adds others."""
+        unpaid = ", ".join(f"'{missing.value}'" for missing in UNPAID)
+        return self.rows("annotations.db", "annotation_answers", f"missing IS NULL OR missing NOT IN ({unpaid})")
 
     def last_metrics(self) -> dict[str, float]:
         """The metrics of the newest MLflow run."""
