@@ -21,7 +21,7 @@ def test_a_reason_begins_no_line_of_the_history() -> None:
         by="me\r\x1b[31m",
         reason=forged,
         expects={},
-        sets={"champion": "2\n"},
+        sets={"champion": "2"},
     )
     lines = _line(
         "m", Entry(number=1, move=move, done=True, counts=True, before={"champion": "1"}, at=move.at)
