@@ -32,6 +32,7 @@ def in_mlflow(workspace: Workspace) -> list[str]:
 
 @pytest.mark.pipeline
 def test_a_killed_run_is_closed_by_the_next_one_which_a_signal_ends_in_one_line(workspace: Workspace) -> None:
+    workspace.forget_answers()
     config = workspace.config("slow.yaml", SLOW)
     began, begun = len(states(workspace, "pipeline_run")), len(in_mlflow(workspace))
 

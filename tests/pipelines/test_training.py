@@ -26,6 +26,7 @@ MODEL = "agentps-ucc"
 
 # One test: each part goes on from what the one before left, and every start of the command takes seconds.
 def test_a_killed_run_is_finished_by_the_same_command_then_cached_then_only_trained_again(workspace: Workspace) -> None:
+    workspace.forget_answers()
     config = workspace.config("small.yaml", SMALL)
 
     # Killed in annotate: the annotator ends too, what was answered is kept.
