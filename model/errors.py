@@ -14,6 +14,11 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def cut(text: str, most: int) -> str:
+    """At most so many characters of a text; the last one says that there was more."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class AgentPSError(Exception):
     """Base of every error whose message is meant for the person who runs the pipeline."""
 

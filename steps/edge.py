@@ -23,7 +23,7 @@ import click
 import yaml
 from pydantic import ValidationError
 
-from model.errors import AgentPSError
+from model.errors import AgentPSError, cut
 from model.files import full_disk
 from model.strict import explain_validation
 from steps.notify import one_line
@@ -131,8 +131,7 @@ def _settings(error: yaml.YAMLError) -> str:
 
 
 def _cut(error: BaseException) -> str:
-    text = masked(one_line(str(error)))
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return cut(masked(one_line(str(error))), _LONGEST)
 
 
 def _disk(error: OSError) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from infra.schedule.command import program
 from infra.schedule.job import Launch
-from model.errors import ConfigError
+from model.errors import ConfigError, cut
 from pipelines.config import load_notify
 from steps.notify import one_line, send
 from steps.paths import REPOSITORY
@@ -95,5 +95,4 @@ def _last_words(log: Path) -> str:
 
 
 def _short(text: str) -> str:
-    text = masked(one_line(text))  # before it is cut: half a secret is told by nothing
-    return text if len(text) <= REASON else text[: REASON - 1] + "…"
+    return cut(masked(one_line(text)), REASON)  # masked before it is cut: half a secret is told by nothing

@@ -16,7 +16,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
 
-from model.errors import plain
+from model.errors import cut, plain
 from model.strict import Strict
 from steps.register.names import log_name
 from steps.register.reach import answered
@@ -38,8 +38,7 @@ _NAMED = 5
 
 def worded(text: str) -> str:
     """Words of others, which may come from a post, as every database takes them and a terminal can show them."""
-    text = plain(text)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return cut(plain(text), _LONGEST)
 
 
 _Words = Annotated[str, AfterValidator(worded)]

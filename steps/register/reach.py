@@ -15,7 +15,7 @@ from requests import RequestException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from model.errors import RegistryError
+from model.errors import RegistryError, cut
 from steps.locks import locked
 from steps.paths import home
 from steps.secrets import masked
@@ -111,5 +111,4 @@ def _cause(text: str) -> str:
 
 def _first(text: str) -> str:
     """The first line of a text that others wrote, as far as a message has room for it."""
-    line = masked(next(iter(text.splitlines()), ""))
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
+    return cut(masked(next(iter(text.splitlines()), "")), _LONGEST)

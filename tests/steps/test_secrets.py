@@ -69,7 +69,7 @@ NO_SECRETS = [
     "the tokenizer has {'pad_token': '<pad>', 'eos_token': '</s>'} and eos_token=</s>, token=5",
     "def call(token=None, password=None) -> (signature=(a, b))",
     r"C:\Users\ann\posts.jsonl: no such file; hooks.py:17; sk-learn-extra is not installed",
-    "File \"/work/steps/edge.py\", line 55, in told\nKeyError: 'token'",
+    "File \"/srv/steps/edge.py\", line 55, in told\nKeyError: 'token'",
 ]
 
 
