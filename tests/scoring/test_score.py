@@ -9,11 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from model.checkpoint import OperatingPoints, write_operating_points
 from model.errors import DataError, ImageError
 from model.scorer import Scorer
 from model.settings import BackboneSettings, PostLimits
 from scoring.score import Input, LocalScore, read_input
 from steps.register.registry import RegisteredVersion
+from tests.steps.register.test_registry import report
 from tests.support.tiny import train_settings, write_checkpoint, write_images
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -62,6 +64,8 @@ def test_a_post_without_an_id_gets_no_record(post_id: Any) -> None:
 
 def test_the_records_say_what_the_scorer_says(tmp_path: Path, tiny_backbone: BackboneSettings) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint", tiny_backbone, train_settings(variant="agentps_answers"))
+    operating = OperatingPoints(calibration=report().calibration, thresholds=report().operating_points)
+    write_operating_points(checkpoint, operating)
     paths = write_images(tmp_path, 3)
     pictures = [path.read_bytes() for path in paths]
     scorer = Scorer.from_directory(checkpoint)
