@@ -34,7 +34,7 @@ from infra.local_stack import tracking_uri
 from model.files import write_whole
 from model.images import ImageLimits
 from model.settings import PostLimits
-from model.task import Task, load_task
+from model.task import load_task
 from scoring.batch import load, score_batch
 from scoring.record import Answer, Record, columns_of
 from scoring.score import Input
@@ -53,8 +53,8 @@ class StubScore:
     limits, post_limits = ImageLimits(max_bytes=10**6, max_pixels=10**6), PostLimits()
     points = ("p80",)
 
-    def __init__(self, task: Task | None = None) -> None:
-        self._task = task or load_task("ucc")
+    def __init__(self, version: str = "1") -> None:
+        self._version, self._task = version, load_task("ucc")
         self.schema = columns_of(self._task, self.points)
 
     def __call__(self, inputs: Sequence[Input], now: datetime | None = None) -> list[Record]:
@@ -66,7 +66,7 @@ class StubScore:
         return Record(
             post_id=post.post_id,
             model_name="stub",
-            model_version="1",
+            model_version=self._version,
             task=self._task.fingerprint,
             input_sha256=post.sha256,
             scored_at=now,
@@ -251,9 +251,9 @@ def main(what: str, *arguments: str) -> None:
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
     if what == "kills":
         with tempfile.TemporaryDirectory() as folder:
-            record["kills"] = kills(int((*arguments, 1_000_000)[0]), Path(folder))
+            record["kills"] = kills(int(arguments[0] if arguments else 1_000_000), Path(folder))
     else:
-        record["real"] = real(int((*arguments, 10_000)[0]))
+        record["real"] = real(int(arguments[0] if arguments else 10_000))
     record["machine"] = machine("ray", "torch", "pyarrow")
     write(RECORD, record)
     if {"kills", "real"} <= record.keys():

@@ -327,12 +327,14 @@ def refuse_expanded(size: int, n_bytes: int) -> None:
 def _read_parquet(file: IO[bytes], columns: Collection[str]) -> _Read:
     parquet = open_parquet(file, columns)
     found: list[str] = parquet.schema_arrow.names
-    with as_parquet():
-        table = parquet.read(columns=[column for column in columns if column in found])
-        refuse_expanded(
-            sum(size_of(chunk) for column in table.columns for chunk in column.chunks), file.seek(0, io.SEEK_END)
-        )
-        return list(enumerate(table.to_pylist(), start=1)), found
+    n_bytes, size, rows = file.seek(0, io.SEEK_END), 0, []
+    for group in range(parquet.num_row_groups):  # of several at once Arrow reads no dictionaries in lists
+        with as_parquet():
+            table = parquet.read_row_group(group, [column for column in columns if column in found])
+            size += sum(size_of(chunk) for column in table.columns for chunk in column.chunks)
+            refuse_expanded(size, n_bytes)
+            rows += table.to_pylist()
+    return list(enumerate(rows, start=1)), found
 
 
 def size_of(array: pa.Array) -> int:
