@@ -298,11 +298,9 @@ def _refusal(folder: Path, job: Job, version: RegisteredVersion, posts: str) -> 
     other = (job.model_name, job.model_version) != (version.name, version.version)
     same_model = job.model_name == version.name
     whose = f"version {job.model_version}" if same_model else f"{job.model_name} version {job.model_version}"
-    what = (
-        f"by {whose}, not by version {version.version}"
-        if other
-        else f"of {job.posts} as it was then, not of {posts} now"
-    )
+    what = f"of {job.posts} as it was then, not of {posts} now"
+    if other:
+        what = f"by {whose}, not by version {version.version}"
     if finished:
         return f"scoring.output: {folder} holds today's records {what}: name another folder"
     goes_on = f'set scoring.version: "{job.model_version}" to go on with it' if other and same_model else "finish it"
