@@ -167,6 +167,7 @@ def test_rows_that_are_no_post_s_are_told_and_cost_no_other(posts: Path, tmp_pat
         ([], "images: []; a list of one or more images is expected"),
         ("a.png", "images: 'a.png'; a list"),
         (["a\0.png"], "image 1: "),
+        (["\ud800.png"], "image 1: "),
     ],
 )
 def test_a_picture_that_cannot_be_read_is_the_record_s_error(
