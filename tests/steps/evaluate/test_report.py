@@ -12,7 +12,7 @@ from steps.settings import EvaluateSettings
 from tests.support import predictions as support
 from tests.support.predictions import predictions
 
-SETTINGS = EvaluateSettings(precisions=(60, 80), bootstrap=50, examples=2)
+SETTINGS = EvaluateSettings(confidence=0.95, precisions=(60, 80), bootstrap=50, examples=2)
 
 
 def report_of(
@@ -35,19 +35,20 @@ def test_metrics_are_those_of_the_test_split() -> None:
 
 
 def test_thresholds_come_from_val_and_are_measured_on_test() -> None:
-    val = predictions(10, 0, "val").assign(
-        score=np.arange(10) / 10, label=pd.array([0, 0, 0, 0, 0, 1, 0, 1, 1, 1], dtype="Int8")
-    )
+    val = predictions(60, 0, "val").assign(score=np.arange(60) / 60, label=pd.array([0] * 30 + [1] * 30, dtype="Int8"))
     test = predictions(10, 1, "test").assign(
         score=np.arange(10) / 10, label=pd.array([0, 0, 0, 0, 1, 0, 0, 1, 0, 1], dtype="Int8")
     )
-    point = report_of(val, test).operating_points["p80"]
-    # On val 0.5 flags 4 positives of 5 posts, precision 4/5; on test it flags 2 positives of 5, of 3 in all.
-    assert (point.threshold, point.min_precision) == (0.5, 0.8)
+    report = report_of(val, test)
+    point = report.operating_points["p80"]
+    # Of val's 60 posts 30 are positive, and the 33 highest (30 of 33, p = 0.09) do not show 80 % any more.
+    assert 27 / 60 < point.threshold <= 30 / 60
+    # on test 0.5 flags 2 positives of 5 posts, of 3 in all
     assert point.precision == pytest.approx(2 / 5)
     assert point.recall == pytest.approx(2 / 3)
+    assert report.metrics["served_recall_p80"].value == pytest.approx(2 / 3)
     # Test's own best at 80 %: the top post alone.
-    assert report_of(val, test).metrics["recall_at_p80"].value == pytest.approx(1 / 3)
+    assert report.metrics["recall_at_p80"].value == pytest.approx(1 / 3)
 
 
 def test_accuracy_counts_labelled_posts_and_any_number_of_classes() -> None:
@@ -109,6 +110,7 @@ def unreachable_precision() -> EvalReport:
 def test_report_survives_json_with_infinite_thresholds() -> None:
     report = unreachable_precision()
     assert math.isinf(report.operating_points["p80"].threshold)
+    assert "not promised with 95% confidence on 40 posts of val: no part of them is precise enough" in report.table()
     assert EvalReport.model_validate_json(report.model_dump_json()) == report
 
 
@@ -133,7 +135,7 @@ def test_the_terminal_table_says_where_no_threshold_is_precise_enough() -> None:
     lines = unreachable_precision().table().splitlines()
     assert len(lines) == 5  # two lines of head, two targets, one line of other metrics
     assert lines[3].lstrip().startswith("80%")
-    assert lines[3].endswith("no threshold is precise enough on val")
+    assert lines[3].endswith("on 40 posts of val: no part of them is precise enough")
     assert max(map(len, lines)) <= 100
 
 
