@@ -13,7 +13,6 @@ import shlex
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from traceback import walk_tb
@@ -23,7 +22,7 @@ import click
 import yaml
 from pydantic import ValidationError
 
-from model.errors import AgentPSError, cut
+from model.errors import AgentPSError, chain, cut
 from model.files import full_disk
 from model.strict import explain_validation
 from steps.notify import one_line
@@ -52,7 +51,7 @@ def told(error: BaseException) -> str | None:
     if (full := full_disk(error, home(), Path(tempfile.gettempdir()))) is not None:
         return full
     for explain in (_ours, _database, _around):  # MLflow and ZenML wrap a database's error: it says more
-        for inner in _chain(error):
+        for inner in chain(error, _came_of):
             if (found := explain(inner)) is not None:
                 return masked(one_line(found))
     return None
@@ -66,13 +65,9 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
         sys.__excepthook__(kind, error, trace)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that led to it; but not the one in whose handling our own code failed."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or (None if _raised_by_us(error) else error.__context__)
+def _came_of(error: BaseException) -> tuple[BaseException | None]:
+    """What led to an error; but not the one in whose handling our own code failed."""
+    return (error.__cause__ or (None if _raised_by_us(error) else error.__context__),)
 
 
 def _raised_by_us(error: BaseException) -> bool:
