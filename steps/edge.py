@@ -13,7 +13,8 @@ import shlex
 import sqlite3
 import sys
 import tempfile
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from traceback import walk_tb
 from types import TracebackType
@@ -55,6 +56,19 @@ def told(error: BaseException) -> str | None:
             if (found := explain(inner)) is not None:
                 return masked(one_line(found))
     return None
+
+
+@contextmanager
+def in_one_message() -> Iterator[None]:
+    """Raises: click.ClickException with the message of `told`, in place of an error that has one."""
+    try:
+        yield
+    except click.exceptions.Exit:  # click's own way to end
+        raise
+    except Exception as error:
+        if (line := told(error)) is None:
+            raise
+        raise click.ClickException(line) from error
 
 
 def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -23,7 +23,7 @@ from steps.annotate.plan import is_settled
 from steps.annotate.rates import RateLimits
 from steps.annotate.reply import Reply, read_reply
 from steps.annotate.requests import Request, Requests
-from steps.annotate.tally import Tally
+from steps.annotate.tally import Tally, claim
 from steps.secrets import masked
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 8.0  # seconds, before jitter
@@ -100,20 +100,9 @@ class OnlineRun:
         while not self._ready and self._todo:
             size = min(_CLAIMED, self._settings.concurrency, len(self._todo))
             chunk = [self._todo.popleft() for _ in range(size)]
-            claimed = self._ledger.claim([request.key for request in chunk])
-            known = self._ledger.lookup(claimed)  # another process may have been faster since our first look
-            settled = []
-            for request in chunk:
-                answer = known.get(request.key)
-                if request.key not in claimed:
-                    self._held.append(request)
-                elif answer is not None and is_settled(answer, self._requests):
-                    settled.append(request.key)
-                    self._tally.settle(request.key, answer)
-                else:
-                    self._ready.append((request, answer))
-            if settled:
-                self._ledger.release(settled)
+            ours, held = claim(chunk, self._requests, self._ledger, self._tally)
+            self._ready += ours
+            self._held += held
         return self._ready.popleft() if self._ready else None
 
     async def _settle(self, request: Request, known: LedgerAnswer | None) -> None:
@@ -143,16 +132,12 @@ class OnlineRun:
             cost = tally.cost(reply, most)
             requests.learn(request, most, cost)
             spent = None if cost is None else cost + most * lost
+            post_id, options = requests.ids[request.index], requests.options(reply.missing)
+            latency = time.perf_counter() - started
             attempt = reply.attempt(
-                request.key,
-                (known.attempts if known else 0) + 1,
-                requests.ids[request.index],
-                self._source,
-                latency=time.perf_counter() - started,
-                cost=spent,
-                options=requests.options(reply.missing),
+                known, request.key, post_id, self._source, latency=latency, cost=spent, options=options
             )
-            known = later(known, reply.counts, reply.missing, attempt.options, reply.completion_tokens)
+            known = later(known, reply.counts, reply.missing, options, reply.completion_tokens)
             settled = reply.missing in UNPAID or is_settled(known, requests)
             self._ledger.record(attempt, settled=settled)
             tally.budget.settle(most * (1 + lost), spent or 0.0, 1 + lost)

@@ -80,10 +80,9 @@ class Outlook:
 def _most_missing(n: int, share: float) -> int:
     """Of `n` drawn from very many of which `share` have no answer, more than so many have none with a chance below
     `_FALSE_ALARM`."""
-    tail, missing = 0.0, n
-    while missing > 0:
+    tail = 0.0
+    for missing in range(n, 0, -1):
         tail += math.comb(n, missing) * share**missing * (1 - share) ** (n - missing)
         if tail >= _FALSE_ALARM:
             return missing
-        missing -= 1
     return 0

@@ -98,12 +98,7 @@ def _wording(question: Question, title: str, text: str, form: PromptForm) -> str
 
 
 def build_questions(
-    task: Task,
-    title: str,
-    text: str,
-    n_images: int,
-    answer_format: str = "numbers",
-    form: PromptForm = "delimited",
+    task: Task, title: str, text: str, n_images: int, answer_format: str = "numbers", form: PromptForm = "delimited"
 ) -> str:
     """All questions of the task, numbered, and the form of the answer: the paper's, or a JSON object.
 

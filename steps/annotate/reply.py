@@ -12,7 +12,7 @@ from typing import Any
 from model.errors import plain
 from model.task import Task
 from steps.annotate.faults import Fault, Kind, find_fault
-from steps.annotate.ledger import Attempt, Missing
+from steps.annotate.ledger import Attempt, LedgerAnswer, Missing
 
 #: More is no usage, and no number that every database takes.
 _MOST_TOKENS = 2**31 - 1
@@ -139,18 +139,11 @@ class Reply:
     fault: Fault | None = None
 
     def attempt(
-        self,
-        key: str,
-        number: int,
-        post_id: str,
-        source: str,
-        *,
-        latency: float,
-        cost: float | None,
-        options: str | None = None,
-    ) -> Attempt:
-        """The reply as the ledger keeps it."""
-        tokens = self.prompt_tokens, self.completion_tokens
+        self, known: LedgerAnswer | None, key: str, post_id: str, source: str, *, latency: float, cost: float | None,
+        options: str | None,
+    ) -> Attempt:  # fmt: skip
+        """The reply as the ledger keeps it, after what was `known` of its key."""
+        number, tokens = known.attempts + 1 if known else 1, (self.prompt_tokens, self.completion_tokens)
         return Attempt(
             key, number, post_id, source, self.raw, self.counts, self.missing, *tokens, latency, cost, options
         )
@@ -277,14 +270,18 @@ def _text_of(message: dict[str, Any]) -> tuple[str | None, str]:
     return (None if doubt or not texts else "".join(texts)), refusal
 
 
+_REASONS = {
+    Kind.FLAGGED: Missing.CONTENT_FILTER,
+    Kind.CUT: Missing.CUT,
+    Kind.RATE: Missing.RATE_LIMITED,
+    Kind.BUSY: Missing.SERVER_ERROR,
+}
+
+
 def _faulty(fault: Fault, raw: str, tokens: tuple[int | None, int | None]) -> Reply:
-    if fault.kind in (Kind.FLAGGED, Kind.CUT):
-        reason = Missing.CONTENT_FILTER if fault.kind is Kind.FLAGGED else Missing.CUT
-    elif any(tokens):  # it was charged, so it is an attempt like any other, and is not repeated without a count
+    if any(tokens) and fault.kind not in (Kind.FLAGGED, Kind.CUT):  # charged: an attempt like any other, and counted
         return Reply(None, Missing.ERROR, raw, tokens[0] or 0, tokens[1] or 0)
-    else:
-        reason = {Kind.RATE: Missing.RATE_LIMITED, Kind.BUSY: Missing.SERVER_ERROR}.get(fault.kind, Missing.REJECTED)
-    return Reply(None, reason, raw, *tokens, billed=False, fault=fault)
+    return Reply(None, _REASONS.get(fault.kind, Missing.REJECTED), raw, *tokens, billed=False, fault=fault)
 
 
 def _natural(value: object) -> int | None:
