@@ -75,8 +75,7 @@ def open_database(url: str) -> tuple[Engine, str]:
         logging.getLogger("sqlalchemy.pool.impl.QueuePool.ledger").setLevel(logging.CRITICAL)
         if backend == "sqlite":
             event.listen(engine, "connect", _set_up)
-        _refuse_foreign(engine, name)
-        if backend == "sqlite":
+            _refuse_foreign(engine, name)
             with engine.connect() as connection:  # readers do not block the writer; the file stays so
                 connection.execute(text("PRAGMA journal_mode=WAL"))
         _create_tables(engine)
@@ -98,7 +97,7 @@ def _make_place(database: str, query: Mapping[str, Any], name: str) -> None:
 
 def _refuse_foreign(engine: Engine, name: str) -> None:
     """A server's database may be shared; a file of another application's is a slip, and stays as it is."""
-    found = inspect(engine).get_table_names() if engine.dialect.name == "sqlite" else []
+    found = inspect(engine).get_table_names()
     if found and ANSWERS.name not in found:
         raise AnnotationError(
             f"annotation ledger {name}: the database is another application's (its tables: "

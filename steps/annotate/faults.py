@@ -77,8 +77,8 @@ def _signs(codes: str, texts: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     return re.compile(codes), re.compile(texts, re.IGNORECASE)
 
 
-#: By what a kind is known: its codes, in lower case and without punctuation, and its texts. A kind that is not here is
-#: known by its status alone.
+#: How a kind is told: by its codes, in lower case and without punctuation, and by its texts. One that is not here is
+#: told by the status alone.
 _SIGNS = {
     Kind.FLAGGED: _signs(
         r"content(?:filter|policy|safety|violation|blocked)|(?:policy|safety)violation|sensitive(?:content|word)|"
@@ -224,32 +224,27 @@ def _says(error: Any) -> bool:
     return any(error.values()) if isinstance(error, dict) else bool(error)
 
 
-def _errors_in(status: int, body: Any) -> Iterator[Any]:
-    """The parts of a body that report an error; nothing where it holds a completion, or what is none of either."""
-    if isinstance(body, str):
-        if status >= 400:
-            yield body
-    elif isinstance(body, list):
+def _reported(body: Any) -> Iterator[Any]:
+    """The parts of a body of HTTP 200 that report an error; nothing where it holds a completion, or none of either."""
+    if isinstance(body, list):
         for each in body:
-            yield from _errors_in(status, each)
-    elif isinstance(body, dict):
-        choices = body.get("choices")
-        if status >= 400:
-            yield body
-        elif _says(body.get("error")):
-            # what stands beside it may name its code: {"code": "permission-denied", "error": "Content violates …"}
-            yield {key: value for key, value in body.items() if key != "choices"}
-        elif (base := body.get("base_resp")) and isinstance(base, dict) and base.get("status_code"):
-            yield base
-        elif isinstance(choices, list) and choices:
-            yield from (
-                choice["error"] for choice in choices[:1] if isinstance(choice, dict) and _says(choice.get("error"))
-            )
-        elif not isinstance(choices, list) and (
-            any(body.get(key) for key in ("code", "detail", "errors"))
-            or any(isinstance(body.get(key), str) for key in ("message", "msg"))
-        ):
-            yield body
+            yield from _reported(each)
+    if not isinstance(body, dict):
+        return
+    choices, base = body.get("choices"), body.get("base_resp")
+    if _says(body.get("error")):
+        # what stands beside it may name its code: {"code": "permission-denied", "error": "Content violates …"}
+        yield {key: value for key, value in body.items() if key != "choices"}
+    elif isinstance(base, dict) and base.get("status_code"):
+        yield base
+    elif isinstance(choices, list):
+        first = choices[0] if choices else None
+        if isinstance(first, dict) and _says(first.get("error")):
+            yield first["error"]
+    elif any(body.get(key) for key in ("code", "detail", "errors")) or any(
+        isinstance(body.get(key), str) for key in ("message", "msg")
+    ):
+        yield body
 
 
 def find_fault(status: int, headers: Mapping[str, str], body: Any, sent: Collection[str] = ()) -> Fault | None:
@@ -261,8 +256,8 @@ def find_fault(status: int, headers: Mapping[str, str], body: Any, sent: Collect
         body: decoded, or the text of a body that is no JSON.
         sent: the fields of the request, without model and messages.
     """
-    errors = list(_errors_in(status, body))
-    if not errors and status < 400:
+    errors = [body] if status >= 400 else list(_reported(body))
+    if not errors:
         return None
     said = _Said()
     page = re.sub(r"<[^>]*>", " ", body) if isinstance(body, str) and body.lstrip().startswith("<") else ""

@@ -52,7 +52,7 @@ UNPAID = frozenset({Missing.RATE_LIMITED, Missing.SERVER_ERROR, Missing.CONNECTI
 
 _LOOKUP_CHUNK = 500  # bound parameters of one statement; SQLite's lowest limit is 999
 _RAW_CHARACTERS = 4000
-#: A process that gives no sign of life for so long has lost its leases; it gives one four times as often.
+#: A process without a sign of life for this long has lost its leases; it gives one four times as often.
 LEASE_SECONDS = 60.0
 
 

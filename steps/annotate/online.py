@@ -17,7 +17,7 @@ import openai
 
 from model.errors import AnnotationError
 from steps.annotate.endpoint import unreachable
-from steps.annotate.faults import Fault, Kind
+from steps.annotate.faults import Kind
 from steps.annotate.ledger import UNPAID, Ledger, LedgerAnswer, Missing, later
 from steps.annotate.plan import is_settled
 from steps.annotate.rates import RateLimits
@@ -27,17 +27,17 @@ from steps.annotate.tally import Tally, claim
 from steps.secrets import masked
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 8.0  # seconds, before jitter
-#: The endpoint counts as down when no connection succeeded for so many seconds and attempts: soon at the
-#: start, where a wrong URL is likely; later only when it does not come back from a restart.
+#: The endpoint counts as down after this many seconds and attempts without a connection: soon at the start, where a
+#: wrong URL is likely; later only when it does not come back from a restart.
 _DOWN_AT_START_SECONDS, _DOWN_SECONDS, _DOWN_FAILURES = 2.0, 30.0, 3
-#: After so many requests in a row without a reply of the model, the settings or the endpoint are wrong, not the posts.
+#: After this many requests in a row without a reply of the model the settings or the endpoint are wrong, not the posts.
 #: Once a reply has come, a disturbance may last longer.
 _BARREN_AT_START, _BARREN = 8, 64
 _NO_REPLY = UNPAID | {Missing.TIMEOUT, Missing.NOT_JSON, Missing.ERROR}
-#: When the run stops, it waits so many seconds for requests in flight: they are paid.
+#: When the run stops, it waits this many seconds for requests in flight: they are paid.
 _GRACE_SECONDS = 10.0
-#: An album of at most so many bytes is read at once: handing it to a thread costs more. Decoding and resizing a larger
-#: one would hold up every other request.
+#: An album of at most this many bytes is read in place, since a thread costs more. Decoding and resizing a larger one
+#: would hold up every other request.
 _INLINE_BYTES = 100_000
 #: Leases taken in one transaction.
 _CLAIMED = 32
@@ -213,7 +213,8 @@ class OnlineRun:
                             return reply, lost
                         if reply.fault.kind is Kind.FIELD and self._requests.adapt(reply.fault, sent):
                             continue
-                        self._stop_at(reply.fault)
+                        if remedy := reply.fault.remedy(self._settings.model):  # every other post would meet it too
+                            raise self._given_up(reply.fault.message, remedy)
                         if not reply.fault.passes:
                             return reply, lost
                         late, delay = reply, max(delay, reply.fault.wait)
@@ -239,15 +240,6 @@ class OnlineRun:
             response = error.response
         self._limits.learn(response.headers, marks)
         return response
-
-    def _stop_at(self, fault: Fault) -> None:
-        """
-        Raises:
-            AnnotationError: every other post would meet the same.
-        """
-        remedy = fault.remedy(self._settings.model)
-        if remedy:
-            raise self._given_up(fault.message, remedy)
 
     def _watch_replies(self, reply: Reply) -> None:
         if reply.missing not in _NO_REPLY:

@@ -79,9 +79,9 @@ def _quotes(task: Task) -> bool:
 
 def _as_data(part: str, words: str) -> str:
     """A post's words in one line between marks; what is not seen, or breaks a line, is a blank or left out."""
-    kinds = {character: unicodedata.category(character) for character in set(words)}
+    kinds = {c: unicodedata.category(c) for c in {*words} - {*_JOINERS}}
     unseen = {ord(c): " " if kind == "Cc" else "" for c, kind in kinds.items() if kind in ("Cc", "Cf", "Cs")}
-    line = " ".join(words.translate({c: to for c, to in unseen.items() if chr(c) not in _JOINERS}).split())
+    line = " ".join(words.translate(unseen).split())
     return f"<post_{part}>{line.translate(_ANGLES)}</post_{part}>"
 
 

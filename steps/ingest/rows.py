@@ -40,8 +40,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 #: A Parquet file of more rows than this, or of more values in a column, must hold a bit for each of them at least: ids
 #: that differ need more.
 _ROWS_OF_NO_BITS = 100_000
-#: Bytes of the texts of a Parquet file, at most, and so many for each byte of a larger file. A repeated text is stored
-#: once in it.
+#: Bytes of a Parquet file's texts, at most; of a large file, for each of its bytes. It stores a repeated text once.
 _MOST_TEXT, _MOST_TEXT_RATIO = 2**30, 64
 #: Bytes of a line of JSON Lines, at most: some times as much of memory is needed to read one.
 _LONGEST_LINE = 100_000_000

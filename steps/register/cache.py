@@ -1,4 +1,4 @@
-"""What was fetched from a server, kept on this machine by its content: so many versions, and so many bytes, at most."""
+"""What was fetched from a server, kept on this machine by its content; versions and bytes are bounded."""
 
 from __future__ import annotations
 
