@@ -146,14 +146,12 @@ def _cut(error: BaseException) -> str:
 def _disk(error: OSError) -> str | None:
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
     what = f"{path or 'a file'}: {error.strerror}"
-    # a missing file may be a fault of ours, unless it is one of the two folders that everything is kept in
-    for name, folder in (("AGENTPS_HOME", home()), ("ZENML_CONFIG_PATH", zenml_folder())):
-        if path is None or error.errno not in (*_RIGHTS, *_OTHERS):
-            continue
-        if path.absolute().is_relative_to(folder) or folder.absolute().is_relative_to(path.absolute()):
-            if error.errno == errno.ENOENT and folder.is_dir():
-                return None
-            return f"{what}: set {name}, now {folder}, to a folder in which you may write"
+    if path is not None and error.errno in (*_RIGHTS, *_OTHERS):
+        for name, folder in (("AGENTPS_HOME", home()), ("ZENML_CONFIG_PATH", zenml_folder())):
+            if path.absolute().is_relative_to(folder) or folder.absolute().is_relative_to(path.absolute()):
+                if error.errno == errno.ENOENT and folder.is_dir():  # a file that is not there is a fault of ours
+                    return None
+                return f"{what}: set {name}, now {folder}, to a folder in which you may write"
     if error.errno in _RIGHTS:
         return f"{what}: give yourself the right to it, or name another place"
     return None
@@ -162,7 +160,7 @@ def _disk(error: OSError) -> str | None:
 def _database(error: BaseException) -> str | None:
     if not (isinstance(error, sqlite3.Error) or type(error).__module__.startswith("sqlalchemy.exc")):
         return None
-    return sick_database() or f"a database says: {str(getattr(error, 'orig', None) or error)[:_LONGEST]}"
+    return sick_database() or f"a database says: {_cut(getattr(error, 'orig', None) or error)}"
 
 
 def sick_database() -> str | None:

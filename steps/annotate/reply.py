@@ -185,36 +185,27 @@ def read_decoded(status: int, headers: Mapping[str, str], body: Any, raw: str, a
         fault = Fault(Kind.BUSY, f"a reply that ended with {plain(', '.join(_ends(choice)))}")
     if fault is not None:
         return _faulty(fault, raw, tokens)
+    reason = next((reason for reason, parts in _STOPPED.items() if _ended(choice, parts)), None)
     message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict):
-        if not _ended(choice, _FILTERED + _CUT + _REFUSED):
-            return Reply(None, Missing.EMPTY, raw, *tokens)
-        message = {}  # why there is none is told
-    text, refusal = _text_of(message)
-
-    def missing(reason: Missing) -> Reply:
-        return Reply(None, reason, refusal or text or json.dumps(choice), *tokens)
-
-    if refusal or _ended(choice, _REFUSED):
-        return missing(Missing.REFUSAL)
-    if _ended(choice, _FILTERED):
-        return missing(Missing.CONTENT_FILTER)
-    if _ended(choice, _CUT):
-        return missing(Missing.CUT)
-    if text is None:
-        return missing(Missing.MALFORMED)
-    try:
-        counts = _counts(text, asked)
-    except AnswerError as error:
-        return missing(error.reason)
-    return Reply(tuple(counts), None, text, *tokens)
+    if reason is None and not isinstance(message, dict):
+        return Reply(None, Missing.EMPTY, raw, *tokens)
+    text, refusal = _text_of(message if isinstance(message, dict) else {})
+    reason, counts = Missing.REFUSAL if refusal else reason, None
+    if reason is None:
+        try:
+            counts = tuple(_counts(text, asked))
+        except AnswerError as error:
+            reason = error.reason
+    return Reply(counts, reason, refusal or text or json.dumps(choice), *tokens)
 
 
-def _counts(text: str, asked: Asked) -> list[int]:
+def _counts(text: str | None, asked: Asked) -> list[int]:
     """
     Raises:
         AnswerError: as `parse_answer`; or a number that its question does not allow.
     """
+    if text is None:
+        raise AnswerError(Missing.MALFORMED)
     task = asked.task
     if asked.form == "json_schema":
         counts = parse_object(text, task.question_ids)
@@ -229,9 +220,14 @@ def _counts(text: str, asked: Asked) -> list[int]:
 
 
 #: Parts of the words for why the model stopped: the protocol's, and those of the models behind gateways.
-_FILTERED = ("filter", "safety", "prohibited", "blocklist", "spii", "recitation", "sensitive", "armor", "guardrail")
-_CUT = ("length", "max_", "token_limit", "context_window", "incomplete", "truncat")
-_REFUSED = ("refusal",)
+_STOPPED = {
+    Missing.REFUSAL: ("refusal",),
+    Missing.CONTENT_FILTER: (
+        "filter", "safety", "prohibited", "blocklist", "spii", "recitation", "sensitive", "armor", "guardrail",
+    ),
+    Missing.CUT: ("length", "max_", "token_limit", "context_window", "incomplete", "truncat"),
+}  # fmt: skip
+#: The same, of a model that failed.
 _FAILED = ("error", "fail", "abort", "cancel", "timeout", "insufficient")
 
 

@@ -152,7 +152,7 @@ def checked_rows(
     return checked
 
 
-def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) -> pd.DataFrame:
+def read_table(source: Path, what: str) -> pd.DataFrame:
     """A Parquet table that this project wrote (labels, predictions), its types as they are, `post_id` as text.
 
     Raises:
@@ -162,7 +162,7 @@ def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) 
         parquet = _parquet(file)
         with _as_parquet():
             table = parquet.read()
-    _require(required, table.column_names, f"{what} {source}", "is it another table?")
+    _require((POST_ID,), table.column_names, f"{what} {source}", "is it another table?")
     if not len(table):
         raise ManifestError(f"{what} {source}: it holds no rows")
     frame: pd.DataFrame = table.to_pandas()
@@ -234,7 +234,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value, write null")
 
 
-def _read_jsonl(file: IO[bytes], columns: Collection[str], grows: bool = False) -> _Read:
+def _read_jsonl(file: IO[bytes], columns: Collection[str], grows: bool) -> _Read:
     rows: list[Numbered] = []
     found: dict[str, None] = {}
     for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1):
