@@ -108,7 +108,8 @@ class BatchRun:
         given_up = []
         for request, answer in ours:
             tries = self._tries[request.key]
-            if answer and answer.missing in UNPAID and tries >= (1 if answer.missing is Missing.REJECTED else _TRIES):
+            enough = 1 if answer and answer.missing is Missing.REJECTED else _TRIES  # it would be rejected again
+            if answer and answer.missing in UNPAID and tries >= enough:
                 given_up.append(request.key)
                 self._tally.settle(request.key, answer)
             elif tries >= _TRIES:

@@ -192,6 +192,7 @@ class _Said:
 
     @property
     def bare_codes(self) -> str:
+        """In the form of `_SIGNS`."""
         return " ".join(re.sub(r"[^a-z0-9]", "", code.lower()) for code in self.codes)
 
     @property
@@ -219,7 +220,7 @@ def _decoded(text: str) -> Any:
     return found if isinstance(found, dict | list) else None
 
 
-def _says(error: Any) -> bool:
+def _is_error(error: Any) -> bool:
     """Whether it is an error at all: some servers send one with empty fields beside each answer."""
     return any(error.values()) if isinstance(error, dict) else bool(error)
 
@@ -232,14 +233,14 @@ def _reported(body: Any) -> Iterator[Any]:
     if not isinstance(body, dict):
         return
     choices, base = body.get("choices"), body.get("base_resp")
-    if _says(body.get("error")):
+    if _is_error(body.get("error")):
         # what stands beside it may name its code: {"code": "permission-denied", "error": "Content violates …"}
         yield {key: value for key, value in body.items() if key != "choices"}
     elif isinstance(base, dict) and base.get("status_code"):
         yield base
     elif isinstance(choices, list):
         first = choices[0] if choices else None
-        if isinstance(first, dict) and _says(first.get("error")):
+        if isinstance(first, dict) and _is_error(first.get("error")):
             yield first["error"]
     elif any(body.get(key) for key in ("code", "detail", "errors")) or any(
         isinstance(body.get(key), str) for key in ("message", "msg")
