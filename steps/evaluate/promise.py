@@ -19,14 +19,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from model.metrics import checked
+from model.metrics import checked, threshold_curve
 
 #: Growth of the flagged posts from one threshold of the sequence to the next: as fine as helps (docs/promise.md).
 _STEP = 1.03
 #: Where chains start, in multiples of the fewest posts that could show the precision, all of them being positive.
 _STARTS = (2, 8)
-#: Most posts that `needed` looks for.
-_MOST = 10_000_000
+#: Most posts that `posts_needed` looks for, and the fewest flagged posts whose precision it believes.
+_MOST, _SHOWN_BY = 10_000_000, 20
 
 
 class _Curve(NamedTuple):
@@ -80,17 +80,19 @@ def posts_needed(scores: ArrayLike, labels: ArrayLike, min_precision: float, con
     """
     from scipy.stats import binom
 
-    score_N, label_N, _ = checked(scores, labels, None)
-    curve = _curve(score_N, label_N, min_precision, confidence)
+    curve = threshold_curve(scores, labels)
     sizes = np.unique(np.geomspace(1, _MOST, 700).astype(np.int64))
     found = []
-    for flagged, positive in zip(curve.flagged, curve.positive, strict=True):
-        if flagged and positive / flagged > min_precision:
-            hits = np.floor(sizes * (positive / flagged))
+    for place in np.unique(np.linspace(0, len(curve.flagged) - 1, 100).astype(int)):
+        flagged, precision = curve.flagged[place], curve.true_positives[place] / curve.flagged[place]
+        precision -= math.sqrt(precision * (1 - precision) / flagged)  # the best of many looks better than it is
+        if flagged >= _SHOWN_BY and precision > min_precision:
+            hits = np.floor(sizes * precision)
             enough = binom.sf(hits - 1, sizes, min_precision) <= (1 - confidence) / len(_STARTS)
             if enough.any():
-                found.append(math.ceil(sizes[np.argmax(enough)] * len(score_N) / flagged))
-    return min(found, default=None)
+                found.append(math.ceil(sizes[np.argmax(enough)] * len(np.asarray(labels)) / flagged))
+    # more than there are, which do not do
+    return max(min(found), len(np.asarray(labels)) + 1) if found else None
 
 
 def _fewest(min_precision: float, confidence: float) -> int:

@@ -90,8 +90,7 @@ class EvalReport(_Frozen):
         if self.confidence is None:
             return "no threshold is precise enough on val"
         needed = self.posts_needed.get(point)
-        said = f"not promised with {self.confidence:.0%} confidence on {self.n_val:,} posts of val"
-        return f"{said}: about {needed:,} would do" if needed else f"{said}: no part of them is precise enough"
+        return f"not promised; about {needed:,} posts of val would do" if needed else "no part of val is precise enough"
 
     def table(self) -> str:
         """The recall-at-precision table for a terminal, without a final line break."""

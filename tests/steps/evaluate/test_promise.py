@@ -98,11 +98,11 @@ def test_more_confidence_flags_no_more_posts() -> None:
 
 def test_so_many_posts_as_are_needed_are_mostly_enough() -> None:
     rng = np.random.default_rng(0)
-    scores, labels = draw(rng, 200)
+    scores, labels = draw(rng, 400)
     assert math.isinf(promised_threshold(scores, labels, 0.9, 0.95))
     needed = posts_needed(scores, labels, 0.9, 0.95)
     assert needed is not None
-    assert 200 < needed < 5000
+    assert 400 < needed < 3000
     promised = [math.isfinite(promised_threshold(*draw(rng, needed), 0.9, 0.95)) for _ in range(100)]
     assert np.mean(promised) > 0.5
 

@@ -110,8 +110,22 @@ def unreachable_precision() -> EvalReport:
 def test_report_survives_json_with_infinite_thresholds() -> None:
     report = unreachable_precision()
     assert math.isinf(report.operating_points["p80"].threshold)
-    assert "not promised with 95% confidence on 40 posts of val: no part of them is precise enough" in report.table()
     assert EvalReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_where_more_posts_would_promise_it_the_table_says_how_many() -> None:
+    """18 of the 20 highest are positive, and no other."""
+    val = predictions(100, 0, "val").assign(
+        score=np.linspace(0.99, 0.01, 100), label=pd.array([0, 0] + [1] * 18 + [0] * 80, dtype="Int8")
+    )
+    report = report_of(val, predictions(40, 1, "test"))
+    assert math.isinf(report.operating_points["p80"].threshold)
+    needed = report.posts_needed["p80"]
+    assert needed is not None
+    # 0.9 of the 20 highest, less its standard error 0.067: 0.833 rules out 0.8 at 2.5 % by about 600 flagged posts,
+    # which are a fifth of val
+    assert 2500 < needed < 3500
+    assert f"not promised; about {needed:,} posts of val would do" in report.table()
 
 
 def test_mlflow_gets_finite_numbers_with_the_agreed_names() -> None:
@@ -135,7 +149,7 @@ def test_the_terminal_table_says_where_no_threshold_is_precise_enough() -> None:
     lines = unreachable_precision().table().splitlines()
     assert len(lines) == 5  # two lines of head, two targets, one line of other metrics
     assert lines[3].lstrip().startswith("80%")
-    assert lines[3].endswith("on 40 posts of val: no part of them is precise enough")
+    assert lines[3].endswith("no part of val is precise enough")
     assert max(map(len, lines)) <= 100
 
 
