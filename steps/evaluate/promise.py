@@ -19,14 +19,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from model.metrics import checked, threshold_curve
+from model.metrics import checked
 
 #: Growth of the flagged posts from one threshold of the sequence to the next: as fine as helps (docs/promise.md).
 _STEP = 1.03
 #: Where chains start, in multiples of the fewest posts that could show the precision, all of them being positive.
 _STARTS = (2, 8)
-#: Most posts that `posts_needed` looks for, and the fewest flagged posts whose precision it believes.
-_MOST, _SHOWN_BY = 10_000_000, 20
+#: Most flagged posts that `posts_needed` looks for.
+_MOST = 10_000_000
 
 
 class _Curve(NamedTuple):
@@ -74,25 +74,26 @@ def promised_threshold(
     return max(0.0, float(np.nextafter(curve.above[rejected[-1]], math.inf)))
 
 
-def posts_needed(scores: ArrayLike, labels: ArrayLike, min_precision: float, confidence: float) -> int | None:
-    """About how many labelled posts of val the promise takes, if these posts show how good the model is; None where
-    no number helps: no share of them is precise enough.
+def posts_needed(scores: ArrayLike, min_precision: float, confidence: float) -> int | None:
+    """About how many labelled posts of val the promise takes, if the scores are the probabilities that they say; None
+    where no number helps: no part of the posts is precise enough.
+
+    Labels would tell more of these posts, and less of others: the best threshold looks better on them than it is.
     """
     from scipy.stats import binom
 
-    curve = threshold_curve(scores, labels)
+    descending = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
+    precision_N = np.cumsum(descending) / np.arange(1, len(descending) + 1)
     sizes = np.unique(np.geomspace(1, _MOST, 700).astype(np.int64))
     found = []
-    for place in np.unique(np.linspace(0, len(curve.flagged) - 1, 100).astype(int)):
-        flagged, precision = curve.flagged[place], curve.true_positives[place] / curve.flagged[place]
-        precision -= math.sqrt(precision * (1 - precision) / flagged)  # the best of many looks better than it is
-        if flagged >= _SHOWN_BY and precision > min_precision:
-            hits = np.floor(sizes * precision)
+    for flagged in np.unique(np.linspace(1, len(descending), 100).astype(int)):
+        if precision_N[flagged - 1] > min_precision:
+            hits = np.floor(sizes * precision_N[flagged - 1])
             enough = binom.sf(hits - 1, sizes, min_precision) <= (1 - confidence) / len(_STARTS)
             if enough.any():
-                found.append(math.ceil(sizes[np.argmax(enough)] * len(np.asarray(labels)) / flagged))
+                found.append(math.ceil(sizes[np.argmax(enough)] * len(descending) / flagged))
     # more than there are, which do not do
-    return max(min(found), len(np.asarray(labels)) + 1) if found else None
+    return max(min(found), len(descending) + 1) if found else None
 
 
 def _fewest(min_precision: float, confidence: float) -> int:

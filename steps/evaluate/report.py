@@ -162,7 +162,7 @@ def build_report(
         points[point] = metrics.apply_threshold(scores, labels, threshold, share)
         found[metrics.served_name(point)] = measure(metrics.flagged_recall, scores - threshold, labels)
         if math.isinf(threshold):
-            needed[point] = posts_needed(val_scores, val_labels, share, settings.confidence)
+            needed[point] = posts_needed(val_scores, share, settings.confidence)
     found[metrics.F1] = measure(partial(metrics.f1, threshold=f1_threshold), scores, labels)
     found[metrics.AVERAGE_PRECISION] = measure(metrics.average_precision, scores, labels)
     found[metrics.ROC_AUC] = measure(metrics.roc_auc, scores, labels)
