@@ -92,7 +92,7 @@ def test_what_the_literal_command_meets_before_our_code_is_one_line_too(zenml: P
 def run_hooked(name: str, code: str) -> str:
     """What a command of that name prints on stderr, in an environment that `make` made."""
     hook = (REPOSITORY / "infra" / "errors_told.pth").read_text(encoding="utf-8").splitlines()[-1]
-    code = f"{hook}\nsys.argv[0] = '/x/bin/{name}'\n{code}"
+    code = f"{hook}\nimport sys\nsys.argv[0] = '/x/bin/{name}'\n{code}"
     return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True).stderr
 
 
@@ -108,6 +108,16 @@ def test_another_program_of_the_environment_keeps_its_traceback() -> None:
     printed = run_hooked("mine.py", code)
     assert printed.startswith("Traceback")
     assert "give yourself" not in printed
+
+
+@pytest.mark.parametrize("missing", ["steps.edge", "click", "model.errors"])
+def test_an_environment_that_is_installed_by_half_keeps_its_traceback(missing: str) -> None:
+    printed = run_hooked(
+        "zenml", f"sys.modules['{missing}'] = None\nraise PermissionError(13, 'Permission denied', '/x')"
+    )
+    assert printed.startswith("Traceback")
+    assert printed.endswith("PermissionError: [Errno 13] Permission denied: '/x'\n")
+    assert printed.count("Traceback") == 1, "of the error, and of nothing else"
 
 
 def test_a_fault_of_ours_in_the_handling_of_an_error_is_not_told_as_that_error(agentps_home: Path, zenml: Path) -> None:
