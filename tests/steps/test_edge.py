@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
+from pydantic import ValidationError
+from zenml import step
+from zenml.exceptions import StepInterfaceError
 
 from model.errors import ConfigError
 from steps.edge import told
 from steps.paths import REPOSITORY
+from steps.settings import NotifySettings
 
 
 @pytest.fixture
@@ -118,6 +122,19 @@ def test_an_environment_that_is_installed_by_half_keeps_its_traceback(missing: s
     assert printed.startswith("Traceback")
     assert printed.endswith("PermissionError: [Errno 13] Permission denied: '/x'\n")
     assert printed.count("Traceback") == 1, "of the error, and of nothing else"
+
+
+def test_what_our_own_code_gets_wrong_is_not_told_as_zenmls() -> None:
+    with pytest.raises(ValidationError) as caught:
+        NotifySettings.model_validate({"no such": 1})
+    assert told(caught.value) is None
+    with pytest.raises(StepInterfaceError) as refused:
+
+        @step
+        def _variable(*values: int) -> None:
+            """ZenML wants each input named."""
+
+    assert told(refused.value) is None
 
 
 def test_a_fault_of_ours_in_the_handling_of_an_error_is_not_told_as_that_error(agentps_home: Path, zenml: Path) -> None:
