@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
 from model.backbone import all_finite, load_backbone, load_config, load_tokenizer
@@ -60,8 +60,12 @@ def cut(folder: Path) -> None:
 
 
 def config(*keys: str, **values: Any) -> Damage:
+    return in_json("config.json", *keys, **values)
+
+
+def in_json(name: str, *keys: str, **values: Any) -> Damage:
     def apply(folder: Path) -> None:
-        path = folder / "config.json"
+        path = folder / name
         raw = part = json.loads(path.read_text())
         for key in keys:
             part = part[key]
@@ -134,19 +138,49 @@ def whole_words(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
 
 
-def no_vocabulary(folder: Path) -> None:
-    path = folder / "tokenizer.json"
-    raw = json.loads(path.read_text())
-    raw["model"] |= {"vocab": {}, "merges": []}
-    path.write_text(json.dumps(raw))
+def word_pieces(pieces: str) -> Damage:
+    """A vocabulary of these pieces only, lower-cased and without accents; a word that they do not make is unknown."""
+
+    def apply(folder: Path) -> None:
+        whole_words(folder)
+        vocabulary = {piece: number for number, piece in enumerate(["[UNK]", "<image>", "<video>", *pieces.split()])}
+        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer()  # type: ignore[assignment]
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
+        tokenizer.decoder = decoders.WordPiece()  # type: ignore[assignment]
+        tokenizer.save(str(folder / "tokenizer.json"))
+
+    return apply
+
+
+def tokenizer_json(*keys: str, **values: Any) -> Damage:
+    """With a class that reads all of it; Qwen2's takes vocabulary and merges only."""
+
+    def apply(folder: Path) -> None:
+        in_json("tokenizer.json", *keys, **values)(folder)
+        tokenizer_config(tokenizer_class="PreTrainedTokenizerFast")(folder)
+
+    return apply
+
+
+def replaced(pattern: str, by: str) -> Damage:
+    """A normalizer that does so."""
+    return tokenizer_json(normalizer={"type": "Replace", "pattern": {"Regex": pattern}, "content": by})
+
+
+def one_id_for_all(folder: Path) -> None:
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    tokenizer_json("model", vocab={piece: min(number, 4) for piece, number in vocabulary.items()})(folder)
+
+
+def unknown_unnamed(folder: Path) -> None:
+    """Nothing says that the token of all other words is the unknown one."""
+    whole_words(folder)
+    tokenizer_config(unk_token=None, pad_token="hello")(folder)
 
 
 def tokenizer_config(**values: Any) -> Damage:
-    def apply(folder: Path) -> None:
-        path = folder / "tokenizer_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return apply
+    return in_json("tokenizer_config.json", **values)
 
 
 NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
@@ -212,7 +246,23 @@ NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
         (write("tokenizer_config.json", "{}"), r"its tokenizer has no padding token"),
         (tokenizer_config(tokenizer_class="ByT5Tokenizer"), r"ByT5Tokenizer does not read tokenizer\.json"),
         (tokenizer_config(model_max_length="x"), r"no tokenizer can be loaded"),
-        (no_vocabulary, r"knows 0% of the characters of the wording 'Bright\?', .*its folder holds config\.json"),
+        # one that reads nothing, or the same of every text
+        (
+            tokenizer_json("model", vocab={}, merges=[]),
+            r"knows 0% of the characters of the wording 'Bright\?', .*its folder holds config\.json",
+        ),
+        (replaced(".", ""), r"knows 0% of the characters of the wording 'Bright\?'"),
+        (replaced(r"\w+", "e"), r"knows 14% of the characters of the wording 'Bright\?'"),
+        (replaced(r"\w(?=\w)", ""), r"knows 29% of the characters of the wording 'Bright\?'"),
+        (
+            tokenizer_json(
+                pre_tokenizer={"type": "Split", "pattern": {"Regex": r"\w+"}, "behavior": "Removed", "invert": False}
+            ),
+            r"knows 14% of the characters of the wording 'Bright\?'",
+        ),
+        (one_id_for_all, r"knows \d+% of the characters of the wording 'Bright\?'"),
+        (word_pieces("##b ##r ##i ##g ##h ##t"), r"knows 0% of the characters of the wording 'Bright\?'"),
+        (unknown_unnamed, r"knows 0% of the characters of the wording 'Bright\?'"),
         (whole_words, r"knows 0% of the characters of the wording 'Bright\?'"),
         (more_tokens, r"its tokenizer has [\d,]+ tokens, its embedding [\d,]+ rows: they are of two models"),
     ],
@@ -300,3 +350,6 @@ def test_the_share_of_a_text_that_a_vocabulary_knows(tiny_backbone: BackboneSett
     assert known_share(words, "hello") == 1
     assert known_share(words, "hello world hello") == 10 / 15
     assert known_share(words, "今天") == 0
+    word_pieces("b r ##r ##i ##g ##e")(folder)
+    pieces = load_tokenizer(BackboneSettings(name=str(folder)))
+    assert [known_share(pieces, text) for text in ("brie", "BRIÉ", "b rigg", "brie x", "x")] == [1, 1, 1, 4 / 5, 0]
