@@ -348,7 +348,7 @@ class PlainBatches:
             "input_ids": torch.tensor([[prompt.pad_token_id] * n + row for n, row in zip(padding, ids, strict=True)]),
             "attention_mask": torch.tensor([[0] * n + [1] * (width - n) for n in padding]),
             "pixel_values_videos": torch.stack(pixels),
-            "answers_from_end": (torch.tensor(prompt.answer_offsets) - len(prompt.question_ids)).expand(len(rows), -1),
+            "answers_from_end": (torch.tensor(prompt.answer_offsets) - len(prompt.question_ids)).repeat(len(rows), 1),
             "question_labels": labels["question_labels_BQ"],
             "final_labels": labels["final_labels_B"],
         }

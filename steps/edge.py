@@ -14,7 +14,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from traceback import walk_tb
 from types import TracebackType
@@ -23,7 +23,7 @@ import click
 import yaml
 from pydantic import ValidationError
 
-from model.errors import AgentPSError, cut
+from model.errors import AgentPSError, chain, cut
 from model.files import full_disk
 from model.strict import explain_validation
 from steps.notify import one_line
@@ -52,10 +52,23 @@ def told(error: BaseException) -> str | None:
     if (full := full_disk(error, home(), Path(tempfile.gettempdir()))) is not None:
         return full
     for explain in (_ours, _database, _around):  # MLflow and ZenML wrap a database's error: it says more
-        for inner in _chain(error):
+        for inner in chain(error, _came_of):
             if (found := explain(inner)) is not None:
                 return masked(one_line(found))
     return None
+
+
+@contextmanager
+def in_one_message() -> Iterator[None]:
+    """Raises: click.ClickException with the message of `told`, in place of an error that has one."""
+    try:
+        yield
+    except click.exceptions.Exit:  # click's own way to end
+        raise
+    except Exception as error:
+        if (line := told(error)) is None:
+            raise
+        raise click.ClickException(line) from error
 
 
 def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -66,13 +79,9 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
         sys.__excepthook__(kind, error, trace)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that led to it; but not the one in whose handling our own code failed."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or (None if _raised_by_us(error) else error.__context__)
+def _came_of(error: BaseException) -> tuple[BaseException | None]:
+    """What led to an error; but not the one in whose handling our own code failed."""
+    return (error.__cause__ or (None if _raised_by_us(error) else error.__context__),)
 
 
 def _raised_by_us(error: BaseException) -> bool:
@@ -137,14 +146,12 @@ def _cut(error: BaseException) -> str:
 def _disk(error: OSError) -> str | None:
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
     what = f"{path or 'a file'}: {error.strerror}"
-    # a missing file may be a fault of ours, unless it is one of the two folders that everything is kept in
-    for name, folder in (("AGENTPS_HOME", home()), ("ZENML_CONFIG_PATH", zenml_folder())):
-        if path is None or error.errno not in (*_RIGHTS, *_OTHERS):
-            continue
-        if path.absolute().is_relative_to(folder) or folder.absolute().is_relative_to(path.absolute()):
-            if error.errno == errno.ENOENT and folder.is_dir():
-                return None
-            return f"{what}: set {name}, now {folder}, to a folder in which you may write"
+    if path is not None and error.errno in (*_RIGHTS, *_OTHERS):
+        for name, folder in (("AGENTPS_HOME", home()), ("ZENML_CONFIG_PATH", zenml_folder())):
+            if path.absolute().is_relative_to(folder) or folder.absolute().is_relative_to(path.absolute()):
+                if error.errno == errno.ENOENT and folder.is_dir():  # a file that is not there is a fault of ours
+                    return None
+                return f"{what}: set {name}, now {folder}, to a folder in which you may write"
     if error.errno in _RIGHTS:
         return f"{what}: give yourself the right to it, or name another place"
     return None
@@ -153,7 +160,7 @@ def _disk(error: OSError) -> str | None:
 def _database(error: BaseException) -> str | None:
     if not (isinstance(error, sqlite3.Error) or type(error).__module__.startswith("sqlalchemy.exc")):
         return None
-    return sick_database() or f"a database says: {str(getattr(error, 'orig', None) or error)[:_LONGEST]}"
+    return sick_database() or f"a database says: {_cut(getattr(error, 'orig', None) or error)}"
 
 
 def sick_database() -> str | None:
