@@ -279,16 +279,13 @@ def _read_path_or_base64(text: str, limits: ImageLimits, folder: str | None) -> 
 
 
 def _inside(folder: str, text: str) -> str | None:
-    """The path with all links resolved; None where it is not below `folder`, whether a file is there or not.
-
-    As it is written it is below, too: a path that goes out and back in would tell what is a link outside.
-    """
+    """The path with all links resolved; None where it is not below `folder`, whether a file is there or not."""
     if len(text) > MOST_PATH or ".." in text.split("/"):
         return None
     try:
         root, written = os.path.realpath(folder), os.path.normpath(os.path.join(folder, text))
         if not written.startswith((os.path.join(os.path.normpath(folder), ""), os.path.join(root, ""))):
-            return None
+            return None  # out and back in would tell what is a link outside
         path = os.path.realpath(written)
     except (OSError, ValueError):  # a NUL, half of a character
         return None
