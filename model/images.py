@@ -274,7 +274,7 @@ def _read_path_or_base64(text: str, limits: ImageLimits, folder: str | None) -> 
     if folder is None:
         raise ImageError(f"no path is read here: send the picture itself, as base64 text or a data URL ({_ALLOWED_BY})")
     if path is None:
-        raise ImageError(f"lies outside of the folder that is open to paths, or is written with .. ({_ALLOWED_BY})")
+        raise ImageError(f"lies outside of the folder that is open to paths ({_ALLOWED_BY}), or goes by ..")
     return _read_local(path, limits)
 
 
