@@ -16,7 +16,8 @@ from PIL import ExifTags, Image
 
 from model.agentps import normalize
 from model.backbone import load_tokenizer
-from model.checkpoint import Loaded, OperatingPoints, load, read_info, write_info, write_operating_points
+from model.checkpoint import Loaded, load
+from model.checkpoint_info import OperatingPoints, read_info, write_info, write_operating_points
 from model.data import Batches, Shards
 from model.errors import ConfigError, DataError
 from model.images import ImageLimits, decode, frame_indices, to_frame
