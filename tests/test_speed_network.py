@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu, speed
-from benchmarks.workload import OV_05B, OV_7B, TINY, Shape, album_sizes, flops, text_lengths
+from benchmarks.shapes import OV_05B, OV_7B, TINY, Shape, flops
+from benchmarks.workload import album_sizes, text_lengths
 from steps.paths import REPOSITORY
 
 ROWS = range(8)
@@ -93,13 +94,13 @@ def test_the_gpus_peak_is_known_by_its_name() -> None:
 def test_the_gpu_benchmark_runs_at_tiny_shapes_without_zenml_or_mlflow() -> None:
     code = (
         "import runpy, sys\n"
-        "sys.argv = ['gpu', '--tiny', '--seconds', '0.01']\n"
+        "sys.argv = ['gpu', '--tiny', '--backbone', 'llava-ov-0.5b', '--seconds', '0.01']\n"
         "runpy.run_module('benchmarks.gpu', run_name='__main__')\n"
         "assert not {'zenml', 'mlflow'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["tiny"]
+    found = json.loads(done.stdout)["llava-ov-0.5b"]
     for name in ("training", "training, the tower's states kept", "scoring", "scoring, images seen before"):
         needed = flops(
             TINY, 0 if "," in name else found["images"], found["tokens"], training="training" in name, answers=6

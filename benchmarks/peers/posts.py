@@ -13,7 +13,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import LlavaOnevisionForConditionalGeneration, Qwen2Tokenizer
 
-from benchmarks.workload import MID, TEXT_TOKENS, Shape, album_sizes, task_of, text_lengths
+from benchmarks.shapes import MID, Shape
+from benchmarks.workload import TEXT_TOKENS, album_sizes, task_of, text_lengths
 from model.schema import TRAIN, VAL
 from model.task import Task
 from model.tiny import build_tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -10,12 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from model import checkpoint
 from model.agentps import AgentPS
-from model.backbone import load_backbone, load_tokenizer
+from model.backbone import load_tokenizer
 from model.backbones import names
 from model.data import FRAMES, TEXT_IDS, Batches, Shards
-from model.settings import BackboneSettings, LoraSettings, SequenceSettings, Variant, answers_questions
+from model.settings import BackboneSettings, LoraSettings, Variant, answers_questions
 from tests.support import families
 from tests.support.tiny import SEQUENCE, TASK, UNIQUE, network, train_settings, write_posts
 

@@ -124,7 +124,7 @@ def _smolvlm_config(vocabulary: int, placeholder: int) -> PreTrainedConfig:
         "num_attention_heads": 2,
         "image_size": 32,
         "patch_size": 4,
-        }
+    }
     return SmolVLMConfig(
         vision_config=tower,
         text_config={"model_type": "llama", "vocab_size": vocabulary, **TEXT},
