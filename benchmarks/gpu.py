@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -77,7 +77,8 @@ class Runner:
         self.images = float(albums.mean())
         self.tokens = float(texts.mean()) + len(prompt.visual_ids) + len(prompt.question_ids)
         if compiled:  # both paths: they share these modules
-            for module in (self.model.tower, *self.model.language_model.layers):
+            layers = cast(nn.ModuleList, self.model.language_model.layers)
+            for module in (self.model.tower, *layers):
                 module.compile()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)

@@ -317,7 +317,7 @@ TINY = Shape("tiny", (32, 64, 2, 2), 32, 8, (32, 64, 3, 4, 2), 1024, True, 4, 16
 
 def tiny(shape: Shape) -> Shape:
     """The same kind of backbone, for a CPU."""
-    sizes = {
+    sizes: dict[str, tuple[int, dict[str, Any]]] = {
         "llava_onevision": (8, {}),
         "smolvlm": (8, {"scale_factor": 2}),
         "qwen2_5_vl": (4, {"window_size": 16, "fullatt_block_indexes": [1]}),

@@ -118,7 +118,7 @@ def network(
 ) -> tuple[AgentPS, Prompt]:
     """The product's network with random weights, none of them zero, as `train` says."""
     tokenizer = build_tokenizer([_WORDS], vocab_size=400)
-    special = {"additional_special_tokens": list(KINDS[shape.family].special)}
+    special: dict[str, Any] = {"additional_special_tokens": list(KINDS[shape.family].special)}
     tokenizer.add_special_tokens(special, replace_extra_special_tokens=False)
     config = shape.config(tokenizer.get_vocab())
     sequence = sequence_of(shape, max_tokens)

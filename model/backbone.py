@@ -126,7 +126,7 @@ def load_config(backbone: BackboneSettings) -> PreTrainedConfig:
     family = family_class(check_config(find, backbone.name))
     revision = _revision(backbone)
     try:
-        config: PreTrainedConfig = family.model_class.config_class.from_pretrained(
+        config = cast(type[PreTrainedConfig], family.model_class.config_class).from_pretrained(
             backbone.name, revision=revision, trust_remote_code=False
         )
     except (OSError, *_IMPOSSIBLE) as error:

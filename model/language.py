@@ -12,17 +12,17 @@ Dimensions: B posts · T tokens · D hidden size · A answers · H attention hea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
 
 def hidden_states_at(
-    model: PreTrainedModel,
+    model: Any,
     embeds_BTD: Tensor,
     positions_BA: Tensor,
     position_ids: Tensor | None = None,
@@ -33,6 +33,7 @@ def hidden_states_at(
     The attention is causal over the whole row: sequences are padded on the right.
 
     Args:
+        model: the language model of a backbone.
         position_ids: for `rotary_emb`; None: 0 to T - 1.
         added: (B, T, D) each, added behind the first layer, the second, and so on.
     """
@@ -60,7 +61,7 @@ def hidden_states_at(
     return states_BAD
 
 
-def _layer_at(layer: nn.Module, hidden_BTD: Tensor, cos_sin: tuple[Tensor, Tensor], positions_BA: Tensor) -> Tensor:
+def _layer_at(layer: Any, hidden_BTD: Tensor, cos_sin: tuple[Tensor, Tensor], positions_BA: Tensor) -> Tensor:
     """(B, A, D): the layer's output at `positions_BA`."""
     attention = layer.self_attn
     cos_BTE, sin_BTE = (part.expand(len(hidden_BTD), -1, -1) for part in cos_sin)

@@ -14,9 +14,11 @@ Dimensions: U distinct images · P patches of a frame · W width of the tower ·
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import apply_rotary_pos_emb_vision
 from transformers.vision_utils import get_vision_position_ids
 
@@ -44,7 +46,7 @@ class QwenVL(Family):
             raise ConfigError(f"preprocess.image_size is {image_size}: the backbone reads multiples of {self.unit}")
         return int(image_size // (self.vision.patch_size * self.vision.spatial_merge_size))
 
-    def embed_patches(self, patch_embed: nn.Module, pixels_UCHW: Tensor) -> Tensor:
+    def embed_patches(self, patch_embed: Any, pixels_UCHW: Tensor) -> Tensor:
         """(U, P, W): patches in the order of the processor, each 2x2 that will be merged together.
 
         A still image fills both places of a temporal patch. A linear layer: the convolution's kernels do not overlap,
@@ -59,7 +61,7 @@ class QwenVL(Family):
         weight = patch_embed.proj.weight
         return F.linear(twice.flatten(2).to(weight.dtype), weight.flatten(1), patch_embed.proj.bias)
 
-    def rotary(self, visual: nn.Module, grid: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(self, visual: Any, grid: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """(P, E) each: cosines and sines of a frame's patches."""
         grid_13 = torch.tensor([[1, grid, grid]], device=like.device)
         cos, sin = visual.rotary_pos_emb(like, get_vision_position_ids(grid_13, self.vision.spatial_merge_size))
@@ -81,16 +83,16 @@ class QwenVL(Family):
         return torch.where(is_text_BT, text_BT, axes_3T.unsqueeze(1))
 
 
-def block_states(block: nn.Module, hidden_UPW: Tensor, cos_sin: tuple[Tensor, Tensor], segment: int) -> Tensor:
+def block_states(block: Any, hidden_UPW: Tensor, cos_sin: tuple[Tensor, Tensor], segment: int) -> Tensor:
     """(U, P, W): the block's output, where each `segment` patches in order attend to each other alone."""
     attn = block.attn
     normed_UPW = block.norm1(hidden_UPW)
     query, key, value = attn.qkv(normed_UPW).unflatten(-1, (3, attn.num_heads, -1)).unbind(2)  # (U, P, H, E)
     query, key = apply_rotary_pos_emb_vision(query, key, *cos_sin)
-    attended = F.scaled_dot_product_attention(
-        *(states.reshape(-1, segment, *states.shape[2:]).transpose(1, 2) for states in (query, key, value)),
-        scale=attn.scaling,
+    query, key, value = (
+        states.reshape(-1, segment, *states.shape[2:]).transpose(1, 2) for states in (query, key, value)
     )
+    attended = F.scaled_dot_product_attention(query, key, value, scale=attn.scaling)
     hidden_UPW = hidden_UPW + attn.proj(attended.transpose(1, 2).reshape(hidden_UPW.shape))
-    hidden_UPW = hidden_UPW + block.mlp(block.norm2(hidden_UPW))
-    return hidden_UPW
+    states_UPW: Tensor = hidden_UPW + block.mlp(block.norm2(hidden_UPW))
+    return states_UPW

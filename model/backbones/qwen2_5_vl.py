@@ -36,7 +36,7 @@ class Qwen25VL(QwenVL):
         merge = vision.spatial_merge_size
         grid_13 = torch.tensor([[1, side * merge, side * merge]])
         index, _ = get_vision_window_index(grid_13, merge, vision.window_size, vision.patch_size)
-        return cast(Tensor, index)
+        return index
 
     def tower_states(self, model: PreTrainedModel, pixels_UCHW: Tensor) -> Tensor:
         visual, vision = cast(Qwen2_5_VLModel, model).visual, self.vision

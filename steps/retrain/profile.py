@@ -50,12 +50,9 @@ def _features(frames: list[np.ndarray], shards: Shards, backbone: BackboneSettin
     device = best_device()
     network = load_backbone(backbone, load_tokenizer(backbone), torch.float32)
     family = family_of(network.config)
-    family.tower_of(network).to(device).eval()
+    network.get_submodule(family.tower).to(device).eval()
     numbers = np.unique(np.concatenate(frames))
-    pooled = [
-        family.summary(network, family.normalize(torch.from_numpy(images).to(device))).cpu()
-        for start in range(0, len(numbers), _CHUNK)
-        for images in (shards.images(numbers[start : start + _CHUNK]),)
-    ]
+    chunks = (shards.images(numbers[start : start + _CHUNK]) for start in range(0, len(numbers), _CHUNK))
+    pooled = [family.summary(network, family.normalize(torch.from_numpy(chunk).to(device))).cpu() for chunk in chunks]
     images = torch.cat(pooled).numpy()
     return np.stack([images[np.searchsorted(numbers, own)].mean(0) for own in frames])
