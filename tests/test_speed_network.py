@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu, speed
-from benchmarks.shapes import OV_05B, OV_7B, TINY, Shape, flops
+from benchmarks.shapes import KINDS, OV_05B, OV_7B, PUBLISHED, TINY, Shape, flops, tiny
 from benchmarks.workload import album_sizes, text_lengths
 from steps.paths import REPOSITORY
 
@@ -29,6 +31,39 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> speed.Bench:
 def test_the_plain_path_gives_the_products_logits_loss_and_gradients(bench: speed.Bench) -> None:
     assert max(bench.difference(ROWS).values()) <= 1e-4
     assert float(bench.plain_answers(bench.plain_batches(ROWS)).view(-1)[-8:].std()) > 1e-2, "the posts must differ"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_plain_path_of_every_kind_of_backbone_gives_the_products_numbers(name: str, tmp_path: Path) -> None:
+    other = speed.Bench(tmp_path, tiny(PUBLISHED[name]), album_sizes(6, TINY.frames), text_lengths(6), questions=2)
+    assert max(other.difference(range(6)).values()) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("smolvlm2-256m", 0.256), ("qwen2.5-vl-3b", 3.75), ("qwen3-vl-4b", 4.44)]
+)
+def test_a_shape_has_the_published_number_of_parameters(name: str, billions: float) -> None:
+    """Those that the names say, and the hub counts (model.safetensors), with the language-model head."""
+    shape = PUBLISHED[name]
+    special = ("<|endoftext|>", *KINDS[shape.family].special)
+    with torch.device("meta"):
+        whole = KINDS[shape.family].whole_class(shape.config({token: k for k, token in enumerate(special)}))
+    assert sum(parameter.numel() for parameter in whole.parameters()) / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+def test_flops_of_the_towers_are_those_counted_by_hand() -> None:
+    """A block of width 4 and MLP 8: 2 x (64 + 64) weights, 64 more where it is gated; 16 for each patch that is seen."""
+    qwen3 = Shape(
+        "hand", (4, 8, 3, 1), 8, 2, (6, 10, 2, 3, 1), 16, True, 1, 4, family="qwen3_vl",
+        more={"deepstack_visual_indexes": [0]},
+    )  # fmt: skip
+    # 16 patches; embedding 2 x 2 x 3 x 4 x 4; two mergers of 16 x 16 + 16 x 6 for each four patches
+    assert flops(qwen3, 1, 0, training=False) == 16 * (192 + 3 * (256 + 16 * 16) + 2 * 2 * (256 + 96) / 4)
+    qwen25 = replace(qwen3, family="qwen2_5_vl", more={"window_size": 4, "fullatt_block_indexes": [1]})
+    blocks = 3 * (256 + 64) + 16 * (16 + 4 + 4)  # one sees all 16 patches, two the 4 of their window
+    assert flops(qwen25, 1, 0, training=False) == 16 * (192 + blocks + 2 * (256 + 96) / 4)
+    smolvlm = replace(qwen3, family="smolvlm", more={"scale_factor": 2})
+    assert flops(smolvlm, 1, 0, training=False) == 16 * (96 + 3 * (256 + 16 * 16) + 2 * 4 * 6)
 
 
 @pytest.mark.parametrize("kind", ["training", "scoring"])
