@@ -52,7 +52,7 @@ def test_a_shape_has_the_published_number_of_parameters(name: str, billions: flo
 
 
 def test_flops_of_the_towers_are_those_counted_by_hand() -> None:
-    """A block of width 4 and MLP 8: 2 x (64 + 64) weights, 64 more where it is gated; 16 for each patch that is seen."""
+    """A block of width 4 and MLP 8: 2 x (64 + 64) weights, 64 more if gated; 16 for each patch that is seen."""
     qwen3 = Shape(
         "hand", (4, 8, 3, 1), 8, 2, (6, 10, 2, 3, 1), 16, True, 1, 4, family="qwen3_vl",
         more={"deepstack_visual_indexes": [0]},
