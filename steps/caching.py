@@ -89,7 +89,7 @@ def _used(path: Path, root: Path) -> Iterator[Path]:
             level = len(name) - len(name.lstrip("."))
             base = package[: len(package) - level + 1] if level else ()
             yield from _files((*base, *name[level:].split(".")), root)
-    if _BY_NAME in text:
+    if path.name == "__init__.py" and _BY_NAME in text:
         yield from path.parent.glob("*.py")
 
 
