@@ -249,7 +249,7 @@ class PlainBatches:
             "input_ids": input_ids,
             "attention_mask": torch.tensor([[0] * n + [1] * (width - n) for n in padding]),
             **inputs,
-            "answers_from_end": (torch.tensor(prompt.answer_offsets) - len(prompt.question_ids)).expand(len(rows), -1),
+            "answers_from_end": (torch.tensor(prompt.answer_offsets) - len(prompt.question_ids)).repeat(len(rows), 1),
             "question_labels": labels["question_labels_BQ"],
             "final_labels": labels["final_labels_B"],
         }

@@ -33,9 +33,12 @@ from .errors import CheckpointError, ConfigError
 from .settings import BackboneSettings
 from .text import ANS_TOKEN, ans_token_id
 
-_HINT = "give a directory, or a hub's id with its revision, and see that the hub can be reached"
+_HINT = "take all its files anew from where it came; of a hub, see that it can be reached"
 #: What transformers raises while it makes a network of a configuration that is none.
-_IMPOSSIBLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
+_IMPOSSIBLE = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
+    StrictDataclassError,
+)  # fmt: skip
 #: Names shown in an error's message.
 _SHOWN = 3
 

@@ -32,6 +32,16 @@ class QwenVL(Family):
     before = ("<|vision_start|>",)
     after = ("<|vision_end|>",)
 
+    def check(self) -> None:
+        super().check()
+        head_dim = getattr(self.text, "head_dim", None) or self.text.hidden_size // self.text.num_attention_heads
+        sections = self.text.rope_parameters.get("mrope_section")
+        if self.unit < 1 or not isinstance(sections, list) or sum(sections) != head_dim // 2:
+            raise ConfigError(
+                f"its positions over three axes (mrope_section) are {sections}, of heads of {head_dim}, and its frames "
+                f"are multiples of {self.unit} pixels: take the config.json that came with the weights"
+            )
+
     @property
     def token_id(self) -> int:
         return int(self.config.image_token_id)

@@ -15,7 +15,8 @@ import torch
 from PIL import ExifTags, Image
 
 from model.backbone import load_tokenizer
-from model.checkpoint import Loaded, OperatingPoints, load, read_info, write_info, write_operating_points
+from model.checkpoint import Loaded, load
+from model.checkpoint_info import OperatingPoints, read_info, write_info, write_operating_points
 from model.data import Batches, Shards
 from model.errors import ConfigError, DataError
 from model.images import ImageLimits, decode, frame_indices, to_frame
@@ -328,13 +329,19 @@ def test_a_variant_answers_the_questions_that_it_has_heads_for(
     assert len(answers) == (0 if variant == "vanilla" else 3)
 
 
+def tower_calls(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images go through the tower, call by call from now on."""
+    network, encoded = scorer._loaded.model, list[int]()
+    compute = network.tower_states
+    monkeypatch.setattr(network, "tower_states", lambda pixels: encoded.append(len(pixels)) or compute(pixels))
+    return encoded
+
+
 def test_an_image_seen_before_is_neither_decoded_nor_encoded_again_and_scores_the_same(
     directory: Path, posts: pd.DataFrame, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = Scorer.from_directory(directory, image_root="/")
-    network, encoded = scorer._loaded.model, []
-    compute = network.tower_states
-    monkeypatch.setattr(network, "tower_states", lambda pixels: encoded.append(len(pixels)) or compute(pixels))
+    encoded = tower_calls(scorer, monkeypatch)
     scorer.score(posts.iloc[:3])  # of images 0, 0-1 and 0-2
     monkeypatch.setattr("model.reader.decode", lambda *_, **__: pytest.fail("decoded again"))
     again = scorer.score(posts.iloc[:3])
@@ -370,9 +377,7 @@ def test_only_images_that_a_frame_shows_go_through_the_tower_and_a_bad_one_besid
     directory: Path, posts: pd.DataFrame, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = Scorer.from_directory(directory, image_root="/")
-    network, encoded = scorer._loaded.model, []
-    compute = network.tower_states
-    monkeypatch.setattr(network, "tower_states", lambda pixels: encoded.append(len(pixels)) or compute(pixels))
+    encoded = tower_calls(scorer, monkeypatch)
     assert scorer.score(posts.iloc[[6]])["score"].iloc[0] == pytest.approx(table["score"].iloc[6], abs=1e-6)
     assert encoded == [SEQUENCE.frames] == [4]
     album = list(posts["images"].iloc[6])
