@@ -18,9 +18,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from .backbones import names
 from .errors import ConfigError
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 WEIGHTS, INDEX, ADAPTER = "model.safetensors", "model.safetensors.index.json", "adapter_config.json"
 #: One of these sets holds a vocabulary.
 VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -28,12 +30,13 @@ VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 FLOATS = ("F32", "F16", "BF16")
 _SIZES = (
     "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
-    "image_size", "patch_size", "max_position_embeddings",
+    "image_size", "patch_size", "max_position_embeddings", "num_heads", "out_hidden_size", "spatial_merge_size",
+    "temporal_patch_size", "window_size", "num_position_embeddings", "scale_factor",
 )  # fmt: skip
 #: From which number to which (whole ones, where these are): others would answer NaN, or take all time or memory.
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_SIZES, (1, 10**9)),
-    **dict.fromkeys(("num_hidden_layers", "num_labels"), (1, 1_000)),  # transformers lists them, one by one
+    **dict.fromkeys(("num_hidden_layers", "depth", "num_labels"), (1, 1_000)),  # transformers lists them, one by one
     **dict.fromkeys(("rope_theta", "factor"), (1.0, 1e12)),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "attention_dropout"), (0.0, 1.0)),
 }
@@ -142,10 +145,11 @@ def read_mapping(path: Path, name: str) -> dict[str, Any]:
     return raw
 
 
-def check_config(find: Find, name: str) -> None:
-    """
+def check_config(find: Find, name: str) -> str:
+    """The type of the backbone, one of `model.backbones`.
+
     Raises:
-        ConfigError: there is no LLaVA-OneVision, or one whose weights transformers would not take as they are.
+        ConfigError: there is no backbone, or one whose weights transformers would not take as they are.
     """
     if find(ADAPTER) is not None:
         raise ConfigError(
@@ -155,16 +159,16 @@ def check_config(find: Find, name: str) -> None:
     path = find(CONFIG)
     if path is None:
         raise ConfigError(
-            f"backbone {name}: no {CONFIG}{_beside(name)}: give the folder of a LLaVA-OneVision in the hub's format"
+            f"backbone {name}: no {CONFIG}{_beside(name)}: give the folder of a backbone in the hub's format"
         )
     raw = read_mapping(path, name)
     kind = raw.get("model_type")
-    if kind != "llava_onevision":
+    if kind not in names():
         raise ConfigError(
-            f"backbone {name}: {CONFIG} describes a model of type {kind!r}; a LLaVA-OneVision (llava_onevision) is "
-            "expected"
+            f"backbone {name}: {CONFIG} describes a model of type {kind!r}; one of {', '.join(names())} is expected"
         )
-    parts = {part: raw.get(part) for part in ("text_config", "vision_config")}
+    flat = raw if "hidden_size" in raw else None  # older files have the language model's sizes outside of a mapping
+    parts = {"text_config": raw.get("text_config", flat), "vision_config": raw.get("vision_config")}
     for part, config in parts.items():
         if not isinstance(config, dict):
             raise ConfigError(
@@ -180,6 +184,28 @@ def check_config(find: Find, name: str) -> None:
                 waiting.append((f"{place}{key}.", value))
             elif key in _RANGES and value is not None:
                 _check_range(f"{place}{key}", value, *_RANGES[key], name)
+    return str(kind)
+
+
+def pixel_scale(find: Find, name: str) -> dict[str, list[float]]:
+    """`image_mean` and `image_std` of the checkpoint's preprocessor, three numbers each; absent where it names none.
+
+    Raises:
+        ConfigError: they are no such numbers.
+    """
+    path = find(PREPROCESSOR)
+    raw = read_mapping(path, name) if path is not None else {}
+    if path is None and (path := find(PROCESSOR)) is not None:  # where newer versions of transformers write it
+        raw = read_mapping(path, name).get("image_processor") or {}
+    found = {key: raw[key] for key in ("image_mean", "image_std") if raw.get(key) is not None}
+    for key, values in found.items():
+        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not numbers or len(values) != 3 or (key == "image_std" and min(values) <= 0):
+            raise ConfigError(
+                f"backbone {name}: {path.name if path else ''}: {key}: three numbers were expected, found "
+                f"{values!r:.100}: take the file that came with the weights"
+            )
+    return found
 
 
 def _check_range(place: str, value: object, least: float, most: float, name: str) -> None:

@@ -22,11 +22,12 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .agentps import AgentPS, sub_config, tower_size, visual_tokens
+from .agentps import AgentPS
 from .backbone import all_finite, load_backbone, load_config, load_tokenizer, read_tokenizer
 from .backbone_files import check_tokenizer, in_folder, read_headers
+from .backbones import family_of
 from .checkpoint_info import FORMAT, CheckpointInfo, check_task, read_info, write_info
 from .errors import CheckpointError, ConfigError
 from .files import replacing
@@ -71,7 +72,7 @@ def _dtype(train: TrainSettings) -> torch.dtype:
 
 
 def wrap(
-    llava: LlavaOnevisionModel,
+    base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     sequence: SequenceSettings,
@@ -82,21 +83,13 @@ def wrap(
     Raises:
         ConfigError: the frames have another size than the tower reads.
     """
-    _check_image_size(llava.config, sequence)
-    model = AgentPS(llava, task, sequence, train)
+    model = AgentPS(base, task, sequence, train)
     model.set_trainable(train.lora, ans_token_id(tokenizer), projector=train.train_projector)
     return model
 
 
-def _check_image_size(config: LlavaOnevisionConfig, sequence: SequenceSettings) -> None:
-    if sequence.image_size != tower_size(config):
-        raise ConfigError(
-            f"preprocess.image_size is {sequence.image_size}, the tower of the backbone reads {tower_size(config)}"
-        )
-
-
 def check_fits(
-    config: LlavaOnevisionConfig, tokenizer: PreTrainedTokenizerBase, task: Task, sequence: SequenceSettings
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, task: Task, sequence: SequenceSettings
 ) -> None:
     """What a training would refuse later, said before anything is prepared for it.
 
@@ -104,9 +97,9 @@ def check_fits(
         ConfigError: the frames have another size than the tower reads, or are more than the language model reads.
         PromptError: as `model.prompt.Prompt`.
     """
-    _check_image_size(config, sequence)
-    longest = visual_tokens(config, sequence) + sequence.max_tokens
-    places = sub_config(config, "text_config").max_position_embeddings
+    family = family_of(config)
+    longest = family.visual_tokens(sequence) + sequence.max_tokens
+    places = family.text.max_position_embeddings
     if longest > places:
         raise ConfigError(
             f"preprocess.frames {sequence.frames} with preprocess.max_tokens {sequence.max_tokens} are sequences of "
@@ -121,10 +114,9 @@ def _prompt(
     task: Task,
     variant: Variant,
     sequence: SequenceSettings,
-    config: LlavaOnevisionConfig,
+    config: PreTrainedConfig,
 ) -> Prompt:
-    visual = visual_tokens(config, sequence)
-    return Prompt(tokenizer, task, variant, sequence, video_token_id=config.video_token_id, visual_tokens=visual)
+    return Prompt(tokenizer, task, variant, sequence, frames=family_of(config).placeholders(tokenizer, sequence))
 
 
 def trainable_state(model: AgentPS) -> dict[str, torch.Tensor]:
@@ -211,14 +203,14 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
         backbone = backbone.model_copy(update={"name": str(directory / "backbone")})
     _check_backbone(info, backbone, directory)
     tokenizer = _own_tokenizer(directory / "tokenizer")
-    llava = load_backbone(backbone, tokenizer, _dtype(info.train))
-    model = wrap(llava, tokenizer, info.task, info.sequence, info.train)
+    base = load_backbone(backbone, tokenizer, _dtype(info.train))
+    model = wrap(base, tokenizer, info.task, info.sequence, info.train)
     _restore(model, directory)
     model.eval().requires_grad_(False)
     whole = info.train.precision == "float32" and backbone.quantization is None
     if isinstance(model.backbone, PeftModel) and whole:
         # One product in place of three. A weight of 16 or 4 bits would round the adapter's part away.
-        model.backbone = cast(LlavaOnevisionModel, model.backbone.merge_and_unload())
+        model.backbone = cast(PreTrainedModel, model.backbone.merge_and_unload())
     if device is not None:
         model.to(device)
     prompt = _prompt(tokenizer, info.task, info.train.variant, info.sequence, model.config)

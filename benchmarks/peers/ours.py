@@ -16,7 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from benchmarks.peers.meter import LastEpoch, Meter
 from benchmarks.peers.posts import BATCH
-from benchmarks.workload import MID, sequence_of, train_settings
+from benchmarks.shapes import MID
+from benchmarks.workload import sequence_of, train_settings
 from model import checkpoint, checkpoint_info
 from model.columns import ERROR
 from model.data import FRAMES, TEXT_IDS, Batches, Shards, ShardWriter

@@ -64,9 +64,9 @@ NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
         (write("config.json", LFS), r"config\.json .*Git LFS pointer .*git lfs pull"),
         (write("config.json", ""), r"config\.json cannot be read as JSON: it is empty"),
         (write("config.json", "[]"), r"config\.json: a mapping was expected, found list"),
-        (write("config.json", "{}"), r"a model of type None; a LLaVA-OneVision"),
-        (write("config.json", '{"model_type": "qwen2"}'), r"a model of type 'qwen2'; a LLaVA-OneVision"),
-        (config(model_type="llava"), r"a model of type 'llava'; a LLaVA-OneVision"),
+        (write("config.json", "{}"), r"a model of type None; one of llava_onevision, "),
+        (write("config.json", '{"model_type": "qwen2"}'), r"a model of type 'qwen2'; one of llava_onevision, "),
+        (config(model_type="llava"), r"a model of type 'llava'; one of llava_onevision, "),
         # made-up weights of a network that would not fit into memory, without the second
         (config(text_config=None), r"text_config: a mapping was expected, found NoneType"),
         (config("text_config", hidden_size=10**9), r"describes [\d,]{20,} weights, the files hold [\d,]+ \(model"),
@@ -80,7 +80,7 @@ NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
         (config("text_config", num_hidden_layers=4), r"config\.json cannot be used"),
         (config("vision_config", num_attention_heads=5), r"no network can be made of its config\.json"),
         (config("vision_config", patch_size=0), r"vision_config\.patch_size: a whole number .*found 0"),
-        (config("vision_config", model_type="clip_vision_model"), r"its tower is clip_vision_model; a SigLIP"),
+        (config("vision_config", model_type="clip_vision_model"), r"tower is clip_vision_model; a siglip_vision"),
         (config(vision_feature_layer=9), r"vision_feature_layer is 9, of 3 layers"),
         (config(video_token_index=5), r"the placeholder of a frame is token 5, which is no special token"),
         # code of others

@@ -237,7 +237,7 @@ def test_a_language_model_of_another_kind_is_refused(
     config = json.loads((Path(tiny_backbone.name) / "config.json").read_text())
     config["text_config"] = text_config
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=rf"language model is .*{named}.*; a Qwen2 with full attention is expected"):
+    with pytest.raises(ConfigError, match=rf"language model is .*{named}.*; a qwen2 with full attention is expected"):
         load_config(BackboneSettings(name=str(tmp_path)))
 
 
