@@ -222,13 +222,19 @@ _NOW = datetime(2026, 3, 1, tzinfo=UTC)
 def _timed(engine: str, version: registry.RegisteredVersion, manifest: Path, output: Path) -> dict[str, Any]:
     settings = settings_of(posts=str(manifest), output=str(output), engine=engine, shard=200)
     make = partial(load, version, mlflow.get_tracking_uri(), settings.threads)
-    start = time.monotonic()
+    start, load_before = time.monotonic(), os.getloadavg()[0]
     folder, counts = score_batch(version, make, settings, _NOW)
     seconds = time.monotonic() - start
     # what the first file of each process took is its start
     times = sorted(path.stat().st_mtime for path in folder.glob("*.parquet"))[(os.cpu_count() or 1) - 1 :]
     rate = 200 * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
-    return {"engine": engine, "seconds": round(seconds), "posts_per_second": round(rate), "errors": counts.errors}
+    return {
+        "engine": engine,
+        "seconds": round(seconds),
+        "posts_per_second": round(rate),
+        "errors": counts.errors,
+        "load_before": round(load_before, 1),
+    }
 
 
 def tables(record: dict[str, Any]) -> dict[str, str]:
@@ -240,11 +246,12 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
         ["memory in the first, in the last tenth, MB", f"{found['first_tenth_MB']:,}, {found['last_tenth_MB']:,}"],
     ]
     engines = [
-        [row["engine"], f"{scored['posts']:,}", row["posts_per_second"], row["seconds"]] for row in scored["engines"]
+        [row["engine"], f"{scored['posts']:,}", row["posts_per_second"], row["seconds"], row["load_before"]]
+        for row in scored["engines"]
     ]
     return {
         "killed": table(("stub scorer", ""), killed),
-        "engines": table(("engine", "posts", "posts/s", "seconds with its start"), engines),
+        "engines": table(("engine", "posts", "posts/s", "seconds with its start", "load before"), engines),
     }
 
 
