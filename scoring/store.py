@@ -28,8 +28,7 @@ from scoring.migrations import HEAD
 from scoring.policy import Outcome
 from scoring.record import Answer, Record
 from steps.database import explained, open_engine, storable
-from steps.retrain.live import COLUMNS
-from steps.retrain.stored import CURRENT, DEAD_LETTERS, HISTORY, STORE, VERSION_TABLE, scores_in
+from steps.retrain.stored import COLUMNS, CURRENT, DEAD_LETTERS, HISTORY, STORE, VERSION_TABLE, scores_in
 
 logger = logging.getLogger(__name__)
 

@@ -53,10 +53,13 @@ class Kind:
         return self.what.rpartition(" ")[2]
 
 
-def open_engine(url: str, kind: Kind) -> tuple[Engine, str]:
+def open_engine(url: str, kind: Kind, *, must_exist: bool = False) -> tuple[Engine, str]:
     """The engine, and the name under which messages may speak of the database.
 
     A SQLite file and its folder are made; readers do not block its writer.
+
+    Args:
+        must_exist: a SQLite file is not made.
 
     Raises:
         kind.error: it is no URL, cannot be opened, or is another application's file.
@@ -78,7 +81,13 @@ def open_engine(url: str, kind: Kind) -> tuple[Engine, str]:
         )
     with explained(name, kind):
         if backend == "sqlite":
-            _make_place(parsed.database or ":memory:", parsed.query, name, kind)
+            _make_place(parsed.database or ":memory:", parsed.query, name, kind, must_exist)
+            if (
+                must_exist
+                and not (parsed.database or "").startswith("file:")
+                and not Path(parsed.database or "").exists()
+            ):
+                raise kind.error(f"{kind.what} {name}: there is no such file; name the {kind.short} in {kind.option}")
         try:
             # a server that was restarted costs nothing, and no word about its old lines
             engine = create_engine(parsed, pool_pre_ping=backend != "sqlite", pool_logging_name=kind.short)
@@ -97,7 +106,7 @@ def open_engine(url: str, kind: Kind) -> tuple[Engine, str]:
     return engine, name
 
 
-def _make_place(database: str, query: Mapping[str, Any], name: str, kind: Kind) -> None:
+def _make_place(database: str, query: Mapping[str, Any], name: str, kind: Kind, must_exist: bool) -> None:
     if ":memory:" in database or query.get("mode") == "memory":
         raise kind.error(
             f"{kind.what} {name}: a database in memory would lose {kind.lost}; name a file, for example "
@@ -105,7 +114,11 @@ def _make_place(database: str, query: Mapping[str, Any], name: str, kind: Kind) 
         )
     if Path(database).is_dir():
         raise kind.error(f"{kind.what} {name}: {database} is a folder; name a file in it")
-    if not database.startswith("file:"):
+    if database.startswith("file:"):
+        return
+    if must_exist and not Path(database).exists():
+        raise kind.error(f"{kind.what} {name}: there is no such file; name the {kind.short}'s own in {kind.option}")
+    if not must_exist:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
 
 

@@ -55,6 +55,7 @@ class UtcTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
+COLUMNS = (POST_ID, SCORE, DECISION, MODEL_VERSION, SCORED_AT)
 #: SQLite numbers rows by themselves only where the type is INTEGER.
 _ID = BigInteger().with_variant(Integer, "sqlite")
 _JSON = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
@@ -161,11 +162,11 @@ def read_stored(url: str, model_name: str, point: str) -> pd.DataFrame:
     Raises:
         StoreError: it cannot be read, or holds no tables yet.
     """
-    engine, name = open_engine(url, STORE)
+    engine, name = open_engine(url, STORE, must_exist=True)
     try:
         with explained(name, STORE):
             if not inspect(engine).has_table(HISTORY.name):
                 raise StoreError(f"{STORE.what} {name}: it holds nothing yet; `agentps score` fills it")
-            return pd.DataFrame(list(scores_in(engine, model_name, point)))
+            return pd.DataFrame(list(scores_in(engine, model_name, point)), columns=list(COLUMNS))
     finally:
         engine.dispose()
