@@ -19,14 +19,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 
 from model.errors import StoreError
 from scoring import store as store_module
 from scoring.migrations import HEAD
 from scoring.policy import Outcome
 from scoring.record import Answer, Record
-from scoring.store import DeadLetter, Scored, Store
+from scoring.store import DeadLetter, Place, Scored, Store
 from steps import database
 from steps.retrain.stored import METADATA, VERSION_TABLE, is_store
 from tests.support.postgresql import Server
@@ -261,6 +261,36 @@ def test_pages_have_each_current_record_once_from_the_highest_score(store: Store
         assert sorted(one.post_id for one in found) == sorted(f"p{k}" for k in wanted)
         assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
         assert all(len(page) == 7 for page in pages[:-1])
+
+
+def test_a_page_reads_no_more_rows_than_it_has(tmp_path: Path) -> None:
+    """Each is read along an index in its order; nothing is sorted, and no table is gone through."""
+    asked: list[tuple[str, Any]] = []
+    with Store.open(f"sqlite:///{tmp_path}/scores.db") as store:
+        event.listen(store._engine, "before_cursor_execute", lambda *call: asked.append((call[2], call[3])))
+        given: list[dict[str, Any]] = [{}, {"version": "7"}, {"day": NOW.date()}, {"action": "flag"}]
+        given.append({"version": "7", "day": NOW.date(), "action": "flag"})
+        for which in given:
+            store.page("m", **which)
+            store.page("m", after=Place(0.5, 7), **which)
+        with store._engine.connect() as connection:
+            plans = [
+                connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {ask}", values).all() for ask, values in list(asked)
+            ]
+    assert len(plans) == 10
+    for plan in plans:
+        steps = [step[-1] for step in plan]
+        assert "SEARCH scoring_current USING INDEX scoring_current_" in steps[0]
+        assert steps[1:] == ["SEARCH scoring_history USING INTEGER PRIMARY KEY (rowid=?)"]
+
+
+def test_what_a_version_said_in_a_time_is_read_in_its_order(store: Store) -> None:
+    everything = [(record(f"p{k}", k, version=str(k % 2)), OUTCOME) for k in range(20)]
+    store.put(everything[::-1])
+    since, until = (NOW + timedelta(minutes=k) for k in (4, 10))
+    assert [one.post_id for one, _ in store.between("m", "0", since, until)] == ["p4", "p6", "p8"]
+    assert list(store.between("m", "1")) == [said(OUTCOME, one) for one, _ in everything[1::2]]
+    assert {outcome.audit_probability for _, outcome in store.between("m", "1") if outcome} == {0.1}
 
 
 # --- what a retraining reads
