@@ -309,9 +309,21 @@ class Store:
                 connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
             yield connection
 
+    def _refuse_encoding(self) -> None:
+        if self._engine.dialect.name == "sqlite":
+            return
+        with self._engine.connect() as connection:
+            encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
+        if encoding != "UTF8":
+            raise StoreError(
+                f"{STORE.what} {self.name}: the encoding of the database is {encoding}, which lacks characters; "
+                "make one with `createdb --encoding=UTF8 --template=template0 NAME`"
+            )
+
     def _migrate(self) -> None:
         if self._revision() == HEAD:
             return
+        self._refuse_encoding()
         from alembic import command
         from alembic.config import Config
         from alembic.script import ScriptDirectory

@@ -62,7 +62,9 @@ def refuse_no_table(place: str) -> None:
     """Raises: ConfigError where lines cannot be appended there."""
     path = Path(place)
     if path.suffix.lower() not in (".jsonl", ".json"):
-        raise ConfigError(f"scores {place}: rows are appended to JSON Lines only: name a file that ends in .jsonl")
+        raise ConfigError(
+            f"scores {place}: rows are appended to JSON Lines only: name a file that ends in .jsonl, or a store's URL"
+        )
     if path.exists() and not path.is_file():  # a pipe would be waited for for ever
         raise ConfigError(f"scores {place}: is no file: name one that ends in .jsonl")
 

@@ -92,7 +92,8 @@ def open_engine(url: str, kind: Kind, *, must_exist: bool = False) -> tuple[Engi
             # a server that was restarted costs nothing, and no word about its old lines
             engine = create_engine(parsed, pool_pre_ping=backend != "sqlite", pool_logging_name=kind.short)
         except ModuleNotFoundError as error:
-            remedy = "pip install 'agentps[postgresql]'" if error.name == "psycopg" else "install it"
+            is_ours = error.name == "psycopg"
+            remedy = "`pip install -e .[postgresql]` in the folder of AgentPS installs it" if is_ours else "install it"
             raise kind.error(
                 f"{kind.what} {name}: the driver {error.name!r} is not installed; {remedy}, or name another one in "
                 f"{kind.option}, for example {kind.server}"

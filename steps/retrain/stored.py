@@ -33,7 +33,6 @@ from sqlalchemy import (
     inspect,
     select,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeDecorator
 
 from model.columns import DECISION, MODEL_VERSION, SCORE, SCORED_AT
@@ -58,7 +57,7 @@ class UtcTime(TypeDecorator[datetime]):
 COLUMNS = (POST_ID, SCORE, DECISION, MODEL_VERSION, SCORED_AT)
 #: SQLite numbers rows by themselves only where the type is INTEGER.
 _ID = BigInteger().with_variant(Integer, "sqlite")
-_JSON = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+_JSON = JSON(none_as_null=True)  # PostgreSQL's JSONB would put the keys in another order
 _DOUBLE = Float(53)
 
 METADATA = MetaData()

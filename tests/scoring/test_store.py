@@ -19,7 +19,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, event, text
+from sqlalchemy import create_engine, event, inspect, text
 
 from model.errors import StoreError
 from scoring import store as store_module
@@ -58,7 +58,7 @@ def record(post_id: str, at: float = 0, *, version: str = "7", sha: str | None =
         "logit": 1.0986122886681098,
         "score": 0.1 + 0.2,
         "decisions": {"p60": True, "p80": False},
-        "answers": {"kind": Answer(answer="photo", probability=1 / 3)},
+        "answers": {name: Answer(answer="photo", probability=1 / 3) for name in ("watermark", "kind")},
         "latency_ms": 12.5,
     }
     when = NOW + timedelta(minutes=at)
@@ -78,6 +78,7 @@ def test_what_was_put_comes_back_to_the_last_bit(store: Store) -> None:
     assert store.put([(record("a"), OUTCOME), (failed, None)]) == 2
     assert store.current(["a", "b", "c"]) == {"a": said(OUTCOME, record("a")), "b": (failed, None)}
     assert store.history("a") == [said(OUTCOME, record("a"))]
+    assert store.current(["a"])["a"][0].model_dump_json() == said(OUTCOME, record("a"))[0].model_dump_json()
     assert (store.history("c"), store.current([]), store.put([])) == ([], {}, 0)
 
 
@@ -356,6 +357,31 @@ def test_the_migrations_make_the_tables_that_the_code_has(store: Store, url: str
     config.set_main_option("script_location", str(REPOSITORY / "scoring" / "migrations"))
     config.set_main_option("path_separator", "os")
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+
+
+def test_a_migration_that_is_cut_off_leaves_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alembic import op
+
+    def cut(*_: Any) -> None:
+        raise OSError("cut off")
+
+    with monkeypatch.context() as cutting:
+        cutting.setattr(op, "create_index", cut)
+        with pytest.raises(StoreError, match="cut off"):
+            Store.open(url)
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+    with Store.open(url) as store:
+        assert store.put([(record("a"), None)]) == 1
+
+
+def test_a_database_that_lacks_characters_is_told_before_it_is_used(
+    postgresql_url: str, postgresql_server: Server
+) -> None:
+    latin = postgresql_server.new_database("--encoding=LATIN1", "--template=template0", "--locale=C")
+    with pytest.raises(StoreError, match=r"encoding of the database is LATIN1.*createdb --encoding=UTF8"):
+        Store.open(latin)
 
 
 def test_a_store_of_a_newer_version_is_told_and_left(store: Store, url: str) -> None:
