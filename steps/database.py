@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,14 +17,13 @@ from model.errors import AgentPSError
 from steps.secrets import masked
 
 _BUSY_SECONDS = 30
-#: What a driver says -> what to do about it.
+#: What a driver says, as a regular expression -> what to do about it.
 _REMEDIES = {
     "locked": f"Another process has held it for {_BUSY_SECONDS} s: end that one (`fuser FILE` names it)",
     "not a database": "Name the {short}'s own file in {option}, or one that is not there yet",
     "malformed": "The file is damaged: put back a copy, or save what can be read with "
     "`sqlite3 FILE .recover | sqlite3 NEW` and name NEW in {option}",
-    "readonly": "Make the file and its folder writable, or name another file in {option}",
-    "read-only": "Make the file and its folder writable, or name another file in {option}",
+    "read-?only": "Make the file and its folder writable, or name another file in {option}",
     "password": "Check the user and the password of {option}, or those that the driver reads in their place",
     "expecting value": "A row was changed by hand: put it right, or delete it",
 }
@@ -142,7 +142,7 @@ def explained(name: str, kind: Kind) -> Iterator[None]:
     except (SQLAlchemyError, OSError, ValueError, TypeError) as error:
         reason = masked(" ".join(str(getattr(error, "orig", None) or error).split()))[:500].rstrip(".")
         known = _REMEDIES | dict(kind.remedies)
-        remedy = next((remedy for said, remedy in known.items() if said in reason.lower()), _REMEDY)
+        remedy = next((remedy for said, remedy in known.items() if re.search(said, reason.lower())), _REMEDY)
         remedy = remedy.format(short=kind.short, option=kind.option, kept=kind.kept)
         raise kind.error(f"{kind.what} {name}: {reason}. {remedy}, then start the same command again") from error
 
