@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import httpcore2
@@ -38,7 +39,7 @@ _HEADERS = [
     ("Connection", "close"),
     ("User-Agent", "agentps"),
 ]
-#: A name in ASCII, lower case, of two parts or more; no address, the last part of which begins with a digit in all forms.
+#: A name in ASCII, lower case, of two parts or more; no address: the last part of one begins with a digit in all forms.
 _NAME = re.compile(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
 _OPEN_6 = ipaddress.ip_network("2000::/3")
@@ -66,6 +67,12 @@ def is_public(text: str) -> bool:
             return usual and address.is_global and not any(address in net for net in _NEVER_6)
         address = inner
     return address.is_global and not address.is_multicast and not any(address in net for net in _NEVER_4)
+
+
+@cache
+def _trusted() -> ssl.SSLContext:
+    """Reads all certificates that this machine trusts: some tens of milliseconds."""
+    return httpx2.create_ssl_context()
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ class Fetch:
         """
         self._hosts = [Host.of(entry) for entry in hosts]
         self._seconds, self._resolve = seconds, resolve
-        self._tls = tls or httpx2.create_ssl_context()
+        self._tls = tls or _trusted()
         self._names = ThreadPoolExecutor(8, "names")  # the system's resolver takes no deadline
 
     def __call__(self, url: str, limits: ImageLimits) -> bytes:
