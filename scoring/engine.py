@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -138,7 +138,8 @@ class Engine:
             self._shadow.close()
 
     def __call__(self, inputs: Sequence[Input], now: datetime | None = None) -> list[Record]:
-        records = self._champion.score(inputs, now)
+        champion = self._champion
+        records = _scored(champion.score, inputs, now)
         if self._shadow is not None:
             self._shadow.offer(inputs, records)
         return records
@@ -228,6 +229,18 @@ class Engine:
             self._shadow.take(None)
         elif (loaded := self._load(challenger)) is not None:
             self._shadow.take(loaded.score)
+
+
+def _scored(score: LocalScore, inputs: Sequence[Input], now: datetime | None) -> list[Record]:
+    """A post on which the version's code breaks costs no other post of its batch."""
+    try:
+        return score(inputs, now)
+    except Exception as error:  # noqa: BLE001  # of a version's own code, on what strangers send
+        logger.error("version %s: %d posts not scored: %s", score.version.version, len(inputs), type(error).__name__)
+        if len(inputs) > 1:
+            return [record for post in inputs for record in _scored(score, [post], now)]
+        broken = replace(inputs[0], error=f"the version's code broke on it ({type(error).__name__})")
+        return score([broken], now)
 
 
 @dataclass
