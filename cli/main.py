@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "run-scheduled": "cli.schedule:run_scheduled",
     "schedule": "cli.schedule:schedule",
     "score": "cli.registry:score",
+    "serve": "cli.scoring:serve",
     "trial": "cli.annotation:trial",
 }
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.errors import ConfigError
-from steps.settings import NotifySettings, TrainingSettings, load_options, load_settings, read_yaml
+from steps.settings import NotifySettings, RunOptions, TrainingSettings, load_options, load_settings, read_yaml
+
+if TYPE_CHECKING:
+    from scoring.settings import ServiceSettings
 
 PARAMETERS, OPTIONS = "parameters", "options"
 #: The top-level keys that ZenML reads, beside `parameters`. Listed, so that a command needs no ZenML (a test compares).
@@ -78,19 +81,39 @@ def _mapping(path: Path, name: str, value: Any) -> dict[str, Any]:
 def read_options(config: Path | None) -> dict[str, Any]:
     """The options that a command takes from a run file; it may be the file of any pipeline.
 
-    A section `study` is checked, and left out: only the study reads it. The other values are for `load_settings`.
+    A section of another pipeline, or of one command, is checked, and left out. The other values are for
+    `load_settings`.
 
     Raises:
-        ConfigError: as `read_run_file`; or the section `study` breaks a rule.
+        ConfigError: as `read_run_file`; or such a section breaks a rule.
     """
-    if config is None:
-        return {}
+    options = _all_options(config)
+    for section, kind in _others().items():
+        if section in options:
+            load_options(kind, {section: options.pop(section)}, f"config {config}")
+    return options
+
+
+def read_service(config: Path | None) -> ServiceSettings:
+    """The section `service` of a run file; its other options are for `read_options`.
+
+    Raises:
+        ConfigError: as `read_options`.
+    """
+    from scoring.settings import load_service
+
+    return load_service(_all_options(config).get("service"), f"config {config}")
+
+
+def _others() -> dict[str, type[RunOptions]]:
+    from scoring.settings import ServiceRunSettings
     from steps.study.settings import StudyRunSettings
 
-    options = read_run_file(config, TrainingSettings.names() | StudyRunSettings.names()).options
-    if "study" in options:
-        load_options(StudyRunSettings, {"study": options.pop("study")}, f"config {config}")
-    return options
+    return {"study": StudyRunSettings, "service": ServiceRunSettings}
+
+
+def _all_options(config: Path | None) -> dict[str, Any]:
+    return read_run_file(config, TrainingSettings.names() | _others().keys()).options if config is not None else {}
 
 
 def load_notify(config: Path | None) -> NotifySettings:

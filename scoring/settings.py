@@ -1,0 +1,79 @@
+"""The options of production scoring: names, types, ranges."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator, model_validator
+
+from model.strict import Chosen
+from steps.paths import REPOSITORY
+from steps.settings import RunOptions, load_options
+
+SERVICE_CONFIG = REPOSITORY / "configs" / "service.yaml"
+
+
+class ServiceSettings(Chosen):
+    """`agentps serve`: section `service` of a run file. `configs/service.yaml` holds the values, and says more."""
+
+    #: Whoever reaches this address may send posts.
+    host: str = Field(min_length=1)
+    port: int = Field(ge=1, le=65_535)
+    #: Tokens of a batch, pictures and texts, each post as long as the longest; None: as many posts as a micro-batch of
+    #: the training had.
+    batch_tokens: int | None = Field(ge=1)
+    #: How long a batch waits for more posts, in seconds.
+    batch_wait: float = Field(ge=0, le=60)
+    #: Posts that wait for their turn; who sends more gets 429.
+    queue_posts: int = Field(ge=1, le=100_000)
+    #: Bytes of all requests that are being read or wait.
+    queue_bytes: int = Field(ge=1)
+    #: Of one request.
+    request_posts: int = Field(ge=1)
+    request_bytes: int = Field(ge=1)
+    #: Within which a request must have been sent whole, in seconds.
+    request_seconds: float = Field(gt=0, le=3600)
+    #: A folder whose files may be named as pictures; None: no path is read.
+    image_root: str | None
+    #: Threads of a batch; None: one core is left for the requests.
+    threads: int | None = Field(ge=1)
+    #: How often the registry is asked for the aliases, in seconds.
+    poll: float = Field(gt=0, le=3600)
+    #: Share of the posts that the challenger scores too; its records are kept beside.
+    shadow_share: float = Field(ge=0, le=1)
+    #: Seconds that requests which were taken have at the end.
+    drain: float = Field(ge=0, le=3600)
+
+    @field_validator("image_root")
+    @classmethod
+    def _folder(cls, value: str | None) -> str | None:
+        if value is not None and not (os.path.isabs(value) and os.path.isdir(value)):
+            raise ValueError(f"{value!r}: the absolute path of a folder, or null")
+        return value
+
+    @model_validator(mode="after")
+    def _room(self) -> ServiceSettings:
+        if self.request_posts > self.queue_posts:
+            raise ValueError(f"request_posts {self.request_posts} is more than queue_posts {self.queue_posts} holds")
+        if self.request_bytes > self.queue_bytes:
+            raise ValueError(f"request_bytes {self.request_bytes} is more than queue_bytes {self.queue_bytes} holds")
+        return self
+
+
+class ServiceRunSettings(RunOptions):
+    """The section in its place."""
+
+    defaults: ClassVar[tuple[Path, ...]] = (SERVICE_CONFIG,)
+
+    service: ServiceSettings
+
+
+def load_service(given: dict[str, Any] | None = None, source: str = "service") -> ServiceSettings:
+    """`given` laid over the values of `configs/service.yaml`.
+
+    Raises:
+        ConfigError: names each key that is unknown or out of range.
+    """
+    return load_options(ServiceRunSettings, {"service": given}, source).service
