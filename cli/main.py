@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "schedule": "cli.schedule:schedule",
     "score": "cli.registry:score",
     "serve": "cli.scoring:serve",
+    "key": "cli.scoring:key",
     "trial": "cli.annotation:trial",
 }
 

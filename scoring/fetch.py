@@ -8,6 +8,7 @@ the differences would draw a map of the inside network. The operator's log has t
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import re
@@ -29,6 +30,8 @@ from model.images import ImageLimits
 logger = logging.getLogger(__name__)
 
 _REDIRECTS = 3
+#: Pictures that are fetched at a time.
+_AT_A_TIME = 16
 #: Addresses of a host that are tried.
 _ADDRESSES = 4
 _PORTS = {"https": 443, "http": 80}
@@ -39,6 +42,7 @@ _HEADERS = [
     ("Connection", "close"),
     ("User-Agent", "agentps"),
 ]
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 #: A name in ASCII, lower case, of two parts or more; no address: the last part of one begins with a digit in all forms.
 _NAME = re.compile(r"(?=.{1,253}$)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -149,11 +153,18 @@ class Fetch:
         self._hosts = [Host.of(entry) for entry in hosts]
         self._seconds, self._resolve = seconds, resolve
         self._tls = tls or _trusted()
-        self._names = ThreadPoolExecutor(8, "names")  # the system's resolver takes no deadline
+        self._many = ThreadPoolExecutor(_AT_A_TIME, "fetch")
+        self._names = ThreadPoolExecutor(_AT_A_TIME, "names")  # the system's resolver takes no deadline
 
-    def __call__(self, url: str, limits: ImageLimits) -> bytes:
-        """Raises: ImageError, which says nothing of the network."""
-        end, moved = time.monotonic() + self._seconds, ""
+    def __call__(self, url: str, limits: ImageLimits, end: float | None = None) -> bytes:
+        """
+        Args:
+            end: by `time.monotonic`, where it is not `seconds` from now.
+
+        Raises:
+            ImageError: why there is no picture; it says nothing of the network.
+        """
+        end, moved = end or time.monotonic() + self._seconds, ""
         for _ in range(_REDIRECTS + 1):
             try:
                 target, host = self._allowed(url)
@@ -164,6 +175,35 @@ class Fetch:
                 return found
             url, moved = found, "it is elsewhere now: "
         raise ImageError(f"more than {_REDIRECTS} redirects")
+
+    async def all(
+        self, sources: Iterable[str], limits: ImageLimits, hold: Callable[[int], None]
+    ) -> dict[str, bytes | ImageError]:
+        """The pictures of those sources that are URLs, or why there is none: each once, some at a time, all in the
+        `seconds` of one.
+
+        Args:
+            hold: gets the bytes of each; where it raises, no more are fetched.
+        """
+        loop, end = asyncio.get_running_loop(), time.monotonic() + self._seconds
+        found: dict[str, bytes | ImageError] = {}
+
+        async def one(url: str) -> None:
+            try:
+                data = await loop.run_in_executor(self._many, self, url, limits, end)
+            except ImageError as error:
+                found[url] = error
+            else:
+                hold(len(data))
+                found[url] = data
+
+        tasks = [asyncio.ensure_future(one(url)) for url in dict.fromkeys(filter(_URL.match, sources))]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return found
 
     def _allowed(self, text: str) -> tuple[httpx2.URL, Host]:
         """The one reading of the URL: what is looked at here is what is connected to."""

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import AgentPSError, ConfigError
 from scoring import ray_settings
+from scoring.keys import read_keys
 from scoring.record import Record
 from scoring.score import Input
 from scoring.settings import ServiceSettings
@@ -236,6 +237,8 @@ def serve_until(
         AgentPSError: there is no champion that can be loaded.
     """
     check_port(settings.host, settings.port)
+    if settings.keys is not None:
+        read_keys(Path(settings.keys))  # before Ray takes its time
     ray_settings.prepare()
     folder.mkdir(parents=True, exist_ok=True)
     with _haproxy(), ray_settings.running():
