@@ -345,6 +345,7 @@ def create_app(
     problems: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": what}
         for status, what in {
+            401: "Keys are asked for here, and this one is not known.",
             408: "The request was not sent in time.",
             413: "The request is too large.",
             415: "The body is not JSON.",
