@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
+import jiter
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
@@ -27,7 +28,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field, ValidationError, create_model
 from starlette.requests import ClientDisconnect
 
-from model.errors import DataError, ImageError
+from model.errors import DataError, ImageError, cut
 from model.images import read_source
 from model.post import Row, row_of
 from model.schema import IMAGES, POST_ID, TEXT, TITLE
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 #: Faults of a request that its answer names.
 _NAMED = 10
+#: What pydantic says of Python's types.
+_AS_JSON = {"model_type": "Input should be an object", "list_type": "Input should be a valid array"}
 #: Seconds that a rate looks back, at least.
 _WINDOW = 10.0
 
@@ -245,8 +248,12 @@ class Service:
 
     def _posts(self, body: bytes, client: Client | None) -> list[Row]:
         """In a thread."""
+        try:  # of a key that stands twice, readers differ in which one they take
+            sent = jiter.from_json(body, catch_duplicate_keys=True, allow_inf_nan=False, cache_mode="none")
+        except ValueError as error:
+            raise HTTPException(422, cut(f"body: Invalid JSON: {error}", 200)) from None
         try:
-            found = ScoreRequest.model_validate_json(body)
+            found = ScoreRequest.model_validate(sent)
         except ValidationError as error:
             raise HTTPException(422, _faults(error)) from None
         most, posts = self.settings.request_posts, cast("list[Row]", found.posts)
@@ -313,7 +320,10 @@ class Service:
 def _faults(error: ValidationError) -> list[str]:
     """Where, and what is wrong; not what was sent."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in found[:_NAMED]]
+    lines = [
+        f"{'.'.join(map(str, fault['loc'])) or 'body'}: {_AS_JSON.get(fault['type'], fault['msg'])}"
+        for fault in found[:_NAMED]
+    ]
     return lines + ([f"and {len(found) - _NAMED:,} more"] if len(found) > _NAMED else [])
 
 
