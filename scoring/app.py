@@ -12,6 +12,7 @@ import functools
 import io
 import logging
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,11 @@ logger = logging.getLogger(__name__)
 _NAMED = 10
 #: What pydantic says of Python's types.
 _AS_JSON = {"model_type": "Input should be an object", "list_type": "Input should be a valid array"}
+_JSON = re.compile(r'application/json *(; *charset="?utf-?8"? *)?;?', re.IGNORECASE)
+#: Values of a body for each post that it may have: a million empty objects are three megabytes, in memory a gigabyte.
+_VALUES = 1000
+_SIGNS = (b",", b"[", b"{")
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 #: Seconds that a rate looks back, at least.
 _WINDOW = 10.0
 
@@ -217,9 +223,9 @@ class Service:
     async def _body(self, request: Request, taken: list[int]) -> bytes:
         """Args: taken: gets the number of bytes that this request holds, also where it fails."""
         settings, chunks = self.settings, []
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
-            raise HTTPException(415, "the body is JSON, not compressed: Content-Type: application/json")
+        is_json = _JSON.fullmatch(request.headers.get("content-type", ""))
+        if not is_json or request.headers.get("content-encoding", "identity") != "identity":
+            raise HTTPException(415, "the body is JSON in UTF-8, not compressed: Content-Type: application/json")
         length = request.headers.get("content-length", "")
         if length.isdigit() and len(length) < 20 and int(length) > settings.request_bytes:
             raise self._too_large()
@@ -248,6 +254,8 @@ class Service:
 
     def _posts(self, body: bytes, client: Client | None) -> list[Row]:
         """In a thread."""
+        if _has_more_values(body, most := _VALUES * (self.settings.request_posts + 1)):
+            raise HTTPException(413, f"more than {most:,} values in one body")
         try:  # of a key that stands twice, readers differ in which one they take
             sent = jiter.from_json(body, catch_duplicate_keys=True, allow_inf_nan=False, cache_mode="none")
         except ValueError as error:
@@ -315,6 +323,13 @@ class Service:
         while self.requests and time.monotonic() < end:
             await asyncio.sleep(0.02)
         return self.requests
+
+
+def _has_more_values(body: bytes, most: int) -> bool:
+    """A value follows one of three signs. Strings, whose own signs count for nothing, are cut out where it matters."""
+    if sum(map(body.count, _SIGNS)) <= most:
+        return False
+    return sum(map(_STRING.sub(b"", body).count, _SIGNS)) > most
 
 
 def _faults(error: ValidationError) -> list[str]:
