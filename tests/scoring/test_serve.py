@@ -81,6 +81,13 @@ def listeners(root: int) -> set[str]:
     return {line.split()[3] for line in ours}
 
 
+def ready(client: httpx2.Client) -> dict[str, object]:
+    answer = client.get("/ready")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, object] = answer.json()
+    return found
+
+
 @pytest.mark.pipeline
 def test_the_service_scores_swaps_and_drains(
     empty_database: Path, tiny_backbone: BackboneSettings, tmp_path: Path
@@ -109,7 +116,7 @@ def test_the_service_scores_swaps_and_drains(
                     sender.start()
                 for version in ("2", "1"):
                     point(NAME, registry.CHAMPION, version)
-                    until(lambda wanted=version: client.get("/ready").json()["version"] == wanted, said)
+                    until(lambda wanted=version: ready(client)["version"] == wanted, said)
                 count = len(answers)
                 until(lambda: len(answers) > count + 3)
                 stop.set()
@@ -123,7 +130,7 @@ def test_the_service_scores_swaps_and_drains(
                 last = threading.Thread(target=lambda: answers.append(client.post("/score", json=large)))
                 large = {"posts": [post(str(k), images=images * 10) for k in range(64)]}
                 last.start()
-                until(lambda: client.get("/ready").json()["queued_posts"] == 64)
+                until(lambda: ready(client)["queued_posts"] == 64)
                 process.send_signal(signal.SIGTERM)
                 last.join()
                 assert answers[-1].status_code == 200
