@@ -206,6 +206,7 @@ def test_another_path_is_a_404(path: str) -> None:
 # --- one picture
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_every_animal_of_the_zoo_is_scored_or_has_its_reason(tmp_path: Path, tiny_backbone: BackboneSettings) -> None:
     """By the real scorer: each in a post of its own, all of them in one request."""
     checkpoint = write_checkpoint(tmp_path / "checkpoint", tiny_backbone, train_settings())
