@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from model.errors import ConfigError
 from scoring.app import create_app
 from scoring.keys import Client, Entry, Keys, new_key, read_keys
 from scoring.settings import load_service
+from steps.paths import REPOSITORY
 from tests.support.service import Stub, post
 
 
@@ -374,3 +376,14 @@ def test_the_command_without_a_file_says_which_option_names_one() -> None:
     done = run("key", "newsroom")
     assert done.exit_code == 1
     assert "service.keys names no file" in done.output
+
+
+def test_the_page_s_options_are_those_of_the_service_and_its_command_is_ours() -> None:
+    page = (REPOSITORY / "docs" / "service-security.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        load_service(yaml.safe_load(block)["service"])
+    command = re.search(r"^agentps (key .*?)  #", page, re.MULTILINE)
+    assert command is not None
+    assert run(*command[1].split(), "--help").exit_code == 0
