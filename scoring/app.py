@@ -53,6 +53,8 @@ _JSON = re.compile(r'application/json *(; *charset="?utf-?8"? *)?;?', re.IGNOREC
 _VALUES = 1000
 _SIGNS = (b",", b"[", b"{")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+#: Bytes of a body that is read at once.
+_SMALL = 2**18
 #: Seconds that a rate looks back, at least.
 _WINDOW = 10.0
 
@@ -159,6 +161,7 @@ class Service:
         self._readers = ThreadPoolExecutor(4, "read")
         self._submit, self._read = submit or self._in_turn(), read or self._read_source
         self._fetch = _fetch_of(settings) if read is None else None
+        self._reads_fast = read is None and settings.image_root is None
         self._left: list[tuple[float, int]] = [(time.monotonic(), 0)]
 
     def _in_turn(self) -> Submit:
@@ -205,13 +208,13 @@ class Service:
         if self.posts >= self.settings.queue_posts:
             raise self.busy(f"{self.posts} posts wait")
         self.requests += 1
-        run = asyncio.get_running_loop().run_in_executor
         try:
             body = await self._body(request, taken)
-            posts = await run(self._readers, self._posts, body, request.state.client)
+            size = len(body)
+            posts = await self._step(size, self._posts, body, request.state.client)
             del body
             fetched = await self._fetched(posts, taken)
-            inputs = await run(self._readers, self._inputs, posts, fetched)
+            inputs = await self._step(size, self._inputs, posts, fetched)
             del posts, fetched
             records = await self._scored(inputs)
         finally:
@@ -240,6 +243,15 @@ class Service:
             raise HTTPException(400, "the client has gone") from None
         return b"".join(chunks)
 
+    async def _step(self, size: int, step: Callable[..., Any], *given: Any) -> Any:
+        """
+        Args:
+            size: bytes of the request's body.
+        """
+        if self._reads_fast and size < _SMALL:
+            return step(*given)  # it takes less time than to wake a thread
+        return await asyncio.get_running_loop().run_in_executor(self._readers, step, *given)
+
     def _too_large(self) -> HTTPException:
         return HTTPException(413, f"more than {self.settings.request_bytes:,} bytes: send fewer posts at a time")
 
@@ -253,7 +265,6 @@ class Service:
             raise self.busy(f"{self.bytes:,} bytes wait")
 
     def _posts(self, body: bytes, client: Client | None) -> list[Row]:
-        """In a thread."""
         if _has_more_values(body, most := _VALUES * (self.settings.request_posts + 1)):
             raise HTTPException(413, f"more than {most:,} values in one body")
         try:  # of a key that stands twice, readers differ in which one they take
@@ -280,7 +291,7 @@ class Service:
         return await self._fetch.all(chain(*wanted), self.score.limits, lambda n: self._hold(n, taken))
 
     def _inputs(self, posts: Sequence[Row], fetched: Mapping[str, bytes | ImageError]) -> list[Input]:
-        """In a thread: base64, files, and whatever `read` waits for."""
+        """Base64, files, and whatever `read` waits for."""
 
         def read(source: Any) -> bytes:
             found = fetched.get(source)
