@@ -211,7 +211,7 @@ class Service:
         try:
             body = await self._body(request, taken)
             size = len(body)
-            posts = await self._step(size, self._posts, body, request.state.client)
+            posts = await self._step(size, self._posts, body, getattr(request.state, "client", None))
             del body
             fetched = await self._fetched(posts, taken)
             inputs = await self._step(size, self._inputs, posts, fetched)
