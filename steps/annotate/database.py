@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,11 +32,9 @@ _REMEDIES = {
     "not a database": "Name the ledger's own file in annotate.ledger, or one that is not there yet",
     "malformed": "The file is damaged: put back a copy, or save what can be read with "
     "`sqlite3 FILE .recover | sqlite3 NEW` and name NEW in annotate.ledger",
-    "readonly": "Make the file and its folder writable, or name another file in annotate.ledger",
-    "read-only": "Make the file and its folder writable, or name another file in annotate.ledger",
+    "read-?only": "Make the file and its folder writable, or name another file in annotate.ledger",
     "not a valid missing": "A newer AgentPS wrote that reason: use that version, or name another database",
-    "expecting value": "A row was changed by hand: put it right, or delete it",
-    "no answer of": "A row was changed by hand: put it right, or delete it",
+    "expecting value|no answer of": "A row was changed by hand: put it right, or delete it",
     "password": "Check the user and the password of annotate.ledger, or those that the driver reads in their place",
 }
 _REMEDY = (
@@ -76,8 +75,7 @@ def open_database(url: str) -> tuple[Engine, str]:
         logging.getLogger("sqlalchemy.pool.impl.QueuePool.ledger").setLevel(logging.CRITICAL)
         if backend == "sqlite":
             event.listen(engine, "connect", _set_up)
-        _refuse_foreign(engine, name)
-        if backend == "sqlite":
+            _refuse_foreign(engine, name)
             with engine.connect() as connection:  # readers do not block the writer; the file stays so
                 connection.execute(text("PRAGMA journal_mode=WAL"))
         _create_tables(engine)
@@ -99,7 +97,7 @@ def _make_place(database: str, query: Mapping[str, Any], name: str) -> None:
 
 def _refuse_foreign(engine: Engine, name: str) -> None:
     """A server's database may be shared; a file of another application's is a slip, and stays as it is."""
-    found = inspect(engine).get_table_names() if engine.dialect.name == "sqlite" else []
+    found = inspect(engine).get_table_names()
     if found and ANSWERS.name not in found:
         raise AnnotationError(
             f"annotation ledger {name}: the database is another application's (its tables: "
@@ -162,7 +160,7 @@ def explained(name: str) -> Iterator[None]:
     # a driver refuses an option of the URL with TypeError or ValueError; so do values that no version of ours wrote
     except (SQLAlchemyError, OSError, ValueError, TypeError) as error:
         reason = masked(" ".join(str(getattr(error, "orig", None) or error).split()))[:500].rstrip(".")
-        remedy = next((remedy for said, remedy in _REMEDIES.items() if said in reason.lower()), None)
+        remedy = next((remedy for said, remedy in _REMEDIES.items() if re.search(said, reason.lower())), None)
         raise AnnotationError(
             f"annotation ledger {name}: {reason}. {remedy or _REMEDY}, then start the same command again"
         ) from error
