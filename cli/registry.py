@@ -80,11 +80,9 @@ def history(on: object, config: Path | None) -> None:
     settings, name = _open(config)
     from datetime import UTC, datetime
 
-    from steps.register import history as moves
-    from steps.register.mirror import spread
+    from steps.register.mirror import shown
 
-    state = moves.sync(name)
-    spread(state, settings.promote.target)
+    state = shown(name, settings.promote.target)
     if isinstance(on, datetime):
         click.echo(state.on(on.replace(tzinfo=UTC)) or "none")
         return

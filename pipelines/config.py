@@ -106,10 +106,10 @@ def read_service(config: Path | None) -> ServiceSettings:
 
 
 def _others() -> dict[str, type[RunOptions]]:
-    from scoring.settings import ServiceRunSettings
+    from scoring.settings import ScoringRunSettings, ServiceRunSettings
     from steps.study.settings import StudyRunSettings
 
-    return {"study": StudyRunSettings, "service": ServiceRunSettings}
+    return {"study": StudyRunSettings, "scoring": ScoringRunSettings, "service": ServiceRunSettings}
 
 
 def _all_options(config: Path | None) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -74,8 +76,11 @@ def running(**options: Any) -> Iterator[ModuleType]:
             "object_store_memory": _OBJECT_STORE,
             "include_dashboard": False,
         }
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**ours | options)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         where = os.environ.get(ADDRESS)
         what = f"the cluster at {ADDRESS}={where} cannot be joined" if where else "cannot be started here"

@@ -1,20 +1,63 @@
-"""The options of production scoring: names, types, ranges."""
+"""The options of production scoring: sections `scoring` and `service` of a run file. `configs/` holds the values."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from model.errors import ConfigError
 from model.strict import Chosen
-from steps.paths import REPOSITORY
-from steps.settings import RunOptions, load_options
+from steps.ingest.rows import absolute, is_url
+from steps.paths import DEFAULT_CONFIG, REPOSITORY
+from steps.settings import TrainingSettings, load_options
 
+SCORING_CONFIG = REPOSITORY / "configs" / "scoring.yaml"
 SERVICE_CONFIG = REPOSITORY / "configs" / "service.yaml"
+
+
+class ScoringSettings(Chosen):
+    """A batch: which posts, where to, and how."""
+
+    #: A manifest (JSON Lines, Parquet, CSV) or a folder of manifests; a path or an fsspec URL. Must be named.
+    posts: str | None
+    #: The folder of the records, local or shared; relative to the working directory. Must be named.
+    output: str | None
+    #: `ray`: the shards are spread over the cores and GPUs of this machine, or of the cluster at RAY_ADDRESS.
+    engine: Literal["local", "ray"]
+    #: A version's number; None: the champion.
+    version: str | None
+    #: Rows of the manifest for one file of records: what a killed run scores again, at most, for each worker.
+    shard: int = Field(ge=1, le=1_000_000)
+    #: Processes that score, with `engine: ray`; None: as many as the cores, or the GPUs, allow.
+    workers: int | None = Field(ge=1, le=10_000)
+    #: Cores that one process computes on.
+    threads: int = Field(ge=1, le=1_024)
+
+    def named(self) -> tuple[str, Path]:
+        """Posts and output, as they are from everywhere.
+
+        Raises:
+            ConfigError: one of them is not named, or the output is no folder of this machine.
+        """
+        if not self.posts:
+            raise ConfigError("scoring.posts: name a manifest (.jsonl, .parquet, .csv) or a folder of manifests")
+        if not self.output:
+            raise ConfigError("scoring.output: name a folder for the records")
+        if is_url(self.output):
+            raise ConfigError(f"scoring.output {self.output}: a folder of this machine is expected, or a mounted one")
+        return absolute(self.posts), Path(self.output).resolve()
+
+
+class ScoringRunSettings(TrainingSettings):
+    """All options of `pipelines.agentps_scoring`. `task` and `register` name the model; no other is used."""
+
+    defaults = (DEFAULT_CONFIG, SCORING_CONFIG)
+
+    scoring: ScoringSettings
 
 
 class ServiceSettings(Chosen):
@@ -104,10 +147,10 @@ def _is_local(host: str) -> bool:
         return False
 
 
-class ServiceRunSettings(RunOptions):
-    """The section in its place."""
+class ServiceRunSettings(TrainingSettings):
+    """All options of `agentps serve`. `task` and `register` name the model; no other is used."""
 
-    defaults: ClassVar[tuple[Path, ...]] = (SERVICE_CONFIG,)
+    defaults = (DEFAULT_CONFIG, SERVICE_CONFIG)
 
     service: ServiceSettings
 

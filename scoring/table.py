@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from model.checkpoint import read_info
+from model.checkpoint_info import read_info
 from model.columns import DECISION, ERROR, LOGIT, MODEL_VERSION, SCORED_AT, decision_column
 from model.errors import ConfigError
 from model.files import disk_told

@@ -34,6 +34,8 @@ _RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _OTHERS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO)
 #: Seconds that another process may hold a database.
 _PATIENCE = 10
+#: ZenML's errors about a step or a materializer that is written wrong.
+_FAULTS = ("StepInterfaceError", "MaterializerInterfaceError")
 #: Characters of another library's message.
 _LONGEST = 400
 
@@ -85,9 +87,9 @@ def _came_of(error: BaseException) -> tuple[BaseException | None]:
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    """Whether the line that raised it is in the repository, and not in an installed package."""
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    path = Path(frames[-1].f_code.co_filename) if frames else Path()
+    """Whether the line that raised it, or had Pydantic raise it, is in the repository and in no installed package."""
+    files = [Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__)]
+    path = next((file for file in reversed(files) if "pydantic" not in file.parts), Path())
     return path.is_relative_to(REPOSITORY) and "site-packages" not in path.parts
 
 
@@ -108,13 +110,13 @@ def _around(error: BaseException) -> str | None:
             f"wrote it, or move the file away ({' or '.join(shlex.quote(str(path)) for _, path in _databases())})"
         )
     if isinstance(error, ValidationError):  # those of our own files are our own errors
-        return f"ZenML: {explain_validation(error)}"
+        return None if _raised_by_us(error) else f"ZenML: {explain_validation(error)}"
     if isinstance(error, Exception) and module == "mlflow.exceptions":  # of ZenML's calls: the registry's are ours
         from steps.register.reach import place, trouble
 
         line = trouble(error)
         return line and f"MLflow {place()}: {line}"
-    if module.startswith("zenml.exceptions"):
+    if module.startswith("zenml.exceptions") and type(error).__name__ not in _FAULTS:
         return f"ZenML: {_cut(error)}"
     if module.startswith(("requests.exceptions", "urllib3.exceptions", "httpx")):
         return f"no answer from a server ({type(error).__name__}): {_cut(error)}: check its address, and that it runs"

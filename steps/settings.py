@@ -134,6 +134,8 @@ class EvaluateSettings(Chosen):
 
     #: Precision targets in percent; a threshold is fitted on val for each.
     precisions: tuple[int, ...]
+    #: With which each served threshold keeps its precision (see `steps.evaluate.promise`).
+    confidence: float = Field(ge=0.5, le=0.999)
     #: Resamples for the 95 % intervals; 0: none.
     bootstrap: int = Field(ge=0, le=100_000)
     #: Posts shown for each of: true positives, false positives, false negatives, true negatives.
