@@ -24,6 +24,8 @@ COMMANDS: dict[str, str] = {
     "run-scheduled": "cli.schedule:run_scheduled",
     "schedule": "cli.schedule:schedule",
     "score": "cli.registry:score",
+    "serve": "cli.scoring:serve",
+    "key": "cli.scoring:key",
     "trial": "cli.annotation:trial",
 }
 

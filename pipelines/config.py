@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.errors import ConfigError
 from steps.settings import NotifySettings, RunOptions, TrainingSettings, load_options, load_settings, read_yaml
+
+if TYPE_CHECKING:
+    from scoring.settings import ServiceSettings
 
 PARAMETERS, OPTIONS = "parameters", "options"
 #: The top-level keys that ZenML reads, beside `parameters`. Listed, so that a command needs no ZenML (a test compares).
@@ -78,22 +81,39 @@ def _mapping(path: Path, name: str, value: Any) -> dict[str, Any]:
 def read_options(config: Path | None) -> dict[str, Any]:
     """The options that a command takes from a run file; it may be the file of any pipeline.
 
-    A section of another pipeline is checked, and left out. The other values are for `load_settings`.
+    A section of another pipeline, or of one command, is checked, and left out. The other values are for
+    `load_settings`.
 
     Raises:
         ConfigError: as `read_run_file`; or such a section breaks a rule.
     """
-    if config is None:
-        return {}
-    from scoring.settings import ScoringRunSettings
-    from steps.study.settings import StudyRunSettings
-
-    others: dict[str, type[RunOptions]] = {"study": StudyRunSettings, "scoring": ScoringRunSettings}
-    options = read_run_file(config, TrainingSettings.names() | others.keys()).options
-    for section, kind in others.items():
+    options = _all_options(config)
+    for section, kind in _others().items():
         if section in options:
             load_options(kind, {section: options.pop(section)}, f"config {config}")
     return options
+
+
+def read_service(config: Path | None) -> ServiceSettings:
+    """The section `service` of a run file; its other options are for `read_options`.
+
+    Raises:
+        ConfigError: as `read_options`.
+    """
+    from scoring.settings import load_service
+
+    return load_service(_all_options(config).get("service"), f"config {config}")
+
+
+def _others() -> dict[str, type[RunOptions]]:
+    from scoring.settings import ScoringRunSettings, ServiceRunSettings
+    from steps.study.settings import StudyRunSettings
+
+    return {"study": StudyRunSettings, "scoring": ScoringRunSettings, "service": ServiceRunSettings}
+
+
+def _all_options(config: Path | None) -> dict[str, Any]:
+    return read_run_file(config, TrainingSettings.names() | _others().keys()).options if config is not None else {}
 
 
 def load_notify(config: Path | None) -> NotifySettings:

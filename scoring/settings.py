@@ -1,19 +1,22 @@
-"""The options of production scoring: section `scoring` of a run file. `configs/scoring.yaml` holds the values."""
+"""The options of production scoring: sections `scoring` and `service` of a run file. `configs/` holds the values."""
 
 from __future__ import annotations
 
+import ipaddress
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from model.errors import ConfigError
 from model.strict import Chosen
 from steps.ingest.rows import absolute, is_url
 from steps.paths import DEFAULT_CONFIG, REPOSITORY
-from steps.settings import TrainingSettings
+from steps.settings import TrainingSettings, load_options
 
 SCORING_CONFIG = REPOSITORY / "configs" / "scoring.yaml"
+SERVICE_CONFIG = REPOSITORY / "configs" / "service.yaml"
 
 
 class ScoringSettings(Chosen):
@@ -55,3 +58,107 @@ class ScoringRunSettings(TrainingSettings):
     defaults = (DEFAULT_CONFIG, SCORING_CONFIG)
 
     scoring: ScoringSettings
+
+
+class ServiceSettings(Chosen):
+    """`agentps serve`: section `service` of a run file. `configs/service.yaml` holds the values, and says more."""
+
+    #: Whoever reaches this address may send posts.
+    host: str = Field(min_length=1)
+    port: int = Field(ge=1, le=65_535)
+    #: Tokens of a batch, pictures and texts, each post as long as the longest; None: as many posts as a micro-batch of
+    #: the training had.
+    batch_tokens: int | None = Field(ge=1)
+    #: How long a batch waits for more posts, in seconds.
+    batch_wait: float = Field(ge=0, le=60)
+    #: Posts that wait for their turn; who sends more gets 429.
+    queue_posts: int = Field(ge=1, le=100_000)
+    #: Bytes of all requests that are being read or wait.
+    queue_bytes: int = Field(ge=1)
+    #: Of one request.
+    request_posts: int = Field(ge=1)
+    request_bytes: int = Field(ge=1)
+    #: Within which a request must have been sent whole, in seconds.
+    request_seconds: float = Field(gt=0, le=3600)
+    #: A folder whose files may be named as pictures; None: no path is read.
+    image_root: str | None
+    #: Hosts whose https URLs may be named as pictures, see `scoring.fetch.Fetch`.
+    image_hosts: list[str]
+    #: Seconds, from a request's arrival, that its pictures may take that are named by URLs.
+    image_seconds: float = Field(gt=0, le=600)
+    #: The file of the API keys that `agentps key` writes; None: nobody needs one.
+    keys: str | None
+    #: Threads of a batch; None: one core is left for the requests.
+    threads: int | None = Field(ge=1)
+    #: How often the registry is asked for the aliases, in seconds.
+    poll: float = Field(gt=0, le=3600)
+    #: Share of the posts that the challenger scores too; its records are kept beside.
+    shadow_share: float = Field(ge=0, le=1)
+    #: Seconds that requests which were taken have at the end.
+    drain: float = Field(ge=0, le=3600)
+
+    @field_validator("image_root")
+    @classmethod
+    def _folder(cls, value: str | None) -> str | None:
+        if value is not None and not (os.path.isabs(value) and os.path.isdir(value)):
+            raise ValueError(f"{value!r}: the absolute path of a folder, or null")
+        return value
+
+    @field_validator("image_hosts")
+    @classmethod
+    def _hosts(cls, value: list[str]) -> list[str]:
+        if value:
+            from scoring.fetch import Host  # who reads no URL does without HTTP and TLS
+
+            try:
+                for entry in value:
+                    Host.of(entry)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("keys")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value if value is None else os.path.abspath(value)  # a replica runs in another folder
+
+    @model_validator(mode="after")
+    def _known(self) -> ServiceSettings:
+        if self.keys is None and not _is_local(self.host):
+            raise ValueError(
+                f"host {self.host} is reached from other machines, and nobody needs a key: set keys to a file, make "
+                "the first key with `agentps key NAME -c FILE`, or take host 127.0.0.1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _room(self) -> ServiceSettings:
+        if self.request_posts > self.queue_posts:
+            raise ValueError(f"request_posts {self.request_posts} is more than queue_posts {self.queue_posts} holds")
+        if self.request_bytes > self.queue_bytes:
+            raise ValueError(f"request_bytes {self.request_bytes} is more than queue_bytes {self.queue_bytes} holds")
+        return self
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class ServiceRunSettings(TrainingSettings):
+    """All options of `agentps serve`. `task` and `register` name the model; no other is used."""
+
+    defaults = (DEFAULT_CONFIG, SERVICE_CONFIG)
+
+    service: ServiceSettings
+
+
+def load_service(given: dict[str, Any] | None = None, source: str = "service") -> ServiceSettings:
+    """`given` laid over the values of `configs/service.yaml`.
+
+    Raises:
+        ConfigError: names each key that is unknown or out of range.
+    """
+    return load_options(ServiceRunSettings, {"service": given}, source).service

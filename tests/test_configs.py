@@ -10,7 +10,14 @@ from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 
 from model.task import TASKS_DIR, load_task
 from pipelines.config import read_run_file
-from scoring.settings import SCORING_CONFIG, ScoringRunSettings, ScoringSettings
+from scoring.settings import (
+    SCORING_CONFIG,
+    SERVICE_CONFIG,
+    ScoringRunSettings,
+    ScoringSettings,
+    ServiceRunSettings,
+    ServiceSettings,
+)
 from steps.annotate.prices import PRICES, load_prices
 from steps.paths import STUDY_CONFIG
 from steps.settings import TrainingSettings, load_options, load_settings
@@ -49,12 +56,16 @@ def settings_of(path: Path) -> TrainingSettings:
     kind: type[TrainingSettings] = StudyRunSettings if path in STUDY_FILES else TrainingSettings
     if path == SCORING_CONFIG:
         kind = ScoringRunSettings
+    if path == SERVICE_CONFIG:
+        kind = ServiceRunSettings
     return load_options(kind, read_run_file(path, kind.names()).options, relative(path))
 
 
 def test_no_option_of_ours_has_the_name_of_one_of_zenmls() -> None:
     """Both live at the top of one file."""
-    names = TrainingSettings.names() | StudyRunSettings.names() | ScoringRunSettings.names()
+    names = (
+        TrainingSettings.names() | StudyRunSettings.names() | ScoringRunSettings.names() | ServiceRunSettings.names()
+    )
     assert names.isdisjoint(PipelineRunConfiguration.model_fields)
 
 
@@ -82,6 +93,11 @@ def test_the_default_config_lists_every_option() -> None:
 def test_scoring_lists_every_option_of_its_own() -> None:
     listed = yaml.safe_load(SCORING_CONFIG.read_text(encoding="utf-8"))["scoring"]
     assert set(listed) == set(ScoringSettings.model_fields)
+
+
+def test_the_service_lists_every_option_of_its_own() -> None:
+    listed = yaml.safe_load(SERVICE_CONFIG.read_text(encoding="utf-8"))["service"]
+    assert set(listed) == set(ServiceSettings.model_fields)
 
 
 def test_the_study_lists_every_option_of_its_own() -> None:
