@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -325,3 +326,34 @@ def test_bfloat16_and_checkpointing_of_activations_train(
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
     assert gradients[2].keys() == gradients[0].keys()
     assert all(torch.isfinite(gradient).all() for gradient in gradients[2].values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_baseline_without_a_language_model_reads_means_of_states_and_words(
+    backbones: dict[str, BackboneSettings], shards: dict[tuple[str, bool], Shards], family: str
+) -> None:
+    own = shards[family, False]
+    model, _, batches = network(backbones[family], own, train_settings(variant="siglip"))
+    found = batched(model.eval(), batches, ROWS)
+    tokenizer = load_tokenizer(backbones[family])
+    for row, answers in zip(ROWS, found, strict=True):
+        post = own.posts.iloc[row]
+        ids = [*post[TEXT_IDS], *tokenizer.encode(TASK.final.ask + "\n")]
+        words = model.base.get_input_embeddings()(torch.tensor(ids)).mean(0)
+        images = torch.from_numpy(own.images(post[FRAMES]))
+        states = torch.cat([model.tower_states(image[None]) for image in images]).mean((0, 1))
+        assert (mlp(model.final_head, torch.cat([states, words])) - answers[0]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_4_bits_are_the_linear_layers_of_the_language_model_and_no_other(
+    backbones: dict[str, BackboneSettings], family: str
+) -> None:
+    backbone = backbones[family].model_copy(update={"quantization": "nf4"})
+    model = load_backbone(backbone, load_tokenizer(backbone), torch.float32)
+    layers = f"{family_of(model.config).language_model}.layers."
+    found = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert found == {name for name in linear if name.startswith(layers)}
+    assert len(found) == 4 * 7
