@@ -13,7 +13,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, SmolVLMModel
 
 from model import checkpoint
 from model.agentps import AgentPS
@@ -276,7 +276,7 @@ def test_a_preprocessor_without_a_scale_is_refused(
     ("family", "size", "said"),
     [
         ("llava_onevision", 64, "the tower of the backbone reads 32"),
-        ("smolvlm", 40, "up to 32"),
+        ("smolvlm", 40, "reads 32, and"),
         ("smolvlm", 20, "multiples of 8"),
         ("qwen2_5_vl", 24, "multiples of 16"),
         ("qwen3_vl", 20, "multiples of 8"),
@@ -357,3 +357,17 @@ def test_in_4_bits_are_the_linear_layers_of_the_language_model_and_no_other(
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     assert found == {name for name in linear if name.startswith(layers)}
     assert len(found) == 4 * 7
+
+
+@torch.no_grad()
+def test_a_last_part_of_a_patch_is_not_read() -> None:
+    """SmolVLM2 2.2B reads frames of 384 pixels in patches of 14: 27 of them, and 6 pixels that are left."""
+    config = families.REAL["smolvlm"].config(64, 3)
+    config.vision_config.patch_size, config.scale_factor = 5, 3  # 32 pixels: 6 patches and 2 pixels
+    model, family = SmolVLMModel(config), family_of(config)
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    pixels = family.normalize(images)
+    (found,) = family.frame_tokens(model, family.tower_states(model, pixels))
+    assert found.shape == (2, family.side(32) ** 2, 32) == (2, 4, 32)
+    expected = model.get_image_features(pixels[None], return_dict=True).pooler_output
+    torch.testing.assert_close(found.flatten(0, 1), torch.cat(list(expected)))
