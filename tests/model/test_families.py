@@ -20,7 +20,7 @@ from model.agentps import AgentPS
 from model.backbone import load_backbone, load_config, load_tokenizer
 from model.backbones import family_of, names
 from model.data import FRAMES, TEXT_IDS, Batches, Shards
-from model.errors import ConfigError
+from model.errors import AgentPSError, ConfigError
 from model.loss import task_loss
 from model.settings import BackboneSettings, LoraSettings, Variant, answers_questions
 from model.tower_cache import tower_cache
@@ -371,3 +371,35 @@ def test_a_last_part_of_a_patch_is_not_read() -> None:
     assert found.shape == (2, family.side(32) ** 2, 32) == (2, 4, 32)
     expected = model.get_image_features(pixels[None], return_dict=True).pooler_output
     torch.testing.assert_close(found.flatten(0, 1), torch.cat(list(expected)))
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "key", "value", "said"),
+    [
+        ("qwen3_vl", "vision_config", "deepstack_visual_indexes", [0, 9], "of a tower of 4 layers"),
+        ("qwen3_vl", "vision_config", "deepstack_visual_indexes", [2, 0], r"deepstack_visual_indexes \[2, 0\]"),
+        ("qwen3_vl", "vision_config", "patch_size", [4, 4], "cannot be"),
+        ("qwen3_vl", "vision_config", "depth", 10**6, r"vision_config\.depth: a whole number"),
+        ("qwen3_vl", "vision_config", "spatial_merge_size", 0, "spatial_merge_size: a whole number"),
+        ("qwen2_5_vl", "vision_config", "window_size", 7, "multiples of 0 pixels"),
+        ("qwen2_5_vl", "text_config", "rope_parameters", {"rope_type": "default", "rope_theta": 1e4}, "mrope_section"),
+        ("qwen2_5_vl", "text_config", "head_dim", 0, "head_dim: a whole number"),
+        ("qwen2_5_vl", "vision_config", "out_hidden_size", 64, "have another shape than config.json says"),
+        ("smolvlm", "vision_config", "image_size", [32, 32], "no network can be made|cannot be used"),
+        ("smolvlm", "text_config", "model_type", "mistral", "language model is mistral"),
+        ("smolvlm", "text_config", "num_hidden_layers", 6, "no weights for"),
+        ("smolvlm", "text_config", "num_hidden_layers", 2, "weights of layers that config.json does not have"),
+        ("qwen3_vl", "vision_config", "depth", 3, "weights of layers that config.json does not have"),
+    ],
+)
+def test_a_config_that_is_not_the_weights_own_is_one_line(
+    backbones: dict[str, BackboneSettings], tmp_path: Path, family: str, part: str, key: str, value: Any, said: str
+) -> None:
+    own = backbones[family]
+    config = json.loads((Path(own.name) / "config.json").read_text())
+    config[part][key] = value
+    broken = changed(own, tmp_path / "broken", "config.json", config)
+    with pytest.raises(AgentPSError, match=said) as caught:
+        load_backbone(broken, load_tokenizer(broken), torch.float32)
+    assert "\n" not in str(caught.value)
+    assert str(broken.name) in str(caught.value)
