@@ -10,6 +10,7 @@ from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 
 from model.task import TASKS_DIR, load_task
 from pipelines.config import read_run_file
+from scoring.settings import SCORING_CONFIG, ScoringRunSettings, ScoringSettings
 from steps.annotate.prices import PRICES, load_prices
 from steps.paths import STUDY_CONFIG
 from steps.settings import TrainingSettings, load_options, load_settings
@@ -45,13 +46,16 @@ def test_the_price_table_knows_the_default_model() -> None:
 
 
 def settings_of(path: Path) -> TrainingSettings:
-    kind = StudyRunSettings if path in STUDY_FILES else TrainingSettings
+    kind: type[TrainingSettings] = StudyRunSettings if path in STUDY_FILES else TrainingSettings
+    if path == SCORING_CONFIG:
+        kind = ScoringRunSettings
     return load_options(kind, read_run_file(path, kind.names()).options, relative(path))
 
 
 def test_no_option_of_ours_has_the_name_of_one_of_zenmls() -> None:
     """Both live at the top of one file."""
-    assert (TrainingSettings.names() | StudyRunSettings.names()).isdisjoint(PipelineRunConfiguration.model_fields)
+    names = TrainingSettings.names() | StudyRunSettings.names() | ScoringRunSettings.names()
+    assert names.isdisjoint(PipelineRunConfiguration.model_fields)
 
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=relative)
@@ -73,6 +77,11 @@ def test_the_default_config_lists_every_option() -> None:
     """What is not there would have a default that nobody can look up."""
     listed = yaml.safe_load((CONFIGS / "default.yaml").read_text(encoding="utf-8"))
     assert set(listed) == TrainingSettings.names()
+
+
+def test_scoring_lists_every_option_of_its_own() -> None:
+    listed = yaml.safe_load(SCORING_CONFIG.read_text(encoding="utf-8"))["scoring"]
+    assert set(listed) == set(ScoringSettings.model_fields)
 
 
 def test_the_study_lists_every_option_of_its_own() -> None:
