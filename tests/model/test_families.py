@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, SmolVLMModel
 from model import checkpoint
 from model.agentps import AgentPS
 from model.backbone import load_backbone, load_config, load_tokenizer
-from model.backbones import family_of, names
+from model.backbones import family_of, is_known, names
 from model.data import FRAMES, TEXT_IDS, Shards
 from model.errors import AgentPSError, ConfigError
 from model.loss import task_loss
@@ -59,6 +59,12 @@ def shards(
 
 def test_every_family_is_compared() -> None:
     assert names() == FAMILIES
+    assert all(is_known(name) for name in FAMILIES)
+
+
+@pytest.mark.parametrize("name", ["_qwen_vl", "llava", "..errors", "qwen3_vl.", "os", "", None, ["qwen3_vl"]])
+def test_what_is_no_family_is_known_as_none(name: object) -> None:
+    assert not is_known(name)
 
 
 def perturb(model: AgentPS) -> None:
