@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from importlib.util import find_spec
 from pkgutil import iter_modules
@@ -18,16 +19,18 @@ if TYPE_CHECKING:
     from ..family import Family
 
 
-def known(model_type: str) -> bool:
-    """Whether there is such a family; nothing is imported for it."""
-    # asked by name: the code of a registered version is imported from memory, where no folder can be listed
-    named = model_type.isidentifier() and not model_type.startswith("_")
-    return named and find_spec(f".{model_type}", __package__) is not None
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def names() -> list[str]:
-    """The model types that are known, for a message; none where this code was imported from memory."""
+    """The model types that are known, for a message: none in a registered version's code, which lies in no folder."""
     return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def is_known(model_type: object) -> bool:
+    """Whether there is a module for it, which is not imported."""
+    named = isinstance(model_type, str) and _NAME.fullmatch(model_type)
+    return bool(named) and find_spec(f".{model_type}", __package__) is not None
 
 
 def family_class(model_type: str) -> type[Family]:
@@ -35,7 +38,7 @@ def family_class(model_type: str) -> type[Family]:
     Raises:
         ConfigError: no family has this name.
     """
-    if not known(model_type):
+    if not is_known(model_type):
         raise ConfigError(f"a backbone of type {model_type!r}: one of {', '.join(names())} is expected")
     found: type[Family] = import_module(f".{model_type}", __package__).FAMILY
     return found
