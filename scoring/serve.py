@@ -185,13 +185,6 @@ def check_port(host: str, port: int) -> None:
             ) from None
 
 
-def _free_port() -> int:
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        port: int = tried.getsockname()[1]
-        return port
-
-
 def _binary() -> str:
     """HAProxy's own; Ray brings it along on Linux."""
     try:
@@ -216,7 +209,7 @@ def _haproxy(places: int) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="agentps-serve-") as name:
         folder = Path(name)
         script = folder / "haproxy"
-        words = [sys.executable, "-I", haproxy.__file__, f"http-{_APP}", str(places), binary]
+        words = [sys.executable, "-I", haproxy.__file__, name, f"http-{_APP}", str(places), binary]
         script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
         script.chmod(stat.S_IRWXU)
         os.environ |= {
@@ -226,8 +219,6 @@ def _haproxy(places: int) -> Iterator[Path]:
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_SILENT),
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_SERVE_LOG_TO_STDERR": "0",
