@@ -16,13 +16,14 @@ HEAD = 10
 BUSY = json.dumps({"detail": "busy: all places are taken: send it again after the seconds of Retry-After"})
 
 
-def mended(config: str, backend: str, places: int) -> str:
+def mended(config: str, folder: Path, backend: str, places: int) -> str:
     """
     Args:
+        folder: gets the sockets of the pages for statistics.
         backend: of the application; a configuration that does not have it yet refuses nobody.
         places: requests that may be read or wait.
     """
-    config = re.sub(r"^(\s*bind )\*?:", r"\g<1>127.0.0.1:", config, flags=re.MULTILINE)
+    config = re.sub(r"^(\s*bind )\*?:(\d+)$", rf"\g<1>unix@{folder}/\g<2>.sock", config, flags=re.MULTILINE)
     config = re.sub(
         r"^(\s*)timeout client .*$", rf"\g<0>\n\g<1>timeout http-request {HEAD}s", config, count=1, flags=re.MULTILINE
     )
@@ -37,10 +38,10 @@ def mended(config: str, backend: str, places: int) -> str:
     return config.replace("\nfrontend http_frontend\n", f"\nfrontend http_frontend\n{refuse}\n", 1)
 
 
-def main(backend: str, places: str, binary: str, *arguments: str) -> None:
+def main(folder: str, backend: str, places: str, binary: str, *arguments: str) -> None:
     if "-f" in arguments:
         path = Path(arguments[arguments.index("-f") + 1])
-        path.write_text(mended(path.read_text(encoding="utf-8"), backend, int(places)), encoding="utf-8")
+        path.write_text(mended(path.read_text(encoding="utf-8"), Path(folder), backend, int(places)), encoding="utf-8")
     os.execv(binary, [binary, *arguments])
 
 

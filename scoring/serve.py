@@ -19,13 +19,14 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx2
 
@@ -35,6 +36,7 @@ from scoring.keys import read_keys
 from scoring.record import Record
 from scoring.score import Input
 from scoring.settings import ServiceSettings
+from steps.register.history import champion_of
 
 if TYPE_CHECKING:
     from scoring.engine import Status
@@ -60,6 +62,26 @@ _MORE_REQUESTS, _AT_ONCE = 16, 32
 class _Waiting:
     post: Input
     tokens: int
+
+
+class InOrder(asyncio.Queue[Any]):
+    """What was taken and is put back goes to the front.
+
+    Ray takes posts for a batch until one does not fit, and puts that one behind all others: it would wait twice.
+    """
+
+    _taken: Any = None
+
+    def _get(self) -> Any:
+        self._taken = super()._get()
+        return self._taken
+
+    def _put(self, item: Any) -> None:
+        places: deque[Any] = self._queue  # type: ignore[attr-defined]
+        if item is self._taken:
+            places.appendleft(item)
+        else:
+            places.append(item)
 
 
 def padded_tokens(waiting: Sequence[_Waiting]) -> int:
@@ -98,7 +120,7 @@ class Replica:
         self._service = self._application.state.service
         if shadow is not None:
             shadow.count = lambda result, n: self._service.metrics.shadow.labels(result).inc(n)
-        self._batch = self._batched()
+        self._batch: Callable[[_Waiting], Any] | None = None
         self._engine.start()
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -121,11 +143,14 @@ class Replica:
             batch_size_fn=padded_tokens,
             max_concurrent_batches=_BATCHES,
         )
-        made: Callable[[_Waiting], Any] = batched(batch)
+        made: Any = batched(batch)
+        made.set_max_batch_size.__self__.queue.queue = InOrder()
         self._budget = budget
-        return made
+        return cast("Callable[[_Waiting], Any]", made)
 
     async def _submit(self, inputs: Sequence[Input]) -> list[Record]:
+        if self._batch is None:  # made in the loop that it works in
+            self._batch = self._batched()
         # a post that is longer than the budget is a batch by itself
         waiting = [_Waiting(post, min(self._engine.tokens(post), self._budget)) for post in inputs]
         return list(await asyncio.gather(*map(self._batch, waiting)))
@@ -161,13 +186,6 @@ def check_port(host: str, port: int) -> None:
             ) from None
 
 
-def _free_port() -> int:
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        port: int = tried.getsockname()[1]
-        return port
-
-
 def _binary() -> str:
     """HAProxy's own; Ray brings it along on Linux."""
     try:
@@ -192,7 +210,7 @@ def _haproxy(places: int) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="agentps-serve-") as name:
         folder = Path(name)
         script = folder / "haproxy"
-        words = [sys.executable, "-I", haproxy.__file__, f"http-{_APP}", str(places), binary]
+        words = [sys.executable, "-I", haproxy.__file__, name, f"http-{_APP}", str(places), binary]
         script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
         script.chmod(stat.S_IRWXU)
         os.environ |= {
@@ -202,8 +220,6 @@ def _haproxy(places: int) -> Iterator[Path]:
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
             "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
-            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
-            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_SILENT),
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_SERVE_LOG_TO_STDERR": "0",
@@ -267,6 +283,7 @@ def serve_until(
     check_port(settings.host, settings.port)
     if settings.keys is not None:
         read_keys(Path(settings.keys))  # before Ray takes its time
+    champion_of(name)  # before Ray is started for nothing
     ray_settings.prepare()
     folder.mkdir(parents=True, exist_ok=True)
     with _haproxy(settings.queue_posts) as door, ray_settings.running():
@@ -277,16 +294,19 @@ def serve_until(
             _hear(ended)
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
-            handle = serve.run(_deployment(name, settings, tracking_uri, folder), name=_APP)
-        except RuntimeError as error:
-            raise AgentPSError(f"the service did not start: {_why(error)}") from error
-        url = _address(settings)
-        _wait_for(f"{url}/ready", ended)
-        say(f"{name}: {url}/score takes posts; /docs shows how")
-        _tell(handle, ended, settings.poll, say)
-        _close_door(door)
-        left: int = handle.drain.remote().result(timeout_s=settings.drain + 10)
-        return left  # the end of Ray, which was started here, is that of all its processes
+            try:
+                handle = serve.run(_deployment(name, settings, tracking_uri, folder), name=_APP)
+            except RuntimeError as error:
+                raise AgentPSError(f"the service did not start: {_why(error)}") from error
+            url = _address(settings)
+            _wait_for(f"{url}/ready", ended)
+            say(f"{name}: {url}/score takes posts; /docs shows how")
+            _tell(handle, ended, settings.poll, say)
+            _close_door(door)
+            left: int = handle.drain.remote().result(timeout_s=settings.drain + 10)
+            return left
+        finally:
+            serve.shutdown()  # the end of Ray alone leaves HAProxy behind
 
 
 def _address(settings: ServiceSettings) -> str:

@@ -28,12 +28,12 @@ listen stats
 """
 
 
-def test_every_address_is_loopback_heads_have_a_time_and_places_an_end() -> None:
-    found = haproxy.mended(CONFIG, "http-agentps", 128).splitlines()
+def test_only_the_service_has_an_address_heads_have_a_time_and_places_an_end() -> None:
+    found = haproxy.mended(CONFIG, Path("/f"), "http-agentps", 128).splitlines()
     assert [line.strip() for line in found if "bind" in line] == [
-        "bind 127.0.0.1:9101",
+        "bind unix@/f/9101.sock",
         "bind 127.0.0.1:8000",
-        "bind 127.0.0.1:8404",
+        "bind unix@/f/8404.sock",
     ]
     assert "    timeout http-request 10s" in found
     (refuse,) = [line for line in found if "status 429" in line]
@@ -43,13 +43,13 @@ def test_every_address_is_loopback_heads_have_a_time_and_places_an_end() -> None
 def test_a_configuration_without_the_application_refuses_nobody() -> None:
     """Ray starts HAProxy before there is one; a rule about it would be an error."""
     text = CONFIG.replace("    use_backend http-agentps if TRUE\n", "").replace("backend http-agentps", "backend other")
-    assert "429" not in haproxy.mended(text, "http-agentps", 128)
+    assert "429" not in haproxy.mended(text, Path("/f"), "http-agentps", 128)
 
 
 def test_haproxy_takes_what_was_mended(tmp_path: Path) -> None:
     path = tmp_path / "haproxy.cfg"
     path.write_text(CONFIG)
-    command = [sys.executable, "-I", haproxy.__file__, "http-agentps", "128", get_haproxy_binary()]
+    command = [sys.executable, "-I", haproxy.__file__, "/tmp", "http-agentps", "128", get_haproxy_binary()]
     checked = subprocess.run([*command, "-c", "-f", str(path)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "Retry-After" in path.read_text()

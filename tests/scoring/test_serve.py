@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from cli.main import main
 from model.settings import BackboneSettings
 from scoring.score import Input
-from scoring.serve import _Waiting, padded_tokens
+from scoring.serve import InOrder, _Waiting, padded_tokens
 from steps.register import registry
 from tests.support.service import data_url, post
 from tests.support.tiny import write_images
@@ -117,6 +117,7 @@ def test_the_service_scores_swaps_and_drains(
                 for version in ("2", "1"):
                     point(NAME, registry.CHAMPION, version)
                     until(lambda wanted=version: ready(client)["version"] == wanted, said)
+                    until(lambda wanted=version: f"{NAME}: version {wanted} serves" in said(), said)
                 count = len(answers)
                 until(lambda: len(answers) > count + 3)
                 stop.set()
@@ -136,7 +137,6 @@ def test_the_service_scores_swaps_and_drains(
                 assert answers[-1].status_code == 200
                 assert len(answers[-1].json()["records"]) == 64
             assert process.wait(LONG) == 0, said()
-            assert f"{NAME}: version 2 serves" in said()
 
 
 def test_an_address_that_is_taken_is_one_message(agentps_home: Path) -> None:
@@ -147,6 +147,16 @@ def test_an_address_that_is_taken_is_one_message(agentps_home: Path) -> None:
         result = CliRunner().invoke(main, ["serve", "--port", port])
     assert result.exit_code == 1
     assert f"127.0.0.1 port {port} cannot be listened to (Address already in use): name a free one" in result.output
+
+
+def test_what_does_not_fit_into_a_batch_is_first_in_the_next() -> None:
+    queue = InOrder()
+    for number in range(4):
+        queue.put_nowait(number)
+    assert [queue.get_nowait(), queue.get_nowait()] == [0, 1]
+    queue.put_nowait(1)
+    queue.put_nowait(4)
+    assert [queue.get_nowait() for _ in range(4)] == [1, 2, 3, 4]
 
 
 def test_a_batch_counts_its_longest_post_for_each() -> None:
