@@ -1,0 +1,112 @@
+"""What a run file says, put together: `agentps stream` and `agentps dead-letters replay`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from model.images import ImageLimits
+from model.settings import PostLimits
+from scoring.score import Score
+from scoring.store import DeadLetter, Store
+from scoring.stream.filter import filter_of
+from scoring.stream.folder import FolderSource
+from scoring.stream.retriever import FromSql, from_message, picture_folder, reader
+from scoring.stream.settings import StreamSettings
+from scoring.stream.sink import sink_of
+from scoring.stream.source import Message, folder_of, source_of
+from scoring.stream.waiting import asking
+from scoring.stream.worker import Worker, ending, follow
+from steps.settings import IngestSettings
+
+
+def store_of(settings: StreamSettings) -> Store:
+    """Raises: ConfigError where it cannot be opened."""
+    from steps.paths import home
+    from steps.secrets import resolved
+
+    url = f"sqlite:///{home() / 'scoring.db'}" if settings.store is None else resolved(settings.store, "stream.store")
+    return Store.open(url)
+
+
+def worker_of(
+    settings: StreamSettings, ingest: IngestSettings, score: Score, source: str, folder: Path | None
+) -> Worker:
+    """
+    Args:
+        source: its name.
+        folder: of pictures, where the run file names none.
+    """
+    pictures = picture_folder(settings.images, folder)
+    return Worker(
+        source=source,
+        retrieve=from_message if settings.sql is None else FromSql(settings.sql.url, settings.sql.query),
+        read=lambda limits: reader(limits, pictures),
+        score=score,
+        filter=filter_of(settings.policy),
+        sinks=[sink_of(url, settings) for url in settings.sinks],
+        store=store_of(settings),
+        limits=(
+            ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels),
+            PostLimits(ingest.max_images, ingest.max_text_characters),
+        ),
+        picture_waits=settings.picture_waits,
+    )
+
+
+def stream(
+    settings: StreamSettings, ingest: IngestSettings, score: Score, say: Callable[[str], Any], *, once: bool = False
+) -> None:
+    """Follow the source until a signal; `say` gets a line at the begin and at the end.
+
+    Raises: ConfigError: something of the section cannot be used.
+    """
+    source = source_of(settings)
+    folder = source.folder if isinstance(source, FolderSource) else None
+    worker = worker_of(settings, ingest, score, source.name, folder)
+    say(f"{source.name}: posts are taken, in batches of {settings.batch} at most")
+    try:
+        follow(source, worker, once=once)
+    finally:
+        say(f"{source.name}: {worker.tally}")
+
+
+# --- dead letters -----------------------------------------------------------------------------------------------
+
+
+def replay(
+    settings: StreamSettings, ingest: IngestSettings, score: Score, letters: Sequence[DeadLetter]
+) -> tuple[int, int, int]:
+    """Take the messages of dead letters once more, the oldest first; those that have a record then are resolved.
+
+    A letter whose post has a newer record by now is resolved without: it would put the old content in its place.
+
+    Returns:
+        How many have a record now, how many were overtaken, how many stay dead, with their new reasons.
+    """
+    url = settings.source
+    folder = None if "://" in url and not url.startswith("file://") else folder_of(url)
+    done = [0, 0, 0]
+    worker = worker_of(settings, ingest, score, "", folder)
+    with ending(worker.stop):
+        for letter in letters:
+            worker.source = letter.source
+            if _overtaken(worker, letter):
+                place = 1
+            else:
+                place = 2 if worker.process([Message(letter.message_id, letter.body)], again=True) else 0
+            if place < 2:
+                worker.patiently(partial(asking, partial(worker.store.resolve, [letter.id])))
+            done[place] += 1
+            if worker.stop.is_set():
+                break
+    return done[0], done[1], done[2]
+
+
+def _overtaken(worker: Worker, letter: DeadLetter) -> bool:
+    if (post_id := letter.post_id) is None:
+        return False
+    current = worker.patiently(lambda: asking(lambda: worker.store.current([post_id])))
+    return any(record.error is None and record.scored_at > letter.at for record, _ in current.values())
