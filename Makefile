@@ -12,6 +12,8 @@ BIN := $(VENV)/bin
 # folder itself: its name may hold spaces and quotes.
 KEY := $(shell { pwd -P; cat requirements*.lock pyproject.toml infra/install.sh infra/*.pth; } | git hash-object --stdin)
 INSTALLED := $(VENV)/installed-$(KEY)
+# What scoring in production needs beside it.
+SCORING := $(VENV)/scoring-$(KEY)
 
 .PHONY: help
 help: ## list the targets
@@ -31,24 +33,34 @@ study-quick: setup ## the same code on few and small cells, in minutes; results 
 setup: $(INSTALLED) ## install the locked dependencies into .venv, register and activate the local stack
 	@$(BIN)/python -m infra.local_stack
 
+.PHONY: serve stream
+serve: setup $(SCORING) ## the scoring service with the champion, on this machine (CONFIG=FILE: on that file)
+	$(BIN)/agentps serve $(if $(CONFIG),-c "$$CONFIG")
+stream: setup $(SCORING) ## the stream worker (CONFIG=FILE says where posts come from and where records go)
+	$(BIN)/agentps stream $(if $(CONFIG),-c "$$CONFIG")
+
 .PHONY: test
-test: setup ## run the tests
+test: setup $(SCORING) ## run the tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: docs
 docs: $(INSTALLED) ## build the documentation as a site in site/; a dead link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
-.PHONY: bench-speed bench-gpu bench-peers
+.PHONY: bench-speed bench-gpu bench-peers bench-serving
 bench-speed: $(INSTALLED) ## the network against plain transformers on this CPU: writes docs/speed-network.md (minutes)
 	$(BIN)/python -m benchmarks.speed
 bench-gpu: $(INSTALLED) ## training and scoring at the real backbones' shapes on this machine's GPU (minutes)
 	$(BIN)/python -m benchmarks.gpu
 bench-peers: $(INSTALLED) ## public tools on the same work, in environments of their own (downloads; up to an hour)
 	benchmarks/peers/run.sh
+bench-serving: setup $(SCORING) ## batch, service and stream with the champion on this machine (an hour)
+	$(BIN)/python -m benchmarks.batch_scoring
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.stream_scoring
 
 .PHONY: check
-check: $(INSTALLED) ## lint, formatting, types
+check: $(SCORING) ## lint, formatting, types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -73,3 +85,7 @@ clean: ## remove what the project made: .venv, .zen, caches, schedule, stack; of
 
 $(INSTALLED):
 	@infra/install.sh $@ $(PYTHON)
+
+$(SCORING): $(INSTALLED)
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --require-hashes --no-deps --only-binary :all: -r requirements-scoring.lock
+	@touch $@

@@ -26,8 +26,9 @@ TORCH_CPU = {
         "0b8f7d0423027ae8b90c7977c627f3379f325363a08224dffad9b4b2d684a83d",
     )
 }
+COMMON, SCORING = "requirements.lock", "requirements-scoring.lock"
 _HEADERS = {
-    "requirements.lock": "the dependencies of pyproject.toml, its extra `dev`, and theirs, but torch",
+    COMMON: "the dependencies of pyproject.toml, its extra `dev`, and theirs, but torch",
     "requirements-torch.lock": "torch as PyPI has it, and the CUDA libraries that it needs on Linux",
     "requirements-torch-cpu.lock": "torch for the CPU only, taken instead where pip finds it",
 }
@@ -59,34 +60,45 @@ def split(resolved: str) -> dict[str, str]:
             torch.append(_entry(f"{name}=={version} ; sys_platform == 'linux'", hashes))
         else:
             common.append(_entry(f"{name}=={version}", hashes))
-    return {
-        name: f"# Versions and hashes of what `make` installs: {header}.\n# Written by `make lock`.\n"
-        + "".join(entries)
-        for (name, header), entries in zip(_HEADERS.items(), files, strict=True)
-    }
+    return {name: _file(header, entries) for (name, header), entries in zip(_HEADERS.items(), files, strict=True)}
+
+
+def beyond(common: str, resolved: str) -> str:
+    """The content of the lock of scoring: of what uv `resolved` together with it, what the `common` lock lacks.
+
+    Raises:
+        ValueError: as `split`; or a package has another version than in the common lock.
+    """
+    entries = re.findall(r"^\S+==.*(?:\n    .*)*\n", split(resolved)[COMMON], re.MULTILINE)
+    known = dict(re.findall(r"^([\w.-]+)==(\S+)", common, re.MULTILINE))
+    found = {entry: re.match(r"([\w.-]+)==(\S+)", entry) for entry in entries}
+    for match in found.values():
+        if match and known.get(match[1], match[2]) != match[2]:
+            raise ValueError(f"{match[0]}: {COMMON} has {known[match[1]]}")
+    return _file(
+        "the extra `test-scoring` (the service, the stream, PostgreSQL) beyond requirements.lock",
+        [entry for entry, match in found.items() if match and match[1] not in known],
+    )
+
+
+def _file(header: str, entries: list[str]) -> str:
+    return f"# Versions and hashes of what `make` installs: {header}.\n# Written by `make lock`.\n" + "".join(entries)
 
 
 def _entry(head: str, hashes: list[str]) -> str:
     return " \\\n".join([head, *(f"    {line}" for line in hashes)]) + "\n"
 
 
-def resolve(uv: str) -> str:
+def resolve(uv: str, *options: str) -> str:
     # from wheels only: what is built here would run code of the package, with tools that have no hash
     command = [uv, "pip", "compile", "--universal", "--python-version", "3.11", "--fork-strategy", "fewest"]
-    command += [
-        "--only-binary",
-        ":all:",
-        "--generate-hashes",
-        "--no-annotate",
-        "--no-header",
-        "--quiet",
-        "--extra",
-        "dev",
-        "pyproject.toml",
-    ]
+    command += ["--only-binary", ":all:", "--generate-hashes", "--no-annotate", "--no-header", "--quiet"]
+    command += ["--extra", "dev", *options, "pyproject.toml"]
     return subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 if __name__ == "__main__":
     for name, text in split(resolve(sys.argv[1])).items():
         write_whole(REPOSITORY / name, text)
+    more = resolve(sys.argv[1], "--extra", "test-scoring", "--constraint", COMMON)
+    write_whole(REPOSITORY / SCORING, beyond((REPOSITORY / COMMON).read_text(), more))

@@ -18,6 +18,7 @@ _PIPELINES = {
     "agentps_retraining": "pipelines.retraining",
     "agentps_study": "pipelines.study",
     "agentps_scheduled": "pipelines.scheduled",
+    "agentps_scoring": "pipelines.scoring",
 }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
-from steps.settings import NotifySettings, TrainingSettings, load_options, load_settings, read_yaml
+from steps.settings import NotifySettings, RunOptions, TrainingSettings, load_options, load_settings, read_yaml
 
 PARAMETERS, OPTIONS = "parameters", "options"
 #: The top-level keys that ZenML reads, beside `parameters`. Listed, so that a command needs no ZenML (a test compares).
@@ -78,18 +78,21 @@ def _mapping(path: Path, name: str, value: Any) -> dict[str, Any]:
 def read_options(config: Path | None) -> dict[str, Any]:
     """The options that a command takes from a run file; it may be the file of any pipeline.
 
-    A section `study` is checked, and left out: only the study reads it. The other values are for `load_settings`.
+    A section of another pipeline is checked, and left out. The other values are for `load_settings`.
 
     Raises:
-        ConfigError: as `read_run_file`; or the section `study` breaks a rule.
+        ConfigError: as `read_run_file`; or such a section breaks a rule.
     """
     if config is None:
         return {}
+    from scoring.settings import ScoringRunSettings
     from steps.study.settings import StudyRunSettings
 
-    options = read_run_file(config, TrainingSettings.names() | StudyRunSettings.names()).options
-    if "study" in options:
-        load_options(StudyRunSettings, {"study": options.pop("study")}, f"config {config}")
+    others: dict[str, type[RunOptions]] = {"study": StudyRunSettings, "scoring": ScoringRunSettings}
+    options = read_run_file(config, TrainingSettings.names() | others.keys()).options
+    for section, kind in others.items():
+        if section in options:
+            load_options(kind, {section: options.pop(section)}, f"config {config}")
     return options
 
 

@@ -22,3 +22,8 @@ def ledger_url(configured: str | None) -> str:
     if configured:
         return resolved(configured, "annotate.ledger")
     return f"sqlite:///{home() / 'annotations.db'}"
+
+
+def store_url() -> str:
+    """The store of scored posts where none is configured."""
+    return f"sqlite:///{home() / 'scores.db'}"

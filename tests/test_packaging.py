@@ -86,7 +86,8 @@ DEVELOPMENT = _imported(
 
 def test_what_our_code_imports_is_declared() -> None:
     assert len(PRODUCT) > 20
-    assert _undeclared(PRODUCT, _declared(PROJECT["project"]["dependencies"])) == {}
+    extras = [EXTRAS[name] for name in ("serve", "stream", "postgresql")]
+    assert _undeclared(PRODUCT, _declared(PROJECT["project"]["dependencies"], *extras)) == {}
 
 
 def test_what_tests_and_benchmarks_import_is_declared() -> None:
@@ -149,6 +150,7 @@ class Clone:
             "requirements.lock",
             "requirements-torch.lock",
             "requirements-torch-cpu.lock",
+            "requirements-scoring.lock",
             "infra/install.sh",
             "infra/telemetry_off.pth",
             "infra/errors_told.pth",
@@ -295,6 +297,28 @@ def test_what_the_resolver_says_becomes_three_locks() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             split(broken)
+
+
+def test_the_lock_of_scoring_holds_what_the_common_one_lacks() -> None:
+    from infra.lock import beyond
+
+    a, b = (f"    --hash=sha256:{letter * 64}" for letter in "ab")
+    more = RESOLVED + f"ray==2.60.0 \\\n{a}\n"
+    assert beyond("click==8.5.0 \\\n", more).partition("lock`.\n")[2] == f"ray==2.60.0 \\\n{a}\n"
+    with pytest.raises(ValueError, match=r"click==8\.5\.0: requirements\.lock has 8\.4"):
+        beyond(f"click==8.4 \\\n{b}\n", more)
+
+
+def test_only_serving_installs_what_serving_needs_and_only_once(tmp_path: Path) -> None:
+    clone = Clone(tmp_path / "agentps")
+    clone.make("setup")
+    agentps = clone.folder / ".venv" / "bin" / "agentps"
+    agentps.write_text('#!/bin/sh\necho "$*" >> ran\n')
+    agentps.chmod(0o755)
+    first, second = (clone.make("serve", "CONFIG=my posts/Ann's.yaml") for _ in range(2))
+    assert [call.rpartition(" -r ")[2] for call in first if " -r " in call] == ["requirements-scoring.lock"]
+    assert second == ["-m infra.local_stack"]
+    assert (clone.folder / "ran").read_text() == "serve -c my posts/Ann's.yaml\n" * 2
 
 
 def test_clean_keeps_answers_and_keys_and_says_how_to_delete_them(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def read_manifest(
         RejectsError: every post, or a larger share than `settings.max_reject_share`, is rejected.
     """
     folder = parent_of(path) if root is None else absolute(root)
-    named = partial(_check_post, name_of=_namer(folder), limits=settings.post_limits)
+    named = partial(_check_post, name_of=namer(folder), limits=settings.post_limits)
     found, rejects = parse_posts(path, row_of(task), named, chosen=root is not None)
     n_rows = len(found) + len(rejects)
     usable, broken = _hash_images(found, folder, settings, workers)
@@ -240,7 +240,7 @@ def split_of(post_id: str, val_share: float, test_share: float) -> str:
 # --- images -----------------------------------------------------------------------------------
 
 
-def _namer(root: str) -> Callable[[str], str]:
+def namer(root: str) -> Callable[[str], str]:
     """Makes the name of an image below `root` of what the manifest says; whether it exists is not asked."""
     if is_url(root):
         return _remote_name

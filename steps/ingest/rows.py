@@ -75,7 +75,7 @@ def opened(source: str | Path, what: str) -> Iterator[IO[bytes]]:
         raise ManifestError(f"{what} {source}: no such file; give the path, or the URL, of a file") from None
     except OSError as error:
         raise ManifestError(f"{what} {source}: cannot be read: {error.strerror or error}") from error
-    except _FileError as fault:
+    except FileError as fault:
         raise ManifestError(f"{what} {source}{fault}") from fault.__cause__
 
 
@@ -160,8 +160,8 @@ def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) 
         ManifestError: as `read_rows`; or a `post_id` is no id.
     """
     with opened(source, what) as file:
-        parquet = _parquet(file)
-        with _as_parquet():
+        parquet = open_parquet(file)
+        with as_parquet():
             table = parquet.read()
     _require(required, table.column_names, f"{what} {source}", "is it another table?")
     if not len(table):
@@ -187,15 +187,15 @@ def refuse_input(out: Path, *inputs: Path | None) -> None:
 # --- the formats --------------------------------------------------------------------------------------------
 
 
-class _FileError(Exception):
+class FileError(Exception):
     """What is wrong with a file, to stand behind its name."""
 
 
-def _refuse_twice(names: list[str]) -> None:
+def refuse_twice(names: list[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             places = ", ".join(str(k) for k, other in enumerate(names, start=1) if other == name)
-            raise _FileError(
+            raise FileError(
                 f": the column {post.shown(name)} stands there {count} times (columns {places:.200}): keep one"
             )
 
@@ -238,20 +238,14 @@ def _no_constant(name: str) -> None:
 def _read_jsonl(file: IO[bytes], columns: Collection[str], grows: bool = False) -> _Read:
     rows: list[Numbered] = []
     found: dict[str, None] = {}
-    for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), start=1):
-        if len(line) > _LONGEST_LINE:
-            raise _FileError(f":{number}: the line has more than {_LONGEST_LINE:,} bytes: that is no post; remove it")
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that some editors write
-        if not line.strip():
-            continue
+    for number, _, line in lines_of(file):
         try:
             row = json_object(line)
         except ValueError as error:
             if grows and not line.endswith(b"\n"):
                 logger.warning("%s:%d: the last line was cut off and is left out", file.name, number)
                 break
-            raise _FileError(
+            raise FileError(
                 f":{number}: {error}; each line must hold one JSON object: correct or remove the line"
             ) from error
         found |= dict.fromkeys(row)
@@ -259,19 +253,44 @@ def _read_jsonl(file: IO[bytes], columns: Collection[str], grows: bool = False) 
     return rows, list(found)
 
 
+def lines_of(file: IO[bytes], place: int = 0, number: int = 1) -> Iterator[tuple[int, int, bytes]]:
+    """Of each line that is not blank its number, the place behind it, and the line, from a line's place and number on.
+
+    Raises:
+        FileError: as `next_line`.
+    """
+    if place:  # a pipe has no places
+        file.seek(place)
+    while line := next_line(file, number):
+        first, place = not place, place + len(line)
+        if first:
+            line = line.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that some editors write
+        if line.strip():
+            yield number, place, line
+        number += 1
+
+
+def next_line(file: IO[bytes], number: int) -> bytes:
+    """Nothing where the file ends. Raises: FileError, where it is too long for one post."""
+    line = file.readline(_LONGEST_LINE + 1)
+    if len(line) > _LONGEST_LINE:
+        raise FileError(f":{number}: the line has more than {_LONGEST_LINE:,} bytes: that is no post; remove it")
+    return line
+
+
 @contextmanager
-def _as_parquet() -> Iterator[None]:
+def as_parquet() -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, ValueError, OverflowError) as error:  # not UTF-8; a time in the year 100000
-        raise _FileError(f": cannot be read as Parquet: {plain(str(error)):.500}") from error
+        raise FileError(f": cannot be read as Parquet: {plain(str(error)):.500}") from error
 
 
-def _parquet(file: IO[bytes], columns: Collection[str] | None = None) -> pq.ParquetFile:
+def open_parquet(file: IO[bytes], columns: Collection[str] | None = None) -> pq.ParquetFile:
     """Its texts come as Arrow's dictionaries, each distinct one once, where `columns` are named that will be read."""
     n_bytes = file.seek(0, io.SEEK_END)
     file.seek(0)
-    with _as_parquet():
+    with as_parquet():
         parquet = pq.ParquetFile(file)
         leaves = [parquet.schema.column(k) for k in range(len(parquet.schema))]
     metadata, most = parquet.metadata, max(_ROWS_OF_NO_BITS, 8 * n_bytes)
@@ -282,47 +301,47 @@ def _parquet(file: IO[bytes], columns: Collection[str] | None = None) -> pq.Parq
     for k in wanted:  # a list of very many values in one row, or texts that were packed well
         if (values := sum(group.column(k).num_values for group in groups)) > most:
             raise _claims(f"{values:,} values of {post.shown(leaves[k].path)}", n_bytes)
-    _refuse_expanded(sum(group.column(k).total_uncompressed_size for group in groups for k in wanted), n_bytes)
-    _refuse_twice(parquet.schema_arrow.names)
+    refuse_expanded(sum(group.column(k).total_uncompressed_size for group in groups for k in wanted), n_bytes)
+    refuse_twice(parquet.schema_arrow.names)
     if columns is None:
         return parquet
-    with _as_parquet():
+    with as_parquet():
         return pq.ParquetFile(file, read_dictionary=[leaves[k].path for k in wanted])
 
 
-def _claims(what: str, n_bytes: int) -> _FileError:
-    return _FileError(
+def _claims(what: str, n_bytes: int) -> FileError:
+    return FileError(
         f": claims {what} in {n_bytes:,} bytes, less than a bit for each: that is no table of posts, and would "
         "fill the memory; make the file again"
     )
 
 
-def _refuse_expanded(size: int, n_bytes: int) -> None:
+def refuse_expanded(size: int, n_bytes: int) -> None:
     if size > (most := max(_MOST_TEXT, _MOST_TEXT_RATIO * n_bytes)):
-        raise _FileError(
+        raise FileError(
             f": its {n_bytes:,} bytes stand for {size:,}, {most:,} are read at most: the same long texts stand in very "
             "many rows; remove these, or split the file"
         )
 
 
 def _read_parquet(file: IO[bytes], columns: Collection[str]) -> _Read:
-    parquet = _parquet(file, columns)
+    parquet = open_parquet(file, columns)
     found: list[str] = parquet.schema_arrow.names
-    with _as_parquet():
+    with as_parquet():
         table = parquet.read(columns=[column for column in columns if column in found])
-        _refuse_expanded(
-            sum(_size(chunk) for column in table.columns for chunk in column.chunks), file.seek(0, io.SEEK_END)
+        refuse_expanded(
+            sum(size_of(chunk) for column in table.columns for chunk in column.chunks), file.seek(0, io.SEEK_END)
         )
         return list(enumerate(table.to_pylist(), start=1)), found
 
 
-def _size(array: pa.Array) -> int:
+def size_of(array: pa.Array) -> int:
     """Bytes of the texts in it, each as often as it stands there."""
     if isinstance(array, pa.DictionaryArray) and pa.types.is_string(array.type.value_type):
         return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
     if isinstance(array, pa.ListArray | pa.StructArray):
         parts = array.flatten()
-        return sum(map(_size, [parts] if isinstance(parts, pa.Array) else parts))
+        return sum(map(size_of, [parts] if isinstance(parts, pa.Array) else parts))
     return int(array.nbytes)
 
 
@@ -345,19 +364,19 @@ def _read_csv(file: IO[bytes], columns: Collection[str]) -> _Read:
         lines = io.StringIO(text, newline="" if end and end[0] == "\r" else "\n")
         records = list(csv.reader(lines, strict=True))
     except (csv.Error, UnicodeDecodeError) as error:
-        raise _FileError(f": cannot be read as CSV: {error}") from error
+        raise FileError(f": cannot be read as CSV: {error}") from error
     header, *body = records or [[]]
-    _refuse_twice(header)
+    refuse_twice(header)
     rows = []
     for number, record in enumerate(body, start=2):  # as a spreadsheet counts
         if len(record) > len(header):
-            raise _FileError(f":{number}: {len(record)} cells for {len(header)} columns: are all texts in quotes?")
-        cells = dict(zip(header, map(_as_written, record), strict=False))
+            raise FileError(f":{number}: {len(record)} cells for {len(header)} columns: are all texts in quotes?")
+        cells = dict(zip(header, map(as_written, record), strict=False))
         if record:
             rows.append((number, {name: cells[name] for name in columns if cells.get(name, "").strip()}))
     return rows, header
 
 
-def _as_written(cell: str) -> str:
+def as_written(cell: str) -> str:
     """Without the apostrophe of `csv_text`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

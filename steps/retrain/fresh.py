@@ -130,7 +130,7 @@ def read_posts(
     ahead: list[Post] = []
     rejects: list[Reject] = []
     n_rows = 0
-    for path in _manifests(source):
+    for path in manifests_of(source):
         found, broken = parse_posts(path, row, check, required=(POST_ID, CREATED_AT))
         n_rows += len(found) + len(broken)
         rejects += broken
@@ -156,7 +156,7 @@ def _tell_ahead(source: str | Path, ahead: list[Post], n_rows: int, now: datetim
     logger.warning("%s: left out; a clock was wrong: correct these times", said)
 
 
-def _manifests(source: str | Path) -> list[str]:
+def manifests_of(source: str | Path, suffixes: tuple[str, ...] = _SUFFIXES) -> list[str]:
     """The manifests of a folder: its `.jsonl` and `.parquet` files, and each `.json` file of posts.
 
     What is left out is said, but for folders: hidden files (`._x.jsonl` is a companion that macOS makes of `x.jsonl`),
@@ -171,14 +171,12 @@ def _manifests(source: str | Path) -> list[str]:
         inside = [files.unstrip_protocol(str(path)) for path in files.ls(folder, detail=False)]
     else:
         inside = [str(path) for path in Path(source).iterdir() if not path.is_dir()]
-    named = [
-        path for path in sorted(inside) if not Path(path).name.startswith(".") and path.lower().endswith(_SUFFIXES)
-    ]
+    named = [path for path in sorted(inside) if not Path(path).name.startswith(".") and path.lower().endswith(suffixes)]
     if strangers := sorted(Path(path).name for path in set(inside) - set(named)):
         logger.warning("%s: not read, no manifests by their names: %s", source, plain(", ".join(strangers)))
     found = [path for path in named if _holds_posts(path)]
     if not found:
-        raise ManifestError(f"posts {source}: the folder holds no {', '.join(_SUFFIXES)}: put manifests there")
+        raise ManifestError(f"posts {source}: the folder holds no {', '.join(suffixes)}: put manifests there")
     return found
 
 
