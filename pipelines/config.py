@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.errors import ConfigError
 from steps.settings import NotifySettings, RunOptions, TrainingSettings, load_options, load_settings, read_yaml
+
+if TYPE_CHECKING:
+    from scoring.settings import StreamSettings
 
 PARAMETERS, OPTIONS = "parameters", "options"
 #: The top-level keys that ZenML reads, beside `parameters`. Listed, so that a command needs no ZenML (a test compares).
@@ -85,15 +88,36 @@ def read_options(config: Path | None) -> dict[str, Any]:
     """
     if config is None:
         return {}
-    from scoring.settings import ScoringRunSettings
-    from steps.study.settings import StudyRunSettings
-
-    others: dict[str, type[RunOptions]] = {"study": StudyRunSettings, "scoring": ScoringRunSettings}
-    options = read_run_file(config, TrainingSettings.names() | others.keys()).options
-    for section, kind in others.items():
+    options = _all_options(config)
+    for section, kind in _others().items():
         if section in options:
             load_options(kind, {section: options.pop(section)}, f"config {config}")
     return options
+
+
+def read_stream(config: Path) -> StreamSettings:
+    """The section `stream` of a run file; its other options are for `read_options`.
+
+    Raises:
+        ConfigError: as `read_options`; or there is none.
+    """
+    from scoring.settings import StreamRunSettings
+
+    options = _all_options(config)
+    if options.get("stream") is None:
+        raise ConfigError(f"config {config}: no section `stream`: write one, with a `source` (docs/stream.md)")
+    return load_options(StreamRunSettings, {"stream": options["stream"]}, f"config {config}").stream
+
+
+def _others() -> dict[str, type[RunOptions]]:
+    from scoring.settings import ScoringRunSettings, StreamRunSettings
+    from steps.study.settings import StudyRunSettings
+
+    return {"study": StudyRunSettings, "scoring": ScoringRunSettings, "stream": StreamRunSettings}
+
+
+def _all_options(config: Path) -> dict[str, Any]:
+    return read_run_file(config, TrainingSettings.names() | _others().keys()).options
 
 
 def load_notify(config: Path | None) -> NotifySettings:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from scoring.record import Record
 
@@ -12,10 +13,17 @@ if TYPE_CHECKING:
 
 
 class Filter(Protocol):
-    #: Of the policy: its name, version and digest; None: there is none.
-    version: str | None
+    @property
+    def version(self) -> str | None:
+        """Of the policy: its name, version and digest; None: there is none."""
+        ...
 
-    def decide(self, record: Record) -> Outcome | None: ...
+    def decide(self, record: Record, fields: Mapping[str, Any]) -> Outcome | None:
+        """
+        Args:
+            fields: of the post's message, for the allow-lists.
+        """
+        ...
 
 
 class NoFilter:
@@ -23,7 +31,7 @@ class NoFilter:
 
     version: str | None = None
 
-    def decide(self, record: Record) -> Outcome | None:
+    def decide(self, record: Record, fields: Mapping[str, Any]) -> Outcome | None:
         return None
 
 

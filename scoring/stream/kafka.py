@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from model.errors import ConfigError
+from scoring.settings import StreamSettings
 from scoring.stream.loop import LoopThread
-from scoring.stream.settings import StreamSettings
 from scoring.stream.source import Message
 from scoring.stream.waiting import AwayError
 from steps.secrets import resolved
@@ -86,7 +86,7 @@ class KafkaSource:
         from faststream.confluent import KafkaBroker
 
         if self._broker is None:
-            options = options_of(self._settings) | {"error_cb": self._error, "enable.auto.commit": False}
+            options = options_of(self._settings) | {"error_cb": self._error}
             broker = KafkaBroker(
                 self._servers,
                 config=cast("Any", options),

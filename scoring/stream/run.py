@@ -10,25 +10,23 @@ from typing import Any
 from model.images import ImageLimits
 from model.settings import PostLimits
 from scoring.score import Score
+from scoring.settings import StreamSettings
 from scoring.store import DeadLetter, Store
 from scoring.stream.filter import filter_of
 from scoring.stream.folder import FolderSource
 from scoring.stream.retriever import FromSql, from_message, picture_folder, reader
-from scoring.stream.settings import StreamSettings
 from scoring.stream.sink import sink_of
 from scoring.stream.source import Message, folder_of, source_of
 from scoring.stream.waiting import asking
 from scoring.stream.worker import Worker, ending, follow
+from steps.paths import store_url
+from steps.secrets import resolved
 from steps.settings import IngestSettings
 
 
 def store_of(settings: StreamSettings) -> Store:
-    """Raises: ConfigError where it cannot be opened."""
-    from steps.paths import home
-    from steps.secrets import resolved
-
-    url = f"sqlite:///{home() / 'scoring.db'}" if settings.store is None else resolved(settings.store, "stream.store")
-    return Store.open(url)
+    """Raises: StoreError where it cannot be opened."""
+    return Store.open(store_url() if settings.store is None else resolved(settings.store, "stream.store"))
 
 
 def worker_of(
@@ -98,7 +96,7 @@ def replay(
             else:
                 place = 2 if worker.process([Message(letter.message_id, letter.body)], again=True) else 0
             if place < 2:
-                worker.patiently(partial(asking, partial(worker.store.resolve, [letter.id])))
+                worker.patiently(partial(asking, partial(worker.store.resolve, [letter.id or 0])))
             done[place] += 1
             if worker.stop.is_set():
                 break

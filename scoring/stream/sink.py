@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.errors import ConfigError, cut
+from model.errors import ConfigError
 from model.files import replacing
 from scoring.record import Record, to_row
-from scoring.stream.settings import StreamSettings
+from scoring.settings import StreamSettings
 from scoring.stream.waiting import AwayError, asking
 from steps.secrets import masked, resolved
 
@@ -79,14 +79,7 @@ class StoreSink:
         self._store = store
 
     def put(self, scored: Sequence[Scored]) -> Refused:
-        from sqlalchemy.exc import DataError, IntegrityError
-
-        try:
-            asking(lambda: self._store.put(scored))
-        except (DataError, IntegrityError) as error:
-            if len(scored) == 1:
-                return {0: cut(masked(str(error.orig)), 300)}
-            return {place: why for place, one in enumerate(scored) for why in self.put([one]).values()}
+        asking(lambda: self._store.put(scored))
         return {}
 
 

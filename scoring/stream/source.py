@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from model.errors import ConfigError
-from scoring.stream.settings import StreamSettings
+from scoring.settings import StreamSettings
 from steps.secrets import masked, resolved
 
 

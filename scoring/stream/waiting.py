@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from model.errors import AgentPSError, cut
-from steps.secrets import masked
+from model.errors import AgentPSError, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -50,17 +49,8 @@ def patiently(ask: Callable[[], _T], stop: threading.Event) -> _T:
 
 
 def asking(ask: Callable[[], _T]) -> _T:
-    """Of a database.
-
-    Raises:
-        AwayError: it does not answer, is locked, or has no room: what may be well later. Other errors as they are.
-    """
-    from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
-    from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-
+    """Of the store. Raises: AwayError: it cannot be read or written now."""
     try:
         return ask()
-    except (DataError, IntegrityError):  # of what was asked
-        raise
-    except (DBAPIError, PoolTimeoutError) as error:
-        raise AwayError(f"the database: {cut(masked(str(getattr(error, 'orig', error))), 300)}") from error
+    except StoreError as error:
+        raise AwayError(str(error)) from error

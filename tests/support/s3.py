@@ -87,7 +87,9 @@ class _Handler(BaseHTTPRequestHandler):
                 f"<LastModified>{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.000Z}</LastModified></Contents>"
             )
         parts += [f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>" for name in sorted(folders)]
-        self._answer(200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{''.join(parts)}</ListBucketResult>".encode())
+        self._answer(
+            200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{''.join(parts)}</ListBucketResult>".encode()
+        )
 
 
 def _tag(content: bytes) -> str:

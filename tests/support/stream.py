@@ -14,7 +14,7 @@ from typing import Any
 
 from scoring.record import Answer, Record
 from scoring.score import Input
-from scoring.stream.settings import StreamSettings
+from scoring.settings import StreamSettings
 from steps.register.registry import RegisteredVersion
 from steps.settings import IngestSettings
 

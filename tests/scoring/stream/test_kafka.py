@@ -1,4 +1,4 @@
-"""Over a broker that speaks Kafka's protocol (Tansu, which is not Apache Kafka): nothing lost, nothing committed early."""
+"""Over a broker that speaks Kafka's protocol (Tansu, not Apache Kafka): nothing lost, nothing committed early."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from model.errors import ConfigError
+from scoring.score import Input
+from scoring.settings import StreamSettings
 from scoring.store import Store
 from scoring.stream.kafka import KafkaSource, servers_and_topic
 from scoring.stream.run import replay, store_of, stream
-from scoring.stream.settings import StreamSettings
 from scoring.stream.sink import KafkaSink
 from scoring.stream.waiting import AwayError
 from scoring.stream.worker import Worker
@@ -50,7 +51,7 @@ class Process:
         code = (
             "import sys, logging\n"
             "from scoring.stream.run import stream\n"
-            "from scoring.stream.settings import StreamSettings\n"
+            "from scoring.settings import StreamSettings\n"
             "from tests.support.stream import INGEST, StubScore\n"
             "print('ready', flush=True)\n"
             "stream(StreamSettings.model_validate_json(sys.argv[1]), INGEST, StubScore(), print)\n"
@@ -79,7 +80,12 @@ def test_worker_and_broker_are_killed_and_each_post_has_one_current_record(tmp_p
     with s3() as storage, broker("s3://tansu/", **storage) as tansu:
         tansu.make("posts")
         chosen = settings(
-            tmp_path, f"kafka://{tansu.servers}/posts", batch=5, images=str(pictures), picture_waits=[0.3]
+            tmp_path,
+            f"kafka://{tansu.servers}/posts",
+            batch=5,
+            images=str(pictures),
+            picture_waits=[0.3],
+            kafka={"session.timeout.ms": 2000, "heartbeat.interval.ms": 500},
         )
         store = store_of(chosen)
         tansu.send("posts", [(name, body(name, "old")) for name in ids[:100]] + [(str(b), b) for b in bad])
@@ -129,8 +135,7 @@ def test_sigterm_finishes_and_commits_the_batch_at_hand(tmp_path: Path, monkeypa
         assert (score.asked, heard) == (["a", "b", "c"], [signal.SIGTERM])
         monkeypatch.setattr(Worker, "process", process)
         again = StubScore()
-        monkeypatch.setattr(KafkaSource, "settles", 1.0)
-        until(lambda: stream(chosen, INGEST, again, lambda _: None, once=True) or again.asked, "the rest")
+        stream_until(chosen, again, 3)
         assert again.asked == ["d", "e", "f"]
 
 
@@ -204,7 +209,7 @@ def test_records_go_to_a_topic_in_the_order_of_a_post(tmp_path: Path) -> None:
 def test_a_sink_topic_that_is_away_is_waited_for(tmp_path: Path) -> None:
     tansu = Broker()
     sink = KafkaSink(f"kafka://{tansu.servers}/scores", settings(tmp_path, "x", kafka={"delivery.timeout.ms": 1000}))
-    record = StubScore()([], None) or StubScore()([__import__("scoring.score").score.Input("a")])
+    record = StubScore()([Input("a")])
     with pytest.raises(AwayError):
         sink.put([(record[0], None)])
     tansu.start()
