@@ -12,6 +12,7 @@ COMMANDS: dict[str, str] = {
     "agreement": "cli.annotation:agreement_",
     "annotate": "cli.annotation:annotate",
     "compare": "cli.registry:compare",
+    "dead-letters": "cli.scoring:dead_letters",
     "fetch": "cli.registry:fetch",
     "gold": "cli.annotation:gold",
     "history": "cli.registry:history",
@@ -24,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "run-scheduled": "cli.schedule:run_scheduled",
     "schedule": "cli.schedule:schedule",
     "score": "cli.registry:score",
+    "stream": "cli.scoring:stream",
     "trial": "cli.annotation:trial",
 }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from model.errors import ConfigError
 from model.images import ImageLimits
 from model.settings import PostLimits
 from scoring.score import Score
@@ -27,6 +28,24 @@ from steps.settings import IngestSettings
 def store_of(settings: StreamSettings) -> Store:
     """Raises: StoreError where it cannot be opened."""
     return Store.open(store_url() if settings.store is None else resolved(settings.store, "stream.store"))
+
+
+def score_of(settings: StreamSettings, name: str) -> Score:
+    """Who scores: the service that the run file names, or the champion of the model `name`, in this process.
+
+    Raises:
+        RegistryError, CheckpointError: there is no champion, or it cannot be loaded.
+        ConfigError: it lacks what the policy asks for.
+    """
+    if settings.service is not None:
+        from scoring.stream.scorers import ServiceScore
+
+        return ServiceScore(resolved(settings.service, "stream.service"))
+    from scoring.stream.scorers import ChampionScore
+
+    policy = filter_of(settings.policy)
+    check = policy.check if hasattr(policy, "check") else lambda *_: None
+    return ChampionScore(name, settings.watch, check)
 
 
 def worker_of(
@@ -72,6 +91,24 @@ def stream(
 
 
 # --- dead letters -----------------------------------------------------------------------------------------------
+
+
+def letters_of(store: Store, ids: Sequence[int] = ()) -> Iterator[DeadLetter]:
+    """All that are open, the oldest first; or those named.
+
+    Raises:
+        ConfigError: there is none of such an id.
+    """
+    if ids:
+        found = store.dead_letters(ids=ids, limit=len(ids))
+        if missing := sorted(set(ids) - {letter.id for letter in found}):
+            raise ConfigError(f"no open dead letter has the id {', '.join(map(str, missing))}: list them first")
+        yield from found
+        return
+    last = 0
+    while part := store.dead_letters(after=last):
+        yield from part
+        last = part[-1].id or 0
 
 
 def replay(

@@ -103,7 +103,7 @@ class _Batch:
     def __init__(self, worker: Worker, messages: Sequence[Message], again: bool) -> None:
         self._worker, self._messages, self._again = worker, messages, again
         self._now, self._began = datetime.now(UTC), time.monotonic()
-        self._score = worker.score.renew() if hasattr(worker.score, "renew") else worker.score
+        self._score = worker.patiently(worker.score.renew) if hasattr(worker.score, "renew") else worker.score
         self._letters: dict[str, DeadLetter] = {}
         self._cells: dict[str, Mapping[str, Any]] = {}
 
