@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "run-scheduled": "cli.schedule:run_scheduled",
     "schedule": "cli.schedule:schedule",
     "score": "cli.registry:score",
+    "serve": "cli.scoring:serve",
     "stream": "cli.scoring:stream",
     "trial": "cli.annotation:trial",
 }

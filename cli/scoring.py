@@ -1,4 +1,4 @@
-"""`agentps stream`, `dead-letters`: scoring in production."""
+"""`agentps serve`, `stream`, `dead-letters`: scoring in production."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.registry import _open
+from cli.registry import _config, _open
+from model.errors import plain
 
 if TYPE_CHECKING:
     from scoring.settings import StreamSettings
@@ -15,6 +16,32 @@ if TYPE_CHECKING:
 _run_file = click.option(
     "-c", "--config", required=True, type=click.Path(path_type=Path), help="The run file, with a section `stream`."
 )
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(1, 65_535), help="Where to listen. Default: service.port, 8000.")
+@_config
+def serve(port: int | None, config: Path | None) -> None:
+    """Score posts over HTTP with the champion; a new champion takes over by itself. Ctrl-C or SIGTERM ends it."""
+    import threading
+
+    import mlflow
+
+    from pipelines.config import read_service
+    from scoring.serve import serve_until
+    from steps.paths import home
+
+    service = read_service(config)
+    if port is not None:
+        service = service.model_copy(update={"port": port})
+    _, name = _open(config)
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    left = serve_until(threading.Event(), name, service, mlflow.get_tracking_uri(), home(), say)
+    if left:
+        raise click.ClickException(f"{left} requests were not answered within {service.drain:g} s (service.drain)")
 
 
 @click.command()
@@ -38,13 +65,15 @@ def dead_letters() -> None:
 def list_(config: Path) -> None:
     """One line each: its id, where it came from, its post, and why."""
     from pipelines.config import read_stream
-    from scoring.stream.run import letters_of, store_of
+    from scoring.stream.run import letters_of, store_of, with_store
 
     found = 0
-    with store_of(read_stream(config)) as store:
+    settings, _ = _open(config)
+    with store_of(with_store(read_stream(config), settings.retrain.scores)) as store:
         for found, letter in enumerate(letters_of(store), start=1):  # noqa: B007
             post = f" post {letter.post_id}" if letter.post_id else ""
-            click.echo(f"{letter.id}  {letter.at:%Y-%m-%d %H:%M:%S}  {letter.source} {letter.message_id}{post}: {letter.reason}")
+            when = f"{letter.at:%Y-%m-%d %H:%M:%S}"
+            click.echo(f"{letter.id}  {when}  {letter.source} {letter.message_id}{post}: {plain(letter.reason)}")
     click.echo(f"{found:,} dead letters", err=True)
 
 
@@ -59,14 +88,14 @@ def replay(ids: tuple[int, ...], config: Path) -> None:
     chosen, ingest, score = _stream(config)
     with store_of(chosen) as store:
         done, overtaken, left = take_again(chosen, ingest, score, list(letters_of(store, ids)))
-    click.echo(f"{done:,} scored, {overtaken:,} left out because their posts are newer by now, {left:,} stay dead letters")
+    click.echo(f"{done:,} have a record now, {overtaken:,} are left out (a newer one is there), {left:,} stay dead")
 
 
 def _stream(config: Path) -> tuple[StreamSettings, Any, Any]:
     """The section, and who scores: the service that it names, or the champion in this process."""
     from pipelines.config import read_stream
-    from scoring.stream.run import score_of
+    from scoring.stream.run import score_of, with_store
 
     settings, name = _open(config)
-    chosen = read_stream(config)
+    chosen = with_store(read_stream(config), settings.retrain.scores)
     return chosen, settings.ingest, score_of(chosen, name)

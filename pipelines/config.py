@@ -15,7 +15,7 @@ from model.errors import ConfigError
 from steps.settings import NotifySettings, RunOptions, TrainingSettings, load_options, load_settings, read_yaml
 
 if TYPE_CHECKING:
-    from scoring.settings import StreamSettings
+    from scoring.settings import ServiceSettings, StreamSettings
 
 PARAMETERS, OPTIONS = "parameters", "options"
 #: The top-level keys that ZenML reads, beside `parameters`. Listed, so that a command needs no ZenML (a test compares).
@@ -81,13 +81,12 @@ def _mapping(path: Path, name: str, value: Any) -> dict[str, Any]:
 def read_options(config: Path | None) -> dict[str, Any]:
     """The options that a command takes from a run file; it may be the file of any pipeline.
 
-    A section of another pipeline is checked, and left out. The other values are for `load_settings`.
+    A section of another pipeline, or of one command, is checked, and left out. The other values are for
+    `load_settings`.
 
     Raises:
         ConfigError: as `read_run_file`; or such a section breaks a rule.
     """
-    if config is None:
-        return {}
     options = _all_options(config)
     for section, kind in _others().items():
         if section in options:
@@ -95,29 +94,42 @@ def read_options(config: Path | None) -> dict[str, Any]:
     return options
 
 
+def read_service(config: Path | None) -> ServiceSettings:
+    """The section `service` of a run file; its other options are for `read_options`.
+
+    Raises:
+        ConfigError: as `read_options`.
+    """
+    from scoring.settings import load_service
+
+    return load_service(_all_options(config).get("service"), f"config {config}")
+
+
 def read_stream(config: Path) -> StreamSettings:
     """The section `stream` of a run file; its other options are for `read_options`.
 
     Raises:
-        ConfigError: as `read_options`; or there is none.
+        ConfigError: as `read_options`; or it names no source.
     """
-    from scoring.settings import StreamRunSettings
+    from scoring.settings import load_stream
 
-    options = _all_options(config)
-    if options.get("stream") is None:
-        raise ConfigError(f"config {config}: no section `stream`: write one, with a `source` (docs/stream.md)")
-    return load_options(StreamRunSettings, {"stream": options["stream"]}, f"config {config}").stream
+    return load_stream(_all_options(config).get("stream") or {}, f"config {config}")
 
 
 def _others() -> dict[str, type[RunOptions]]:
-    from scoring.settings import ScoringRunSettings, StreamRunSettings
+    from scoring.settings import ScoringRunSettings, ServiceRunSettings, StreamRunSettings
     from steps.study.settings import StudyRunSettings
 
-    return {"study": StudyRunSettings, "scoring": ScoringRunSettings, "stream": StreamRunSettings}
+    return {
+        "study": StudyRunSettings,
+        "scoring": ScoringRunSettings,
+        "service": ServiceRunSettings,
+        "stream": StreamRunSettings,
+    }
 
 
-def _all_options(config: Path) -> dict[str, Any]:
-    return read_run_file(config, TrainingSettings.names() | _others().keys()).options
+def _all_options(config: Path | None) -> dict[str, Any]:
+    return read_run_file(config, TrainingSettings.names() | _others().keys()).options if config is not None else {}
 
 
 def load_notify(config: Path | None) -> NotifySettings:

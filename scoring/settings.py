@@ -1,19 +1,22 @@
-"""The options of production scoring: sections `scoring` (`configs/scoring.yaml` holds the values) and `stream`."""
+"""The options of production scoring: names, types, ranges. `configs/` holds the values, and says more."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.errors import ConfigError
 from model.strict import Chosen
 from steps.ingest.rows import absolute, is_url
 from steps.paths import DEFAULT_CONFIG, REPOSITORY
-from steps.settings import RunOptions, TrainingSettings
+from steps.settings import RunOptions, TrainingSettings, load_options
 
 SCORING_CONFIG = REPOSITORY / "configs" / "scoring.yaml"
+SERVICE_CONFIG = REPOSITORY / "configs" / "service.yaml"
+STREAM_CONFIG = REPOSITORY / "configs" / "stream.yaml"
 
 
 class ScoringSettings(Chosen):
@@ -57,6 +60,70 @@ class ScoringRunSettings(TrainingSettings):
     scoring: ScoringSettings
 
 
+class ServiceSettings(Chosen):
+    """`agentps serve`: section `service` of a run file. `configs/service.yaml` holds the values, and says more."""
+
+    #: Whoever reaches this address may send posts.
+    host: str = Field(min_length=1)
+    port: int = Field(ge=1, le=65_535)
+    #: Tokens of a batch, pictures and texts, each post as long as the longest; None: as many posts as a micro-batch of
+    #: the training had.
+    batch_tokens: int | None = Field(ge=1)
+    #: How long a batch waits for more posts, in seconds.
+    batch_wait: float = Field(ge=0, le=60)
+    #: Posts that wait for their turn; who sends more gets 429.
+    queue_posts: int = Field(ge=1, le=100_000)
+    #: Bytes of all requests that are being read or wait.
+    queue_bytes: int = Field(ge=1)
+    #: Of one request.
+    request_posts: int = Field(ge=1)
+    request_bytes: int = Field(ge=1)
+    #: Within which a request must have been sent whole, in seconds.
+    request_seconds: float = Field(gt=0, le=3600)
+    #: A folder whose files may be named as pictures; None: no path is read.
+    image_root: str | None
+    #: Threads of a batch; None: one core is left for the requests.
+    threads: int | None = Field(ge=1)
+    #: How often the registry is asked for the aliases, in seconds.
+    poll: float = Field(gt=0, le=3600)
+    #: Share of the posts that the challenger scores too; its records are kept beside.
+    shadow_share: float = Field(ge=0, le=1)
+    #: Seconds that requests which were taken have at the end.
+    drain: float = Field(ge=0, le=3600)
+
+    @field_validator("image_root")
+    @classmethod
+    def _folder(cls, value: str | None) -> str | None:
+        if value is not None and not (os.path.isabs(value) and os.path.isdir(value)):
+            raise ValueError(f"{value!r}: the absolute path of a folder, or null")
+        return value
+
+    @model_validator(mode="after")
+    def _room(self) -> ServiceSettings:
+        if self.request_posts > self.queue_posts:
+            raise ValueError(f"request_posts {self.request_posts} is more than queue_posts {self.queue_posts} holds")
+        if self.request_bytes > self.queue_bytes:
+            raise ValueError(f"request_bytes {self.request_bytes} is more than queue_bytes {self.queue_bytes} holds")
+        return self
+
+
+class ServiceRunSettings(RunOptions):
+    """The section in its place."""
+
+    defaults: ClassVar[tuple[Path, ...]] = (SERVICE_CONFIG,)
+
+    service: ServiceSettings
+
+
+def load_service(given: dict[str, Any] | None = None, source: str = "service") -> ServiceSettings:
+    """`given` laid over the values of `configs/service.yaml`.
+
+    Raises:
+        ConfigError: names each key that is unknown or out of range.
+    """
+    return load_options(ServiceRunSettings, {"service": given}, source).service
+
+
 class SqlSettings(Chosen):
     """Where a post's cells are looked up: the message names only its `post_id`."""
 
@@ -74,34 +141,37 @@ class SqlSettings(Chosen):
 
 
 class StreamSettings(Chosen):
-    """Where posts come from, and where what the champion says of them goes."""
+    """`agentps stream`: where posts come from, and where what is said of them goes: section `stream` of a run file.
+
+    A URL may be `env:VARIABLE`, where it holds a password.
+    """
 
     #: `kafka://HOST:PORT/TOPIC` (several hosts with commas), `amqp://HOST/QUEUE`, `nats://HOST/SUBJECT`,
-    #: `redis://HOST/STREAM`, or a folder; `env:VARIABLE` where it holds a password.
-    source: str
+    #: `redis://HOST/STREAM`, or a folder. Must be named.
+    source: str | None
     #: Workers of one group share the messages.
-    group: str = Field("agentps", pattern=r"^[\w.-]{1,200}$")
-    #: Options of librdkafka for a `kafka://` source or sink, as `security.protocol`; a value may be `env:VARIABLE`.
-    kafka: dict[str, str | int | float | bool] = {}
+    group: str = Field(pattern=r"^[\w.-]{1,200}$")
+    #: Options of librdkafka for a source or sink `kafka://`, as `security.protocol`; a value may be `env:VARIABLE`.
+    kafka: dict[str, str | int | float | bool]
     #: Messages between two commits, at most: all of them come again where the worker is killed.
-    batch: int = Field(64, ge=1, le=10_000)
+    batch: int = Field(ge=1, le=10_000)
     #: The folder that the paths of pictures in messages lie in. None: that of a folder source; no paths from a broker.
-    images: str | None = None
+    images: str | None
     #: Seconds between tries to read a picture that is not there yet; after the last one the message is a dead letter.
     #: The whole batch waits.
-    picture_waits: tuple[float, ...] = (0.2, 1.0)
+    picture_waits: tuple[float, ...]
     #: None: the message holds the post itself.
-    sql: SqlSettings | None = None
+    sql: SqlSettings | None
     #: A policy file; None: no decision beyond the scores.
-    policy: str | None = None
+    policy: str | None
     #: The URL of a service that scores; None: this process does, with the champion.
-    service: str | None = None
+    service: str | None
     #: Seconds between two looks for a new champion.
-    watch: float = Field(10.0, gt=0)
-    #: The database of records and dead letters. None: SQLite in the project's local state.
-    store: str | None = None
+    watch: float = Field(gt=0, le=3600)
+    #: The database of records and dead letters; None: `retrain.scores` where that is one, else SQLite.
+    store: str | None
     #: Where records also go: `kafka://HOST:PORT/TOPIC`, an `https://` address, or a folder for Parquet files.
-    sinks: tuple[str, ...] = ()
+    sinks: tuple[str, ...]
 
     @field_validator("picture_waits")
     @classmethod
@@ -122,4 +192,18 @@ class StreamSettings(Chosen):
 class StreamRunSettings(RunOptions):
     """The section in its place."""
 
+    defaults: ClassVar[tuple[Path, ...]] = (STREAM_CONFIG,)
+
     stream: StreamSettings
+
+
+def load_stream(given: dict[str, Any], source: str = "stream") -> StreamSettings:
+    """`given` laid over the values of `configs/stream.yaml`.
+
+    Raises:
+        ConfigError: names each key that is unknown or out of range; or no source is named.
+    """
+    found = load_options(StreamRunSettings, {"stream": given}, source).stream
+    if not found.source:
+        raise ConfigError(f"{source}: stream.source: name a broker's URL or a folder (docs/stream.md)")
+    return found

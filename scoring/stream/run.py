@@ -25,6 +25,17 @@ from steps.secrets import resolved
 from steps.settings import IngestSettings
 
 
+def with_store(settings: StreamSettings, scores: str | None) -> StreamSettings:
+    """The store that `agentps live` reads, where that is a database and the section names none.
+
+    Args:
+        scores: the option `retrain.scores`.
+    """
+    if settings.store is None and scores is not None and ("://" in scores or scores.startswith("env:")):
+        return settings.model_copy(update={"store": scores})
+    return settings
+
+
 def store_of(settings: StreamSettings) -> Store:
     """Raises: StoreError where it cannot be opened."""
     return Store.open(store_url() if settings.store is None else resolved(settings.store, "stream.store"))
@@ -121,7 +132,7 @@ def replay(
     Returns:
         How many have a record now, how many were overtaken, how many stay dead, with their new reasons.
     """
-    url = settings.source
+    url = resolved(settings.source or "", "stream.source")
     folder = None if "://" in url and not url.startswith("file://") else folder_of(url)
     done = [0, 0, 0]
     worker = worker_of(settings, ingest, score, "", folder)

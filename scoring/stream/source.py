@@ -55,7 +55,7 @@ def source_of(settings: StreamSettings) -> Source:
     Raises:
         ConfigError: it is neither a URL of a known broker nor a folder, or a package is missing.
     """
-    url = resolved(settings.source, "stream.source")
+    url = resolved(settings.source or "", "stream.source")
     scheme = urlsplit(url).scheme if "://" in url else ""
     if scheme in ("", "file"):
         from scoring.stream.folder import FolderSource

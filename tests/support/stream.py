@@ -14,7 +14,7 @@ from typing import Any
 
 from scoring.record import Answer, Record
 from scoring.score import Input
-from scoring.settings import StreamSettings
+from scoring.settings import StreamSettings, load_stream
 from steps.register.registry import RegisteredVersion
 from steps.settings import IngestSettings
 
@@ -57,7 +57,7 @@ class StubScore:
 
 def settings(folder: Path, source: str, **more: Any) -> StreamSettings:
     given = {"source": source, "store": f"sqlite:///{folder / 'store.db'}", "picture_waits": [0.01], "batch": 4}
-    return StreamSettings.model_validate(given | more)
+    return load_stream(given | more)
 
 
 def free_port() -> int:

@@ -1,0 +1,373 @@
+"""The service as a FastAPI application: posts in, records out. It needs no Ray: `scoring.serve` is how Ray runs it.
+
+What is wrong with a request is answered with a reason and a status of 400 and more; what is wrong with a post, with an
+error in its record. No word of a request goes into a log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import io
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, cast
+
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+from PIL import Image
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, Field, ValidationError, create_model
+from starlette.requests import ClientDisconnect
+
+from model.errors import DataError, ImageError
+from model.images import read_source
+from model.post import Row, row_of
+from model.schema import POST_ID, TEXT, TITLE
+from scoring.engine import Served
+from scoring.record import Record
+from scoring.score import Input, read_input
+from scoring.settings import ServiceSettings, load_service
+
+logger = logging.getLogger(__name__)
+
+#: Faults of a request that its answer names.
+_NAMED = 10
+#: Seconds that a rate looks back, at least.
+_WINDOW = 10.0
+
+Submit = Callable[[Sequence[Input]], Awaitable[list[Record]]]
+Read = Callable[[Any], bytes]
+
+
+async def anybody(request: Request) -> None:
+    """Who asks: `request.state.client`, by which its work may be limited. This one lets everybody in; a dependency that
+    knows keys raises an HTTPException of 401 or 403, before anything of the body is read.
+    """
+    request.state.client = None
+
+
+#: A post as it is sent.
+ScorePost: type[Row] = create_model(
+    "ScorePost",
+    __base__=row_of(columns=(POST_ID, TITLE, TEXT)),
+    images=(
+        list[Annotated[str, Field(pattern=r"\S")]],
+        Field(
+            min_length=1,
+            description="JPEG, PNG or WebP: each a data URL; or, where the service allows it, an https URL or a path",
+        ),
+    ),
+)
+
+
+class ScoreRequest(BaseModel):
+    """The body of `POST /score`."""
+
+    posts: list[ScorePost] = Field(min_length=1)  # type: ignore[valid-type]
+
+
+class ScoreAnswer(BaseModel):
+    """A record for each post, in order. The status is 422 where no post could be scored, each with its reason."""
+
+    records: list[Record]
+
+
+class Ready(BaseModel):
+    """trouble: a newer version that could not be loaded, or a registry that does not answer; the older one serves."""
+
+    ready: bool
+    model: str
+    version: str
+    task: str
+    since: str
+    challenger: str | None
+    trouble: str | None
+    queued_posts: int
+
+
+class Problem(BaseModel):
+    detail: str | list[str]
+
+
+class _Metrics:
+    def __init__(self, service: Service) -> None:
+        self.registry = CollectorRegistry()
+        new = functools.partial(Counter, registry=self.registry)
+        self.requests = new("agentps_requests", "Requests to /score, by the status of their answer.", ["status"])
+        self.posts = new("agentps_posts", "Posts that were answered.", ["version", "result"])
+        self.shadow = new("agentps_shadow_posts", "Posts for the challenger.", ["result"])
+        self.latency = Histogram(
+            "agentps_latency_seconds", "From a request's arrival to its answer.", registry=self.registry
+        )
+        self.batch = Histogram(
+            "agentps_batch_posts", "Posts that were scored together.", registry=self.registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+        )  # fmt: skip
+        waiting = Gauge("agentps_queued_posts", "Posts that wait or are being scored.", registry=self.registry)
+        waiting.set_function(lambda: service.posts)
+        trouble = Gauge(
+            "agentps_version_trouble", "1: the registry names a version that cannot be loaded.", registry=self.registry
+        )
+        trouble.set_function(lambda: float(service.score.status.trouble is not None))
+        self._version = Gauge("agentps_version_info", "Serves now.", ["model", "version"], registry=self.registry)
+        self._score = service.score
+
+    def render(self) -> bytes:
+        status = self._score.status
+        self._version.clear()
+        self._version.labels(status.model, status.version).set(1)
+        return generate_latest(self.registry)
+
+
+class Service:
+    """What the requests share: room for bytes and posts, and how fast posts leave."""
+
+    def __init__(self, score: Served, settings: ServiceSettings, submit: Submit | None, read: Read | None) -> None:
+        self.score, self.settings = score, settings
+        self.bytes = self.posts = self.requests = 0
+        self.draining = False
+        self.metrics = _Metrics(self)
+        self._readers = ThreadPoolExecutor(4, "read")
+        self._submit, self._read = submit or self._in_turn(), read or self._read_source
+        self._left: list[tuple[float, int]] = [(time.monotonic(), 0)]
+
+    def _in_turn(self) -> Submit:
+        """Without Ray: one request after the other."""
+        one = ThreadPoolExecutor(1, "score")
+
+        async def submit(inputs: Sequence[Input]) -> list[Record]:
+            return await asyncio.get_running_loop().run_in_executor(one, self.score, inputs)
+
+        return submit
+
+    def _read_source(self, source: Any) -> bytes:
+        folder = self.settings.image_root
+        if isinstance(source, str) and not source.startswith("data:") and folder is None:
+            raise ImageError("an image is sent as a data URL (data:image/jpeg;base64,...); no path or URL is read here")
+        if isinstance(source, str) and source.startswith(("http:", "https:")):
+            raise ImageError("no URL is read here: send the image as a data URL")
+        return read_source(source, self.score.limits, folder=folder)
+
+    # --- room ---------------------------------------------------------------------------------------
+
+    def retry_after(self) -> dict[str, str]:
+        """In whole seconds: how long what waits will take, by what has left lately."""
+        (start, before), (end, after) = self._left[0], self._left[-1]
+        rate = (after - before) / (end - start) if end > start else 0
+        return {"Retry-After": str(min(60, max(1, math.ceil(self.posts / rate)))) if rate else "1"}
+
+    def busy(self, what: str) -> HTTPException:
+        return HTTPException(429, f"busy: {what}: send it again after the seconds of Retry-After", self.retry_after())
+
+    def left(self, n: int) -> None:
+        now = time.monotonic()
+        self._left.append((now, self._left[-1][1] + n))
+        while len(self._left) > 2 and self._left[1][0] < now - _WINDOW:
+            self._left.pop(0)
+
+    # --- one request --------------------------------------------------------------------------------
+
+    async def answer(self, request: Request) -> Response:
+        """Raises: HTTPException with the reason."""
+        arrived, taken = time.perf_counter(), [0]
+        if self.draining:
+            raise HTTPException(503, "this server is ending", {"Retry-After": "1"})
+        if self.posts >= self.settings.queue_posts:
+            raise self.busy(f"{self.posts} posts wait")
+        self.requests += 1
+        try:
+            body = await self._body(request, taken)
+            inputs = await asyncio.get_running_loop().run_in_executor(self._readers, self._inputs, body)
+            del body
+            records = await self._scored(inputs)
+        finally:
+            self.requests -= 1
+            self.bytes -= taken[0]
+        seconds = time.perf_counter() - arrived
+        return self._answered(records, seconds)
+
+    async def _body(self, request: Request, taken: list[int]) -> bytes:
+        """Args: taken: gets the number of bytes that this request holds, also where it fails."""
+        settings, chunks = self.settings, []
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
+            raise HTTPException(415, "the body is JSON, not compressed: Content-Type: application/json")
+        too_large = HTTPException(413, f"more than {settings.request_bytes:,} bytes: send fewer posts at a time")
+        length = request.headers.get("content-length", "")
+        if length.isdigit() and len(length) < 20 and int(length) > settings.request_bytes:
+            raise too_large
+        try:
+            async with asyncio.timeout(settings.request_seconds):
+                async for chunk in request.stream():
+                    taken[0] += len(chunk)
+                    self.bytes += len(chunk)
+                    if taken[0] > settings.request_bytes:
+                        raise too_large
+                    if self.bytes > settings.queue_bytes:
+                        raise self.busy(f"{self.bytes:,} bytes wait")
+                    chunks.append(chunk)
+        except TimeoutError:
+            raise HTTPException(408, f"not sent within {settings.request_seconds:g} seconds") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the client has gone") from None
+        return b"".join(chunks)
+
+    def _inputs(self, body: bytes) -> list[Input]:
+        """In a thread: the checks, base64, and whatever `read` waits for."""
+        try:
+            found = ScoreRequest.model_validate_json(body)
+        except ValidationError as error:
+            raise HTTPException(422, _faults(error)) from None
+        most, posts = self.settings.request_posts, cast("list[Row]", found.posts)
+        if len(posts) > most:
+            raise HTTPException(413, f"{len(posts):,} posts; at most {most} are taken in one request")
+        limits = self.score.post_limits
+        try:
+            return [read_input(post.model_dump(), self._read, limits) for post in posts]
+        except DataError as error:
+            raise HTTPException(422, str(error)) from None
+
+    async def _scored(self, inputs: Sequence[Input]) -> list[Record]:
+        n = len(inputs)
+        if self.posts and self.posts + n > self.settings.queue_posts:
+            raise self.busy(f"{self.posts} posts wait, and {n} find no room")
+        self.posts += n
+        try:
+            records = await self._submit(inputs)
+        finally:
+            self.posts -= n
+        self.left(n)
+        return records
+
+    def _answered(self, records: Sequence[Record], seconds: float) -> Response:
+        latency = round(seconds * 1000, 3)
+        records = [record.model_copy(update={"latency_ms": latency}) for record in records]
+        self.metrics.latency.observe(seconds)
+        for record in records:
+            self.metrics.posts.labels(record.model_version, "error" if record.error is not None else "scored").inc()
+        body = '{"records":[' + ",".join(record.model_dump_json() for record in records) + "]}"
+        failed = all(record.error is not None for record in records)
+        return Response(body, 422 if failed else 200, media_type="application/json")
+
+    async def drain(self, seconds: float) -> int:
+        """Take no more requests, and wait for those that were taken; returns how many were not answered in time."""
+        self.draining = True
+        end = time.monotonic() + seconds
+        while self.requests and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        return self.requests
+
+
+def _faults(error: ValidationError) -> list[str]:
+    """Where, and what is wrong; not what was sent."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    lines = [f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in found[:_NAMED]]
+    return lines + ([f"and {len(found) - _NAMED:,} more"] if len(found) > _NAMED else [])
+
+
+def create_app(
+    score: Served,
+    settings: ServiceSettings | None = None,
+    *,
+    submit: Submit | None = None,
+    read: Read | None = None,
+    who: Callable[..., Any] = anybody,
+) -> FastAPI:
+    """The application. `app.state.service` is what its requests share.
+
+    Args:
+        submit: how posts get their records; None: `score`, one request after the other.
+        read: the bytes of a picture, or an ImageError, which must not tell more than its sender may know. It is called
+            in a thread. None: data URLs, and paths under `settings.image_root`.
+        who: a FastAPI dependency of `POST /score`, as `anybody`.
+    """
+    service = Service(score, settings or load_service(), submit, read)
+    app = FastAPI(title="AgentPS", description="What a model version says of posts.", redoc_url=None)
+    app.state.service = service
+    problems: dict[int | str, dict[str, Any]] = {
+        status: {"model": Problem, "description": what}
+        for status, what in {
+            408: "The request was not sent in time.",
+            413: "The request is too large.",
+            415: "The body is not JSON.",
+            429: "Busy: send it again after the seconds of `Retry-After`.",
+            503: "The server is ending.",
+        }.items()
+    }
+    problems[422] = {"model": ScoreAnswer | Problem, "description": "No post was scored: the reasons."}
+
+    @app.post(
+        "/score", response_model=ScoreAnswer, responses=problems, openapi_extra=_request_body(),
+        dependencies=[Depends(who)],
+    )  # fmt: skip
+    async def score_posts(request: Request) -> Response:
+        """A record for each post, in order, made by the version that it names."""
+        try:
+            answer = await service.answer(request)
+            status = answer.status_code
+        except HTTPException as refused:
+            status = refused.status_code
+            raise
+        except Exception as error:  # noqa: BLE001  # the edge: whatever it is, it tells nothing of the posts
+            status = 500
+            logger.error("request failed: %s", _where(error))
+            answer = JSONResponse({"detail": "this server could not score the posts; its log says more"}, status)
+        finally:
+            service.metrics.requests.labels(str(status)).inc()
+        return answer
+
+    @app.get("/ready", response_model=Ready, responses={503: {"model": Ready}})
+    async def ready(response: Response) -> Ready:
+        """Whether posts are taken, and which version scores them."""
+        status = service.score.status
+        response.status_code = 503 if service.draining else 200
+        return Ready(
+            ready=not service.draining, model=status.model, version=status.version, task=status.task,
+            since=status.since.isoformat(), challenger=status.challenger, trouble=status.trouble,
+            queued_posts=service.posts,
+        )  # fmt: skip
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether this process answers."""
+        return {"status": "ok"}
+
+    @app.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def _where(error: BaseException) -> str:
+    """The class, and the line that raised it: a message may hold what was sent."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
+    return type(error).__name__ + where
+
+
+def _request_body() -> dict[str, Any]:
+    """The body in the OpenAPI document; it is read by hand, so that its size is known before it is parsed."""
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 120, 40)).save(picture, "PNG")
+    image = f"data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    post = {"post_id": "42", "title": "A walk along the sea", "text": "#sea #travel", "images": [image]}
+    schema = ScoreRequest.model_json_schema()
+    inner = schema.pop("$defs")["ScorePost"]
+    schema["properties"]["posts"]["items"] = inner
+    examples = {
+        "one post": {"value": {"posts": [post]}},
+        "two posts": {"value": {"posts": [post, {**post, "post_id": "43", "title": ""}]}},
+    }
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
+    }

