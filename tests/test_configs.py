@@ -10,15 +10,23 @@ from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 
 from model.task import TASKS_DIR, load_task
 from pipelines.config import read_run_file
+from scoring.settings import ScoringRunSettings, ServiceRunSettings, StreamRunSettings
 from steps.annotate.prices import PRICES, load_prices
 from steps.paths import STUDY_CONFIG
-from steps.settings import TrainingSettings, load_options, load_settings
+from steps.settings import RunOptions, TrainingSettings, load_options, load_settings
 from steps.study.settings import StudyRunSettings, StudySettings
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 TASK_FILES = [path for path in FILES if path.is_relative_to(TASKS_DIR)]
-RUN_FILES = [path for path in FILES if path not in (*TASK_FILES, PRICES)]
+#: Sections of a run file that hold all options of one command.
+SECTIONS: dict[str, type[RunOptions]] = {
+    "scoring": ScoringRunSettings,
+    "service": ServiceRunSettings,
+    "stream": StreamRunSettings,
+}
+SECTION_FILES = [CONFIGS / f"{section}.yaml" for section in SECTIONS]
+RUN_FILES = [path for path in FILES if path not in (*TASK_FILES, *SECTION_FILES, PRICES)]
 STUDY_FILES = [path for path in RUN_FILES if path.stem.startswith("study")]
 
 
@@ -47,6 +55,14 @@ def test_the_price_table_knows_the_default_model() -> None:
 def settings_of(path: Path) -> TrainingSettings:
     kind = StudyRunSettings if path in STUDY_FILES else TrainingSettings
     return load_options(kind, read_run_file(path, kind.names()).options, relative(path))
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_s_file_holds_each_of_its_options(section: str) -> None:
+    kind = SECTIONS[section]
+    found = read_run_file(CONFIGS / f"{section}.yaml", {section}).options
+    loaded = getattr(load_options(kind, found, section), section)
+    assert found[section].keys() == type(loaded).model_fields.keys()
 
 
 def test_no_option_of_ours_has_the_name_of_one_of_zenmls() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -42,30 +43,47 @@ def until(done: Callable[[], object], what: str, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-class Process:
-    """`stream` with the stub scorer, in a process of its own."""
+class Workers:
+    """`stream` with the stub scorer in processes that can be killed, forked from one that has imported everything."""
 
     def __init__(self, chosen: StreamSettings, log: Path) -> None:
-        self._log = log.open("ab")
-        self.log = log
         code = (
-            "import sys, logging\n"
+            "import os, sys\n"
             "from scoring.stream.run import stream\n"
-            "from scoring.settings import StreamSettings\n"
-            "from tests.support.stream import INGEST, StubScore\n"
-            "print('ready', flush=True)\n"
-            "stream(StreamSettings.model_validate_json(sys.argv[1]), INGEST, StubScore(), print)\n"
+            "from tests.support.stream import INGEST, StubScore, load_stream\n"
+            "import json\n"
+            "for _ in sys.stdin:\n"
+            "    child = os.fork()\n"
+            "    if not child:\n"
+            "        stream(load_stream(json.loads(sys.argv[1])), INGEST, StubScore(), lambda _: None)\n"
+            "        os._exit(0)\n"
+            "    os.write(1, f'{child}\\n'.encode())\n"
+            "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
         )
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, chosen.model_dump_json()],
-            cwd=REPOSITORY, stdout=self._log, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, chosen.model_dump_json()],
+                cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, bufsize=1,
+            )  # fmt: skip
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def start(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self.pid = int(self._process.stdout.readline())
 
     def end(self, how: signal.Signals) -> int:
-        self.process.send_signal(how)
-        code = self.process.wait(120)
-        self._log.close()
-        return code
+        """Its exit code."""
+        assert self._process.stdout is not None
+        os.kill(self.pid, how)
+        return int(self._process.stdout.readline())
 
 
 def scored(store: Store, ids: list[str]) -> int:
@@ -77,7 +95,7 @@ def test_worker_and_broker_are_killed_and_each_post_has_one_current_record(tmp_p
     ids = [f"p{k}" for k in range(300)]
     bad: list[bytes | None] = [b"{", None, body("gone", images=("gone.png",))]
     (pictures := tmp_path / "pictures").mkdir()
-    with s3() as storage, broker("s3://tansu/", **storage) as tansu:
+    with s3() as storage, broker("s3://tansu/", **storage) as tansu, ExitStack() as stack:
         tansu.make("posts")
         chosen = settings(
             tmp_path,
@@ -87,12 +105,13 @@ def test_worker_and_broker_are_killed_and_each_post_has_one_current_record(tmp_p
             picture_waits=[0.3],
             kafka={"session.timeout.ms": 2000, "heartbeat.interval.ms": 500},
         )
+        worker = stack.enter_context(Workers(chosen, tmp_path / "log"))
         store = store_of(chosen)
         tansu.send("posts", [(name, body(name, "old")) for name in ids[:100]] + [(str(b), b) for b in bad])
-        worker = Process(chosen, tmp_path / "log")
+        worker.start()
         until(lambda: scored(store, ids) >= 5, "the first posts")
         worker.end(signal.SIGKILL)
-        worker = Process(chosen, tmp_path / "log")
+        worker.start()
         tansu.send("posts", [(name, body(name, "old")) for name in ids[100:]])
         until(lambda: scored(store, ids) >= 120, "posts after the first kill")
         tansu.kill()
@@ -100,7 +119,7 @@ def test_worker_and_broker_are_killed_and_each_post_has_one_current_record(tmp_p
         tansu.send("posts", [(name, body(name, "newer text")) for name in ids[:50]])
         until(lambda: scored(store, ids) >= 150, "posts after the broker is back")
         worker.end(signal.SIGKILL)
-        worker = Process(chosen, tmp_path / "log")
+        worker.start()
         until(lambda: scored(store, ids) == 300, "all posts")
         until(lambda: [r.score for r, _ in store.current(ids[:50]).values()] == [1.0] * 50, "the updates")
         until(lambda: len(store.dead_letters()) == 3, "the dead letters")
@@ -186,7 +205,7 @@ def test_a_broker_that_is_away_and_a_topic_that_is_not_there_are_waited_for(
 
 
 def test_records_go_to_a_topic_in_the_order_of_a_post(tmp_path: Path) -> None:
-    from confluent_kafka import Consumer
+    from confluent_kafka import Consumer, TopicPartition
 
     with broker() as tansu:
         tansu.make("scores", 2)
@@ -198,7 +217,7 @@ def test_records_go_to_a_topic_in_the_order_of_a_post(tmp_path: Path) -> None:
         consumer = Consumer({
             "bootstrap.servers": tansu.servers, "group.id": "g", "auto.offset.reset": "earliest",
         })  # fmt: skip
-        consumer.subscribe(["scores"])
+        consumer.assign([TopicPartition("scores", number, 0) for number in range(2)])
         found = []
         until(lambda: found.extend(consumer.consume(3, 1)) or len(found) == 3, "the records")
         consumer.close()
