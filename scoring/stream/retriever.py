@@ -63,6 +63,9 @@ class FromSql:
             raise ConfigError(f"stream.sql.url: {masked(str(error))}: an URL of SQLAlchemy is expected") from error
         self._query = text(query)
 
+    def close(self) -> None:
+        self._engine.dispose()
+
     def __call__(self, message: Message) -> Mapping[str, Any]:
         post_id = post_id_of(from_message(message)[POST_ID])
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from scoring.settings import StreamSettings
 from scoring.store import DeadLetter, Store
 from scoring.stream.filter import filter_of
 from scoring.stream.folder import FolderSource
-from scoring.stream.retriever import FromSql, from_message, picture_folder, reader
+from scoring.stream.retriever import FromSql, Retriever, from_message, picture_folder, reader
 from scoring.stream.sink import sink_of
 from scoring.stream.source import Message, folder_of, source_of
 from scoring.stream.waiting import asking
@@ -59,29 +60,35 @@ def score_of(settings: StreamSettings, name: str) -> Score:
     return ChampionScore(name, settings.watch, check)
 
 
+@contextmanager
 def worker_of(
     settings: StreamSettings, ingest: IngestSettings, score: Score, source: str, folder: Path | None
-) -> Worker:
-    """
+) -> Iterator[Worker]:
+    """What it holds is closed with the block.
+
     Args:
         source: its name.
         folder: of pictures, where the run file names none.
     """
     pictures = picture_folder(settings.images, folder)
-    return Worker(
-        source=source,
-        retrieve=from_message if settings.sql is None else FromSql(settings.sql.url, settings.sql.query),
-        read=lambda limits: reader(limits, pictures),
-        score=score,
-        filter=filter_of(settings.policy),
-        sinks=[sink_of(url, settings) for url in settings.sinks],
-        store=store_of(settings),
-        limits=(
-            ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels),
-            PostLimits(ingest.max_images, ingest.max_text_characters),
-        ),
-        picture_waits=settings.picture_waits,
-    )
+    with ExitStack() as stack:
+        retrieve: Retriever = from_message
+        if settings.sql is not None:
+            retrieve = stack.enter_context(closing(FromSql(settings.sql.url, settings.sql.query)))
+        yield Worker(
+            source=source,
+            retrieve=retrieve,
+            read=lambda limits: reader(limits, pictures),
+            score=score,
+            filter=filter_of(settings.policy),
+            sinks=[stack.enter_context(closing(sink_of(url, settings))) for url in settings.sinks],
+            store=stack.enter_context(store_of(settings)),
+            limits=(
+                ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels),
+                PostLimits(ingest.max_images, ingest.max_text_characters),
+            ),
+            picture_waits=settings.picture_waits,
+        )
 
 
 def stream(
@@ -93,12 +100,13 @@ def stream(
     """
     source = source_of(settings)
     folder = source.folder if isinstance(source, FolderSource) else None
-    worker = worker_of(settings, ingest, score, source.name, folder)
-    say(f"{source.name}: posts are taken, in batches of {settings.batch} at most")
-    try:
-        follow(source, worker, once=once)
-    finally:
-        say(f"{source.name}: {worker.tally}")
+    with worker_of(settings, ingest, score, source.name, folder) as worker:
+        say(f"{source.name}: posts are taken, in batches of {settings.batch} at most")
+        with ending(worker.stop):
+            try:
+                follow(source, worker, once=once)
+            finally:
+                say(f"{source.name}: {worker.tally}")
 
 
 # --- dead letters -----------------------------------------------------------------------------------------------
@@ -135,8 +143,7 @@ def replay(
     url = resolved(settings.source or "", "stream.source")
     folder = None if "://" in url and not url.startswith("file://") else folder_of(url)
     done = [0, 0, 0]
-    worker = worker_of(settings, ingest, score, "", folder)
-    with ending(worker.stop):
+    with worker_of(settings, ingest, score, "", folder) as worker, ending(worker.stop):
         for letter in letters:
             worker.source = letter.source
             if _overtaken(worker, letter):

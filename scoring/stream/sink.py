@@ -40,6 +40,8 @@ class Sink(Protocol):
         """Raises: AwayError: it does not answer; the same batch is put again, all of it."""
         ...
 
+    def close(self) -> None: ...
+
 
 def key(record: Record) -> str:
     """The same for the same post, content, version and policy, whenever it is scored."""
@@ -82,6 +84,9 @@ class StoreSink:
         asking(lambda: self._store.put(scored))
         return {}
 
+    def close(self) -> None:
+        self._store.close()
+
 
 class ParquetSink:
     """A file for each batch, in a folder for each day (UTC) on which its posts were scored; rows are only added."""
@@ -100,6 +105,9 @@ class ParquetSink:
             with replacing(path) as file:
                 pq.write_table(_table(part), file)
         return {}
+
+    def close(self) -> None:
+        pass
 
 
 def _table(scored: Sequence[Scored]) -> pa.Table:
@@ -163,6 +171,9 @@ class KafkaSink:
             raise AwayError(f"{self.name}: {away[0].str()}")
         return refused
 
+    def close(self) -> None:
+        self._producer.flush(1)
+
 
 class WebhookSink:
     """A POST of each record, with the key that the receiver knows it by where it comes again (`Idempotency-Key`)."""
@@ -189,6 +200,9 @@ class WebhookSink:
         self._delivered.clear()
         self._failed.clear()
         return refused
+
+    def close(self) -> None:
+        self._client.close()
 
     def _post(self, name: str, content: bytes) -> str | None:
         """Why it is refused; None: it was taken."""

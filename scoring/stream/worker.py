@@ -257,27 +257,26 @@ def _state(record: Record) -> tuple[str | None, ...]:
 
 
 def follow(source: Source, worker: Worker, *, once: bool = False) -> None:
-    """Take, process, commit, until a signal asks for the end: the batch at hand is finished and committed first.
+    """Take, process, commit, until `worker.stop` is set: the batch at hand is finished and committed first.
 
     Args:
         once: end where the source gives nothing for a while.
     """
-    with ending(worker.stop):
-        try:
-            worker.patiently(source.open)
-            quiet_since = time.monotonic()
-            while not worker.stop.is_set():
-                messages = worker.patiently(source.take)
-                if messages:
-                    worker.process(messages)
-                    quiet_since = time.monotonic()
-                _commit(source)
-                if once and time.monotonic() - quiet_since > source.settles:
-                    return
-        except StoppedError as error:
-            logger.warning("%s; what was not committed comes again", error)
-        finally:
-            source.close()
+    try:
+        worker.patiently(source.open)
+        quiet_since = time.monotonic()
+        while not worker.stop.is_set():
+            messages = worker.patiently(source.take)
+            if messages:
+                worker.process(messages)
+                quiet_since = time.monotonic()
+            _commit(source)
+            if once and time.monotonic() - quiet_since > source.settles:
+                return
+    except StoppedError as error:
+        logger.warning("%s; what was not committed comes again", error)
+    finally:
+        source.close()
 
 
 def _commit(source: Source) -> None:

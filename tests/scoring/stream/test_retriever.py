@@ -65,6 +65,7 @@ def test_an_id_that_the_column_cannot_hold_is_no_fault_of_the_database(postgresq
     assert retrieve(message(post_id="1"))["images"] == ["a.png"]
     with pytest.raises(UnusableError, match="invalid input syntax"):
         retrieve(message(post_id="one"))
+    retrieve.close()
 
 
 def test_a_url_that_is_none_and_a_query_without_the_post_are_told() -> None:
