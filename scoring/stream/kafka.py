@@ -8,7 +8,6 @@ nothing is committed but what was taken and is done, and the commit is waited fo
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from model.errors import ConfigError
 from scoring.settings import StreamSettings
 from scoring.stream.loop import LoopThread
+from scoring.stream.quiet import quiet
 from scoring.stream.source import Message
 from scoring.stream.waiting import AwayError
 from steps.secrets import resolved
@@ -31,10 +31,6 @@ _ANSWER, _COMMIT = 5.0, 15.0
 _MOMENT = 0.2
 #: Seconds that a batch may take, and those after which a killed worker's partitions go to another.
 _BATCH, _SESSION = 900, 10
-#: FastStream's and librdkafka's words: what matters of them is told here, once.
-quiet = logging.getLogger("agentps.kafka")
-quiet.propagate = False
-quiet.addHandler(logging.NullHandler())
 
 
 def servers_and_topic(url: str, option: str) -> tuple[str, str]:

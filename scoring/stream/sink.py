@@ -20,6 +20,7 @@ from model.errors import ConfigError
 from model.files import replacing
 from scoring.record import Record, to_row
 from scoring.settings import StreamSettings
+from scoring.stream.quiet import quiet
 from scoring.stream.waiting import AwayError, asking
 from steps.secrets import masked, resolved
 
@@ -135,7 +136,7 @@ class KafkaSink:
     """A topic; the message's key is the post's id, so that a post's records stay in order."""
 
     def __init__(self, url: str, settings: StreamSettings) -> None:
-        from scoring.stream.kafka import options_of, quiet, servers_and_topic
+        from scoring.stream.kafka import options_of, servers_and_topic
 
         try:
             from confluent_kafka import Producer

