@@ -140,7 +140,15 @@ class BrokerSource:
             if not self._loop.ask(self._broker.ping(_ANSWER)):
                 raise AwayError(f"{self.name}: no answer in {_ANSWER:.0f} s")
             self._heard = time.monotonic()
-        return [Message(_id(found), _content(found)) for found in self._taken]
+        return [Message.at(self._place(found), _content(found)) for found in self._taken]
+
+    def _place(self, message: Any) -> str:
+        raw = message.raw_message
+        if isinstance(raw, dict):  # Redis
+            return str(raw["message_ids"][0].decode())
+        if (metadata := getattr(raw, "metadata", None)) is not None:  # NATS
+            return str(metadata.sequence.stream)
+        return self._name  # RabbitMQ numbers none, and what a sender calls it may be another's name, too
 
     async def _collect(self) -> list[Any]:
         found: list[Any] = []
@@ -172,15 +180,6 @@ class BrokerSource:
 async def _itself(message: Any) -> Any:
     """In place of what it holds, which is the retriever's to read."""
     return message
-
-
-def _id(message: Any) -> str:
-    raw = message.raw_message
-    if isinstance(raw, dict):  # Redis
-        return str(raw["message_ids"][0].decode())
-    if (metadata := getattr(raw, "metadata", None)) is not None:  # NATS
-        return str(metadata.sequence.stream)
-    return str(message.message_id)
 
 
 def _content(message: Any) -> bytes:

@@ -122,20 +122,20 @@ def _read(path: Path) -> Iterator[Message]:
             rows, _ = read_rows(path, (POST_ID, TITLE, TEXT, IMAGES), (POST_ID,))
         except ManifestError as error:
             logger.warning("%s; the whole file is a dead letter", error)
-            yield Message(path.name, str(error).encode())
+            yield Message.at(path.name, str(error).encode())
             return
         for number, cells in rows:
-            yield Message(f"{path.name}:{number}", json.dumps(cells, default=_text).encode())
+            yield Message.at(f"{path.name}:{number}", json.dumps(cells, default=_text).encode())
         return
     with path.open("rb") as file:
         if path.suffix.lower() == ".json":
-            yield Message(path.name, file.read(LONGEST + 1))
+            yield Message.at(path.name, file.read(LONGEST + 1))
             return
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
-                yield Message(f"{path.name}:{number}", line)
+                yield Message.at(f"{path.name}:{number}", line)
 
 
 def _text(cell: Any) -> str:

@@ -130,7 +130,7 @@ class KafkaSource:
         except KafkaException as error:
             raise _wrong_or_away(self.name, error) from error
         return [
-            Message(f"{message.topic()}/{message.partition()}/{message.offset()}", message.value() or b"")
+            Message.at(f"{message.topic()}/{message.partition()}/{message.offset()}", message.value() or b"")
             for message in found
         ]
 

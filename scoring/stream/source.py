@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from model.errors import ConfigError
@@ -15,11 +16,15 @@ from steps.secrets import masked, resolved
 
 @dataclass(frozen=True)
 class Message:
-    """id: where it stands in its source; the same when it comes again. handle: what its source commits it by."""
+    """id: of its place and its content; the same when it comes again."""
 
     id: str
     body: bytes
-    handle: Any = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def at(cls, place: str, body: bytes) -> Message:
+        """A place may be used again: a file of the same name, a topic that is made anew."""
+        return cls(f"{place}@{hashlib.sha256(body).hexdigest()[:16]}", body)
 
 
 class Source(Protocol):

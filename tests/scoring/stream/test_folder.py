@@ -76,7 +76,7 @@ def test_what_is_no_post_is_a_dead_letter_with_its_reason_and_stops_nobody(watch
     (watched / "b.parquet").write_bytes(b"no Parquet")
     _, store = go(watched)
     letters = store.dead_letters()
-    reasons = {letter.message_id: letter.reason for letter in letters}
+    reasons = {letter.message_id.partition("@")[0]: letter.reason for letter in letters}
     for place, reason in {
         "a.jsonl:1": "no JSON object: ",
         "a.jsonl:2": "no JSON object: found the list",
@@ -122,9 +122,16 @@ def test_dead_letters_are_taken_again_and_none_puts_old_content_back(watched: Pa
     left = store.dead_letters()
     assert len(left) == 2
     assert replay(chosen, INGEST, StubScore(), left) == (1, 0, 1)
-    assert [letter.message_id for letter in store.dead_letters()] == ["a.jsonl:3"]
+    assert [letter.body for letter in store.dead_letters()] == [b"{\n"]
     current = store.current(["a", "b"])
     assert [current[name][0].score for name in "ab"] == [0.3, 0.1]
+
+
+def test_a_dead_letter_of_another_file_of_the_same_name_stays(watched: Path) -> None:
+    for body in (b"{", b"["):
+        (watched / "a.json").write_bytes(body)
+        _, store = go(watched)
+    assert [letter.body for letter in store.dead_letters()] == [b"{", b"["]
 
 
 def test_a_file_that_still_grows_is_not_read_yet(watched: Path) -> None:
