@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,18 @@ def run(posts: int, folder: Path) -> dict[str, Any]:
                     return int(connection.execute(text(query)).scalar_one())
 
             current = "SELECT count(*) FROM scoring_current WHERE score IS NOT NULL"
+
+            def reached(wanted: int) -> bool:
+                return count(current) >= wanted
+
             began = time.monotonic()
             with Workers(chosen, folder / "log") as worker:
                 worker.start()
                 sender = threading.Thread(target=_send, args=(tansu, sent, bad, updated, posts))
                 sender.start()
                 for kill in range(1, WORKER_KILLS + 1):
-                    until(lambda kill=kill: count(current) >= kill * posts // (WORKER_KILLS + 4), f"kill {kill}", 600)
+                    wanted = kill * posts // (WORKER_KILLS + 4)
+                    until(partial(reached, wanted), f"kill {kill}", 600)
                     worker.end(signal.SIGKILL)
                     if kill in BROKER_KILLS:
                         tansu.kill()

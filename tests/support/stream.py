@@ -148,6 +148,7 @@ class Workers:
     def __init__(self, chosen: StreamSettings, log: Path) -> None:
         code = (
             "import os, sys\n"
+            "import scoring.stream.kafka\n"
             "from scoring.stream.run import stream\n"
             "from tests.support.stream import INGEST, StubScore, load_stream\n"
             "import json\n"
