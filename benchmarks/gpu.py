@@ -1,6 +1,7 @@
 """Training and scoring at the shapes of the published backbones, on this machine's GPU, against a plain use.
 
     make bench-gpu                                        # or .venv/bin/python -m benchmarks.gpu [--compile]
+    .venv/bin/python -m benchmarks.gpu --backbone qwen3-vl-4b --seconds 2    # one of them, or several
     .venv/bin/python -m benchmarks.gpu --tiny                # the same code at tiny shapes, on a CPU too
 
 Prints one JSON object; needs neither ZenML nor MLflow. Weights and posts are random. `docs/speed-network.md` has the
@@ -20,22 +21,18 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from benchmarks.shapes import OV_05B, OV_7B, PUBLISHED, Shape, flops, tiny
 from benchmarks.workload import (
-    OV_05B,
-    OV_7B,
-    TINY,
     Plain,
     PlainBatches,
-    Shape,
     album_sizes,
-    flops,
     network,
     task_of,
     text_lengths,
@@ -53,8 +50,6 @@ PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}
 PAPER = {OV_05B.name: 1.30, OV_7B.name: 0.72}
 #: As in the profiles.
 LOADER_WORKERS = 2
-#: Posts a forward pass, as in the profiles.
-MICRO_BATCH = {OV_05B.name: 4, OV_7B.name: 2, TINY.name: 4}
 
 Batch = dict[str, Tensor]
 Step = Callable[[Iterator[Batch]], None]
@@ -71,18 +66,19 @@ class Runner:
 
     def __init__(self, root: Path, shape: Shape, device: torch.device, seconds: float, *, compiled: bool) -> None:
         self.shape, self.device, self.seconds = shape, device, seconds
-        self.micro = MICRO_BATCH[shape.name]
+        self.micro = shape.micro_batch
         albums, texts, task = album_sizes(POSTS, shape.frames), text_lengths(POSTS), task_of(QUESTIONS)
         settings = train_settings(shape, precision="bfloat16", batch=BATCH, micro_batch=self.micro)
         shards = write_posts(root, shape, task, albums, texts)
         self.model, prompt = network(shape, task, settings, device)
         self.plain = Plain(self.model)
         self.batches = Batches(shards, prompt, task)
-        self.plain_batches = PlainBatches(shards, prompt, self.batches)
+        self.plain_batches = PlainBatches(shards, prompt, self.batches, self.model, shape)
         self.images = float(albums.mean())
         self.tokens = float(texts.mean()) + len(prompt.visual_ids) + len(prompt.question_ids)
         if compiled:  # both paths: they share these modules
-            for module in (self.model.llava.vision_tower, *self.model.llava.language_model.layers):
+            layers = cast(nn.ModuleList, self.model.language_model.layers)
+            for module in (self.model.tower, *layers):
                 module.compile()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
@@ -183,8 +179,8 @@ class Runner:
             key = tuple(rows)
             if key not in kept:
                 batch = self.batches(rows)
-                pixels = batch.pop("pixel_values_UCHW").to(self.device)
-                kept[key] = {**batch, "tower_states_UPW": self.model.tower_states(pixels).cpu()}
+                images = batch.pop("images_UHWC").to(self.device)
+                kept[key] = {**batch, "tower_states_UPW": self.model.tower_states(images).cpu()}
             return kept[key]
 
         return collate
@@ -211,7 +207,7 @@ class Runner:
 
     def _fitting(self, measure: Callable[[], dict[str, float | None]]) -> dict[str, Any]:
         """Activation checkpointing only where the memory does not hold the activations."""
-        model = self.model.llava.language_model
+        model = self.model.language_model
         for checkpointing in (False, True):
             if checkpointing:
                 model.activation_checkpointing_enable()
@@ -228,6 +224,7 @@ class Runner:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", nargs="+", choices=PUBLISHED, default=list(PUBLISHED), metavar="NAME")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--compile", action="store_true", help="torch.compile of tower and layers")
     parser.add_argument("--seconds", type=float, default=5, help="that each measurement takes, at least")
@@ -242,10 +239,11 @@ def main() -> None:
         "torch": torch.__version__,
         "compile": options.compile,
     }
-    for shape in (TINY,) if options.tiny else (OV_05B, OV_7B):
+    for name in options.backbone:
+        shape = tiny(PUBLISHED[name]) if options.tiny else PUBLISHED[name]
         with TemporaryDirectory() as folder:
             runner = Runner(Path(folder), shape, device, options.seconds, compiled=options.compile)
-            record[shape.name] = runner.run()
+            record[name] = runner.run()
             del runner
     sys.stdout.write(json.dumps(record, indent=1) + "\n")
 

@@ -62,7 +62,7 @@ def pretrain(settings: StudyRunSettings, task: Task, backbone: BackboneSettings,
     network, tokenizer, prompt = build(backbone, task, shards.sequence, train)
     labels = shards.posts[[POST_ID, *task.question_ids]]
     fit(network, Batches(shards, prompt, task, labels), train, work / "pretraining", quiet=True)
-    network.llava.save_pretrained(work / "pretrained")
+    network.base.save_pretrained(work / "pretrained")
     tokenizer.save_pretrained(work / "pretrained")
     return BackboneSettings(name=str(work / "pretrained"))
 

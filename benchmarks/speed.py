@@ -30,16 +30,12 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from benchmarks.peers import network as peers
 from benchmarks.record import in_turn, machine, write
+from benchmarks.shapes import MID, OV_05B, OV_7B, Shape, flops
 from benchmarks.workload import (
-    MID,
-    OV_05B,
-    OV_7B,
     TEXT_TOKENS,
     Plain,
     PlainBatches,
-    Shape,
     album_sizes,
-    flops,
     network,
     sequence_of,
     task_of,
@@ -49,6 +45,7 @@ from benchmarks.workload import (
 )
 from model import agentps, language
 from model.agentps import AgentPS
+from model.backbones import family_of
 from model.data import FRAMES, TEXT_IDS, Batches, PostDataset
 from model.files import write_whole
 from model.schema import TRAIN, VAL
@@ -79,16 +76,16 @@ Run = Callable[[dict[str, Tensor]], object]
 def every_frame(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The batch with each frame's image, or states, for itself: nothing shared within or between posts."""
     frames = batch["frame_index_BF"]
-    name = "tower_states_UPW" if "tower_states_UPW" in batch else "pixel_values_UCHW"
+    name = "tower_states_UPW" if "tower_states_UPW" in batch else "images_UHWC"
     own = {name: batch[name][frames.flatten()], "frame_index_BF": torch.arange(frames.numel()).view(frames.shape)}
     return {**batch, **own}
 
 
 def whole_last_layer(model: AgentPS, *, logits: bool) -> Any:
     """The last layer at every token; `logits`: and what `lm_head` would make of it, over the vocabulary."""
-    head = Plain(model).llava.lm_head
+    head = Plain(model).whole.lm_head
 
-    def states(module: Any, embeds: Tensor, positions: Tensor) -> Tensor:
+    def states(module: Any, embeds: Tensor, positions: Tensor, *_: object) -> Tensor:
         whole = module(inputs_embeds=embeds, use_cache=False).last_hidden_state
         if logits:
             head(whole)
@@ -140,7 +137,7 @@ class Bench:
         self.scoring.backbone = cast(PeftModel, self.scoring.backbone).merge_and_unload()
         self.plain = Plain(self.model)
         self.batches = Batches(self.shards, prompt, task)
-        self.plain_batches = PlainBatches(self.shards, prompt, self.batches)
+        self.plain_batches = PlainBatches(self.shards, prompt, self.batches, self.model, shape)
         self.images = float(np.mean(albums))
         sequences = self.batches(range(len(self.shards.posts)))["answer_positions_BA"][:, -1] + 1
         self.tokens = float(sequences.double().mean())
@@ -148,7 +145,7 @@ class Bench:
     def with_states(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         """The tower's states in place of pixels."""
         batch = self.batches(rows)
-        return {**batch, "tower_states_UPW": self.model.tower_states(batch.pop("pixel_values_UCHW"))}
+        return {**batch, "tower_states_UPW": self.model.tower_states(batch.pop("images_UHWC"))}
 
     def step(self, batch: dict[str, Tensor]) -> float:
         """Forward and backward of the product's network; the loss."""
@@ -254,11 +251,11 @@ def whole_runs(bench: Bench, others: dict[str, Bench], rounds: int) -> dict[str,
     """
     rows, size = np.arange(min(16, len(bench.shards.posts))), bench.settings.micro_batch
     with torch.no_grad():
-        tower = bench.model.tower_states(agentps.normalize(bench.shards.images(range(bench.shards.n_images))))
+        tower = bench.model.tower_states(torch.from_numpy(bench.shards.images(range(bench.shards.n_images))))
 
     def seen(part: np.ndarray) -> dict[str, Tensor]:
         batch = bench.batches(part)
-        del batch["pixel_values_UCHW"]
+        del batch["images_UHWC"]
         return {**batch, "tower_states_UPW": tower[np.unique(np.stack(bench.shards.posts[FRAMES][part].to_list()))]}
 
     def by(other: Bench) -> Callable[[], object]:
@@ -375,7 +372,7 @@ def by_length(bench: Bench, rounds: int) -> dict[str, Any]:
 
 def visual_tokens_of(shape: Shape) -> int:
     ids = dict.fromkeys(("<|endoftext|>", "<image>", "<video>"), 0)
-    return agentps.visual_tokens(shape.config(ids), sequence_of(shape))
+    return family_of(shape.config(ids)).visual_tokens(sequence_of(shape))
 
 
 def _padded(shape: Shape, micro_batch: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What the network's benchmarks share: shapes, posts, the plain baseline, and how many FLOPs a post takes.
+"""What the network's benchmarks share: posts, the product's network at a shape, and the plain baseline.
 
 Weights and posts are random: neither changes how long a forward or backward takes. Needs neither ZenML nor MLflow.
 
@@ -8,24 +8,18 @@ Dimensions: B posts · F frames · S side of a frame, in pixels · T tokens · D
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from transformers import (
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionModel,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
 
+from benchmarks.shapes import KINDS, Shape
 from model import checkpoint
-from model.agentps import AgentPS, normalize, visual_tokens
+from model.agentps import AgentPS
+from model.backbones import family_of
 from model.data import FRAMES, TEXT_IDS, Batches, Shards, ShardWriter
 from model.images import frame_indices
 from model.loss import label_weight, task_loss
@@ -37,100 +31,9 @@ from model.tiny import build_tokenizer
 
 #: Title and text of a post are of 8 to 196 tokens, evenly spread.
 TEXT_TOKENS = (8, 196)
+#: Arguments of a plain class that have one entry a token.
+TOKENS = ("input_ids", "attention_mask", "mm_token_type_ids")
 _WORDS = "Is the album of a post its original work? Which one shows what title and text tell?"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A backbone's sizes, and the adapter and heads on it."""
-
-    name: str
-    tower: tuple[int, int, int, int]  # width, MLP, layers, heads
-    image_size: int
-    patch_size: int
-    language: tuple[int, int, int, int, int]  # width, MLP, layers, heads, key-value heads
-    vocabulary: int
-    tied: bool
-    lora_rank: int
-    head_hidden: int
-    frames: int = 16
-    repeat_frames: bool = True
-    frame_pooling: Literal[2, 4] = 2
-
-    def config(self, tokens: dict[str, int]) -> LlavaOnevisionConfig:
-        """
-        Args:
-            tokens: the tokenizer's vocabulary, for the placeholders' ids.
-        """
-        width, mlp, layers, heads = self.tower
-        d, f, depth, query_heads, kv_heads = self.language
-        return LlavaOnevisionConfig(
-            vision_config=SiglipVisionConfig(
-                hidden_size=width,
-                intermediate_size=mlp,
-                num_hidden_layers=layers,
-                num_attention_heads=heads,
-                image_size=self.image_size,
-                patch_size=self.patch_size,
-                vision_use_head=False,
-            ),
-            text_config=Qwen2Config(
-                hidden_size=d,
-                intermediate_size=f,
-                num_hidden_layers=depth,
-                num_attention_heads=query_heads,
-                num_key_value_heads=kv_heads,
-                vocab_size=self.vocabulary,
-                tie_word_embeddings=self.tied,
-                pad_token_id=tokens["<|endoftext|>"],
-                eos_token_id=tokens["<|endoftext|>"],
-                bos_token_id=None,
-            ),
-            image_token_index=tokens["<image>"],
-            video_token_index=tokens["<video>"],
-            vision_feature_layer=-1,
-            tie_word_embeddings=self.tied,
-        )
-
-
-_SIGLIP = (1152, 4304, 26, 16)
-#: The published backbones, by the `config.json` of the revisions that the profiles pin.
-OV_05B = Shape("llava-ov-0.5b", _SIGLIP, 384, 14, (896, 4864, 24, 14, 2), 152_000, True, 128, 512)
-OV_7B = Shape("llava-ov-7b", _SIGLIP, 384, 14, (3584, 18944, 28, 28, 4), 152_128, False, 128, 1024)
-#: For a CPU: the tower takes about as much more than the language model as in the 0.5B backbone (see `flops`).
-MID = Shape("mid", (256, 1024, 8, 4), 96, 8, (256, 1024, 6, 8, 2), 8192, True, 32, 128)
-TINY = Shape("tiny", (32, 64, 2, 2), 32, 8, (32, 64, 3, 4, 2), 1024, True, 4, 16, frames=4)
-
-
-def flops(shape: Shape, images: float, tokens: float, *, training: bool, answers: int | None = None) -> float:
-    """The multiplications and additions of one post (two a multiply-add), by docs/speed-network.md.
-
-    Args:
-        images: that pass the tower.
-        tokens: of the post's sequence, visual ones included.
-        answers: where the last layer is computed; None: at every token.
-    """
-    width, mlp, layers, _ = shape.tower
-    d, f, depth, heads, kv_heads = shape.language
-    kv = d // heads * kv_heads
-    patches = (shape.image_size // shape.patch_size) ** 2
-    block = 2 * (4 * width**2 + 2 * width * mlp) + 4 * patches * width
-    patch = 2 * 3 * shape.patch_size**2 * width + layers * block + 2 * (width * d + d * d)  # with embedding, projector
-    tower = images * patches * patch
-
-    def layer(weights: int, adapter: int) -> float:
-        """A token's: forward, and in training the gradient by the input; of the adapter also by the weights."""
-        return 2 * weights * (2 if training else 1) + 2 * adapter * (3 if training else 1)
-
-    r = shape.lora_rank
-    all_tokens = layer(2 * d * kv, r * 2 * (d + kv))  # keys and values
-    at_answers = layer(2 * d * d + 3 * d * f, r * (4 * d + 3 * (d + f)))  # queries, output, MLP
-    attention = 2 * tokens * d * (3 if training else 1)  # half of the square: causal
-    whole, last = (depth, 0) if answers is None else (depth - 1, 1)
-    language = tokens * whole * (all_tokens + at_answers + attention)
-    if answers is not None:
-        language += last * (tokens * all_tokens + answers * (at_answers + 2 * attention))
-    return tower + language
 
 
 def task_of(questions: int) -> Task:
@@ -201,8 +104,8 @@ def write_posts(
                     SPLIT: VAL if number % 5 == 4 else TRAIN,
                     LABEL: number // 5 % 2,
                     FRAMES: [numbers[k] for k in frame_indices(images, shape.frames, repeat=shape.repeat_frames)],
-                    # the first ids of the vocabulary are the special tokens
-                    TEXT_IDS: rng.integers(8, min(shape.vocabulary, 1000), tokens).tolist(),
+                    # bytes: before them and behind the learned words are the special tokens
+                    TEXT_IDS: rng.integers(8, 250, tokens).tolist(),
                 }
                 | {question: int(rng.integers(2)) for question in task.question_ids}
             )
@@ -215,6 +118,8 @@ def network(
 ) -> tuple[AgentPS, Prompt]:
     """The product's network with random weights, none of them zero, as `train` says."""
     tokenizer = build_tokenizer([_WORDS], vocab_size=400)
+    special: dict[str, Any] = {"additional_special_tokens": list(KINDS[shape.family].special)}
+    tokenizer.add_special_tokens(special, replace_extra_special_tokens=False)
     config = shape.config(tokenizer.get_vocab())
     sequence = sequence_of(shape, max_tokens)
     torch.manual_seed(0)
@@ -223,31 +128,24 @@ def network(
     torch.set_default_dtype(dtype)  # the 7B weights are never in float32
     try:
         with torch.device(device):
-            llava = LlavaOnevisionModel(config)
+            base = family_of(config).model_class(config)
     finally:
         torch.set_default_dtype(default)
     with torch.device(device):
-        model = checkpoint.wrap(llava, tokenizer, task, sequence, train)
+        model = checkpoint.wrap(base, tokenizer, task, sequence, train)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:  # LoRA's B and the biases begin at zero
                 parameter.add_(0.05 * torch.randn_like(parameter))
-    prompt = Prompt(
-        tokenizer,
-        task,
-        train.variant,
-        sequence,
-        video_token_id=config.video_token_id,
-        visual_tokens=visual_tokens(config, sequence),
-    )
-    return model, prompt
+    frames = model.family.placeholders(tokenizer, sequence)
+    return model, Prompt(tokenizer, task, train.variant, sequence, frames=frames)
 
 
 class Plain(nn.Module):
     """The same answers of the same weights, as a user of `transformers` would write it.
 
-    Every frame passes the tower, `LlavaOnevisionForConditionalGeneration` makes logits over the vocabulary, the heads
-    read `hidden_states`: all of them in one forward (`forward`), or, as where a head reads the last token, each in the
+    Every frame passes the tower, the `…ForConditionalGeneration` makes logits over the vocabulary, the heads read
+    `hidden_states`: all of them in one forward (`forward`), or, as where a head reads the last token, each in the
     forward of a prompt of its own (`answer`). Only the forwards are its own: backbone and heads are those of `model`.
     """
 
@@ -255,29 +153,31 @@ class Plain(nn.Module):
         super().__init__()
         if model.variant != "agentps":
             raise ValueError(f"variant {model.variant!r}: the plain baseline is written for agentps")
-        llava = model.llava
+        base = model.base
         with torch.device("meta"):
-            self.llava = LlavaOnevisionForConditionalGeneration(llava.config)
-        self.llava.model = llava
-        embedding = llava.get_input_embeddings()
+            self.whole: Any = KINDS[base.config.model_type].whole_class(base.config)
+        self.whole.model = base
+        embedding = base.get_input_embeddings()
         weight = cast(nn.Embedding, getattr(embedding, "original_module", embedding)).weight
-        if not llava.config.tie_word_embeddings:
+        if not base.config.tie_word_embeddings:
             weight = nn.Parameter(torch.randn_like(weight).mul_(0.02), requires_grad=False)
-        self.llava.lm_head.weight = weight
+        self.whole.lm_head.weight = weight
         self.heads, self.final_head = model.heads, model.final_head
         self.weights = (model.question_weights, model.final_weight)
         self.autocast = weight.dtype == torch.bfloat16
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        pixel_values_videos: Tensor,
         answers_from_end: Tensor,
         question_labels: Tensor | None = None,
         final_labels: Tensor | None = None,
+        **inputs: Tensor,
     ) -> dict[str, Any]:
-        read_BAD = self._states(input_ids, attention_mask, pixel_values_videos)[:, answers_from_end[0]].float()
+        """
+        Args:
+            inputs: of the backbone's own class.
+        """
+        read_BAD = self._states(inputs)[:, answers_from_end[0]].float()
         questions = [head(read_BAD[:, k]) for k, head in enumerate(self.heads.values())]
         final = self.final_head(read_BAD[:, -1]).squeeze(-1)
         found: dict[str, Any] = {"final": final, "questions": questions}
@@ -287,30 +187,25 @@ class Plain(nn.Module):
             found = {"loss": total / weight, **found}
         return found
 
-    def _states(self, input_ids: Tensor, attention_mask: Tensor, pixel_values_videos: Tensor) -> Tensor:
+    def _states(self, inputs: dict[str, Tensor]) -> Tensor:
         """(B, T, D)."""
-        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.autocast):
-            output = self.llava(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                pixel_values_videos=pixel_values_videos,
-                output_hidden_states=True,
-            )
+        with torch.autocast(inputs["input_ids"].device.type, torch.bfloat16, enabled=self.autocast):
+            output = self.whole(**inputs, output_hidden_states=True)
         states_BTD: Tensor = output.hidden_states[-1]
         return states_BTD
 
     def answer(
         self,
         which: int,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        pixel_values_videos: Tensor,
         answers_from_end: Tensor,
-        **_labels: Tensor,
+        question_labels: Tensor | None = None,
+        final_labels: Tensor | None = None,
+        **inputs: Tensor,
     ) -> Tensor:
         """Logits of one answer, the last the final one: the prompt ends with it, and its head reads the last token."""
-        end = input_ids.shape[1] + 1 + int(answers_from_end[0, which])
-        states_BD = self._states(input_ids[:, :end], attention_mask[:, :end], pixel_values_videos)[:, -1].float()
+        end = inputs["input_ids"].shape[1] + 1 + int(answers_from_end[0, which])
+        cut = {name: value[:, :end] if name in TOKENS else value for name, value in inputs.items()}
+        states_BD = self._states(cut)[:, -1].float()
         if which == len(self.heads):
             return cast(Tensor, self.final_head(states_BD).squeeze(-1))
         return cast(Tensor, list(self.heads.values())[which](states_BD))
@@ -331,8 +226,9 @@ class Plain(nn.Module):
 class PlainBatches:
     """`Plain`'s arguments: every frame of every post, text padded on the left, as the backbone's tokenizer does."""
 
-    def __init__(self, shards: Shards, prompt: Prompt, batches: Batches) -> None:
+    def __init__(self, shards: Shards, prompt: Prompt, batches: Batches, model: AgentPS, shape: Shape) -> None:
         self._shards, self._prompt, self._batches = shards, prompt, batches
+        self._family, self._shape = model.family, shape
 
     def __call__(self, rows: Iterable[int]) -> dict[str, Tensor]:
         rows = list(rows)
@@ -342,12 +238,17 @@ class PlainBatches:
         ]
         width = max(map(len, ids))
         padding = [width - len(row) for row in ids]
-        pixels = [normalize(self._shards.images(posts[FRAMES][row])) for row in rows]
+        pixels = [self._family.normalize(torch.from_numpy(self._shards.images(posts[FRAMES][row]))) for row in rows]
         labels = self._batches(rows)
+        kind = KINDS[self._shape.family]
+        input_ids = torch.tensor([[prompt.pad_token_id] * n + row for n, row in zip(padding, ids, strict=True)])
+        inputs = kind.plain(self._shape, torch.stack(pixels))
+        if "image_grid_thw" in inputs:  # what tells images from text, where positions are over three axes
+            inputs["mm_token_type_ids"] = (input_ids == self._family.token_id).int()
         return {
-            "input_ids": torch.tensor([[prompt.pad_token_id] * n + row for n, row in zip(padding, ids, strict=True)]),
+            "input_ids": input_ids,
             "attention_mask": torch.tensor([[0] * n + [1] * (width - n) for n in padding]),
-            "pixel_values_videos": torch.stack(pixels),
+            **inputs,
             "answers_from_end": (torch.tensor(prompt.answer_offsets) - len(prompt.question_ids)).repeat(len(rows), 1),
             "question_labels": labels["question_labels_BQ"],
             "final_labels": labels["final_labels_B"],

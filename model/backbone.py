@@ -1,4 +1,4 @@
-"""Loading a LLaVA-OneVision backbone and its tokenizer, from a model hub or a directory.
+"""Loading a backbone and its tokenizer, from a model hub or a directory.
 
 What is read is looked at first (`model.backbone_files`), so that each fault is one message: weights that are missing
 would be random, and a tokenizer without its vocabulary would read every text as empty.
@@ -21,21 +21,24 @@ from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
-    LlavaOnevisionConfig,
-    LlavaOnevisionModel,
+    PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.hub import cached_file
 
-from .agentps import sub_config
-from .backbone_files import Find, check_config, check_tokenizer, in_folder, read_headers, weight_files
+from .backbone_files import Find, check_config, check_tokenizer, in_folder, pixel_scale, read_headers, weight_files
+from .backbones import family_class, family_of
 from .errors import CheckpointError, ConfigError
 from .settings import BackboneSettings
 from .text import ANS_TOKEN, ans_token_id
 
-_HINT = "give a directory, or a hub's id with its revision, and see that the hub can be reached"
+_HINT = "take all its files anew from where it came; of a hub, see that it can be reached"
 #: What transformers raises while it makes a network of a configuration that is none.
-_IMPOSSIBLE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, StrictDataclassError)
+_IMPOSSIBLE = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError,
+    StrictDataclassError,
+)  # fmt: skip
 #: Names shown in an error's message.
 _SHOWN = 3
 
@@ -114,43 +117,35 @@ def read_tokenizer(name: str, revision: str = "main", *, local: bool = False) ->
     return tokenizer
 
 
-def load_config(backbone: BackboneSettings) -> LlavaOnevisionConfig:
+def load_config(backbone: BackboneSettings) -> PreTrainedConfig:
     """The backbone's architecture, and a network of it could be made.
 
+    Of the checkpoint's own preprocessor it keeps `image_mean` and `image_std`, where they are not the family's.
+
     Raises:
-        ConfigError: it cannot be loaded, or is no LLaVA-OneVision of a SigLIP and a Qwen2, or its hub revision is not
-            pinned.
+        ConfigError: it cannot be loaded, or is of no family that is known, or its hub revision is not pinned.
     """
-    check_config(_find(backbone), backbone.name)
+    find = _find(backbone)
+    family = family_class(check_config(find, backbone.name))
     revision = _revision(backbone)
     try:
-        config = LlavaOnevisionConfig.from_pretrained(backbone.name, revision=revision, trust_remote_code=False)
+        config = cast(type[PreTrainedConfig], family.model_class.config_class).from_pretrained(
+            backbone.name, revision=revision, trust_remote_code=False
+        )
     except (OSError, *_IMPOSSIBLE) as error:
         raise ConfigError(f"backbone {backbone.name}: config.json cannot be used ({_short(error)}); {_HINT}") from error
-    text, vision = sub_config(config, "text_config"), sub_config(config, "vision_config")
-    windows = set(getattr(text, "layer_types", ())) - {"full_attention"}
-    if text.model_type != "qwen2" or windows:  # what `model.language` computes
-        raise ConfigError(
-            f"backbone {backbone.name}: its language model is {text.model_type} {sorted(windows) or ''}; "
-            "a Qwen2 with full attention is expected, as in the LLaVA-OneVision checkpoints"
-        )
-    if vision.model_type != "siglip_vision_model":  # whose scale of pixels `model.agentps` computes
-        raise ConfigError(
-            f"backbone {backbone.name}: its tower is {vision.model_type}; a SigLIP is expected, as in the "
-            "LLaVA-OneVision checkpoints"
-        )
-    layers = config.vision_feature_layer
-    for layer in [layers] if isinstance(layers, int) else layers:
-        if not -vision.num_hidden_layers - 1 <= layer <= vision.num_hidden_layers:
-            raise ConfigError(
-                f"backbone {backbone.name}: vision_feature_layer is {layer}, of {vision.num_hidden_layers} layers: "
-                "take the config.json that came with the weights"
-            )
+    for name, values in pixel_scale(find, backbone.name).items():
+        if tuple(values) != getattr(family, name):
+            setattr(config, name, values)
+    try:
+        family(config).check()
+    except ConfigError as error:
+        raise ConfigError(f"backbone {backbone.name}: {error}") from error
     network_of(config, backbone)
     return config
 
 
-def network_of(config: LlavaOnevisionConfig, backbone: BackboneSettings) -> LlavaOnevisionModel:
+def network_of(config: PreTrainedConfig, backbone: BackboneSettings) -> PreTrainedModel:
     """The network without weights, which takes no memory.
 
     Raises:
@@ -158,7 +153,7 @@ def network_of(config: LlavaOnevisionConfig, backbone: BackboneSettings) -> Llav
     """
     try:
         with torch.device("meta"):
-            return LlavaOnevisionModel(config)
+            return family_of(config).model_class(config)
     except _IMPOSSIBLE as error:
         raise ConfigError(
             f"backbone {backbone.name}: no network can be made of its config.json ({type(error).__name__}: "
@@ -166,7 +161,7 @@ def network_of(config: LlavaOnevisionConfig, backbone: BackboneSettings) -> Llav
         ) from error
 
 
-def check_weights(backbone: BackboneSettings, config: LlavaOnevisionConfig) -> list[Path]:
+def check_weights(backbone: BackboneSettings, config: PreTrainedConfig) -> list[Path]:
     """The files of the weights: whole, of floats, and of the architecture's size. No weight is read.
 
     Raises:
@@ -218,20 +213,22 @@ def _nothing(record: logging.LogRecord) -> bool:
 
 def load_backbone(
     backbone: BackboneSettings, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
-) -> LlavaOnevisionModel:
+) -> PreTrainedModel:
     """The pretrained model without its language-model head, its embedding large enough for `<ans>`.
 
     Raises:
         ConfigError: it cannot be loaded.
         CheckpointError: weights are missing from it, or have another shape: they would be random.
     """
-    paths = check_weights(backbone, load_config(backbone))
-    _check_finite(paths, backbone)
-    options = {} if backbone.quantization is None else _in_4_bits(dtype)
+    config = load_config(backbone)
+    family = family_of(config)
+    _check_finite(check_weights(backbone, config), backbone)
+    options = {} if backbone.quantization is None else _in_4_bits(dtype, [family.tower, *family.projectors])
     try:
         with _without_report():
-            loaded = LlavaOnevisionModel.from_pretrained(
+            loaded = family.model_class.from_pretrained(
                 backbone.name,
+                config=config,
                 revision=_revision(backbone),
                 dtype=dtype,
                 trust_remote_code=False,
@@ -248,7 +245,7 @@ def load_backbone(
         ) from error
     except (OSError, *_IMPOSSIBLE) as error:
         raise ConfigError(f"backbone {backbone.name}: cannot be loaded ({_short(error)}); {_HINT}") from error
-    model, report = cast(tuple[LlavaOnevisionModel, dict[str, Any]], loaded)  # with output_loading_info
+    model, report = cast(tuple[PreTrainedModel, dict[str, Any]], loaded)  # with output_loading_info
     _check_report(report, backbone)
     if backbone.quantization is not None:
         _keep_trainable(model)
@@ -270,12 +267,11 @@ def _check_report(report: dict[str, Any], backbone: BackboneSettings) -> None:
         )
     if missing := sorted(report["missing_keys"]):
         faults.append(f"no weights for {', '.join(missing[:_SHOWN])}{_more(missing)}")
-    if spare := sorted(name for name in report["unexpected_keys"] if ".layers." in name):
+    if spare := sorted(name for name in report["unexpected_keys"] if ".layers." in name or ".blocks." in name):
         faults.append(f"weights of layers that config.json does not have: {', '.join(spare[:_SHOWN])}{_more(spare)}")
     if faults:
         raise CheckpointError(
-            f"backbone {backbone.name}: {'; '.join(faults)}; take a complete LLaVA-OneVision, config and weights of "
-            "one model"
+            f"backbone {backbone.name}: {'; '.join(faults)}; take a complete backbone, config and weights of one model"
         )
 
 
@@ -283,14 +279,14 @@ def _more(names: list[str]) -> str:
     return f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
 
 
-def _in_4_bits(dtype: torch.dtype) -> dict[str, Any]:
-    """NF4 with quantized constants, as in the QLoRA paper, for the language model; it computes in `dtype`."""
+def _in_4_bits(dtype: torch.dtype, whole: list[str]) -> dict[str, Any]:
+    """NF4 with quantized constants, as in the QLoRA paper, but for the modules `whole`; it computes in `dtype`."""
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["vision_tower", "multi_modal_projector"],  # the name is of its older 8-bit form
+        llm_int8_skip_modules=whole,  # the name is of its older 8-bit form
     )
     # As without quantization, and moved later: transformers would take the first GPU, in every process of torchrun.
     return {"quantization_config": config, "device_map": {"": "cpu"}}
@@ -305,7 +301,7 @@ def _keep_trainable(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def fit_embedding(model: LlavaOnevisionModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def fit_embedding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Grow the embedding by the row of `<ans>` where it has none to spare, as the real backbones have.
 
     Raises:

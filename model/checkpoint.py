@@ -5,7 +5,7 @@ trained.safetensors    heads, projector, and the language model where it was tra
 adapter/               LoRA weights and the row of `<ans>`, in PEFT's format, where LoRA was used
 tokenizer/             with `<ans>`
 backbone/              only of the tiny backbone, which no hub has
-operating_points.json  calibration and thresholds, once they are fitted (see `OperatingPoints`)
+operating_points.json  calibration and thresholds, once they are fitted (see `model.checkpoint_info`)
 manifest.json          the hashes of all other files, once it is registered (see `model.integrity`)
 """
 
@@ -20,59 +20,24 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from pydantic import ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .agentps import AgentPS, sub_config, tower_size, visual_tokens
+from .agentps import AgentPS
 from .backbone import all_finite, load_backbone, load_config, load_tokenizer, read_tokenizer
 from .backbone_files import check_tokenizer, in_folder, read_headers
+from .backbones import family_of
+from .checkpoint_info import FORMAT, CheckpointInfo, check_task, read_info, write_info
 from .errors import CheckpointError, ConfigError
 from .files import replacing
-from .images import ImageLimits
 from .integrity import refuse_pickles
-from .metrics import Calibration, OperatingPoint
 from .prompt import Prompt
-from .settings import BackboneSettings, PostLimits, SequenceSettings, TrainSettings, Variant
-from .strict import Strict, explain_validation
-from .task import Task, task_differences
+from .settings import BackboneSettings, SequenceSettings, TrainSettings, Variant
+from .task import Task
 from .text import ans_token_id
 
-FORMAT = 1
-_META, _TRAINED, _POINTS = "checkpoint.json", "trained.safetensors", "operating_points.json"
-
-
-class CheckpointInfo(Strict):
-    """What `checkpoint.json` says."""
-
-    format: int
-    task: Task
-    task_fingerprint: str
-    sequence: SequenceSettings
-    train: TrainSettings
-    backbone: BackboneSettings
-    #: The backbone travels inside the checkpoint.
-    backbone_embedded: bool
-    #: Of the backbone's architecture.
-    backbone_fingerprint: str
-    #: Data fingerprints, git commit, package versions: for people, never read by code.
-    provenance: dict[str, Any] = {}
-    #: The largest image that is scored: as large as what ingest let into training. A checkpoint that was registered
-    #: before this was written down has the limits of that time.
-    limits: ImageLimits = ImageLimits(max_bytes=20_000_000, max_pixels=50_000_000)
-    #: The same of a post.
-    post_limits: PostLimits = PostLimits()
-
-
-class OperatingPoints(Strict):
-    """How logits become scores and decisions; fitted on val."""
-
-    model_config = ConfigDict(ser_json_inf_nan="strings")
-
-    calibration: Calibration
-    #: Keyed `p60` for a precision of 60 %; threshold inf where val holds no precise enough one.
-    thresholds: dict[str, OperatingPoint]
+_TRAINED = "trained.safetensors"
 
 
 @dataclass
@@ -107,7 +72,7 @@ def _dtype(train: TrainSettings) -> torch.dtype:
 
 
 def wrap(
-    llava: LlavaOnevisionModel,
+    base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     sequence: SequenceSettings,
@@ -118,21 +83,13 @@ def wrap(
     Raises:
         ConfigError: the frames have another size than the tower reads.
     """
-    _check_image_size(llava.config, sequence)
-    model = AgentPS(llava, task, sequence, train)
+    model = AgentPS(base, task, sequence, train)
     model.set_trainable(train.lora, ans_token_id(tokenizer), projector=train.train_projector)
     return model
 
 
-def _check_image_size(config: LlavaOnevisionConfig, sequence: SequenceSettings) -> None:
-    if sequence.image_size != tower_size(config):
-        raise ConfigError(
-            f"preprocess.image_size is {sequence.image_size}, the tower of the backbone reads {tower_size(config)}"
-        )
-
-
 def check_fits(
-    config: LlavaOnevisionConfig, tokenizer: PreTrainedTokenizerBase, task: Task, sequence: SequenceSettings
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, task: Task, sequence: SequenceSettings
 ) -> None:
     """What a training would refuse later, said before anything is prepared for it.
 
@@ -140,9 +97,9 @@ def check_fits(
         ConfigError: the frames have another size than the tower reads, or are more than the language model reads.
         PromptError: as `model.prompt.Prompt`.
     """
-    _check_image_size(config, sequence)
-    longest = visual_tokens(config, sequence) + sequence.max_tokens
-    places = sub_config(config, "text_config").max_position_embeddings
+    family = family_of(config)
+    longest = family.visual_tokens(sequence) + sequence.max_tokens
+    places = family.text.max_position_embeddings
     if longest > places:
         raise ConfigError(
             f"preprocess.frames {sequence.frames} with preprocess.max_tokens {sequence.max_tokens} are sequences of "
@@ -157,10 +114,9 @@ def _prompt(
     task: Task,
     variant: Variant,
     sequence: SequenceSettings,
-    config: LlavaOnevisionConfig,
+    config: PreTrainedConfig,
 ) -> Prompt:
-    visual = visual_tokens(config, sequence)
-    return Prompt(tokenizer, task, variant, sequence, video_token_id=config.video_token_id, visual_tokens=visual)
+    return Prompt(tokenizer, task, variant, sequence, frames=family_of(config).placeholders(tokenizer, sequence))
 
 
 def trainable_state(model: AgentPS) -> dict[str, torch.Tensor]:
@@ -229,48 +185,8 @@ def save(
         write_info(part, info)
 
 
-def write_info(directory: Path, info: CheckpointInfo) -> None:
-    (directory / _META).write_text(info.model_dump_json(indent=1), encoding="utf-8")
-
-
 def _in_adapter(name: str) -> bool:
     return "lora_" in name or "trainable_tokens_" in name
-
-
-def read_info(directory: Path) -> CheckpointInfo:
-    """Raises: CheckpointError where there is no checkpoint, or one of another format."""
-    path = directory / _META
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory}: no {_META}: this is no checkpoint") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: no JSON ({error}): the checkpoint is damaged") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: a mapping was expected, found {type(raw).__name__}: the checkpoint is damaged")
-    if raw.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: format {raw.get('format')}, this version reads {FORMAT}: use the version that wrote it"
-        )
-    try:
-        info = CheckpointInfo.model_validate(raw)
-    except ValidationError as error:
-        raise CheckpointError(f"{path}: {explain_validation(error)}") from error
-    if info.task.fingerprint != info.task_fingerprint:
-        raise CheckpointError(
-            f"{path}: its task was changed after training: {info.task.fingerprint} is not {info.task_fingerprint}"
-        )
-    return info
-
-
-def check_task(info: CheckpointInfo, task: Task, source: object) -> None:
-    """Raises: CheckpointError where the checkpoint answers another task than `task`; it says what differs."""
-    if info.task.fingerprint != task.fingerprint:
-        raise CheckpointError(
-            f"{source}: made for task {info.task.name} {info.task.fingerprint}, asked for {task.name} "
-            f"{task.fingerprint}: {'; '.join(task_differences(info.task, task))}: train for this task, or use the "
-            "checkpoint's own"
-        )
 
 
 def load(directory: Path, device: torch.device | None = None) -> Loaded:
@@ -287,14 +203,14 @@ def load(directory: Path, device: torch.device | None = None) -> Loaded:
         backbone = backbone.model_copy(update={"name": str(directory / "backbone")})
     _check_backbone(info, backbone, directory)
     tokenizer = _own_tokenizer(directory / "tokenizer")
-    llava = load_backbone(backbone, tokenizer, _dtype(info.train))
-    model = wrap(llava, tokenizer, info.task, info.sequence, info.train)
+    base = load_backbone(backbone, tokenizer, _dtype(info.train))
+    model = wrap(base, tokenizer, info.task, info.sequence, info.train)
     _restore(model, directory)
     model.eval().requires_grad_(False)
     whole = info.train.precision == "float32" and backbone.quantization is None
     if isinstance(model.backbone, PeftModel) and whole:
         # One product in place of three. A weight of 16 or 4 bits would round the adapter's part away.
-        model.backbone = cast(LlavaOnevisionModel, model.backbone.merge_and_unload())
+        model.backbone = cast(PreTrainedModel, model.backbone.merge_and_unload())
     if device is not None:
         model.to(device)
     prompt = _prompt(tokenizer, info.task, info.train.variant, info.sequence, model.config)
@@ -391,19 +307,3 @@ def _restore(model: AgentPS, directory: Path) -> None:
                 "diverged; take another version"
             )
     load_trainable_state(model, state, directory)
-
-
-def write_operating_points(directory: Path, points: OperatingPoints) -> None:
-    (directory / _POINTS).write_text(points.model_dump_json(indent=1), encoding="utf-8")
-
-
-def read_operating_points(directory: Path) -> OperatingPoints:
-    """Raises: CheckpointError where none were written: a score without a threshold decides nothing."""
-    try:
-        return OperatingPoints.model_validate_json((directory / _POINTS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{directory}: no {_POINTS}: only a registered checkpoint has thresholds") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{directory / _POINTS}: cannot be read ({error}): the checkpoint is damaged") from error
-    except ValidationError as error:
-        raise CheckpointError(f"{directory / _POINTS}: {explain_validation(error)}") from error

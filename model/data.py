@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from .agentps import normalize
 from .errors import CheckpointError
 from .files import disk_told, to_disk, write_whole
 from .prompt import Prompt
@@ -245,5 +244,5 @@ class Batches:
 
     def _read_images(self, numbers_U: np.ndarray) -> dict[str, Tensor]:
         if self.tower_cache is None:
-            return {"pixel_values_UCHW": normalize(self.shards.images(numbers_U))}
+            return {"images_UHWC": torch.from_numpy(self.shards.images(numbers_U))}
         return {"tower_states_UPW": self.tower_cache[numbers_U]}

@@ -3,6 +3,8 @@
 Each message names the file, row or key, what was found, what was expected and what to do.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+
 
 def plain(text: str) -> str:
     """Words of others for a terminal, a log or a message: in one line, with what does not print escaped.
@@ -17,6 +19,27 @@ def plain(text: str) -> str:
 def cut(text: str, most: int) -> str:
     """At most so many characters of a text; the last one says that there was more."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _came_of(error: BaseException) -> tuple[BaseException | None]:
+    return (error.__cause__ or error.__context__,)
+
+
+def chain(
+    error: BaseException | None, came_of: Callable[[BaseException], Iterable[BaseException | None]] = _came_of
+) -> Iterator[BaseException]:
+    """The error and those that it came of, each once.
+
+    Args:
+        came_of: the next links; None among them is passed over.
+    """
+    todo, seen = [error], set[int]()
+    while todo:
+        found = todo.pop()
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            yield found
+            todo += came_of(found)
 
 
 class AgentPSError(Exception):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import DiskError
+from .errors import DiskError, chain
 
 #: A disk, a quota, a process's own limit (`ulimit -f`) that is used up. Some libraries hand on words only: SQLite,
 #: safetensors and tokenizers (Rust), and torch.save (C++), whose words are of a place in its file.
@@ -126,15 +126,8 @@ def is_full(error: BaseException | None) -> bool:
     """Whether the error, or the one that it came of, is a disk, a quota or a limit that is used up."""
     return any(
         getattr(found, "errno", None) in _FULL or any(words in str(found) for words in (*_FULL_WORDS, *_TORCH))
-        for found in _chain(error)
+        for found in chain(error)
     )
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those that it came of."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def no_room(place: Path, error: BaseException) -> str:
@@ -154,7 +147,7 @@ def full_disk(error: BaseException, *places: Path) -> str | None:
     """
     if not is_full(error):
         return None
-    for found in _chain(error):  # what failed after it, as MLflow's word that the run failed, tells less
+    for found in chain(error):  # what failed after it, as MLflow's word that the run failed, tells less
         if isinstance(found, DiskError):
             return str(found)
     free = ", ".join(f"{free_bytes(place):,} bytes are free in {place}" for place in places)

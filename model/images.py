@@ -100,7 +100,7 @@ def read_source(
         root: an absolute local folder, or an fsspec URL such as `s3://bucket/posts`.
         sha256: in hex, of the bytes that are expected.
         folder: an absolute local folder, open to whoever gives the source; links are followed, and may not lead out of
-            it. None: no path is read, and nothing is told of what it names.
+            it, nor may `..`. None: no path is read, and nothing is told of what it names.
 
     Raises:
         ImageError: the source is none of these or names no readable file; the file is larger than `limits.max_bytes`
@@ -274,16 +274,19 @@ def _read_path_or_base64(text: str, limits: ImageLimits, folder: str | None) -> 
     if folder is None:
         raise ImageError(f"no path is read here: send the picture itself, as base64 text or a data URL ({_ALLOWED_BY})")
     if path is None:
-        raise ImageError(f"lies outside of the folder that is open to paths ({_ALLOWED_BY})")
+        raise ImageError(f"lies outside of the folder that is open to paths ({_ALLOWED_BY}), or goes by ..")
     return _read_local(path, limits)
 
 
 def _inside(folder: str, text: str) -> str | None:
     """The path with all links resolved; None where it is not below `folder`, whether a file is there or not."""
-    if len(text) > MOST_PATH:
+    if len(text) > MOST_PATH or ".." in text.split("/"):
         return None
     try:
-        root, path = os.path.realpath(folder), os.path.realpath(os.path.join(folder, text))
+        root, written = os.path.realpath(folder), os.path.normpath(os.path.join(folder, text))
+        if not written.startswith((os.path.join(os.path.normpath(folder), ""), os.path.join(root, ""))):
+            return None  # out and back in would tell what is a link outside
+        path = os.path.realpath(written)
     except (OSError, ValueError):  # a NUL, half of a character
         return None
     return path if path.startswith(os.path.join(root, "")) else None

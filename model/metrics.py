@@ -138,15 +138,6 @@ def recall(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = Non
     return recall_at_precision(scores, labels, min_precision, weights).recall if weighed.any() else math.nan
 
 
-def fit_threshold(scores: ArrayLike, labels: ArrayLike, min_precision: float) -> OperatingPoint:
-    """The threshold to serve for a precision target: `recall_at_precision` on the posts of val.
-
-    It is the best of many on val, so its precision on test may fall below the target: report what
-    `apply_threshold` finds there.
-    """
-    return recall_at_precision(scores, labels, min_precision)
-
-
 def apply_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float, min_precision: float) -> OperatingPoint:
     """What a threshold fitted elsewhere does on these posts; its precision may be below `min_precision`.
 
@@ -186,6 +177,13 @@ def f1(scores: ArrayLike, labels: ArrayLike, threshold: float, weights: ArrayLik
     if positives == 0:
         return math.nan
     return float(2 * weight_N[flagged_N & label_N].sum() / (weight_N[flagged_N].sum() + positives))
+
+
+def flagged_recall(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
+    """Recall of the rule `score >= 0`, of scores less a threshold. NaN without positives."""
+    score_N, label_N, weight_N = checked(scores, labels, weights)
+    positives = weight_N[label_N].sum()
+    return float(weight_N[label_N & (score_N >= 0)].sum() / positives) if positives > 0 else math.nan
 
 
 def average_precision(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
@@ -338,9 +336,10 @@ def _positives(curve: Curve) -> float:
 
 AVERAGE_PRECISION, ROC_AUC, BRIER_SKILL, F1 = "average_precision", "roc_auc", "brier_skill", "f1"
 CALIBRATION_ERROR, POSITIVE_RATE = "calibration_error", "positive_rate"
-_RECALL, _ACCURACY = "recall_at_", "accuracy_"
+_RECALL, _SERVED, _ACCURACY = "recall_at_", "served_recall_", "accuracy_"
 
-#: Of scores and labels, more is better; f1 takes scores less the model's own threshold. And the recalls, see below.
+#: Of scores and labels, more is better; f1 and the served recalls take scores less the model's own threshold. And the
+#: recalls, see below.
 _COMPARABLE: Mapping[str, Callable[..., float]] = {
     AVERAGE_PRECISION: average_precision,
     BRIER_SKILL: brier_skill,
@@ -360,6 +359,16 @@ def recall_name(point: str) -> str:
     return _RECALL + point
 
 
+def served_name(point: str) -> str:
+    """Of the recall with the threshold that is served for an operating point: `served_recall_p80` of `p80`."""
+    return _SERVED + point
+
+
+def served_point(name: str) -> str | None:
+    """The reverse; None for another metric."""
+    return name.removeprefix(_SERVED) if name.startswith(_SERVED) else None
+
+
 def accuracy_name(question_id: str) -> str:
     return _ACCURACY + question_id
 
@@ -375,12 +384,15 @@ def _recall_percent(name: str) -> int | None:
 
 def comparable_names(percents: Iterable[int]) -> list[str]:
     """What two models can be compared on, with recalls at these precisions."""
-    return [*_COMPARABLE, *(recall_name(point_name(percent)) for percent in percents)]
+    points = [point_name(percent) for percent in percents]
+    return [*_COMPARABLE, *map(recall_name, points), *map(served_name, points)]
 
 
 def comparable(name: str) -> Callable[..., float] | None:
     """The metric of that name for `model.bootstrap.paired_gain`; None: two models are not compared on it."""
     percent = _recall_percent(name)
+    if served_point(name) is not None:
+        return flagged_recall
     return _COMPARABLE.get(name) if percent is None else partial(recall, min_precision=percent / 100)
 
 

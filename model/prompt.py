@@ -1,6 +1,6 @@
 """The sequence that the model reads, and where its answers are (paper 2.1, figure 1).
 
-    <video>…  title and text  question 1 <ans> … question Q <ans>  final question
+    frames  title and text  question 1 <ans> … question Q <ans>  final question
 
 Dimensions: B posts · T tokens · F frames · Q intermediate questions · A answers: Q and the final one
 """
@@ -8,6 +8,7 @@ Dimensions: B posts · T tokens · F frames · Q intermediate questions · A ans
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -28,6 +29,23 @@ if TYPE_CHECKING:
 MIN_KNOWN_SHARE = 0.5
 #: Fewer tokens than this for title and text would leave the model without the post.
 MIN_TEXT_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Placeholders:
+    """What stands for a post's frames, before its text.
+
+    Attributes:
+        token_id: of one visual token; `per_frame` of them are a frame.
+        before, after: tokens around each frame.
+        newline: one more visual token stands behind the last frame.
+    """
+
+    token_id: int
+    per_frame: int
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    newline: bool = False
 
 
 class PromptBatch(TypedDict):
@@ -76,25 +94,25 @@ class Prompt:
         variant: Variant,
         sequence: SequenceSettings,
         *,
-        video_token_id: int,
-        visual_tokens: int,
+        frames: Placeholders,
     ) -> None:
         """
         Args:
-            visual_tokens: placeholders of a post with all frames: frames x pooled tokens per frame, and one newline.
+            frames: what stands for a post's frames.
 
         Raises:
             PromptError: the questions leave no room for the post's own text, hold a special token, or cannot be written
                 in the tokenizer's vocabulary; or a post's text could hold a frame.
         """
-        if video_token_id not in tokenizer.added_tokens_decoder:
+        frame_ids = [*frames.before, *[frames.token_id] * frames.per_frame, *frames.after]
+        for token in sorted({frames.token_id, *frame_ids} - tokenizer.added_tokens_decoder.keys()):
             raise PromptError(
-                f"the placeholder of a frame is token {video_token_id}, which is no special token of the tokenizer of "
+                f"the placeholder of a frame is token {token}, which is no special token of the tokenizer of "
                 f"{tokenizer.name_or_path}: take config.json and tokenizer.json of one backbone"
             )
         self.pad_token_id: int = tokenizer.pad_token_id  # type: ignore[assignment]  # every backbone has one
-        self.visual_ids = [video_token_id] * visual_tokens
-        self._frames, self._frame_tokens = sequence.frames, (visual_tokens - 1) // sequence.frames
+        self.visual_ids = frame_ids * sequence.frames + [frames.token_id] * frames.newline
+        self._frames, self._frame_tokens = sequence.frames, len(frame_ids)
         ans_id = ans_token_id(tokenizer)
         self.question_ids: list[int] = []
         #: Of each answer, from the first token of the questions: the same in every post.

@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .agentps import normalize
 from .checkpoint import Loaded
 from .errors import DataError, ImageError
 from .images import ImageLimits, Source, decode, frame_indices, read_source, to_frame
@@ -51,7 +50,7 @@ def make_batch(
     Args:
         texts: the token ids of each post's title and text.
         frames_BF: int64, each post's images by their numbers, NO_FRAME behind those of a shorter album.
-        images: of the distinct numbers, (U,), `pixel_values_UCHW` or `tower_states_UPW`.
+        images: of the distinct numbers, (U,), `images_UHWC` or `tower_states_UPW`.
     """
     shown_BF = frames_BF != NO_FRAME
     index_BF = frames_BF.copy()
@@ -222,8 +221,8 @@ class PostReader:
         states = {key: value for key, value in read.items() if isinstance(value, Tensor)}
         if frames:
             model = self._loaded.model
-            pixels_UCHW = normalize(np.stack(list(frames.values()))).to(next(model.parameters()).device)
-            for key, states_PW in zip(frames, model.tower_states(pixels_UCHW).cpu(), strict=True):
+            images_UHWC = torch.from_numpy(np.stack(list(frames.values()))).to(next(model.parameters()).device)
+            for key, states_PW in zip(frames, model.tower_states(images_UHWC).cpu(), strict=True):
                 states[key] = states_PW.clone()  # a row alone would keep the whole tensor
                 self._seen.put(key, states[key])
         return states

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .agentps import AgentPS
-from .checkpoint import Loaded, OperatingPoints, load, read_operating_points
+from .checkpoint import Loaded, load
+from .checkpoint_info import OperatingPoints, read_operating_points
 from .columns import ERROR, LOGIT, SCORE, answer_column, decision_column, probability_column
 from .data import Batches
 from .device import best_device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from .errors import PromptError
@@ -51,16 +53,18 @@ def encode_post_text(tokenizer: PreTrainedTokenizerBase, title: str, text: str, 
 
 
 def known_share(tokenizer: PreTrainedTokenizerBase, text: str) -> float:
-    """The share of a text's characters, blanks aside, that its tokens stand for; 1 where it has none.
+    """The share of a text's characters, blanks aside, that its tokens give back, and no others; 1 where it has none.
 
-    A character that the vocabulary lacks becomes the unknown token, or nothing at all.
+    A character that the vocabulary lacks becomes the unknown token, or nothing at all; a damaged tokenizer deletes any,
+    or makes one token of any word. Case, accents and forms of one character, which many give up, are no loss.
     """
-    wanted = {place for place, character in enumerate(text) if not character.isspace()}
-    if not wanted:
-        return 1.0
-    found = tokenizer(text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-    known: set[int] = set()
-    for token, (start, end) in zip(found["input_ids"], found["offset_mapping"], strict=True):
-        if token != tokenizer.unk_token_id:
-            known.update(range(start, end))
-    return len(wanted & known) / len(wanted)
+    wanted = _plain(text)
+    ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    read = _plain(str(tokenizer.decode([token for token in ids if token != tokenizer.unk_token_id])))
+    return (wanted & read).total() / max(wanted.total(), read.total()) if wanted else 1.0
+
+
+def _plain(text: str) -> Counter[str]:
+    """The characters of a text without blanks, case, accents and format marks."""
+    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return Counter(c for c in folded if not c.isspace() and unicodedata.category(c) not in ("Mn", "Cf"))

@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, Qwen2Config, Qwen2Tokenizer, SiglipVisionConfig
 
-from .agentps import normalize, sub_config
+from .backbones.llava_onevision import LlavaOnevision
 from .files import disk_told, to_disk
 from .text import ANS_TOKEN
 
@@ -107,9 +107,10 @@ def pretrain_tower(
     (before the post-layernorm), averaged over the patches.
     """
     generator = torch.Generator().manual_seed(seed)
-    pixels = normalize(images)
+    family = LlavaOnevision(model.config)
+    pixels = family.normalize(torch.from_numpy(images))
     targets = torch.from_numpy(attributes)
-    width = sub_config(model.config, "vision_config").hidden_size
+    width = family.vision.hidden_size
     readouts = nn.ModuleList(nn.Linear(width, int(n) + 1) for n in attributes.max(0))
     parameters = [*model.vision_tower.parameters(), *readouts.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .agentps import AgentPS, normalize
+from .agentps import AgentPS
 from .data import Shards
 from .files import free_bytes, is_full
 
@@ -93,7 +93,7 @@ def tower_cache(model: AgentPS, shards: Shards, numbers: np.ndarray, path: Path,
     device = next(model.parameters()).device
 
     def encode(chunk: np.ndarray) -> Tensor:
-        return model.tower_states(normalize(shards.images(chunk)).to(device)).cpu()
+        return model.tower_states(torch.from_numpy(shards.images(chunk)).to(device)).cpu()
 
     sample = numbers[:_CHUNK]
     encode(sample)  # the first call also prepares kernels

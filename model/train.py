@@ -241,7 +241,7 @@ def fit(
         ddp_find_unused_parameters=False,
     )
     if settings.gradient_checkpointing:  # not by Trainer: our module has no such method
-        model.llava.language_model.activation_checkpointing_enable()
+        model.language_model.activation_checkpointing_enable()
     trainer = _Trainer(
         model=model,
         args=arguments,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,13 @@ def parse_yaml(text: str) -> Any:
 
 
 def load_yaml(path: Path) -> Any:
-    """Raises: OSError, UnicodeDecodeError; or as `parse_yaml`."""
-    if (size := path.stat().st_size) > _LARGEST:
-        raise yaml.YAMLError(f"{size:,} bytes; what people write has {_LARGEST:,} at most")
+    """Raises: OSError, UnicodeDecodeError; yaml.YAMLError as `parse_yaml`, or where the path names no file."""
+    try:
+        found = path.stat()
+    except ValueError as error:  # a NUL in the path
+        raise yaml.YAMLError(f"no path of a file: {error}") from error
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise yaml.YAMLError("a pipe or a device, which can wait for ever and is read once: write it to a file")
+    if found.st_size > _LARGEST:
+        raise yaml.YAMLError(f"{found.st_size:,} bytes; what people write has {_LARGEST:,} at most")
     return parse_yaml(path.read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ from model.errors import ImageError
 from model.files import write_whole
 from pipelines import importing, lost, runs, startup
 from pipelines.config import OPTIONS, PARAMETERS, RunFile, read_run_file
-from steps.edge import told
+from steps.edge import in_one_message
 from steps.lifetime import ends_by_signal
 from steps.paths import home
 from steps.secrets import set_apart
@@ -66,44 +66,32 @@ class CheckedPipeline(Pipeline):
         #: The run that has begun, and whether it goes in this process.
         self._begun: tuple[UUID, bool] | None = None
 
+    @ends_by_signal()
+    @in_one_message()
     def with_options(self, *args: Any, **kwargs: Any) -> Pipeline:
-        with ends_by_signal():
-            return self._with_options(*args, **kwargs)
-
-    def _with_options(self, *args: Any, **kwargs: Any) -> Pipeline:
         options: dict[str, Any] = {}
-        try:
-            if kwargs.get("config_path") is not None:  # an empty variable of a shell must not start the default
-                path = Path(kwargs["config_path"])
-                file = read_run_file(path, self._kind.names())
-                options = file.options
-                load_options(self._kind, options, f"config {path}")
-                kwargs["config_path"] = str(_write(RunFile(set_apart(options), file.zenml)))
-            if (line := self._idle(options)) is not None:
-                click.echo(f"{self.name}: {line}")
-                raise click.exceptions.Exit(0)
-            return super().with_options(*args, **kwargs)
-        except click.exceptions.Exit:
-            raise
-        except Exception as error:
-            if (line := told(error)) is None:
-                raise
-            raise click.ClickException(line) from error
+        if kwargs.get("config_path") is not None:  # an empty variable of a shell must not start the default
+            path = Path(kwargs["config_path"])
+            file = read_run_file(path, self._kind.names())
+            options = file.options
+            load_options(self._kind, options, f"config {path}")
+            kwargs["config_path"] = str(_write(RunFile(set_apart(options), file.zenml)))
+        if (line := self._idle(options)) is not None:
+            click.echo(f"{self.name}: {line}")
+            raise click.exceptions.Exit(0)
+        return super().with_options(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # ZenML's own handler raises an Exception, which a library takes for its own
         signal_handler._SIGNALS = ()  # type: ignore[assignment]
-        with self._locks, ends_by_signal(self._last_words, self._close):
+        with self._locks, ends_by_signal(self._last_words, self._close), in_one_message():
             try:
                 require_active(home())
                 runs.close_killed(home())
                 return super().__call__(*args, **kwargs)
-            except Exception as error:  # the edge: a message and an exit code instead of a traceback
-                if isinstance(error, ImageError):
-                    lost.forget_ingest(self.name)
-                if (line := told(error)) is None:
-                    raise
-                raise click.ClickException(line) from error
+            except ImageError:
+                lost.forget_ingest(self.name)
+                raise
 
     def _get_pipeline_analytics_metadata(self, snapshot: Any, stack: Stack, run_id: UUID | None = None) -> Any:
         """ZenML calls this when it has made the run and before it starts it: nothing else is called there."""

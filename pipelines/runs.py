@@ -6,7 +6,7 @@ was switched off, and by no number of a process that may be another's by now.
 
 from __future__ import annotations
 
-import socket
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,9 @@ from steps.locks import Timeout, holder, locked
 
 logger = get_logger(__name__)
 
+#: A run's lock; a file system adds files of its own (.nfs…).
+_RUN = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
 
 def _folder(home: Path) -> Path:
     return home / "locks" / "runs"
@@ -32,7 +35,9 @@ def _folder(home: Path) -> Path:
 def going(run: UUID, home: Path) -> Iterator[None]:
     """Around a run that goes in this process."""
     path = _folder(home) / str(run)
-    with locked(path):
+    fresh = path.with_suffix(".new")
+    with locked(fresh):
+        fresh.rename(path)  # whoever finds it finds it held
         try:
             yield
         finally:
@@ -41,9 +46,11 @@ def going(run: UUID, home: Path) -> Iterator[None]:
 
 def close_killed(home: Path) -> None:
     """Close the runs of this home that were started on this machine and whose process is gone."""
-    for path in sorted(_folder(home).glob("????????-????-????-????-????????????")):  # a file system adds its own: .nfs…
+    for path in sorted(_folder(home).glob("*")):
+        if not _RUN.fullmatch(path.name) or not path.is_file():
+            continue
         who = holder(path)
-        if who is not None and who.host != socket.gethostname():
+        if who is not None and not who.is_of_this_machine:
             continue  # whether a lock reaches over machines, nobody knows
         try:
             with locked(path, wait=False):

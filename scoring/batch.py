@@ -246,7 +246,10 @@ def score_batch(
                 f"posts {posts}: none of {done.errors:,} posts could be scored, the first: {done.error}. Correct it, "
                 f"delete {folder}, and run again"
             )
-        rejected = sum(1 for _ in rejects.open("rb")) if rejects.exists() else 0
+        rejected = 0
+        if rejects.exists():
+            with rejects.open("rb") as file:
+                rejected = sum(1 for _ in file)
         counts = Counts(scored=done.scored, flagged=done.flagged, errors=done.errors, rejects=rejected)
         write_whole(folder / _COUNTS, counts.model_dump_json(indent=1) + "\n")
     return folder, counts
@@ -295,9 +298,9 @@ def _refusal(folder: Path, job: Job, version: RegisteredVersion, posts: str) -> 
     other = (job.model_name, job.model_version) != (version.name, version.version)
     same_model = job.model_name == version.name
     whose = f"version {job.model_version}" if same_model else f"{job.model_name} version {job.model_version}"
-    what = (
-        f"by {whose}, not by version {version.version}" if other else f"of {job.posts} as it was then, not of {posts}"
-    )
+    what = f"of {job.posts} as it was then, not of {posts} now"
+    if other:
+        what = f"by {whose}, not by version {version.version}"
     if finished:
         return f"scoring.output: {folder} holds today's records {what}: name another folder"
     goes_on = f'set scoring.version: "{job.model_version}" to go on with it' if other and same_model else "finish it"

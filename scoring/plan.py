@@ -10,13 +10,13 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from model.errors import ManifestError
-from model.files import replacing
+from model.errors import DiskError, ManifestError
+from model.files import no_room, replacing
 from model.post import post_id_of, shown
 from model.schema import POST_ID
 from model.strict import Strict
@@ -105,9 +105,10 @@ def plan(sources: Sequence[str], size: int, shards: Path, rejects: Path, scratch
         DiskError: the disk is full.
     """
     with (
+        _database_told(scratch),
         replacing(shards) as part,  # it takes its place last: a plan that is there is whole
         part.open("w", encoding="utf-8") as file,
-        _Seen(scratch) as seen,
+        _Seen.at(scratch) as seen,
         replacing(rejects) as other,
         other.open("w", encoding="utf-8") as told,
     ):
@@ -193,15 +194,19 @@ class _Planner:
         self._told.write(json.dumps(found._asdict(), ensure_ascii=False) + "\n")
 
 
+@contextmanager
+def _database_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:  # it has no other words for a limit, and none for a full disk at times
+        raise DiskError(f"{path}: {no_room(path, error)}") from error
+
+
 class _Seen:
     """The ids that were read, on disk."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> _Seen:
-        self._path.unlink(missing_ok=True)
-        self._base = sqlite3.connect(self._path, isolation_level=None)
+    def __init__(self, base: sqlite3.Connection) -> None:
+        self._base = base
         for line in (
             "PRAGMA journal_mode = OFF",  # it is of no use to anybody when this process has ended
             "PRAGMA synchronous = OFF",
@@ -209,12 +214,18 @@ class _Seen:
             "CREATE TABLE seen (id TEXT PRIMARY KEY, manifest INTEGER, row INTEGER) WITHOUT ROWID",
             "BEGIN",
         ):
-            self._base.execute(line)
-        return self
+            base.execute(line)
 
-    def __exit__(self, *_: object) -> None:
-        self._base.close()
-        self._path.unlink(missing_ok=True)
+    @classmethod
+    @contextmanager
+    def at(cls, path: Path) -> Iterator[_Seen]:
+        """A new one, in a file that is removed afterwards."""
+        path.unlink(missing_ok=True)
+        try:
+            with closing(sqlite3.connect(path, isolation_level=None)) as base:
+                yield cls(base)
+        finally:
+            path.unlink(missing_ok=True)
 
     def add(self, post_id: str, manifest: int, row: int) -> tuple[int, int] | None:
         """Where the id was before; None: nowhere."""

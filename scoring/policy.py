@@ -70,10 +70,13 @@ class Audit(Chosen):
 
 
 class Allow(Chosen):
-    """What passes, whatever the version says of it. fields: of the message that named the post, and their values."""
+    """What passes, whatever the version says of it. fields: of the message that named the post, and their values.
 
-    post_ids: tuple[str | int, ...] = ()
-    fields: dict[str, tuple[str | int, ...]] = {}
+    A number without quotes is refused: YAML reads 0042 as 34.
+    """
+
+    post_ids: tuple[str, ...] = ()
+    fields: dict[str, tuple[str, ...]] = {}
 
 
 class PolicyFile(Chosen):
@@ -149,7 +152,7 @@ class Policy:
         canonical = json.dumps([file.model_dump(mode="json"), task.fingerprint], sort_keys=True)
         digest = hashlib.sha256(canonical.encode()).hexdigest()[:12]
         lists = {POST_ID: file.allow.post_ids, **file.allow.fields}
-        allowed = {field: frozenset(map(str, values)) for field, values in lists.items()}
+        allowed = {field: frozenset(values) for field, values in lists.items()}
         return cls(file, task, path, f"{file.name}-{file.version}-{digest}", tuple(rules), allowed)
 
     @property

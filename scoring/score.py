@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
-from model.checkpoint import read_info, read_operating_points
+from model.checkpoint_info import read_info, read_operating_points
 from model.columns import ERROR, LOGIT, SCORE, answer_column, decision_column, probability_column
 from model.errors import DataError, ImageError
 from model.images import ImageLimits

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import pandas as pd
 from pydantic import AwareDatetime, BaseModel, ConfigDict
-from sqlalchemy import Connection, Engine, RowMapping, Select, and_, func, inspect, or_, select, text, update
+from sqlalchemy import Connection, Engine, RowMapping, Select, and_, func, inspect, or_, select, text, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
@@ -28,8 +28,7 @@ from scoring.migrations import HEAD
 from scoring.policy import Outcome
 from scoring.record import Answer, Record
 from steps.database import explained, open_engine, storable
-from steps.retrain.live import COLUMNS
-from steps.retrain.stored import CURRENT, DEAD_LETTERS, HISTORY, STORE, VERSION_TABLE, scores_in
+from steps.retrain.stored import COLUMNS, CURRENT, DEAD_LETTERS, HISTORY, STORE, VERSION_TABLE, scores_in
 
 logger = logging.getLogger(__name__)
 
@@ -190,13 +189,22 @@ class Store:
         for column, wanted in ((CURRENT.c.model_version, version), (CURRENT.c.day, day), (CURRENT.c.action, action)):
             query = query if wanted is None else query.where(column == wanted)
         if after is not None:
-            lower = CURRENT.c.score < after.score
-            same = and_(CURRENT.c.score == after.score, CURRENT.c.history_id < after.id)
-            query = query.where(CURRENT.c.score <= after.score, or_(lower, same))  # the first part is for the index
+            query = query.where(tuple_(CURRENT.c.score, CURRENT.c.history_id) < after)
         query = query.order_by(CURRENT.c.score.desc(), CURRENT.c.history_id.desc()).limit(limit + 1)
         rows = self._rows(query)
         last = rows[limit - 1] if len(rows) > limit else None
         return [_scored(row) for row in rows[:limit]], None if last is None else Place(last["score"], last["id"])
+
+    def between(
+        self, model_name: str, version: str, since: datetime | None = None, until: datetime | None = None
+    ) -> Iterator[Scored]:
+        """What a version said from `since` to before `until`, in the order of `scored_at`; memory stays flat."""
+        query = select(HISTORY).where(HISTORY.c.model_name == model_name, HISTORY.c.model_version == version)
+        query = query if since is None else query.where(HISTORY.c.scored_at >= since)
+        query = query if until is None else query.where(HISTORY.c.scored_at < until)
+        query = query.order_by(HISTORY.c.scored_at, HISTORY.c.id).execution_options(yield_per=_CHUNK)
+        with explained(self.name, STORE), self._engine.connect() as connection:
+            yield from map(_scored, connection.execute(query).mappings())
 
     def scores(self, model_name: str, point: str) -> pd.DataFrame:
         """Every score of a model in the columns of a table of scored posts, in the order of arrival.
@@ -301,9 +309,21 @@ class Store:
                 connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
             yield connection
 
+    def _refuse_encoding(self) -> None:
+        if self._engine.dialect.name == "sqlite":
+            return
+        with self._engine.connect() as connection:
+            encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
+        if encoding != "UTF8":
+            raise StoreError(
+                f"{STORE.what} {self.name}: the encoding of the database is {encoding}, which lacks characters; "
+                "make one with `createdb --encoding=UTF8 --template=template0 NAME`"
+            )
+
     def _migrate(self) -> None:
         if self._revision() == HEAD:
             return
+        self._refuse_encoding()
         from alembic import command
         from alembic.config import Config
         from alembic.script import ScriptDirectory

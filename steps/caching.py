@@ -21,6 +21,8 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _TEMPLATES = "steps/templates"
 _INCLUDED = re.compile(r'{%-? *(?:extends|include|import|from) *"([^"]+)"')
+#: A package that says so imports its modules by their names.
+_BY_NAME = "iter_modules(__path__)"
 #: Modules that no result depends on. A change of them must not cost a training.
 NO_RESULT = (
     "steps.settings",  # names and ranges of options: their values are a step's parameters, which ZenML hashes
@@ -87,6 +89,8 @@ def _used(path: Path, root: Path) -> Iterator[Path]:
             level = len(name) - len(name.lstrip("."))
             base = package[: len(package) - level + 1] if level else ()
             yield from _files((*base, *name[level:].split(".")), root)
+    if path.name == "__init__.py" and _BY_NAME in text:
+        yield from path.parent.glob("*.py")
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,14 +17,13 @@ from model.errors import AgentPSError
 from steps.secrets import masked
 
 _BUSY_SECONDS = 30
-#: What a driver says -> what to do about it.
+#: What a driver says, as a regular expression -> what to do about it.
 _REMEDIES = {
     "locked": f"Another process has held it for {_BUSY_SECONDS} s: end that one (`fuser FILE` names it)",
     "not a database": "Name the {short}'s own file in {option}, or one that is not there yet",
     "malformed": "The file is damaged: put back a copy, or save what can be read with "
     "`sqlite3 FILE .recover | sqlite3 NEW` and name NEW in {option}",
-    "readonly": "Make the file and its folder writable, or name another file in {option}",
-    "read-only": "Make the file and its folder writable, or name another file in {option}",
+    "read-?only": "Make the file and its folder writable, or name another file in {option}",
     "password": "Check the user and the password of {option}, or those that the driver reads in their place",
     "expecting value": "A row was changed by hand: put it right, or delete it",
 }
@@ -53,10 +53,13 @@ class Kind:
         return self.what.rpartition(" ")[2]
 
 
-def open_engine(url: str, kind: Kind) -> tuple[Engine, str]:
+def open_engine(url: str, kind: Kind, *, must_exist: bool = False) -> tuple[Engine, str]:
     """The engine, and the name under which messages may speak of the database.
 
     A SQLite file and its folder are made; readers do not block its writer.
+
+    Args:
+        must_exist: a SQLite file is not made.
 
     Raises:
         kind.error: it is no URL, cannot be opened, or is another application's file.
@@ -78,12 +81,19 @@ def open_engine(url: str, kind: Kind) -> tuple[Engine, str]:
         )
     with explained(name, kind):
         if backend == "sqlite":
-            _make_place(parsed.database or ":memory:", parsed.query, name, kind)
+            _make_place(parsed.database or ":memory:", parsed.query, name, kind, must_exist)
+            if (
+                must_exist
+                and not (parsed.database or "").startswith("file:")
+                and not Path(parsed.database or "").exists()
+            ):
+                raise kind.error(f"{kind.what} {name}: there is no such file; name the {kind.short} in {kind.option}")
         try:
             # a server that was restarted costs nothing, and no word about its old lines
             engine = create_engine(parsed, pool_pre_ping=backend != "sqlite", pool_logging_name=kind.short)
         except ModuleNotFoundError as error:
-            remedy = "pip install 'agentps[postgresql]'" if error.name == "psycopg" else "install it"
+            is_ours = error.name == "psycopg"
+            remedy = "`pip install -e .[postgresql]` in the folder of AgentPS installs it" if is_ours else "install it"
             raise kind.error(
                 f"{kind.what} {name}: the driver {error.name!r} is not installed; {remedy}, or name another one in "
                 f"{kind.option}, for example {kind.server}"
@@ -97,7 +107,7 @@ def open_engine(url: str, kind: Kind) -> tuple[Engine, str]:
     return engine, name
 
 
-def _make_place(database: str, query: Mapping[str, Any], name: str, kind: Kind) -> None:
+def _make_place(database: str, query: Mapping[str, Any], name: str, kind: Kind, must_exist: bool) -> None:
     if ":memory:" in database or query.get("mode") == "memory":
         raise kind.error(
             f"{kind.what} {name}: a database in memory would lose {kind.lost}; name a file, for example "
@@ -105,7 +115,11 @@ def _make_place(database: str, query: Mapping[str, Any], name: str, kind: Kind) 
         )
     if Path(database).is_dir():
         raise kind.error(f"{kind.what} {name}: {database} is a folder; name a file in it")
-    if not database.startswith("file:"):
+    if database.startswith("file:"):
+        return
+    if must_exist and not Path(database).exists():
+        raise kind.error(f"{kind.what} {name}: there is no such file; name the {kind.short}'s own in {kind.option}")
+    if not must_exist:
         Path(database).parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -128,7 +142,7 @@ def explained(name: str, kind: Kind) -> Iterator[None]:
     except (SQLAlchemyError, OSError, ValueError, TypeError) as error:
         reason = masked(" ".join(str(getattr(error, "orig", None) or error).split()))[:500].rstrip(".")
         known = _REMEDIES | dict(kind.remedies)
-        remedy = next((remedy for said, remedy in known.items() if said in reason.lower()), _REMEDY)
+        remedy = next((remedy for said, remedy in known.items() if re.search(said, reason.lower())), _REMEDY)
         remedy = remedy.format(short=kind.short, option=kind.option, kept=kind.kept)
         raise kind.error(f"{kind.what} {name}: {reason}. {remedy}, then start the same command again") from error
 

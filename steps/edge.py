@@ -14,7 +14,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from traceback import walk_tb
 from types import TracebackType
@@ -23,7 +23,7 @@ import click
 import yaml
 from pydantic import ValidationError
 
-from model.errors import AgentPSError, cut
+from model.errors import AgentPSError, chain, cut
 from model.files import full_disk
 from model.strict import explain_validation
 from steps.notify import one_line
@@ -34,6 +34,8 @@ _RIGHTS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _OTHERS = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO)
 #: Seconds that another process may hold a database.
 _PATIENCE = 10
+#: ZenML's errors about a step or a materializer that is written wrong.
+_FAULTS = ("StepInterfaceError", "MaterializerInterfaceError")
 #: Characters of another library's message.
 _LONGEST = 400
 
@@ -52,10 +54,23 @@ def told(error: BaseException) -> str | None:
     if (full := full_disk(error, home(), Path(tempfile.gettempdir()))) is not None:
         return full
     for explain in (_ours, _database, _around):  # MLflow and ZenML wrap a database's error: it says more
-        for inner in _chain(error):
+        for inner in chain(error, _came_of):
             if (found := explain(inner)) is not None:
                 return masked(one_line(found))
     return None
+
+
+@contextmanager
+def in_one_message() -> Iterator[None]:
+    """Raises: click.ClickException with the message of `told`, in place of an error that has one."""
+    try:
+        yield
+    except click.exceptions.Exit:  # click's own way to end
+        raise
+    except Exception as error:
+        if (line := told(error)) is None:
+            raise
+        raise click.ClickException(line) from error
 
 
 def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -66,19 +81,15 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
         sys.__excepthook__(kind, error, trace)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and those that led to it; but not the one in whose handling our own code failed."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or (None if _raised_by_us(error) else error.__context__)
+def _came_of(error: BaseException) -> tuple[BaseException | None]:
+    """What led to an error; but not the one in whose handling our own code failed."""
+    return (error.__cause__ or (None if _raised_by_us(error) else error.__context__),)
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    """Whether the line that raised it is in the repository, and not in an installed package."""
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    path = Path(frames[-1].f_code.co_filename) if frames else Path()
+    """Whether the line that raised it, or had Pydantic raise it, is in the repository and in no installed package."""
+    files = [Path(frame.f_code.co_filename) for frame, _ in walk_tb(error.__traceback__)]
+    path = next((file for file in reversed(files) if "pydantic" not in file.parts), Path())
     return path.is_relative_to(REPOSITORY) and "site-packages" not in path.parts
 
 
@@ -99,13 +110,13 @@ def _around(error: BaseException) -> str | None:
             f"wrote it, or move the file away ({' or '.join(shlex.quote(str(path)) for _, path in _databases())})"
         )
     if isinstance(error, ValidationError):  # those of our own files are our own errors
-        return f"ZenML: {explain_validation(error)}"
+        return None if _raised_by_us(error) else f"ZenML: {explain_validation(error)}"
     if isinstance(error, Exception) and module == "mlflow.exceptions":  # of ZenML's calls: the registry's are ours
         from steps.register.reach import place, trouble
 
         line = trouble(error)
         return line and f"MLflow {place()}: {line}"
-    if module.startswith("zenml.exceptions"):
+    if module.startswith("zenml.exceptions") and type(error).__name__ not in _FAULTS:
         return f"ZenML: {_cut(error)}"
     if module.startswith(("requests.exceptions", "urllib3.exceptions", "httpx")):
         return f"no answer from a server ({type(error).__name__}): {_cut(error)}: check its address, and that it runs"
@@ -137,14 +148,12 @@ def _cut(error: BaseException) -> str:
 def _disk(error: OSError) -> str | None:
     path = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
     what = f"{path or 'a file'}: {error.strerror}"
-    # a missing file may be a fault of ours, unless it is one of the two folders that everything is kept in
-    for name, folder in (("AGENTPS_HOME", home()), ("ZENML_CONFIG_PATH", zenml_folder())):
-        if path is None or error.errno not in (*_RIGHTS, *_OTHERS):
-            continue
-        if path.absolute().is_relative_to(folder) or folder.absolute().is_relative_to(path.absolute()):
-            if error.errno == errno.ENOENT and folder.is_dir():
-                return None
-            return f"{what}: set {name}, now {folder}, to a folder in which you may write"
+    if path is not None and error.errno in (*_RIGHTS, *_OTHERS):
+        for name, folder in (("AGENTPS_HOME", home()), ("ZENML_CONFIG_PATH", zenml_folder())):
+            if path.absolute().is_relative_to(folder) or folder.absolute().is_relative_to(path.absolute()):
+                if error.errno == errno.ENOENT and folder.is_dir():  # a file that is not there is a fault of ours
+                    return None
+                return f"{what}: set {name}, now {folder}, to a folder in which you may write"
     if error.errno in _RIGHTS:
         return f"{what}: give yourself the right to it, or name another place"
     return None
@@ -153,7 +162,7 @@ def _disk(error: OSError) -> str | None:
 def _database(error: BaseException) -> str | None:
     if not (isinstance(error, sqlite3.Error) or type(error).__module__.startswith("sqlalchemy.exc")):
         return None
-    return sick_database() or f"a database says: {str(getattr(error, 'orig', None) or error)[:_LONGEST]}"
+    return sick_database() or f"a database says: {_cut(getattr(error, 'orig', None) or error)}"
 
 
 def sick_database() -> str | None:

@@ -89,6 +89,13 @@ class Holder(NamedTuple):
     host: str
     since: str
     command: str
+    #: Of the system that ran then: the same in all its containers, another after each start. Empty where it has none.
+    boot: str = ""
+
+    @property
+    def is_of_this_machine(self) -> bool:
+        """Whether it runs, or ran, where a lock that is free here is free: then it is gone."""
+        return self.host == socket.gethostname() or self.boot == _boot() != ""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} (since {self.since}: {self.command})"
@@ -96,7 +103,14 @@ class Holder(NamedTuple):
 
 def _this_process() -> Holder:
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return Holder(os.getpid(), socket.gethostname(), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", command)
+    return Holder(os.getpid(), socket.gethostname(), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", command, _boot())
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:  # not Linux
+        return ""
 
 
 def holder(path: Path) -> Holder | None:

@@ -9,6 +9,8 @@ from steps.secrets import resolved
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
+#: Under `home()`.
+STORE_FILE = "scores.db"
 STUDY_CONFIG = REPOSITORY / "configs" / "study.yaml"
 
 
@@ -26,4 +28,4 @@ def ledger_url(configured: str | None) -> str:
 
 def store_url() -> str:
     """The store of scored posts where none is configured."""
-    return f"sqlite:///{home() / 'scores.db'}"
+    return f"sqlite:///{home() / STORE_FILE}"

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote, unquote
 
-from model.errors import ConfigError
+from model.errors import ConfigError, chain
 
 MASK = "***"
 
@@ -91,7 +90,11 @@ def _values() -> list[str]:
 
 
 #: Option -> the variable that keeps its value during a run.
-_APART = {("annotate", "ledger"): "AGENTPS_LEDGER", ("notify", "webhook"): "AGENTPS_WEBHOOK"}
+_APART = {
+    ("annotate", "ledger"): "AGENTPS_LEDGER",
+    ("retrain", "scores"): "AGENTPS_SCORES",
+    ("notify", "webhook"): "AGENTPS_WEBHOOK",
+}
 #: ZenML itself reads `${NAME}` in a run file, and keeps what the variable holds.
 _REFERENCE = re.compile(r"env:(\w+)|\$\{(\w+)\}")
 
@@ -133,13 +136,12 @@ def mask_error(error: BaseException) -> None:
 
     One that makes its text of other things than its arguments may still say a secret: it is taken out of the chain.
     """
-    seen: set[int] = set()
-    for inner in _chain(error, seen):
+    for inner in chain(error, _all_behind):
         inner.args = tuple(map(_clean, inner.args))
         for name, value in getattr(inner, "__dict__", {}).items():
             if isinstance(value, str):
                 setattr(inner, name, masked(value))
-    for inner in _chain(error, set()):
+    for inner in chain(error, _all_behind):
         for link in ("__cause__", "__context__"):
             other = getattr(inner, link)
             if other is not None and masked(str(other)) != str(other):
@@ -154,13 +156,6 @@ def _clean(value: object) -> object:
     return value
 
 
-def _chain(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:
-    if error is None or id(error) in seen:
-        return
-    seen.add(id(error))
-    yield error
-    yield from _chain(error.__cause__, seen)
-    yield from _chain(error.__context__, seen)
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _chain(inner, seen)
+def _all_behind(error: BaseException) -> tuple[BaseException | None, ...]:
+    members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return (error.__cause__, error.__context__, *members)

@@ -30,7 +30,7 @@ from model.task import Task
 from model.yaml_file import load_yaml
 from steps.annotate.settings import AnnotateSettings
 from steps.paths import DEFAULT_CONFIG
-from steps.register.names import usable
+from steps.register.names import ModelName
 
 #: The value of `posts` that stands for the embedded sample.
 SAMPLE = "sample"
@@ -134,6 +134,8 @@ class EvaluateSettings(Chosen):
 
     #: Precision targets in percent; a threshold is fitted on val for each.
     precisions: tuple[int, ...]
+    #: With which each served threshold keeps its precision (see `steps.evaluate.promise`).
+    confidence: float = Field(ge=0.5, le=0.999)
     #: Resamples for the 95 % intervals; 0: none.
     bootstrap: int = Field(ge=0, le=100_000)
     #: Posts shown for each of: true positives, false positives, false negatives, true negatives.
@@ -151,12 +153,7 @@ class RegisterSettings(Chosen):
     """Where the model version goes."""
 
     #: The registered model's name; default `agentps-<task>`.
-    name: str | None = None
-
-    @field_validator("name")
-    @classmethod
-    def _usable(cls, value: str | None) -> str | None:
-        return usable(value)
+    name: ModelName | None = None
 
     def model_name(self, task: Task) -> str:
         return self.name or f"agentps-{task.name}"
@@ -183,12 +180,7 @@ class PromoteSettings(Chosen):
     max_slice_drop: float = Field(ge=0)
     min_slice_positives: int = Field(ge=1)
     #: A registered model of a production registry that gets a copy of every champion; None: no copy.
-    target: str | None = None
-
-    @field_validator("target")
-    @classmethod
-    def _usable(cls, value: str | None) -> str | None:
-        return usable(value)
+    target: ModelName | None = None
 
 
 class NotifySettings(Chosen):
@@ -214,7 +206,7 @@ class RetrainSettings(Chosen):
     min_fresh: int = Field(ge=1)
     #: A manifest of `post_id` and `label`: people's labels that came after the post; None: the manifest's own only.
     labels: str | None
-    #: The posts that were scored in production (see `steps.retrain.live`); None: nothing is known of them.
+    #: The scores of production: a store's URL, or a table (see `steps.retrain.live`); None: the store of this machine.
     scores: str | None
     #: The precision in percent that the served threshold promised.
     live_precision: int = Field(gt=0, lt=100)
@@ -285,18 +277,15 @@ class TrainingSettings(RunOptions):
         Raises:
             ConfigError: they name a question that the task does not have.
         """
-        agreement = self.annotate.min_agreement
-        named = {
-            "annotate.min_agreement": list(agreement) if isinstance(agreement, dict) else [],
-            "promote.floors": [name for name in self.promote.floors if is_accuracy(name)],
-        }
-        known = {"annotate.min_agreement": task.question_ids, "promote.floors": map(accuracy_name, task.question_ids)}
-        for option, names in named.items():
-            ids = list(known[option])
-            if unknown := sorted(set(names) - set(ids)):
+        agreement, accuracies = self.annotate.min_agreement, [accuracy_name(id_) for id_ in task.question_ids]
+        for option, named, known in (
+            ("annotate.min_agreement", agreement if isinstance(agreement, dict) else (), task.question_ids),
+            ("promote.floors", filter(is_accuracy, self.promote.floors), accuracies),
+        ):
+            if unknown := sorted(set(named) - set(known)):
                 raise ConfigError(
                     f"{option}: {', '.join(unknown)}: the task {task.name} has no such question; it has "
-                    f"{', '.join(ids) or 'none'}"
+                    f"{', '.join(known) or 'none'}"
                 )
 
     @model_validator(mode="after")

@@ -28,8 +28,9 @@ os.environ.update(
 )
 
 
-# Who started the tests may ignore it (nohup), and what the tests start would too.
+# Who started the tests may ignore these (nohup, a shell's `&`), and what the tests start would too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

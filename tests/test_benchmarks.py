@@ -8,13 +8,19 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import gate_power, growth, overhead, preprocessing, quantization
+from benchmarks import batch_scoring, gate_power, growth, overhead, preprocessing, quantization
 from benchmarks.record import PAGE
 
 
 @pytest.mark.parametrize(
     ("benchmark", "page"),
-    [(preprocessing, PAGE), (growth, PAGE), (overhead, PAGE), (quantization, quantization.PAGE)],
+    [
+        (preprocessing, PAGE),
+        (growth, PAGE),
+        (overhead, PAGE),
+        (quantization, quantization.PAGE),
+        (batch_scoring, batch_scoring.PAGE),
+    ],
 )
 def test_the_pages_tables_are_made_of_the_record(benchmark: ModuleType, page: Path) -> None:
     text = page.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from zenml.config.pipeline_run_configuration import PipelineRunConfiguration
 
 from model.task import TASKS_DIR, load_task
 from pipelines.config import read_run_file
-from scoring.settings import ScoringRunSettings, ServiceRunSettings, StreamRunSettings
+from scoring.settings import SCORING_CONFIG, ScoringRunSettings, ScoringSettings, ServiceRunSettings, StreamRunSettings
 from steps.annotate.prices import PRICES, load_prices
 from steps.paths import STUDY_CONFIG
 from steps.settings import RunOptions, TrainingSettings, load_options, load_settings
@@ -19,12 +19,8 @@ from steps.study.settings import StudyRunSettings, StudySettings
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 TASK_FILES = [path for path in FILES if path.is_relative_to(TASKS_DIR)]
-#: Sections of a run file that hold all options of one command.
-SECTIONS: dict[str, type[RunOptions]] = {
-    "scoring": ScoringRunSettings,
-    "service": ServiceRunSettings,
-    "stream": StreamRunSettings,
-}
+#: Sections of a run file that one command reads.
+SECTIONS: dict[str, type[RunOptions]] = {"service": ServiceRunSettings, "stream": StreamRunSettings}
 SECTION_FILES = [CONFIGS / f"{section}.yaml" for section in SECTIONS]
 RUN_FILES = [path for path in FILES if path not in (*TASK_FILES, *SECTION_FILES, PRICES)]
 STUDY_FILES = [path for path in RUN_FILES if path.stem.startswith("study")]
@@ -53,21 +49,25 @@ def test_the_price_table_knows_the_default_model() -> None:
 
 
 def settings_of(path: Path) -> TrainingSettings:
-    kind = StudyRunSettings if path in STUDY_FILES else TrainingSettings
+    kind: type[TrainingSettings] = StudyRunSettings if path in STUDY_FILES else TrainingSettings
+    if path == SCORING_CONFIG:
+        kind = ScoringRunSettings
     return load_options(kind, read_run_file(path, kind.names()).options, relative(path))
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_a_section_s_file_holds_each_of_its_options(section: str) -> None:
+def test_a_command_s_file_lists_every_option_of_its_section(section: str) -> None:
     kind = SECTIONS[section]
-    found = read_run_file(CONFIGS / f"{section}.yaml", {section}).options
-    loaded = getattr(load_options(kind, found, section), section)
-    assert found[section].keys() == type(loaded).model_fields.keys()
+    listed = read_run_file(CONFIGS / f"{section}.yaml", {section}).options
+    loaded = getattr(load_options(kind, listed, section), section)
+    assert listed[section].keys() == type(loaded).model_fields.keys()
 
 
 def test_no_option_of_ours_has_the_name_of_one_of_zenmls() -> None:
     """Both live at the top of one file."""
-    assert (TrainingSettings.names() | StudyRunSettings.names()).isdisjoint(PipelineRunConfiguration.model_fields)
+    names = TrainingSettings.names() | StudyRunSettings.names() | ScoringRunSettings.names()
+    names |= SECTIONS.keys()
+    assert names.isdisjoint(PipelineRunConfiguration.model_fields)
 
 
 @pytest.mark.parametrize("path", RUN_FILES, ids=relative)
@@ -89,6 +89,11 @@ def test_the_default_config_lists_every_option() -> None:
     """What is not there would have a default that nobody can look up."""
     listed = yaml.safe_load((CONFIGS / "default.yaml").read_text(encoding="utf-8"))
     assert set(listed) == TrainingSettings.names()
+
+
+def test_scoring_lists_every_option_of_its_own() -> None:
+    listed = yaml.safe_load(SCORING_CONFIG.read_text(encoding="utf-8"))["scoring"]
+    assert set(listed) == set(ScoringSettings.model_fields)
 
 
 def test_the_study_lists_every_option_of_its_own() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu, speed
-from benchmarks.workload import OV_05B, OV_7B, TINY, Shape, album_sizes, flops, text_lengths
+from benchmarks.shapes import KINDS, OV_05B, OV_7B, PUBLISHED, TINY, Shape, flops, tiny
+from benchmarks.workload import album_sizes, text_lengths
 from steps.paths import REPOSITORY
 
 ROWS = range(8)
@@ -28,6 +31,39 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> speed.Bench:
 def test_the_plain_path_gives_the_products_logits_loss_and_gradients(bench: speed.Bench) -> None:
     assert max(bench.difference(ROWS).values()) <= 1e-4
     assert float(bench.plain_answers(bench.plain_batches(ROWS)).view(-1)[-8:].std()) > 1e-2, "the posts must differ"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_plain_path_of_every_kind_of_backbone_gives_the_products_numbers(name: str, tmp_path: Path) -> None:
+    other = speed.Bench(tmp_path, tiny(PUBLISHED[name]), album_sizes(6, TINY.frames), text_lengths(6), questions=2)
+    assert max(other.difference(range(6)).values()) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("smolvlm2-256m", 0.256), ("qwen2.5-vl-3b", 3.75), ("qwen3-vl-4b", 4.44)]
+)
+def test_a_shape_has_the_published_number_of_parameters(name: str, billions: float) -> None:
+    """Those that the names say, and the hub counts (model.safetensors), with the language-model head."""
+    shape = PUBLISHED[name]
+    special = ("<|endoftext|>", *KINDS[shape.family].special)
+    with torch.device("meta"):
+        whole = KINDS[shape.family].whole_class(shape.config({token: k for k, token in enumerate(special)}))
+    assert sum(parameter.numel() for parameter in whole.parameters()) / 1e9 == pytest.approx(billions, rel=0.005)
+
+
+def test_flops_of_the_towers_are_those_counted_by_hand() -> None:
+    """A block of width 4 and MLP 8: 2 x (64 + 64) weights, 64 more if gated; 16 for each patch that is seen."""
+    qwen3 = Shape(
+        "hand", (4, 8, 3, 1), 8, 2, (6, 10, 2, 3, 1), 16, True, 1, 4, family="qwen3_vl",
+        more={"deepstack_visual_indexes": [0]},
+    )  # fmt: skip
+    # 16 patches; embedding 2 x 2 x 3 x 4 x 4; two mergers of 16 x 16 + 16 x 6 for each four patches
+    assert flops(qwen3, 1, 0, training=False) == 16 * (192 + 3 * (256 + 16 * 16) + 2 * 2 * (256 + 96) / 4)
+    qwen25 = replace(qwen3, family="qwen2_5_vl", more={"window_size": 4, "fullatt_block_indexes": [1]})
+    blocks = 3 * (256 + 64) + 16 * (16 + 4 + 4)  # one sees all 16 patches, two the 4 of their window
+    assert flops(qwen25, 1, 0, training=False) == 16 * (192 + blocks + 2 * (256 + 96) / 4)
+    smolvlm = replace(qwen3, family="smolvlm", more={"scale_factor": 2})
+    assert flops(smolvlm, 1, 0, training=False) == 16 * (96 + 3 * (256 + 16 * 16) + 2 * 4 * 6)
 
 
 @pytest.mark.parametrize("kind", ["training", "scoring"])
@@ -93,13 +129,13 @@ def test_the_gpus_peak_is_known_by_its_name() -> None:
 def test_the_gpu_benchmark_runs_at_tiny_shapes_without_zenml_or_mlflow() -> None:
     code = (
         "import runpy, sys\n"
-        "sys.argv = ['gpu', '--tiny', '--seconds', '0.01']\n"
+        "sys.argv = ['gpu', '--tiny', '--backbone', 'llava-ov-0.5b', '--seconds', '0.01']\n"
         "runpy.run_module('benchmarks.gpu', run_name='__main__')\n"
         "assert not {'zenml', 'mlflow'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["tiny"]
+    found = json.loads(done.stdout)["llava-ov-0.5b"]
     for name in ("training", "training, the tower's states kept", "scoring", "scoring, images seen before"):
         needed = flops(
             TINY, 0 if "," in name else found["images"], found["tokens"], training="training" in name, answers=6

@@ -16,8 +16,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from benchmarks.peers.meter import LastEpoch, Meter
 from benchmarks.peers.posts import BATCH
-from benchmarks.workload import MID, sequence_of, train_settings
-from model import checkpoint
+from benchmarks.shapes import MID
+from benchmarks.workload import sequence_of, train_settings
+from model import checkpoint, checkpoint_info
 from model.columns import ERROR
 from model.data import FRAMES, TEXT_IDS, Batches, Shards, ShardWriter
 from model.images import ImageLimits, frame_indices, read_frame
@@ -85,8 +86,8 @@ def main() -> None:
             Path(work) / "checkpoint", model, tokenizer, task=task, sequence=SEQUENCE, train=train, backbone=backbone,
             embed_backbone=False, provenance={},
         )  # fmt: skip
-        points = checkpoint.OperatingPoints(calibration=Calibration(), thresholds={})
-        checkpoint.write_operating_points(Path(work) / "checkpoint", points)
+        points = checkpoint_info.OperatingPoints(calibration=Calibration(), thresholds={})
+        checkpoint_info.write_operating_points(Path(work) / "checkpoint", points)
         scorer = Scorer.from_directory(Path(work) / "checkpoint", image_root="/")
         is_train = posts[SPLIT] == TRAIN
         for name, part in {

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import LlavaOnevisionForConditionalGeneration, Qwen2Tokenizer
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Tokenizer
 
-from benchmarks.workload import MID, TEXT_TOKENS, Shape, album_sizes, task_of, text_lengths
+from benchmarks.shapes import MID, Shape
+from benchmarks.workload import TEXT_TOKENS, album_sizes, task_of, text_lengths
 from model.schema import TRAIN, VAL
 from model.task import Task
 from model.tiny import build_tokenizer
@@ -91,7 +92,7 @@ def _tokenizer(texts: list[str]) -> Qwen2Tokenizer:
 def _backbone(folder: Path, shape: Shape, texts: list[str]) -> None:
     """Random weights, with the files from which `LlavaOnevisionProcessor` is made."""
     tokenizer = _tokenizer(texts)
-    config = replace(shape, vocabulary=152_000).config(tokenizer.get_vocab())
+    config = cast(LlavaOnevisionConfig, replace(shape, vocabulary=152_000).config(tokenizer.get_vocab()))
     config.image_grid_pinpoints = [
         [shape.image_size * rows, shape.image_size * columns] for rows in range(1, 7) for columns in range(1, 7)
     ]

@@ -27,10 +27,9 @@ from model.task import Task
 from steps.annotate.endpoint import unreachable
 from steps.annotate.faults import Fault, Kind, find_fault
 from steps.annotate.ledger import UNPAID, Attempt, BatchFile, BatchItem, Ledger, Missing
-from steps.annotate.plan import is_settled
 from steps.annotate.reply import Asked, Reply, read_decoded
 from steps.annotate.requests import Request, Requests
-from steps.annotate.tally import Tally
+from steps.annotate.tally import Tally, claim
 from steps.secrets import masked
 
 #: Of one file, as documented: https://platform.openai.com/docs/guides/batch
@@ -104,20 +103,14 @@ class BatchRun:
     def _claim(self, queue: deque[Request], ready: deque[Request], waiting: list[Request]) -> None:
         """Move requests from the queue: some are settled, some ready to be sent, some wait for other processes."""
         chunk = [queue.popleft() for _ in range(min(_CLAIMED, len(queue)))]
-        claimed = self._ledger.claim([request.key for request in chunk])
-        known = self._ledger.lookup(claimed)
-        settled = []
-        for request in chunk:
-            if request.key not in claimed:
-                waiting.append(request)
-                continue
-            answer, tries = known.get(request.key), self._tries[request.key]
-            hopeless = answer is not None and answer.missing in UNPAID and tries > 0
-            if answer is not None and (
-                is_settled(answer, self._requests)
-                or (hopeless and (answer.missing is Missing.REJECTED or tries >= _TRIES))
-            ):
-                settled.append(request.key)
+        ours, held = claim(chunk, self._requests, self._ledger, self._tally)
+        waiting += held
+        given_up = []
+        for request, answer in ours:
+            tries = self._tries[request.key]
+            enough = 1 if answer and answer.missing is Missing.REJECTED else _TRIES  # it would be rejected again
+            if answer and answer.missing in UNPAID and tries >= enough:
+                given_up.append(request.key)
                 self._tally.settle(request.key, answer)
             elif tries >= _TRIES:
                 raise AnnotationError(
@@ -127,7 +120,7 @@ class BatchRun:
                 )
             else:
                 ready.append(request)
-        self._ledger.release(settled)
+        self._ledger.release(given_up)
 
     def _append(self, request: Request, items: list[BatchItem], file: IO[bytes]) -> bool:
         """Write one request to the file; False: it goes into another file, or the cap has no room for it."""
@@ -320,18 +313,11 @@ class BatchRun:
             self._tally.count(reply)
             if reply.missing not in UNPAID and item.key in self._tries:
                 self._tries[item.key] = 0
-            earlier = known.get(item.key)
-            attempts.append(
-                reply.attempt(
-                    item.key,
-                    (earlier.attempts if earlier else 0) + 1,
-                    item.post_id,
-                    batch_file.source,
-                    latency=latency,
-                    cost=cost,
-                    options=batch_file.form.get("options"),
-                )
-            )
+            attempt = reply.attempt(
+                known.get(item.key), item.key, item.post_id, batch_file.source,
+                latency=latency, cost=cost, options=form.get("options"),
+            )  # fmt: skip
+            attempts.append(attempt)
         return attempts, spent, stop
 
     def _end(self, batch_file: BatchFile, attempts: Sequence[Attempt], spent: float) -> None:

@@ -13,6 +13,7 @@ import json
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -72,65 +73,62 @@ class Fault:
         }.get(self.kind, "")
 
 
-# Parts of codes, compared without case and punctuation.
-_FLAGGED_CODES = (
-    "contentfilter", "contentpolicy", "contentsafety", "contentviolation", "contentblocked", "responsibleai",
-    "datainspection", "sensitivecontent", "sensitiveword", "moderation", "prohibitedcontent", "promptblocked",
-    "policyviolation", "safetyviolation", "imagesafety", "guardrailintervened",
-)  # fmt: skip
-#: Codes that are too short, or too much a number, to be looked for within others.
-_FLAGGED_WHOLE = frozenset({"safety", "blocklist", "sensitive", "flagged", "1301"})
-_CREDIT_CODES = ("insufficientquota", "insufficientbalance", "insufficientcredit", "insufficientfund", "billing",
-                 "arrear", "paymentrequired", "quotaexhausted")  # fmt: skip
-_RATE_CODES = ("ratelimit", "toomanyrequests", "throttl", "resourceexhausted", "requestlimit")
-_KEY_CODES = ("apikey", "authentication", "unauthenticated", "unauthorized", "accountdeactivated")
-_MODEL_CODES = ("modelnotfound", "invalidmodel", "modelnotexist", "deploymentnotfound")
+def _signs(codes: str, texts: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    return re.compile(codes), re.compile(texts, re.IGNORECASE)
 
-#: Words that say so beside one of what was sent or came back.
-_FLAGGED_TEXT = re.compile(
-    r"(?s)\A(?=.*\b(?:prompts?|inputs?|outputs?|contents?|images?|messages?|requests?|responses?|text)\b)"
-    r".*\b(?:flagged|moderat\w*|inappropriate|unsafe|offensive|high risk|exists? risk|new_sensitive|nsfw|"
-    r"sensitive (?:content|words?|information|topics?|material)|prohibited content|safety (?:system|filter|check)\w*|"
-    r"content[ _](?:filter\w*|management policy|polic\w*)|(?:prompt|input|output|response) (?:was |is )?blocked|"
-    r"violat\w* (?:(?:our|the|its|\w+'s|usage|use|content|acceptable|safety|community|provider|ai) ){0,4}"
-    r"(?:polic|guideline))",
-    re.IGNORECASE,
-)
-#: A guardrail is there for nothing else; one that is not found, or does not reply, is another matter.
-_GUARDRAIL_TEXT = re.compile(
-    r"guardrail.{0,40}(?:violat|fail|interven|block|trigger)|(?:violat|block|reject|trigger).{0,40}guardrail",
-    re.IGNORECASE,
-)
+
+#: How a kind is told: by its codes, in lower case and without punctuation, and by its texts. One that is not here is
+#: told by the status alone.
+_SIGNS = {
+    Kind.FLAGGED: _signs(
+        r"content(?:filter|policy|safety|violation|blocked)|(?:policy|safety)violation|sensitive(?:content|word)|"
+        r"moderation|responsibleai|datainspection|prohibitedcontent|promptblocked|imagesafety|guardrailintervened|"
+        r"\b(?:safety|blocklist|sensitive|flagged|1301)\b",
+        # a word for it beside one for what was sent or came back
+        r"(?s:\A(?=.*\b(?:prompts?|inputs?|outputs?|contents?|images?|messages?|requests?|responses?|text)\b)"
+        r".*\b(?:flagged|moderat\w*|inappropriate|unsafe|offensive|high risk|exists? risk|new_sensitive|nsfw|"
+        r"sensitive (?:content|words?|information|topics?|material)|prohibited content|"
+        r"safety (?:system|filter|check)\w*|content[ _](?:filter\w*|management policy|polic\w*)|"
+        r"(?:prompt|input|output|response) (?:was |is )?blocked|"
+        r"violat\w* (?:(?:our|the|its|\w+'s|usage|use|content|acceptable|safety|community|provider|ai) ){0,4}"
+        r"(?:polic|guideline)))|"
+        # a guardrail that did its work, not one that is not found
+        r"guardrail.{0,40}(?:violat|fail|interven|block|trigger)|(?:violat|block|reject|trigger).{0,40}guardrail",
+    ),
+    Kind.CREDIT: _signs(
+        r"insufficient(?:quota|balance|credit|fund)|billing|arrear|paymentrequired|quotaexhausted",
+        r"insufficient[ _](?:account )?(?:quota|balance|credit|fund)|credit balance is too low|out of credits?\b|"
+        r"not enough credits?|requires more credits?|exceeded your current quota|reached your .{0,20}usage limits?|"
+        r"in arrears|overdue (?:balance|payment|bill)",
+    ),
+    Kind.CUT: _signs(r"maxtokensexceeded", r"max_tokens_exceeded|(?:max_\w*tokens|output limit).{0,40}\bwas reached"),
+    Kind.FIELD: _signs(
+        r"unsupported|extraforbidden|unknownparameter",
+        r"unsupported|not support|n't support|extra.?(?:inputs|fields|forbidden)|not permitted|unrecognized|unknown|"
+        r"deprecated|only\b.{0,40}\b(?:allowed|supported)|may only be|must be (?:set to )?1\b",
+    ),
+    Kind.RATE: _signs(
+        r"ratelimit|toomanyrequests|throttl|resourceexhausted|requestlimit",
+        r"rate.?limit|too many requests|quota exceeded for quota metric",
+    ),
+    Kind.KEY: _signs(
+        r"apikey|authentication|unauth(?:enticated|orized)|accountdeactivated",
+        r"(?:invalid|incorrect|missing|no|wrong) (?:api.?key|authentication|credentials)|"
+        r"api key (?:is )?(?:not valid|invalid)",
+    ),
+    Kind.MODEL: _signs(
+        r"modelnot(?:found|exist)|invalidmodel|deploymentnotfound",
+        r"\bmodels?\b[:/]?\s?(?:\S+\s)?(?:does |is |was )?not (?:exist|found)\b|not a valid model|"
+        r"(?:unknown|invalid) model(?: name| id|:)",
+    ),
+}
 #: Such a text is about who asks, whatever else it says.
-_ACCOUNT_TEXT = re.compile(
+_ACCOUNT = re.compile(
     r"\b(?:your account|account (?:is|has|was)|organi[sz]ation|subscription|deactivated|suspended|terminated|banned|"
     r"countr\w+|regions?|territor\w+|your (?:ip|resource|project|team)|data policy)\b",
     re.IGNORECASE,
 )
-_CREDIT_TEXT = re.compile(
-    r"insufficient[ _](?:account )?(?:quota|balance|credit|fund)|credit balance is too low|out of credits?\b|"
-    r"not enough credits?|requires more credits?|exceeded your current quota|reached your .{0,20}usage limits?|"
-    r"in arrears|overdue (?:balance|payment|bill)",
-    re.IGNORECASE,
-)
-_RATE_TEXT = re.compile(r"rate.?limit|too many requests|quota exceeded for quota metric", re.IGNORECASE)
-_RETRY_TEXT = re.compile(r"(?:retry|try again) (?:in|after) ((?:[\d.]+ ?(?:ms|s|m|h))+)", re.IGNORECASE)
-_KEY_TEXT = re.compile(
-    r"(?:invalid|incorrect|missing|no|wrong) (?:api.?key|authentication|credentials)|"
-    r"api key (?:is )?(?:not valid|invalid)",
-    re.IGNORECASE,
-)
-_MODEL_TEXT = re.compile(
-    r"\bmodels?\b[:/]?\s?(?:\S+\s)?(?:does |is |was )?not (?:exist|found)\b|not a valid model|"
-    r"(?:unknown|invalid) model(?: name| id|:)",
-    re.IGNORECASE,
-)
-_CUT_TEXT = re.compile(r"max_tokens_exceeded|(?:max_\w*tokens|output limit).{0,40}\bwas reached", re.IGNORECASE)
-_UNSUPPORTED_TEXT = re.compile(
-    r"unsupported|not support|n't support|extra.?(?:inputs|fields|forbidden)|not permitted|unrecognized|unknown|"
-    r"deprecated|only\b.{0,40}\b(?:allowed|supported)|may only be|must be (?:set to )?1\b",
-    re.IGNORECASE,
-)
+_RETRY = re.compile(r"(?:retry|try again) (?:in|after) ((?:[\d.]+ ?(?:ms|s|m|h))+)", re.IGNORECASE)
 
 #: Parts of codes that stand for a status of HTTP, where an error in a reply of HTTP 200 has no number.
 _STATUS_CODES = {"invalidrequest": 400, "badrequest": 400, "invalidargument": 400, "permission": 403,
@@ -192,13 +190,23 @@ class _Said:
             elif name in _INNER:
                 self.read(inner, depth + 1)
 
-    def has(self, parts: tuple[str, ...]) -> bool:
-        codes = (re.sub(r"[^a-z0-9]", "", code.lower()) for code in self.codes)
-        return any(part in code for code in codes for part in parts)
+    @property
+    def bare_codes(self) -> str:
+        """In the form of `_SIGNS`."""
+        return " ".join(re.sub(r"[^a-z0-9]", "", code.lower()) for code in self.codes)
 
     @property
     def text(self) -> str:
         return " ".join(self.texts)[:_LONGEST]
+
+    def coded(self, kind: Kind) -> bool:
+        return _SIGNS[kind][0].search(self.bare_codes) is not None
+
+    def worded(self, kind: Kind) -> bool:
+        return _SIGNS[kind][1].search(self.text) is not None
+
+    def says(self, kind: Kind) -> bool:
+        return self.coded(kind) or self.worded(kind)
 
 
 def _decoded(text: str) -> Any:
@@ -212,37 +220,32 @@ def _decoded(text: str) -> Any:
     return found if isinstance(found, dict | list) else None
 
 
-def _says(error: Any) -> bool:
+def _is_error(error: Any) -> bool:
     """Whether it is an error at all: some servers send one with empty fields beside each answer."""
     return any(error.values()) if isinstance(error, dict) else bool(error)
 
 
-def _errors_in(status: int, body: Any) -> Iterator[Any]:
-    """The parts of a body that report an error; nothing where it holds a completion, or what is none of either."""
-    if isinstance(body, str):
-        if status >= 400:
-            yield body
-    elif isinstance(body, list):
+def _reported(body: Any) -> Iterator[Any]:
+    """The parts of a body of HTTP 200 that report an error; nothing where it holds a completion, or none of either."""
+    if isinstance(body, list):
         for each in body:
-            yield from _errors_in(status, each)
-    elif isinstance(body, dict):
-        choices = body.get("choices")
-        if status >= 400:
-            yield body
-        elif _says(body.get("error")):
-            # what stands beside it may name its code: {"code": "permission-denied", "error": "Content violates …"}
-            yield {key: value for key, value in body.items() if key != "choices"}
-        elif (base := body.get("base_resp")) and isinstance(base, dict) and base.get("status_code"):
-            yield base
-        elif isinstance(choices, list) and choices:
-            yield from (
-                choice["error"] for choice in choices[:1] if isinstance(choice, dict) and _says(choice.get("error"))
-            )
-        elif not isinstance(choices, list) and (
-            any(body.get(key) for key in ("code", "detail", "errors"))
-            or any(isinstance(body.get(key), str) for key in ("message", "msg"))
-        ):
-            yield body
+            yield from _reported(each)
+    if not isinstance(body, dict):
+        return
+    choices, base = body.get("choices"), body.get("base_resp")
+    if _is_error(body.get("error")):
+        # what stands beside it may name its code: {"code": "permission-denied", "error": "Content violates …"}
+        yield {key: value for key, value in body.items() if key != "choices"}
+    elif isinstance(base, dict) and base.get("status_code"):
+        yield base
+    elif isinstance(choices, list):
+        first = choices[0] if choices else None
+        if isinstance(first, dict) and _is_error(first.get("error")):
+            yield first["error"]
+    elif any(body.get(key) for key in ("code", "detail", "errors")) or any(
+        isinstance(body.get(key), str) for key in ("message", "msg")
+    ):
+        yield body
 
 
 def find_fault(status: int, headers: Mapping[str, str], body: Any, sent: Collection[str] = ()) -> Fault | None:
@@ -254,8 +257,8 @@ def find_fault(status: int, headers: Mapping[str, str], body: Any, sent: Collect
         body: decoded, or the text of a body that is no JSON.
         sent: the fields of the request, without model and messages.
     """
-    errors = list(_errors_in(status, body))
-    if not errors and status < 400:
+    errors = [body] if status >= 400 else list(_reported(body))
+    if not errors:
         return None
     said = _Said()
     page = re.sub(r"<[^>]*>", " ", body) if isinstance(body, str) and body.lstrip().startswith("<") else ""
@@ -266,64 +269,67 @@ def find_fault(status: int, headers: Mapping[str, str], body: Any, sent: Collect
         message = f"HTTP {status}: {message}"
     else:
         status = next((int(code) for code in said.codes if re.fullmatch(r"[45]\d\d", code)), 0)
-        status = status or next((of for part, of in _STATUS_CODES.items() if said.has((part,))), 0)
+        status = status or next((of for part, of in _STATUS_CODES.items() if part in said.bare_codes), 0)
         message = f"an error in a reply of HTTP 200: {message}" + f" (code {status})" * bool(status)
-    if (found := _RETRY_TEXT.search(said.text)) is not None:
+    if (found := _RETRY.search(said.text)) is not None:
         said.seconds = max(said.seconds, seconds_of(found[1].replace(" ", "").lower()) or 0.0)
     wait = max(_retry_after(headers), said.seconds)
-    kind, name = _kind(status, said, sent)
-    return Fault(kind, message, wait, name, last=headers.get("x-should-retry") == "false")
+    refused = _refused_field(said, sent) if status in (400, 422) else ""
+    kind = _kind(status, said, refused)
+    return Fault(kind, message, wait, refused if kind is Kind.FIELD else "", headers.get("x-should-retry") == "false")
 
 
-def _kind(status: int, said: _Said, sent: Collection[str]) -> tuple[Kind, str]:
-    """The kind of a fault, and of FIELD the field. `status`: 0 where neither HTTP nor the body gives one."""
-    text = said.text
+def _kind(status: int, said: _Said, refused: str) -> Kind:
+    """The kind of a fault; the order matters, since one error may show signs of several.
+
+    Args:
+        status: 0 where neither HTTP nor the body gives one.
+        refused: a field that the endpoint says it does not take.
+    """
+    by_words = status in (0, 400, 403)  # such a status leaves it to the words
     if status == 407:
-        return Kind.PROXY, ""
+        return Kind.PROXY
     if status == 401:
-        return Kind.KEY, ""
+        return Kind.KEY
     if status != 402 and (said.flagged or _flagged(status, said)):
-        return Kind.FLAGGED, ""
+        return Kind.FLAGGED
     # Gemini calls a limit of requests a minute a quota too, and says when to come back
-    passes = said.has(_RATE_CODES) or said.seconds > 0
-    if status == 402 or said.has(_CREDIT_CODES) or (_CREDIT_TEXT.search(text) and not passes):
-        return Kind.CREDIT, ""
-    if said.has(("maxtokensexceeded",)) or _CUT_TEXT.search(text):
-        return Kind.CUT, ""
-    if status in (400, 422) and (name := _refused_field(said, sent)):
-        return Kind.FIELD, name
-    if status == 429 or said.has(_RATE_CODES) or (status in (0, 400, 403) and _RATE_TEXT.search(text)):
-        return Kind.RATE, ""
-    if status in (0, 400, 403) and (said.has(_KEY_CODES) or _KEY_TEXT.search(text)):
-        return Kind.KEY, ""
-    if status == 404 or (status < 500 and (said.has(_MODEL_CODES) or _MODEL_TEXT.search(text))):
-        return Kind.MODEL, ""
+    passes = said.coded(Kind.RATE) or said.seconds > 0
+    if status == 402 or said.coded(Kind.CREDIT) or (said.worded(Kind.CREDIT) and not passes):
+        return Kind.CREDIT
+    if said.says(Kind.CUT):
+        return Kind.CUT
+    if refused:
+        return Kind.FIELD
+    if status == 429 or said.coded(Kind.RATE) or (by_words and said.worded(Kind.RATE)):
+        return Kind.RATE
+    if by_words and said.says(Kind.KEY):
+        return Kind.KEY
+    if status == 404 or (status < 500 and said.says(Kind.MODEL)):
+        return Kind.MODEL
     if status == 403:
-        return Kind.KEY, ""
+        return Kind.KEY
     # an error of HTTP 200 without a code that anybody could read: it may pass
-    return (Kind.BUSY if status in (0, *_BUSY_STATUSES) or status >= 500 else Kind.REJECTED), ""
+    return Kind.BUSY if status in (0, *_BUSY_STATUSES) or status >= 500 else Kind.REJECTED
 
 
 def _flagged(status: int, said: _Said) -> bool:
     """Whether it is the content of this request that is refused, and not the one who asks."""
-    text = said.text
-    if _ACCOUNT_TEXT.search(text):
+    if _ACCOUNT.search(said.text):
         return False
-    if said.has(_FLAGGED_CODES) or _FLAGGED_WHOLE & {code.lower() for code in said.codes}:
+    if said.coded(Kind.FLAGGED):
         return status not in (502, 503, 504)  # `moderation_unavailable`
-    words = _FLAGGED_TEXT.search(text) or _GUARDRAIL_TEXT.search(text)
-    return bool(words) and status < 500 and status not in (404, 429)
+    return said.worded(Kind.FLAGGED) and status < 500 and status not in (404, 429)
 
 
 def _refused_field(said: _Said, sent: Collection[str]) -> str:
     """The field of the request that the endpoint says it does not take; "": none, or only its value is wrong."""
-    text = said.text
-    if not (_UNSUPPORTED_TEXT.search(text) or said.has(("unsupported", "extraforbidden", "unknownparameter"))):
+    if not said.says(Kind.FIELD):
         return ""
     if said.fields:  # `response_format.json_schema`, `messages[0].content`
         return next((name for path in said.fields if (name := re.split(r"[.\[]", path)[0]) in sent), "")
     # without a `param`: the first one that its words name; `user` or `seed` may be a word like any other
-    places = {name: found.start() for name in sent if (found := re.search(_named(name), text))}
+    places = {name: found.start() for name in sent if (found := re.search(_named(name), said.text))}
     return min(places, key=places.__getitem__, default="")
 
 
@@ -335,21 +341,16 @@ def _named(name: str) -> str:
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that the headers ask to wait, 0 where they do not say; the caller's deadline bounds them."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name, "")
-        try:
-            return max(0.0, float(value) / unit)
-        except ValueError:
-            pass
-        try:
-            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - _server_time(headers))
-        except ValueError:  # absent, or neither a number nor a date
-            pass
+        with suppress(ValueError):  # absent, or no number
+            return max(0.0, float(headers.get(name, "")) / unit)
+    with suppress(ValueError):  # absent, or no date
+        then = _timestamp(headers.get("retry-after", ""))
+        now = time.time()
+        with suppress(ValueError):
+            now = _timestamp(headers.get("date", ""))  # the clock that wrote it: ours may differ
+        return max(0.0, then - now)
     return 0.0
 
 
-def _server_time(headers: Mapping[str, str]) -> float:
-    """Seconds since the epoch by the clock that wrote the date to wait for: ours may differ from it."""
-    try:
-        return email.utils.parsedate_to_datetime(headers.get("date", "")).timestamp()
-    except ValueError:
-        return time.time()
+def _timestamp(date: str) -> float:
+    return email.utils.parsedate_to_datetime(date).timestamp()

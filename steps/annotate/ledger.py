@@ -12,9 +12,9 @@ batch file are held by that file until any process collects it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -53,7 +53,7 @@ UNPAID = frozenset({Missing.RATE_LIMITED, Missing.SERVER_ERROR, Missing.CONNECTI
 
 _LOOKUP_CHUNK = 500  # bound parameters of one statement; SQLite's lowest limit is 999
 _RAW_CHARACTERS = 4000
-#: A process that gives no sign of life for so long has lost its leases; it gives one four times as often.
+#: A process without a sign of life for this long has lost its leases; it gives one four times as often.
 LEASE_SECONDS = 60.0
 
 
@@ -177,8 +177,7 @@ class Ledger:
             ANSWERS.c.key, ANSWERS.c.counts, ANSWERS.c.missing, ANSWERS.c.options, ANSWERS.c.completion_tokens
         ).order_by(ANSWERS.c.id)
         with self._explained(), self._engine.connect() as connection:
-            for start in range(0, len(distinct), _LOOKUP_CHUNK):
-                chunk = distinct[start : start + _LOOKUP_CHUNK]
+            for chunk in _chunks(distinct):
                 for key, counts, missing, options, tokens in connection.execute(
                     columns.where(ANSWERS.c.key.in_(chunk))
                 ):
@@ -232,16 +231,8 @@ class Ledger:
                 if holder.expires is None or self._holds(holder.owner, holder.expires, now(connection)):
                     return False
                 # by whom it was seen to be held: of two that see the same dead owner one takes it
-                taken = connection.execute(
-                    update(LEASES)
-                    .where(
-                        LEASES.c.key == key,
-                        LEASES.c.owner == holder.owner,
-                        LEASES.c.expires == holder.expires,
-                    )
-                    .values(**lease)
-                )
-                return taken.rowcount == 1
+                seen = (LEASES.c.key == key, LEASES.c.owner == holder.owner, LEASES.c.expires == holder.expires)
+                return connection.execute(update(LEASES).where(*seen).values(**lease)).rowcount == 1
         except IntegrityError:
             return False
 
@@ -277,8 +268,8 @@ class Ledger:
             if keys is None:
                 connection.execute(ours)
                 return
-            for start in range(0, len(keys), _LOOKUP_CHUNK):
-                connection.execute(ours.where(LEASES.c.key.in_(keys[start : start + _LOOKUP_CHUNK])))
+            for chunk in _chunks(keys):
+                connection.execute(ours.where(LEASES.c.key.in_(chunk)))
 
     # --- batch files of the batch mode
 
@@ -288,19 +279,15 @@ class Ledger:
             "id": batch_file.id,
             "source": batch_file.source,
             "form": batch_file.form,
-            "items": [[i.key, i.post_id, i.n_images, i.question, i.reserved] for i in batch_file.items],
+            "items": [astuple(item) for item in batch_file.items],
             "reserved": batch_file.reserved,
             "created": datetime.now(UTC),
         }
-        keys = [item.key for item in batch_file.items]
         with self._explained(), self._engine.begin() as connection:
             connection.execute(insert(BATCH_FILES), row)
-            for start in range(0, len(keys), _LOOKUP_CHUNK):
-                connection.execute(
-                    update(LEASES)
-                    .where(LEASES.c.owner == self._owner, LEASES.c.key.in_(keys[start : start + _LOOKUP_CHUNK]))
-                    .values(owner=_owner_of(batch_file.id), expires=None)
-                )
+            for chunk in _chunks([item.key for item in batch_file.items]):
+                ours = update(LEASES).where(LEASES.c.owner == self._owner, LEASES.c.key.in_(chunk))
+                connection.execute(ours.values(owner=_owner_of(batch_file.id), expires=None))
 
     def sent_batch_file(self, id_: str, *, file_id: str | None = None, batch_id: str | None = None) -> None:
         """Keep the endpoint's names for a batch file; None: as it was."""
@@ -314,18 +301,12 @@ class Ledger:
             select(BATCH_FILES).where(BATCH_FILES.c.source == source).order_by(BATCH_FILES.c.created, BATCH_FILES.c.id)
         )
         with self._explained(), self._engine.connect() as connection:
-            return [
-                BatchFile(
-                    row.id,
-                    row.source,
-                    row.form,
-                    tuple(BatchItem(*item) for item in row.items),
-                    row.file_id,
-                    row.batch_id,
-                    row.reserved,
-                )
-                for row in connection.execute(query)
-            ]
+            rows = connection.execute(query).all()
+        items = [tuple(BatchItem(*item) for item in row.items) for row in rows]
+        return [
+            BatchFile(row.id, row.source, row.form, of_row, row.file_id, row.batch_id, row.reserved)
+            for row, of_row in zip(rows, items, strict=True)
+        ]
 
     def collect_batch_file(self, id_: str, attempts: Sequence[Attempt]) -> bool:
         """Record what came back of a batch file, free its keys and forget it: all of it, or nothing.
@@ -343,6 +324,10 @@ class Ledger:
 
     def _explained(self) -> AbstractContextManager[None]:
         return explained(self._name)
+
+
+def _chunks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (keys[start : start + _LOOKUP_CHUNK] for start in range(0, len(keys), _LOOKUP_CHUNK))
 
 
 def later(

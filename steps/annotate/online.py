@@ -17,27 +17,27 @@ import openai
 
 from model.errors import AnnotationError
 from steps.annotate.endpoint import unreachable
-from steps.annotate.faults import Fault, Kind
+from steps.annotate.faults import Kind
 from steps.annotate.ledger import UNPAID, Ledger, LedgerAnswer, Missing, later
 from steps.annotate.plan import is_settled
 from steps.annotate.rates import RateLimits
 from steps.annotate.reply import Reply, read_reply
 from steps.annotate.requests import Request, Requests
-from steps.annotate.tally import Tally
+from steps.annotate.tally import Tally, claim
 from steps.secrets import masked
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 8.0  # seconds, before jitter
-#: The endpoint counts as down when no connection succeeded for so many seconds and attempts: soon at the
-#: start, where a wrong URL is likely; later only when it does not come back from a restart.
+#: The endpoint counts as down after this many seconds and attempts without a connection: soon at the start, where a
+#: wrong URL is likely; later only when it does not come back from a restart.
 _DOWN_AT_START_SECONDS, _DOWN_SECONDS, _DOWN_FAILURES = 2.0, 30.0, 3
-#: After so many requests in a row without a reply of the model, the settings or the endpoint are wrong, not the posts.
+#: After this many requests in a row without a reply of the model the settings or the endpoint are wrong, not the posts.
 #: Once a reply has come, a disturbance may last longer.
 _BARREN_AT_START, _BARREN = 8, 64
 _NO_REPLY = UNPAID | {Missing.TIMEOUT, Missing.NOT_JSON, Missing.ERROR}
-#: When the run stops, it waits so many seconds for requests in flight: they are paid.
+#: When the run stops, it waits this many seconds for requests in flight: they are paid.
 _GRACE_SECONDS = 10.0
-#: An album of at most so many bytes is read at once: handing it to a thread costs more. Decoding and resizing a larger
-#: one would hold up every other request.
+#: An album of at most this many bytes is read in place, since a thread costs more. Decoding and resizing a larger one
+#: would hold up every other request.
 _INLINE_BYTES = 100_000
 #: Leases taken in one transaction.
 _CLAIMED = 32
@@ -100,20 +100,9 @@ class OnlineRun:
         while not self._ready and self._todo:
             size = min(_CLAIMED, self._settings.concurrency, len(self._todo))
             chunk = [self._todo.popleft() for _ in range(size)]
-            claimed = self._ledger.claim([request.key for request in chunk])
-            known = self._ledger.lookup(claimed)  # another process may have been faster since our first look
-            settled = []
-            for request in chunk:
-                answer = known.get(request.key)
-                if request.key not in claimed:
-                    self._held.append(request)
-                elif answer is not None and is_settled(answer, self._requests):
-                    settled.append(request.key)
-                    self._tally.settle(request.key, answer)
-                else:
-                    self._ready.append((request, answer))
-            if settled:
-                self._ledger.release(settled)
+            ours, held = claim(chunk, self._requests, self._ledger, self._tally)
+            self._ready += ours
+            self._held += held
         return self._ready.popleft() if self._ready else None
 
     async def _settle(self, request: Request, known: LedgerAnswer | None) -> None:
@@ -143,16 +132,12 @@ class OnlineRun:
             cost = tally.cost(reply, most)
             requests.learn(request, most, cost)
             spent = None if cost is None else cost + most * lost
+            post_id, options = requests.ids[request.index], requests.options(reply.missing)
+            latency = time.perf_counter() - started
             attempt = reply.attempt(
-                request.key,
-                (known.attempts if known else 0) + 1,
-                requests.ids[request.index],
-                self._source,
-                latency=time.perf_counter() - started,
-                cost=spent,
-                options=requests.options(reply.missing),
+                known, request.key, post_id, self._source, latency=latency, cost=spent, options=options
             )
-            known = later(known, reply.counts, reply.missing, attempt.options, reply.completion_tokens)
+            known = later(known, reply.counts, reply.missing, options, reply.completion_tokens)
             settled = reply.missing in UNPAID or is_settled(known, requests)
             self._ledger.record(attempt, settled=settled)
             tally.budget.settle(most * (1 + lost), spent or 0.0, 1 + lost)
@@ -228,7 +213,8 @@ class OnlineRun:
                             return reply, lost
                         if reply.fault.kind is Kind.FIELD and self._requests.adapt(reply.fault, sent):
                             continue
-                        self._stop_at(reply.fault)
+                        if remedy := reply.fault.remedy(self._settings.model):  # every other post would meet it too
+                            raise self._given_up(reply.fault.message, remedy)
                         if not reply.fault.passes:
                             return reply, lost
                         late, delay = reply, max(delay, reply.fault.wait)
@@ -254,15 +240,6 @@ class OnlineRun:
             response = error.response
         self._limits.learn(response.headers, marks)
         return response
-
-    def _stop_at(self, fault: Fault) -> None:
-        """
-        Raises:
-            AnnotationError: every other post would meet the same.
-        """
-        remedy = fault.remedy(self._settings.model)
-        if remedy:
-            raise self._given_up(fault.message, remedy)
 
     def _watch_replies(self, reply: Reply) -> None:
         if reply.missing not in _NO_REPLY:

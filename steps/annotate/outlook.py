@@ -12,12 +12,12 @@ from steps.annotate.ledger import LedgerAnswer
 from steps.annotate.plan import is_settled
 from steps.annotate.requests import Request, Requests
 
-#: So many requests, those of the smallest keys, are asked first. A key is a hash, so they are as good as drawn at
-#: random: that lets a look at them end a run. Those at the head of a table, or each tenth, may be of one kind.
+#: This many requests, those of the smallest keys, are asked first, and a look at them may end the run. A key is a hash,
+#: so they are a random sample; those at the head of a table may be of one kind.
 LOOK = 32
-#: A look is taken when so many are settled: a slow one holds up none.
+#: The look is taken when this many of them are settled, so that a slow one holds up nothing.
 _ENOUGH = 24
-#: The chance at most that a run is ended whose share would have been kept.
+#: How likely it is at most that a run is ended whose share would have been kept.
 _FALSE_ALARM = 1e-6
 
 
@@ -78,12 +78,12 @@ class Outlook:
 
 
 def _most_missing(n: int, share: float) -> int:
-    """Of `n` drawn from very many of which `share` have no answer, more than so many have none with a chance below
-    `_FALSE_ALARM`."""
-    tail, missing = 0.0, n
-    while missing > 0:
+    """Where `share` of all requests have no answer, more than this many of `n` random ones have none with a chance
+    below `_FALSE_ALARM`.
+    """
+    tail = 0.0
+    for missing in range(n, 0, -1):
         tail += math.comb(n, missing) * share**missing * (1 - share) ** (n - missing)
         if tail >= _FALSE_ALARM:
             return missing
-        missing -= 1
     return 0

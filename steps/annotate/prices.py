@@ -157,7 +157,7 @@ class Budget:
         self.under_way += 1
 
     def settle(self, reserved: float, spent: float, reservations: int = 1) -> None:
-        """A request came back, or will not be sent: its reservations, so many, make room for what it took."""
+        """A request came back, or will not be sent: its reservations make room for what it took."""
         self.under_way -= reservations
         self.reserved = max(0.0, self.reserved - reserved) if self.under_way else 0.0
         self.spent += spent

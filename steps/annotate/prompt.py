@@ -79,9 +79,9 @@ def _quotes(task: Task) -> bool:
 
 def _as_data(part: str, words: str) -> str:
     """A post's words in one line between marks; what is not seen, or breaks a line, is a blank or left out."""
-    kinds = {character: unicodedata.category(character) for character in set(words)}
+    kinds = {c: unicodedata.category(c) for c in {*words} - {*_JOINERS}}
     unseen = {ord(c): " " if kind == "Cc" else "" for c, kind in kinds.items() if kind in ("Cc", "Cf", "Cs")}
-    line = " ".join(words.translate({c: to for c, to in unseen.items() if chr(c) not in _JOINERS}).split())
+    line = " ".join(words.translate(unseen).split())
     return f"<post_{part}>{line.translate(_ANGLES)}</post_{part}>"
 
 
@@ -98,12 +98,7 @@ def _wording(question: Question, title: str, text: str, form: PromptForm) -> str
 
 
 def build_questions(
-    task: Task,
-    title: str,
-    text: str,
-    n_images: int,
-    answer_format: str = "numbers",
-    form: PromptForm = "delimited",
+    task: Task, title: str, text: str, n_images: int, answer_format: str = "numbers", form: PromptForm = "delimited"
 ) -> str:
     """All questions of the task, numbered, and the form of the answer: the paper's, or a JSON object.
 

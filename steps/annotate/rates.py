@@ -74,7 +74,7 @@ class RateLimits:
         self._buckets = {"requests": Bucket(), "tokens": Bucket()}
 
     def wait(self, tokens: float) -> float:
-        """Seconds until a request of so many tokens may be sent."""
+        """Seconds until a request of this many tokens may be sent."""
         now = time.monotonic()
         return max(self._buckets["requests"].wait(1, now), self._buckets["tokens"].wait(tokens, now))
 

@@ -12,7 +12,7 @@ from typing import Any
 from model.errors import plain
 from model.task import Task
 from steps.annotate.faults import Fault, Kind, find_fault
-from steps.annotate.ledger import Attempt, Missing
+from steps.annotate.ledger import Attempt, LedgerAnswer, Missing
 
 #: More is no usage, and no number that every database takes.
 _MOST_TOKENS = 2**31 - 1
@@ -139,18 +139,11 @@ class Reply:
     fault: Fault | None = None
 
     def attempt(
-        self,
-        key: str,
-        number: int,
-        post_id: str,
-        source: str,
-        *,
-        latency: float,
-        cost: float | None,
-        options: str | None = None,
-    ) -> Attempt:
-        """The reply as the ledger keeps it."""
-        tokens = self.prompt_tokens, self.completion_tokens
+        self, known: LedgerAnswer | None, key: str, post_id: str, source: str, *, latency: float, cost: float | None,
+        options: str | None,
+    ) -> Attempt:  # fmt: skip
+        """The reply as the ledger keeps it, after what was `known` of its key."""
+        number, tokens = known.attempts + 1 if known else 1, (self.prompt_tokens, self.completion_tokens)
         return Attempt(
             key, number, post_id, source, self.raw, self.counts, self.missing, *tokens, latency, cost, options
         )
@@ -192,36 +185,27 @@ def read_decoded(status: int, headers: Mapping[str, str], body: Any, raw: str, a
         fault = Fault(Kind.BUSY, f"a reply that ended with {plain(', '.join(_ends(choice)))}")
     if fault is not None:
         return _faulty(fault, raw, tokens)
+    reason = next((reason for reason, parts in _STOPPED.items() if _ended(choice, parts)), None)
     message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(message, dict):
-        if not _ended(choice, _FILTERED + _CUT + _REFUSED):
-            return Reply(None, Missing.EMPTY, raw, *tokens)
-        message = {}  # why there is none is told
-    text, refusal = _text_of(message)
-
-    def missing(reason: Missing) -> Reply:
-        return Reply(None, reason, refusal or text or json.dumps(choice), *tokens)
-
-    if refusal or _ended(choice, _REFUSED):
-        return missing(Missing.REFUSAL)
-    if _ended(choice, _FILTERED):
-        return missing(Missing.CONTENT_FILTER)
-    if _ended(choice, _CUT):
-        return missing(Missing.CUT)
-    if text is None:
-        return missing(Missing.MALFORMED)
-    try:
-        counts = _counts(text, asked)
-    except AnswerError as error:
-        return missing(error.reason)
-    return Reply(tuple(counts), None, text, *tokens)
+    if reason is None and not isinstance(message, dict):
+        return Reply(None, Missing.EMPTY, raw, *tokens)
+    text, refusal = _text_of(message if isinstance(message, dict) else {})
+    reason, counts = Missing.REFUSAL if refusal else reason, None
+    if reason is None:
+        try:
+            counts = tuple(_counts(text, asked))
+        except AnswerError as error:
+            reason = error.reason
+    return Reply(counts, reason, refusal or text or json.dumps(choice), *tokens)
 
 
-def _counts(text: str, asked: Asked) -> list[int]:
+def _counts(text: str | None, asked: Asked) -> list[int]:
     """
     Raises:
         AnswerError: as `parse_answer`; or a number that its question does not allow.
     """
+    if text is None:
+        raise AnswerError(Missing.MALFORMED)
     task = asked.task
     if asked.form == "json_schema":
         counts = parse_object(text, task.question_ids)
@@ -236,9 +220,14 @@ def _counts(text: str, asked: Asked) -> list[int]:
 
 
 #: Parts of the words for why the model stopped: the protocol's, and those of the models behind gateways.
-_FILTERED = ("filter", "safety", "prohibited", "blocklist", "spii", "recitation", "sensitive", "armor", "guardrail")
-_CUT = ("length", "max_", "token_limit", "context_window", "incomplete", "truncat")
-_REFUSED = ("refusal",)
+_STOPPED = {
+    Missing.REFUSAL: ("refusal",),
+    Missing.CONTENT_FILTER: (
+        "filter", "safety", "prohibited", "blocklist", "spii", "recitation", "sensitive", "armor", "guardrail",
+    ),
+    Missing.CUT: ("length", "max_", "token_limit", "context_window", "incomplete", "truncat"),
+}  # fmt: skip
+#: The same, of a model that failed.
 _FAILED = ("error", "fail", "abort", "cancel", "timeout", "insufficient")
 
 
@@ -277,14 +266,18 @@ def _text_of(message: dict[str, Any]) -> tuple[str | None, str]:
     return (None if doubt or not texts else "".join(texts)), refusal
 
 
+_REASONS = {
+    Kind.FLAGGED: Missing.CONTENT_FILTER,
+    Kind.CUT: Missing.CUT,
+    Kind.RATE: Missing.RATE_LIMITED,
+    Kind.BUSY: Missing.SERVER_ERROR,
+}
+
+
 def _faulty(fault: Fault, raw: str, tokens: tuple[int | None, int | None]) -> Reply:
-    if fault.kind in (Kind.FLAGGED, Kind.CUT):
-        reason = Missing.CONTENT_FILTER if fault.kind is Kind.FLAGGED else Missing.CUT
-    elif any(tokens):  # it was charged, so it is an attempt like any other, and is not repeated without a count
+    if any(tokens) and fault.kind not in (Kind.FLAGGED, Kind.CUT):  # charged: an attempt like any other, and counted
         return Reply(None, Missing.ERROR, raw, tokens[0] or 0, tokens[1] or 0)
-    else:
-        reason = {Kind.RATE: Missing.RATE_LIMITED, Kind.BUSY: Missing.SERVER_ERROR}.get(fault.kind, Missing.REJECTED)
-    return Reply(None, reason, raw, *tokens, billed=False, fault=fault)
+    return Reply(None, _REASONS.get(fault.kind, Missing.REJECTED), raw, *tokens, billed=False, fault=fault)
 
 
 def _natural(value: object) -> int | None:

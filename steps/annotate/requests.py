@@ -33,9 +33,8 @@ from steps.annotate.reply import Asked
 from steps.annotate.settings import COMPLETION_LIMITS, AnnotateSettings
 
 #: Data URLs that are kept for the next request with the same image: a distinct image is encoded once as long as
-#: the album's repetitions lie within so many bytes.
+#: the album's repetitions lie within this many bytes.
 _PAYLOAD_BYTES = 128_000_000
-
 
 #: Fields that we send of our own accord and some models do not take, and what is sent in their place ("": nothing).
 #: Source: https://platform.openai.com/docs/guides/reasoning

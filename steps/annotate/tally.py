@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from model.errors import AnnotationError
-from steps.annotate.ledger import UNPAID, LedgerAnswer
+from steps.annotate.ledger import UNPAID, Ledger, LedgerAnswer
 from steps.annotate.outlook import Outlook
+from steps.annotate.plan import is_settled
 from steps.annotate.prices import Budget, Price
 from steps.annotate.reply import Reply
+from steps.annotate.requests import Request, Requests
 
 
 class CapReachedError(AnnotationError):
@@ -112,3 +114,28 @@ class Tally:
             f"${self.budget.spent:.4f} are spent, at most, for {self.done} of {self.total} requests. Their answers are "
             "kept; start the same command again, or raise annotate.max_cost, to go on from there"
         )
+
+
+def claim(
+    chunk: Sequence[Request], requests: Requests, ledger: Ledger, tally: Tally
+) -> tuple[list[tuple[Request, LedgerAnswer | None]], list[Request]]:
+    """Take the leases of `chunk`; what is settled by now goes into the tally.
+
+    Returns:
+        The requests that only this process may ask, with what is known of each, and those that another one holds.
+    """
+    claimed = ledger.claim([request.key for request in chunk])
+    known = ledger.lookup(claimed)  # another process may have been faster since our first look
+    ours, held, settled = [], [], []
+    for request in chunk:
+        answer = known.get(request.key)
+        if request.key not in claimed:
+            held.append(request)
+        elif answer is not None and is_settled(answer, requests):
+            settled.append(request.key)
+            tally.settle(request.key, answer)
+        else:
+            ours.append((request, answer))
+    if settled:
+        ledger.release(settled)
+    return ours, held

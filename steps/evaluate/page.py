@@ -167,7 +167,7 @@ def _decision(report: EvalReport, settings: EvaluateSettings) -> tuple[str, floa
     threshold = report.operating_points[metrics.point_name(middle)].threshold
     if math.isfinite(threshold):
         return f"the threshold fitted on val for {middle} % precision", threshold
-    return f"the threshold of the best F1 on val (none reaches {middle} % precision there)", report.f1_threshold
+    return f"the threshold of the best F1 on val (none promises {middle} % precision)", report.f1_threshold
 
 
 # Examples
@@ -249,4 +249,4 @@ def _interval(metric: Metric, kind: str = "number") -> Markup:
 
 
 def _threshold(point: OperatingPoint) -> str:
-    return f"{point.threshold:.4f}" if math.isfinite(point.threshold) else "none reaches it"
+    return f"{point.threshold:.4f}" if math.isfinite(point.threshold) else "none is promised"

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from model.agentps import AgentPS
-from model.checkpoint import CheckpointInfo, load
+from model.checkpoint import load
+from model.checkpoint_info import CheckpointInfo
 from model.columns import LOGIT, SCORE
 from model.data import Batches, Shards
 from model.device import best_device

@@ -25,6 +25,7 @@ from model.metrics import Calibration, OperatingPoint
 from model.schema import LABEL, TEST, VAL
 from model.settings import Variant, answers_questions
 from model.task import Task
+from steps.evaluate.promise import posts_needed, promised_threshold
 from steps.settings import EvaluateSettings
 
 
@@ -61,9 +62,12 @@ class EvalReport(_Frozen):
     #: threshold of test's scores that is precise enough on test. `accuracy_<q>`, where the variant answers questions,
     #: is over the posts with a gold label for q.
     metrics: dict[str, Metric]
-    #: Keyed "p<percent>": the threshold fitted on val, its recall and precision as measured on test. The
-    #: precision may fall below the target.
+    #: Keyed "p<percent>": the threshold that val promises, its recall and precision as measured on test.
     operating_points: dict[str, OperatingPoint]
+    #: Of these promises (see `steps.evaluate.promise`); None: the best threshold on val, which promises nothing.
+    confidence: float | None = None
+    #: For each that is not promised about how many labelled posts of val that would take; None: no number would do.
+    posts_needed: dict[str, int | None] = {}
     #: The threshold of the highest F1 on val; `metrics["f1"]` is its F1 on test.
     f1_threshold: float
     calibration: Calibration
@@ -81,6 +85,13 @@ class EvalReport(_Frozen):
             if number is not None and math.isfinite(number)
         }
 
+    def unpromised(self, point: str) -> str:
+        """Why the operating point flags nothing."""
+        if self.confidence is None:
+            return "no threshold is precise enough on val"
+        needed = self.posts_needed.get(point)
+        return f"not promised; about {needed:,} posts of val would do" if needed else "no part of val is precise enough"
+
     def table(self) -> str:
         """The recall-at-precision table for a terminal, without a final line break."""
         lines = [
@@ -91,7 +102,7 @@ class EvalReport(_Frozen):
             metric = self.metrics[metrics.recall_name(key)]
             interval = "" if metric.low is None else f" [{_percent(metric.low)}, {_percent(metric.high)}]"
             served = (
-                "no threshold is precise enough on val"
+                self.unpromised(key)
                 if math.isinf(point.threshold)
                 else f"recall {_percent(point.recall)}, precision {_percent(point.precision)}"
             )
@@ -143,11 +154,15 @@ def build_report(
     f1_threshold = metrics.best_f1_threshold(val_scores, val_labels)
     found: dict[str, Metric] = {}
     points: dict[str, OperatingPoint] = {}
+    needed: dict[str, int | None] = {}
     for percent in settings.precisions:
         share, point = percent / 100, metrics.point_name(percent)
         found[metrics.recall_name(point)] = measure(partial(metrics.recall, min_precision=share), scores, labels)
-        threshold = metrics.fit_threshold(val_scores, val_labels, share).threshold
+        threshold = promised_threshold(val_scores, val_labels, share, settings.confidence)
         points[point] = metrics.apply_threshold(scores, labels, threshold, share)
+        found[metrics.served_name(point)] = measure(metrics.flagged_recall, scores - threshold, labels)
+        if math.isinf(threshold):
+            needed[point] = posts_needed(val_scores, share, settings.confidence)
     found[metrics.F1] = measure(partial(metrics.f1, threshold=f1_threshold), scores, labels)
     found[metrics.AVERAGE_PRECISION] = measure(metrics.average_precision, scores, labels)
     found[metrics.ROC_AUC] = measure(metrics.roc_auc, scores, labels)
@@ -174,6 +189,8 @@ def build_report(
         n_val_unlabelled=n_val - len(val),
         metrics=found,
         operating_points=points,
+        confidence=settings.confidence,
+        posts_needed=needed,
         f1_threshold=f1_threshold,
         calibration=calibration,
         missing_share={question_id: float(test[question_id].isna().mean()) for question_id in task.question_ids},

@@ -212,8 +212,8 @@ def _train_job(directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
 
 
 def _main() -> None:
-    """`DIRECTORY`: trains its job, in this process, which may be one of torchrun's; MLFLOW_RUN_ID, where set, is the
-    run to log to. `DIRECTORY PROCESSES`: is torchrun, with so many processes.
+    """`DIRECTORY`: trains its job in this process, which may be one of torchrun's, and logs to the run MLFLOW_RUN_ID,
+    where that is set. `DIRECTORY PROCESSES`: is torchrun, with this many processes.
     """
     if "RANK" in os.environ or len(sys.argv) > 2:
         end_with_parent(at_once=True)

@@ -169,9 +169,7 @@ def parse_posts(
     return posts, rejects
 
 
-def refuse_too_many(
-    path: str | Path, rejects: list[Reject], n_rows: int, max_share: float, *, none_left: bool = False
-) -> None:
+def refuse_too_many(path: str | Path, rejects: list[Reject], n_rows: int, max_share: float, *, none_left: bool) -> None:
     """Raises: RejectsError where the rejects are a larger share of the rows than `max_share`, or no post is left."""
     if not none_left and len(rejects) <= max_share * n_rows:
         return

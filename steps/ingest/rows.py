@@ -40,8 +40,7 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 #: A Parquet file of more rows than this, or of more values in a column, must hold a bit for each of them at least: ids
 #: that differ need more.
 _ROWS_OF_NO_BITS = 100_000
-#: Bytes of the texts of a Parquet file, at most, and so many for each byte of a larger file. A repeated text is stored
-#: once in it.
+#: Bytes of a Parquet file's texts, at most; of a large file, for each of its bytes. It stores a repeated text once.
 _MOST_TEXT, _MOST_TEXT_RATIO = 2**30, 64
 #: Bytes of a line of JSON Lines, at most: some times as much of memory is needed to read one.
 _LONGEST_LINE = 100_000_000
@@ -153,7 +152,7 @@ def checked_rows(
     return checked
 
 
-def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) -> pd.DataFrame:
+def read_table(source: Path, what: str) -> pd.DataFrame:
     """A Parquet table that this project wrote (labels, predictions), its types as they are, `post_id` as text.
 
     Raises:
@@ -163,7 +162,7 @@ def read_table(source: Path, what: str, required: Collection[str] = (POST_ID,)) 
         parquet = open_parquet(file)
         with as_parquet():
             table = parquet.read()
-    _require(required, table.column_names, f"{what} {source}", "is it another table?")
+    _require((POST_ID,), table.column_names, f"{what} {source}", "is it another table?")
     if not len(table):
         raise ManifestError(f"{what} {source}: it holds no rows")
     frame: pd.DataFrame = table.to_pandas()
@@ -235,7 +234,7 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value, write null")
 
 
-def _read_jsonl(file: IO[bytes], columns: Collection[str], grows: bool = False) -> _Read:
+def _read_jsonl(file: IO[bytes], columns: Collection[str], grows: bool) -> _Read:
     rows: list[Numbered] = []
     found: dict[str, None] = {}
     for number, _, line in lines_of(file):
@@ -327,12 +326,14 @@ def refuse_expanded(size: int, n_bytes: int) -> None:
 def _read_parquet(file: IO[bytes], columns: Collection[str]) -> _Read:
     parquet = open_parquet(file, columns)
     found: list[str] = parquet.schema_arrow.names
-    with as_parquet():
-        table = parquet.read(columns=[column for column in columns if column in found])
-        refuse_expanded(
-            sum(size_of(chunk) for column in table.columns for chunk in column.chunks), file.seek(0, io.SEEK_END)
-        )
-        return list(enumerate(table.to_pylist(), start=1)), found
+    n_bytes, size, rows = file.seek(0, io.SEEK_END), 0, []
+    for group in range(parquet.num_row_groups):  # of several at once Arrow reads no dictionaries in lists
+        with as_parquet():
+            table = parquet.read_row_group(group, [column for column in columns if column in found])
+            size += sum(size_of(chunk) for column in table.columns for chunk in column.chunks)
+            refuse_expanded(size, n_bytes)
+            rows += table.to_pylist()
+    return list(enumerate(rows, start=1)), found
 
 
 def size_of(array: pa.Array) -> int:

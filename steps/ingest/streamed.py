@@ -1,6 +1,7 @@
 """A manifest of any size, read from any place on: what `rows` reads whole, in memory that does not grow with the file.
 
-What `rows` stops at in a row is here the row's own fault; what is wrong with the file as a whole is an error here, too.
+Of Parquet the texts of one row group are in memory. What `rows` stops at in a row is here the row's own fault; what is
+wrong with the file as a whole is an error here, too.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from model.backbone import read_tokenizer
-from model.checkpoint import load, read_info, read_operating_points
+from model.checkpoint import load
+from model.checkpoint_info import read_info, read_operating_points
 from model.columns import ERROR, SCORE
 from model.data import Batches, Shards
 from model.device import best_device

@@ -159,15 +159,27 @@ def slices_of(posts: pd.DataFrame) -> dict[str, _Mask]:
 
 
 def gain_of(metric: str, candidate: Judged, champion: Judged, labels_N: _Mask, *, n: int) -> tuple[float, float, float]:
-    """(value, low, high) of `metric(candidate) - metric(champion)`, see `model.bootstrap.paired_gain`; f1 of each at
-    the threshold that its own val chose.
+    """(value, low, high) of `metric(candidate) - metric(champion)`, see `model.bootstrap.paired_gain`; f1 and the
+    served recalls of each at the threshold that its own val chose.
     """
     fn, a_N, b_N = metrics.comparable(metric), candidate.scores_N, champion.scores_N
     if fn is None:
         raise ConfigError(f"promote.metric {metric!r}: two models cannot be compared on it")
-    if metric == metrics.F1:
-        a_N, b_N = a_N - candidate.report.f1_threshold, b_N - champion.report.f1_threshold
+    a_N, b_N = a_N - _own_threshold(metric, candidate.report), b_N - _own_threshold(metric, champion.report)
     return paired_gain(fn, a_N, b_N, labels_N, n=n, seed=_SEED, level=LEVEL)
+
+
+def _own_threshold(metric: str, report: EvalReport) -> float:
+    """What is taken from a model's scores before they are compared on the metric."""
+    if metric == metrics.F1:
+        return report.f1_threshold
+    point = metrics.served_point(metric)
+    if point is None:
+        return 0.0
+    if point not in report.operating_points:
+        known = ", ".join(report.operating_points)
+        raise ConfigError(f"promote.metric {metric!r}: a version has no threshold {point} (it has {known})")
+    return report.operating_points[point].threshold
 
 
 def _floors(candidate: Judged, posts: Posts, settings: PromoteSettings) -> list[Check]:

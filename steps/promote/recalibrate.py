@@ -10,7 +10,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-from model.checkpoint import read_info, read_operating_points
+from model.checkpoint_info import read_info, read_operating_points
 from model.columns import ERROR, LOGIT, SCORE, answer_column, probability_column
 from model.errors import DataError
 from model.metrics import BRIER_SKILL

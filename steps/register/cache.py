@@ -1,4 +1,4 @@
-"""What was fetched from a server, kept on this machine by its content: so many versions, and so many bytes, at most."""
+"""What was fetched from a server, kept on this machine by its content; versions and bytes are bounded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_BYTES = 50_000_000_000
 _ORDER = "order"
 
 
-def kept(key: str, is_whole: Callable[[Path], bool], fill: Callable[[Path], None]) -> Path:
+def kept(key: str, is_whole: Callable[[Path], bool], fill: Callable[[Path], object]) -> Path:
     """The folder of `key`; the ones that were not used for longest make room for a new one.
 
     Args:

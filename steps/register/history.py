@@ -22,6 +22,7 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -32,7 +33,7 @@ from model.errors import RegistryError
 from steps.promote.gate import Decision
 from steps.register.moves import DONE, Entry, Move, RegistryState, append, read, worded
 from steps.register.names import check_names, log_name
-from steps.register.reach import answered, turn
+from steps.register.reach import NotAllowedError, answered, turn
 from steps.register.registry import (
     CHALLENGER,
     CHAMPION,
@@ -64,9 +65,20 @@ def sync(name: str) -> RegistryState:
         return _sync(name)
 
 
+@answered()
+def foreseen(name: str) -> RegistryState:
+    """The state that `sync` would make, for who may read and not write."""
+    state, actual = read(name), aliases_of(name)
+    wanted = {alias: actual.get(alias) for alias in _ALIASES} | _due(state, actual)
+    return replace(state, aliases={alias: version for alias, version in wanted.items() if version is not None})
+
+
 def champion_of(name: str) -> RegisteredVersion:
     """Raises: RegistryError where there is none yet."""
-    champion = sync(name).champion
+    try:
+        champion = sync(name).champion
+    except NotAllowedError:
+        champion = foreseen(name).champion
     if champion is None:
         raise RegistryError(f"model {name}: no champion yet: run the pipeline first")
     return champion
@@ -213,7 +225,8 @@ def publish(name: str, target: str) -> str | None:
         for double in copies[1:]:  # MLflow's client asked again, because the first reply was lost
             if str(double.version) not in aliases_of(target).values():
                 remove(double)
-        client.set_model_version_tag(target, copy.version, _COPY_OF, source)
+        if copy.tags.get(_COPY_OF) != source:
+            client.set_model_version_tag(target, copy.version, _COPY_OF, source)
         if held != str(copy.version):
             if held is not None:
                 client.set_registered_model_alias(target, PREVIOUS, held)
@@ -254,11 +267,30 @@ def _make(name: str, move: Move) -> bool:
     return next(entry.counts for entry in _sync(name).entries if entry.move.id == move.id)
 
 
+def _open(state: RegistryState) -> list[Entry]:
+    return [entry for entry in state.entries if entry.counts and not entry.done]
+
+
+def _due(state: RegistryState, actual: dict[str, str]) -> dict[str, str | None]:
+    """Where the open moves send their aliases, but those that somebody has moved since: these stay, and the caller
+    writes it down.
+
+    Args:
+        actual: the aliases as they are.
+    """
+    due: dict[str, str | None] = {}
+    for alias in (PREVIOUS, CHALLENGER, CHAMPION):  # the champion last: `previous` is never missing beside a new one
+        moves = [entry for entry in _open(state) if alias in entry.move.sets]
+        wanted = state.aliases.get(alias)
+        if moves and actual.get(alias) in {wanted, *(entry.before[alias] for entry in moves)}:
+            due[alias] = wanted
+    return due
+
+
 def _sync(name: str) -> RegistryState:
     state = read(name)
-    open_ = [entry for entry in state.entries if entry.counts and not entry.done]
-    if open_:
-        _finish(MlflowClient(), state, open_)
+    if _open(state):
+        _finish(MlflowClient(), state)
         state = read(name)
     actual = aliases_of(name)
     moved = {alias: actual.get(alias) for alias in _ALIASES if actual.get(alias) != state.aliases.get(alias)}
@@ -273,20 +305,15 @@ def _sync(name: str) -> RegistryState:
     return read(name)
 
 
-def _finish(client: MlflowClient, state: RegistryState, open_: list[Entry]) -> None:
+def _finish(client: MlflowClient, state: RegistryState) -> None:
     actual = aliases_of(state.name)
     existing = {str(version.version) for version in versions_of(state.name)}
-    for alias in (PREVIOUS, CHALLENGER, CHAMPION):  # the champion last: `previous` is never missing beside a new one
-        moves = [entry for entry in open_ if alias in entry.move.sets]
-        wanted = state.aliases.get(alias)
-        # Somebody may have moved it, or deleted its version, since the crash: that stays, and the caller writes it down
-        if not moves or actual.get(alias) not in {wanted, *(entry.before[alias] for entry in moves)}:
-            continue
+    for alias, wanted in _due(state, actual).items():
         if wanted is None:
             client.delete_registered_model_alias(state.name, alias)
-        elif actual.get(alias) != wanted and wanted in existing:
+        elif actual.get(alias) != wanted and wanted in existing:  # its version may have been deleted since the crash
             client.set_registered_model_alias(state.name, alias, wanted)
-    for entry in open_:
+    for entry in _open(state):
         version = entry.move.subject
         if version in existing and entry.move.tags:
             set_verdict(get(state.name, str(version)), entry.move.tags)

@@ -7,6 +7,7 @@ MLflow is written first and is the truth; this is called after it, on every run,
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from uuid import UUID
 
@@ -15,9 +16,12 @@ from zenml.enums import ModelStages
 from zenml.exceptions import EntityExistsError
 from zenml.models import ModelVersionResponse
 
-from steps.register.history import publish
+from steps.register.history import foreseen, publish, sync
 from steps.register.moves import RegistryState
+from steps.register.reach import NotAllowedError
 from steps.register.registry import CHALLENGER, CHAMPION
+
+logger = logging.getLogger(__name__)
 
 _STAGES = {CHALLENGER: ModelStages.STAGING, CHAMPION: ModelStages.PRODUCTION}
 
@@ -27,6 +31,18 @@ def spread(state: RegistryState, target: str | None) -> None:
     if target is not None:
         publish(state.name, target)
     mirror(state)
+
+
+def shown(name: str, target: str | None) -> RegistryState:
+    """The state after `sync` and `spread`; who may only read gets the same state, and nothing is written."""
+    try:
+        state = sync(name)
+        spread(state, target)
+        return state
+    except NotAllowedError as refused:
+        state = foreseen(name)
+        logger.warning("%s. So what is not finished, or was moved by hand, is left to others", refused)
+        return state
 
 
 def mirror(state: RegistryState) -> None:

@@ -157,6 +157,7 @@ def append(name: str, move: Move, *, done: bool) -> None:
         source=f"{_SOURCE}/{_sha256(content)}",
         tags={_MOVE: content, **({DONE: "yes"} if done else {})},
         description=sentence,
+        await_creation_for=0,  # it has no files, and is ready at once
     )
 
 

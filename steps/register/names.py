@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from model.errors import ConfigError
 
@@ -32,15 +35,14 @@ def name_fault(name: str) -> str | None:
     return None
 
 
-def usable(name: str | None) -> str | None:
-    """`name`, for the settings.
-
-    Raises:
-        ValueError: it cannot be that of a registered model.
-    """
-    if name is not None and (fault := name_fault(name)):
+def _usable(name: str) -> str:
+    if fault := name_fault(name):
         raise ValueError(fault)
     return name
+
+
+#: In settings: a name that a registered model can have.
+ModelName = Annotated[str, AfterValidator(_usable)]
 
 
 def check_names(name: str, target: str | None) -> None:

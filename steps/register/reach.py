@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,21 +21,36 @@ from steps.locks import locked
 from steps.paths import home
 from steps.secrets import masked
 
+# MLflow draws a bar for each folder that it copies or downloads, also on this machine
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
 _AGAIN = "run the same command again: it goes on where this one stopped"
 #: MLflow tells the status in words where the answer is not its own: a proxy's, for example.
 _STATUS = re.compile(r"error code (\d{3}) != |too many (\d{3}) error responses")
 #: As `requests` tells it, of files.
 _FILE_STATUS = re.compile(r"\b(\d{3}) (?:Client|Server) Error")
+#: What was asked for, without the parts that are the same everywhere.
+_ENDPOINT = re.compile(r"endpoint /api/2\.0/(?:mlflow|mlflow-artifacts)/(\S+) failed")
+_LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 _LONGEST = 300
+
+
+class NotAllowedError(RegistryError):
+    """The server knows the user, who has no right to this."""
 
 
 @contextmanager
 def answered() -> Iterator[None]:
-    """Raises: RegistryError where MLflow, its database or the way to it fails."""
+    """
+    Raises:
+        NotAllowedError: the server refuses what was asked.
+        RegistryError: MLflow, its database or the way to it fails.
+    """
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        raise RegistryError(f"registry {place()}: {told(error)}") from None  # MLflow's text may hold credentials
+        kind = NotAllowedError if _status(error) == 403 else RegistryError
+        raise kind(f"registry {place()}: {told(error)}") from None  # MLflow's text may hold credentials
 
 
 def place() -> str:
@@ -75,12 +91,11 @@ def trouble(error: Exception) -> str | None:
     if "timed out" in text or "timeout exception" in text:
         return f"no answer in time: {_AGAIN}; MLFLOW_HTTP_REQUEST_TIMEOUT sets the seconds to wait"
     if status == 401:
-        return (
-            "the server does not know you (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-            "MLFLOW_TRACKING_TOKEN"
-        )
+        remedy = "correct" if all(map(os.environ.get, _LOGIN)) or os.environ.get("MLFLOW_TRACKING_TOKEN") else "set"
+        return f"the server does not know you (401): {remedy} {' and '.join(_LOGIN)}, or MLFLOW_TRACKING_TOKEN"
     if status == 403:
-        return f"the server does not allow this (403): {_first(text)}: ask for the right to edit model and history"
+        asked = match[1] if (match := _ENDPOINT.search(text)) else _first(text)
+        return f"the server does not allow this (403): {asked}: ask for the right to it, on model and history"
     if isinstance(error, SQLAlchemyError) or "sqlalche.me" in text or "database schema" in text:
         return f"its database cannot be used: {_first(text)}"
     if status is None and ("failed with exception" in text or "Max retries exceeded" in text):

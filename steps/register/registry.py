@@ -190,7 +190,7 @@ def register(
     Raises:
         CheckpointError: the checkpoint holds a pickle, or answers another task.
     """
-    from model.checkpoint import OperatingPoints, check_task, read_info, write_info, write_operating_points
+    from model.checkpoint_info import OperatingPoints, check_task, read_info, write_info, write_operating_points
 
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "checkpoint"
@@ -347,7 +347,7 @@ def fetch(version: RegisteredVersion, task: Task | None = None) -> Path:
         RegistryError: the version has no hashes, or its files are gone.
         CheckpointError: a file was changed, removed or added; a pickle is there; another task.
     """
-    from model.checkpoint import check_task, read_info
+    from model.checkpoint_info import check_task, read_info
 
     directory = whole(_uri(version), _expected_files(version)) / CHECKPOINT
     info = read_info(directory)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
@@ -47,7 +48,7 @@ def stored(uri: str, ours: dict[str, str]) -> dict[str, str]:
                 f"{uri}: the artifact store gives back other bytes than it got: {', '.join(wrong[:5])}: check the store"
             )
         if not local:  # the gate reads it next
-            cache.kept(_key(found), lambda entry: not _faults(entry, found), lambda part: _move(folder, part))
+            cache.kept(_key(found), lambda entry: not _faults(entry, found), partial(shutil.move, folder))
     return found
 
 
@@ -122,10 +123,6 @@ def _folder(store: ArtifactRepository) -> Path | None:
 def _download(store: ArtifactRepository, folder: Path) -> None:
     folder.mkdir(parents=True)
     store.download_artifacts("", str(folder))
-
-
-def _move(source: Path, target: Path) -> None:
-    shutil.move(source, target)
 
 
 def _faults(folder: Path, expected: dict[str, str]) -> list[str]:

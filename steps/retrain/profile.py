@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from model.agentps import normalize
 from model.backbone import load_backbone, load_tokenizer
+from model.backbones import family_of
 from model.data import FRAMES, Shards
 from model.device import best_device
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, TEXT, TITLE, TRAIN
@@ -48,11 +48,11 @@ def profile(
 def _features(frames: list[np.ndarray], shards: Shards, backbone: BackboneSettings) -> np.ndarray:
     """float32 (len(frames), D)."""
     device = best_device()
-    tower = load_backbone(backbone, load_tokenizer(backbone), torch.float32).vision_tower.to(device).eval()
+    network = load_backbone(backbone, load_tokenizer(backbone), torch.float32)
+    family = family_of(network.config)
+    network.get_submodule(family.tower).to(device).eval()
     numbers = np.unique(np.concatenate(frames))
-    pooled = [
-        tower(normalize(shards.images(numbers[start : start + _CHUNK])).to(device)).last_hidden_state.mean(1).cpu()
-        for start in range(0, len(numbers), _CHUNK)
-    ]
+    chunks = (shards.images(numbers[start : start + _CHUNK]) for start in range(0, len(numbers), _CHUNK))
+    pooled = [family.summary(network, family.normalize(torch.from_numpy(chunk).to(device))).cpu() for chunk in chunks]
     images = torch.cat(pooled).numpy()
     return np.stack([images[np.searchsorted(numbers, own)].mean(0) for own in frames])

@@ -33,7 +33,6 @@ from sqlalchemy import (
     inspect,
     select,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeDecorator
 
 from model.columns import DECISION, MODEL_VERSION, SCORE, SCORED_AT
@@ -55,9 +54,10 @@ class UtcTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
+COLUMNS = (POST_ID, SCORE, DECISION, MODEL_VERSION, SCORED_AT)
 #: SQLite numbers rows by themselves only where the type is INTEGER.
 _ID = BigInteger().with_variant(Integer, "sqlite")
-_JSON = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+_JSON = JSON(none_as_null=True)  # PostgreSQL's JSONB would put the keys in another order
 _DOUBLE = Float(53)
 
 METADATA = MetaData()
@@ -161,11 +161,11 @@ def read_stored(url: str, model_name: str, point: str) -> pd.DataFrame:
     Raises:
         StoreError: it cannot be read, or holds no tables yet.
     """
-    engine, name = open_engine(url, STORE)
+    engine, name = open_engine(url, STORE, must_exist=True)
     try:
         with explained(name, STORE):
             if not inspect(engine).has_table(HISTORY.name):
                 raise StoreError(f"{STORE.what} {name}: it holds nothing yet; `agentps score` fills it")
-            return pd.DataFrame(list(scores_in(engine, model_name, point)))
+            return pd.DataFrame(list(scores_in(engine, model_name, point)), columns=list(COLUMNS))
     finally:
         engine.dispose()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlavaOnevisionModel
+from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, SiglipVisionConfig
 
-from model.agentps import AgentPS, normalize, tokens_per_frame, tower_size, visual_tokens
+from model.agentps import AgentPS
 from model.backbone import load_tokenizer
+from model.backbones.llava_onevision import LlavaOnevision
 from model.data import FRAMES, TEXT_IDS, Batches, Shards
 from model.schema import NO_FRAME
 from model.settings import BackboneSettings, LoraSettings, SequenceSettings, Variant, answers_questions
@@ -56,7 +56,7 @@ def reference(model: AgentPS, shards: Shards, backbone: BackboneSettings, row: i
         answers.append(len(ids) - 1)
     ids += tokenizer.encode(task.final.ask + "\n")
     pixels = torch.from_numpy(shards.images(post[FRAMES])).permute(0, 3, 1, 2)[None].float() / 255
-    llava: LlavaOnevisionModel = model.llava
+    llava: LlavaOnevisionModel = model.base
     if model.variant == "siglip":
         tower = llava.vision_tower((pixels[0] - 0.5) / 0.5, output_hidden_states=True).hidden_states[-1]
         words = llava.get_input_embeddings()(torch.tensor([id_ for id_ in ids if id_ != vocabulary["<video>"]]))
@@ -127,7 +127,7 @@ def test_a_distinct_image_passes_the_tower_once_a_batch(
 ) -> None:
     _, batches = perturbed
     batch = batches([0, 0, 3])  # the post of one image twice, and one of four images
-    assert len(batch["pixel_values_UCHW"]) == 5
+    assert len(batch["images_UHWC"]) == 5
     assert batch["frame_index_BF"][0].tolist() == [0] * SEQUENCE.frames
     assert torch.equal(batch["frame_index_BF"][0], batch["frame_index_BF"][1])
 
@@ -170,9 +170,10 @@ def test_an_earlier_answer_does_not_see_a_later_question(tiny_backbone: Backbone
 
 
 def test_pixels_are_scaled_to_minus_one_to_one() -> None:
-    image = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
-    assert torch.allclose(normalize(image).flatten(), torch.tensor([-1.0, -0.6, 1.0]))
-    assert normalize(np.zeros((2, 4, 6, 3), np.uint8)).shape == (2, 3, 4, 6)
+    family = LlavaOnevision(LlavaOnevisionConfig())
+    image = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    assert torch.allclose(family.normalize(image).flatten(), torch.tensor([-1.0, -0.6, 1.0]))
+    assert family.normalize(torch.zeros((2, 4, 6, 3), dtype=torch.uint8)).shape == (2, 3, 4, 6)
 
 
 def test_what_is_trained_by_lora_is_the_blocks_seven_layers_the_row_of_ans_the_projector_and_the_heads(
@@ -180,7 +181,7 @@ def test_what_is_trained_by_lora_is_the_blocks_seven_layers_the_row_of_ans_the_p
 ) -> None:
     model, _, _ = network(tiny_backbone, tiny_shards, train_settings(lora=LoraSettings(rank=4, alpha=8)))
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    layers = len(model.llava.language_model.layers)
+    layers = len(model.language_model.layers)
     assert sum("lora_A" in name for name in names) == sum("lora_B" in name for name in names) == 7 * layers
     rest = [name for name in names if "lora_" not in name]
     tokens = [p for n, p in model.named_parameters() if p.requires_grad and "trainable_tokens" in n]
@@ -197,7 +198,7 @@ def test_the_tower_never_gets_a_gradient(
     model, _, batches = network(tiny_backbone, tiny_shards, train_settings(lora=lora))
     perturb(model)
     model(**batches(ROWS)).loss_sum.backward()
-    assert all(parameter.grad is None for parameter in model.llava.vision_tower.parameters())
+    assert all(parameter.grad is None for parameter in model.tower.parameters())
     without = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert without == []
 
@@ -209,7 +210,7 @@ def test_bfloat16_trains_float32_weights_and_answers_nearly_the_same(
     single, _, batches = network(tiny_backbone, tiny_shards, train_settings(lora=lora))
     half, _, _ = network(tiny_backbone, tiny_shards, train_settings(lora=lora, precision="bfloat16"))
     half.load_state_dict(single.state_dict())
-    assert next(half.llava.vision_tower.parameters()).dtype == torch.bfloat16
+    assert next(half.tower.parameters()).dtype == torch.bfloat16
     assert {p.dtype for p in half.parameters() if p.requires_grad} == {torch.float32}
     for answers in batched(half, batches, ROWS):
         assert {answer.dtype for answer in answers} == {torch.float32}
@@ -224,7 +225,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_backbone: BackboneSetti
         model, _, batches = network(tiny_backbone, tiny_shards, train_settings(lora=LoraSettings(rank=4, alpha=8)))
         perturb(model)
         if checkpointing:
-            model.llava.language_model.activation_checkpointing_enable()
+            model.language_model.activation_checkpointing_enable()
         model.train()
         model(**batches(ROWS)).loss_sum.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
@@ -235,10 +236,10 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_backbone: BackboneSetti
 
 @pytest.mark.parametrize(("pooling", "side"), [(2, 14), (4, 7), (8, 4)])
 def test_the_grid_is_pooled_two_by_two_and_rounded_up(pooling: Literal[2, 4, 8], side: int) -> None:
-    config: Any = type("Config", (), {"vision_config": type("V", (), {"image_size": 384, "patch_size": 14})})
-    assert tokens_per_frame(config, pooling) == side**2  # 27 x 27 patches
+    family = LlavaOnevision(LlavaOnevisionConfig(vision_config=SiglipVisionConfig(image_size=384, patch_size=14)))
     sequence = SequenceSettings(frames=16, image_size=384, max_text_tokens=196, max_tokens=256, frame_pooling=pooling)
-    assert visual_tokens(config, sequence) == 16 * side**2 + 1
+    assert family.grid(sequence) == side  # of 27 x 27 patches
+    assert family.visual_tokens(sequence) == 16 * side**2 + 1
 
 
 def pooled(shards: Shards, pooling: Literal[2, 4]) -> Shards:
@@ -251,12 +252,12 @@ def test_a_frame_pooled_to_one_token_is_the_mean_of_its_patches(
     tiny_backbone: BackboneSettings, tiny_shards: Shards
 ) -> None:
     model, _, batches = network(tiny_backbone, pooled(tiny_shards, 4), train_settings())
-    assert (tower_size(model.config), model.config.vision_config.patch_size) == (32, 8)  # 4 x 4 patches
+    assert (model.config.vision_config.image_size, model.config.vision_config.patch_size) == (32, 8)  # 4 x 4 patches
     batch = batches(ROWS)
     with torch.no_grad():
-        states_UPW = model.tower_states(batch["pixel_values_UCHW"])
-        expected = model.llava.multi_modal_projector(states_UPW).mean(1, keepdim=True)
-        torch.testing.assert_close(model.frame_tokens(states_UPW), expected, rtol=1e-5, atol=1e-6)
+        states_UPW = model.tower_states(batch["images_UHWC"])
+        expected = model.base.multi_modal_projector(states_UPW).mean(1, keepdim=True)
+        torch.testing.assert_close(model.frame_tokens(states_UPW), [expected], rtol=1e-5, atol=1e-6)
     assert (batch["input_ids_BT"] == model.config.video_token_id).sum(1).tolist() == [SEQUENCE.frames + 1] * len(ROWS)
     model(**batch).loss_sum.backward()
 

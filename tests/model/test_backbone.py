@@ -2,151 +2,53 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer
 
-from model.backbone import all_finite, load_backbone, load_config, load_tokenizer
-from model.checkpoint import check_fits
+from model.backbone import all_finite, load_tokenizer
 from model.errors import AgentPSError
 from model.settings import BackboneSettings
 from model.text import known_share
 from steps.paths import REPOSITORY
-from tests.support.tiny import SEQUENCE, TASK
-
-Damage = Callable[[Path], object]
-
-LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
-PAGE = "<!DOCTYPE html><html><body>404</body></html>"
-WEIGHTS = "model.safetensors"
+from tests.support.damage import (
+    LFS,
+    PAGE,
+    WEIGHTS,
+    Damage,
+    as_pickle,
+    as_type,
+    config,
+    cut,
+    in_parts,
+    more_tokens,
+    one_id_for_all,
+    one_layer_more,
+    one_number,
+    other_shape,
+    read,
+    remove,
+    replaced,
+    tokenizer_config,
+    tokenizer_json,
+    unknown_unnamed,
+    weights,
+    whole_words,
+    word_pieces,
+    write,
+)
 
 
 @pytest.fixture
 def folder(tiny_backbone: BackboneSettings, tmp_path: Path) -> Path:
     shutil.copytree(tiny_backbone.name, tmp_path / "backbone")
     return tmp_path / "backbone"
-
-
-def read(folder: Path) -> None:
-    """As preprocess and fine_tune do."""
-    backbone = BackboneSettings(name=str(folder))
-    config, tokenizer = load_config(backbone), load_tokenizer(backbone)
-    check_fits(config, tokenizer, TASK, SEQUENCE)
-    load_backbone(backbone, tokenizer, torch.float32)
-
-
-def write(name: str, text: str) -> Damage:
-    return lambda folder: (folder / name).write_text(text)
-
-
-def remove(*names: str) -> Damage:
-    return lambda folder: [(folder / name).unlink() for name in names]
-
-
-def cut(folder: Path) -> None:
-    path = folder / WEIGHTS
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def config(*keys: str, **values: Any) -> Damage:
-    def apply(folder: Path) -> None:
-        path = folder / "config.json"
-        raw = part = json.loads(path.read_text())
-        for key in keys:
-            part = part[key]
-        part.update(values)
-        path.write_text(json.dumps(raw))
-
-    return apply
-
-
-def weights(change: Callable[[str, torch.Tensor], torch.Tensor]) -> Damage:
-    def apply(folder: Path) -> None:
-        tensors = {name: change(name, tensor) for name, tensor in load_file(folder / WEIGHTS).items()}
-        save_file(tensors, folder / WEIGHTS)
-
-    return apply
-
-
-def as_type(dtype: torch.dtype) -> Damage:
-    return weights(lambda _, tensor: tensor.to(dtype))
-
-
-def one_number(value: float) -> Damage:
-    def change(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if name.endswith("layers.1.mlp.up_proj.weight"):
-            tensor[1, 2] = value
-        return tensor
-
-    return weights(change)
-
-
-def other_shape(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor[:32].clone() if name == "image_newline" else tensor
-
-
-def one_layer_more(folder: Path) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    more = {
-        name.replace("layers.2.", "layers.3."): t.clone() for name, t in tensors.items() if "language_model" in name
-    }
-    save_file(more | tensors, folder / WEIGHTS)
-
-
-def as_pickle(folder: Path) -> None:
-    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
-    (folder / WEIGHTS).unlink()
-
-
-def in_parts(shards: dict[str, str] | None) -> Damage:
-    def apply(folder: Path) -> None:
-        (folder / WEIGHTS).unlink()
-        index = {"metadata": {}} if shards is None else {"metadata": {}, "weight_map": shards}
-        (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
-
-    return apply
-
-
-def more_tokens(folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens([f"zz{n}" for n in range(9)])
-    tokenizer.save_pretrained(folder)
-
-
-def whole_words(folder: Path) -> None:
-    """A vocabulary of two words; any other is the unknown one."""
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "hello": 1}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    tokenizer.save(str(folder / "tokenizer.json"))
-    said = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]", "pad_token": "[UNK]"}
-    said["extra_special_tokens"] = ["<image>", "<video>"]  # type: ignore[assignment]
-    (folder / "tokenizer_config.json").write_text(json.dumps(said))
-
-
-def no_vocabulary(folder: Path) -> None:
-    path = folder / "tokenizer.json"
-    raw = json.loads(path.read_text())
-    raw["model"] |= {"vocab": {}, "merges": []}
-    path.write_text(json.dumps(raw))
-
-
-def tokenizer_config(**values: Any) -> Damage:
-    def apply(folder: Path) -> None:
-        path = folder / "tokenizer_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return apply
 
 
 NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
@@ -162,9 +64,9 @@ NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
         (write("config.json", LFS), r"config\.json .*Git LFS pointer .*git lfs pull"),
         (write("config.json", ""), r"config\.json cannot be read as JSON: it is empty"),
         (write("config.json", "[]"), r"config\.json: a mapping was expected, found list"),
-        (write("config.json", "{}"), r"a model of type None; a LLaVA-OneVision"),
-        (write("config.json", '{"model_type": "qwen2"}'), r"a model of type 'qwen2'; a LLaVA-OneVision"),
-        (config(model_type="llava"), r"a model of type 'llava'; a LLaVA-OneVision"),
+        (write("config.json", "{}"), r"a model of type None; one of llava_onevision, "),
+        (write("config.json", '{"model_type": "qwen2"}'), r"a model of type 'qwen2'; one of llava_onevision, "),
+        (config(model_type="llava"), r"a model of type 'llava'; one of llava_onevision, "),
         # made-up weights of a network that would not fit into memory, without the second
         (config(text_config=None), r"text_config: a mapping was expected, found NoneType"),
         (config("text_config", hidden_size=10**9), r"describes [\d,]{20,} weights, the files hold [\d,]+ \(model"),
@@ -178,7 +80,7 @@ NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
         (config("text_config", num_hidden_layers=4), r"config\.json cannot be used"),
         (config("vision_config", num_attention_heads=5), r"no network can be made of its config\.json"),
         (config("vision_config", patch_size=0), r"vision_config\.patch_size: a whole number .*found 0"),
-        (config("vision_config", model_type="clip_vision_model"), r"its tower is clip_vision_model; a SigLIP"),
+        (config("vision_config", model_type="clip_vision_model"), r"tower is clip_vision_model; a siglip_vision"),
         (config(vision_feature_layer=9), r"vision_feature_layer is 9, of 3 layers"),
         (config(video_token_index=5), r"the placeholder of a frame is token 5, which is no special token"),
         # code of others
@@ -192,7 +94,7 @@ NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
         (write(WEIGHTS, ""), r"model\.safetensors is no whole safetensors file: it is empty"),
         (cut, r"model\.safetensors is no whole safetensors file: .*cut after [\d,]+ bytes"),
         (remove(WEIGHTS), r"no model\.safetensors \(found config\.json"),
-        (in_parts({"x": "part-1.safetensors"}), r"part-1\.safetensors, which model\.safetensors\.index\.json names"),
+        (in_parts({"x": "part-1.safetensors"}), r"'part-1\.safetensors', which model\.safetensors\.index\.json names"),
         (in_parts({"x": "../other/model.safetensors"}), r"names '\.\./other/model\.safetensors', a file elsewhere"),
         (in_parts(None), r"names no files \(weight_map\)"),
         (one_number(float("nan")), r"layers\.1\.mlp\.up_proj\.weight holds numbers that are NaN or infinite"),
@@ -212,7 +114,23 @@ NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
         (write("tokenizer_config.json", "{}"), r"its tokenizer has no padding token"),
         (tokenizer_config(tokenizer_class="ByT5Tokenizer"), r"ByT5Tokenizer does not read tokenizer\.json"),
         (tokenizer_config(model_max_length="x"), r"no tokenizer can be loaded"),
-        (no_vocabulary, r"knows 0% of the characters of the wording 'Bright\?', .*its folder holds config\.json"),
+        # one that reads nothing, or the same of every text
+        (
+            tokenizer_json("model", vocab={}, merges=[]),
+            r"knows 0% of the characters of the wording 'Bright\?', .*its folder holds config\.json",
+        ),
+        (replaced(".", ""), r"knows 0% of the characters of the wording 'Bright\?'"),
+        (replaced(r"\w+", "e"), r"knows 14% of the characters of the wording 'Bright\?'"),
+        (replaced(r"\w(?=\w)", ""), r"knows 29% of the characters of the wording 'Bright\?'"),
+        (
+            tokenizer_json(
+                pre_tokenizer={"type": "Split", "pattern": {"Regex": r"\w+"}, "behavior": "Removed", "invert": False}
+            ),
+            r"knows 14% of the characters of the wording 'Bright\?'",
+        ),
+        (one_id_for_all, r"knows \d+% of the characters of the wording 'Bright\?'"),
+        (word_pieces("##b ##r ##i ##g ##h ##t"), r"knows 0% of the characters of the wording 'Bright\?'"),
+        (unknown_unnamed, r"knows 0% of the characters of the wording 'Bright\?'"),
         (whole_words, r"knows 0% of the characters of the wording 'Bright\?'"),
         (more_tokens, r"its tokenizer has [\d,]+ tokens, its embedding [\d,]+ rows: they are of two models"),
     ],
@@ -300,3 +218,6 @@ def test_the_share_of_a_text_that_a_vocabulary_knows(tiny_backbone: BackboneSett
     assert known_share(words, "hello") == 1
     assert known_share(words, "hello world hello") == 10 / 15
     assert known_share(words, "今天") == 0
+    word_pieces("b r ##r ##i ##g ##e")(folder)
+    pieces = load_tokenizer(BackboneSettings(name=str(folder)))
+    assert [known_share(pieces, text) for text in ("brie", "BRIÉ", "b rigg", "brie x", "x")] == [1, 1, 1, 4 / 5, 0]

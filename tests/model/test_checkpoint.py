@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import checkpoint
+from model import checkpoint, checkpoint_info
 from model.agentps import AgentPS
 from model.backbone import load_backbone, load_config, load_tokenizer
 from model.data import Batches, Shards
@@ -237,7 +237,7 @@ def test_a_language_model_of_another_kind_is_refused(
     config = json.loads((Path(tiny_backbone.name) / "config.json").read_text())
     config["text_config"] = text_config
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=rf"language model is .*{named}.*; a Qwen2 with full attention is expected"):
+    with pytest.raises(ConfigError, match=rf"language model is .*{named}.*; a qwen2 with full attention is expected"):
         load_config(BackboneSettings(name=str(tmp_path)))
 
 
@@ -254,15 +254,15 @@ def test_a_revision_that_can_move_is_refused(revision: str) -> None:
 
 
 def test_operating_points_come_back_with_a_threshold_of_inf(tmp_path: Path) -> None:
-    points = checkpoint.OperatingPoints(
+    points = checkpoint_info.OperatingPoints(
         calibration=Calibration(scale=2.0, bias=-0.5),
         thresholds={
             "p60": OperatingPoint(min_precision=0.6, threshold=0.25, recall=0.5, precision=0.625),
             "p80": OperatingPoint(min_precision=0.8, threshold=math.inf, recall=0.0, precision=None),
         },
     )
-    checkpoint.write_operating_points(tmp_path, points)
-    again = checkpoint.read_operating_points(tmp_path)
+    checkpoint_info.write_operating_points(tmp_path, points)
+    again = checkpoint_info.read_operating_points(tmp_path)
     assert again == points
 
 
@@ -270,10 +270,10 @@ def test_a_checkpoint_without_operating_points_cannot_decide(saved: Path, tmp_pa
     with pytest.raises(
         CheckpointError, match=r"no operating_points\.json: only a registered checkpoint has thresholds"
     ):
-        checkpoint.read_operating_points(saved)
+        checkpoint_info.read_operating_points(saved)
     (tmp_path / "operating_points.json").write_text('{"calibration": {}}')
     with pytest.raises(CheckpointError, match="thresholds: is missing"):
-        checkpoint.read_operating_points(tmp_path)
+        checkpoint_info.read_operating_points(tmp_path)
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])

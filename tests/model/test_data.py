@@ -74,11 +74,11 @@ def test_frames_lead_to_the_posts_own_images(tiny_backbone: BackboneSettings, ti
     rows = [5, 3, 5]
     batch = batches(rows)
     for k, row in enumerate(rows):
-        pixels = batch["pixel_values_UCHW"][batch["frame_index_BF"][k]]
-        stored = torch.from_numpy(tiny_shards.images(tiny_shards.posts[FRAMES][row])).permute(0, 3, 1, 2)
-        torch.testing.assert_close(pixels, stored / 127.5 - 1)
+        pixels = batch["images_UHWC"][batch["frame_index_BF"][k]]
+        stored = torch.from_numpy(tiny_shards.images(tiny_shards.posts[FRAMES][row]))
+        assert torch.equal(pixels, stored)
     distinct = {number for row in rows for number in tiny_shards.posts[FRAMES][row]}
-    assert len(batch["pixel_values_UCHW"]) == len(distinct)
+    assert len(batch["images_UHWC"]) == len(distinct)
 
 
 def test_rows_are_those_of_the_split_labelled_or_all(tiny_backbone: BackboneSettings, tiny_shards: Shards) -> None:

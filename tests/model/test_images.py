@@ -264,7 +264,7 @@ def test_read_source_takes_an_image_in_every_form(tmp_path: Path) -> None:
     wrapped = base64.encodebytes(data).decode()
     for source in (data, bytearray(data), memoryview(data), text, wrapped):
         assert read_source(source, LIMITS) == data
-    for source in (path, str(path), "a.png", Path("a.png"), "./b/../a.png"):
+    for source in (path, str(path), "a.png", Path("a.png"), "./a.png", ".//a.png"):
         for folder in (str(tmp_path), f"{tmp_path}/", "/" if os.path.isabs(source) else str(tmp_path)):
             assert read_source(source, LIMITS, folder=folder) == data
     for header in ("data:image/png;base64,", "data:;base64,", "data:image/png;charset=utf-8;base64,"):
@@ -340,6 +340,8 @@ def test_no_path_is_read_outside_of_the_folder_that_is_open_and_nothing_is_told_
     opened.mkdir()
     secret.parent.mkdir()
     secret.write_bytes(encoded(noise(), "PNG"))
+    (opened / "own.png").write_bytes(secret.read_bytes())
+    (tmp_path / "back").symlink_to(opened)
     (opened / "link.png").symlink_to(secret)
     (opened / "folder").symlink_to(secret.parent)
     (opened / "broken.png").symlink_to(secret.parent / "none.png")
@@ -352,6 +354,8 @@ def test_no_path_is_read_outside_of_the_folder_that_is_open_and_nothing_is_told_
 
     there = [secret, str(secret), f"{opened}/../open-not/secret.png", "../open-not/secret.png", "/etc/passwd", opened]
     there += ["link.png", "folder/secret.png", f"{opened}/link.png"]
+    # out and back in: which of the folders outside is a link
+    there += ["../back/own.png", f"{opened}/../back/../open/own.png", f"{tmp_path}/back/own.png", "./b/../own.png"]
     absent = [
         secret.with_name("none.png"),
         "/no/such/file",
@@ -361,7 +365,9 @@ def test_no_path_is_read_outside_of_the_folder_that_is_open_and_nothing_is_told_
         "/etc/passwd/x",
     ]
     absent += [f"file://{secret}/../../x", "a\0", "\ud800/a.png", "/" * 5_000]
-    messages = {said(source, opened) for source in (*there, *absent[:-4])}
+    messages = {said(source, opened) for source in (*there, *absent[:-3])}
+    assert read_source(f"{tmp_path}/back/own.png", LIMITS, folder=f"{tmp_path}/back") == secret.read_bytes()
+    assert read_source(f"{opened}/own.png", LIMITS, folder=f"{tmp_path}/back") == secret.read_bytes()
     assert len(messages) == 1, messages
     assert "lies outside" in messages.pop()
     assert {said(source, opened) for source in absent[-3:]} == {said(secret, opened)}

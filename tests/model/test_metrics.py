@@ -82,9 +82,7 @@ def test_recall_at_precision_refuses(scores: list, labels: list, min_precision: 
 
 
 def test_a_fitted_threshold_is_measured_as_it_is_on_other_posts() -> None:
-    val = metrics.fit_threshold([0.9, 0.8, 0.3], [True, True, False], 0.9)
-    assert (val.threshold, val.recall, val.precision) == (0.8, 1, 1)
-    test = metrics.apply_threshold([0.95, 0.8, 0.79, 0.1], [True, False, True, False], val.threshold, 0.9)
+    test = metrics.apply_threshold([0.95, 0.8, 0.79, 0.1], [True, False, True, False], 0.8, 0.9)
     assert test == OperatingPoint(min_precision=0.9, threshold=0.8, recall=0.5, precision=0.5)  # below the target
     nothing = metrics.apply_threshold([0.95, 0.8], [True, False], math.inf, 0.9)
     assert nothing == OperatingPoint(min_precision=0.9, threshold=math.inf, recall=0, precision=None)
@@ -233,12 +231,17 @@ def test_brier_skill_matches_scikit_learn_and_sees_the_calibration() -> None:
 def test_a_name_says_which_metric_two_models_are_compared_on() -> None:
     scores, labels = noisy_scores(200, 3)
     assert metrics.recall_name(metrics.point_name(80)) == "recall_at_p80"
-    assert metrics.comparable_names([60, 80])[-2:] == ["recall_at_p60", "recall_at_p80"]
+    expected = ["recall_at_p60", "recall_at_p80", "served_recall_p60", "served_recall_p80"]
+    assert metrics.comparable_names([60, 80])[-4:] == expected
     for name in metrics.comparable_names([60, 80]):
         assert metrics.comparable(name) is not None
     recall = metrics.comparable("recall_at_p60")
     assert recall is not None
     assert recall(scores, labels) == metrics.recall_at_precision(scores, labels, 0.6).recall
+    served = metrics.comparable(metrics.served_name("p60"))
+    assert served is not None
+    assert served(scores - 0.5, labels) == metrics.apply_threshold(scores, labels, 0.5, 0.6).recall
+    assert served(scores - math.inf, labels) == 0
     assert metrics.comparable("average_precision") is metrics.average_precision
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from model.backbone import load_tokenizer
 from model.errors import PromptError
-from model.prompt import MIN_TEXT_TOKENS, Prompt
+from model.prompt import MIN_TEXT_TOKENS, Placeholders, Prompt
 from model.settings import BackboneSettings, SequenceSettings
 from model.task import Task
 from model.text import ans_token_id, encode_post_text
@@ -24,8 +24,8 @@ def tokenizer(tiny_backbone: BackboneSettings) -> PreTrainedTokenizerBase:
 
 def make(tokenizer: PreTrainedTokenizerBase, task: Task = TASK, variant: Any = "agentps", **sizes: int) -> Prompt:
     sequence = SequenceSettings(**{"frames": 1, "image_size": 32, "max_text_tokens": 40, "max_tokens": 120} | sizes)
-    video = tokenizer.get_vocab()["<video>"]
-    return Prompt(tokenizer, task, variant, sequence, video_token_id=video, visual_tokens=VISUAL)
+    frames = Placeholders(token_id=tokenizer.get_vocab()["<video>"], per_frame=VISUAL - 1, newline=True)
+    return Prompt(tokenizer, task, variant, sequence, frames=frames)
 
 
 def with_ask(wording: str) -> Task:

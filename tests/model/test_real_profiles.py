@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from model import checkpoint
-from model.agentps import AgentPS, visual_tokens
+from model.agentps import AgentPS
 from model.backbone import load_tokenizer
 from model.settings import BackboneSettings
 from model.task import load_task
@@ -141,4 +141,4 @@ def test_the_backbone_has_the_published_size(built: Built) -> None:
 
 def test_a_post_is_16_frames_of_196_tokens_and_a_newline(built: Built) -> None:
     published, model, _, _ = built
-    assert visual_tokens(model.config, settings_of(published).preprocess) == 16 * 196 + 1
+    assert model.family.visual_tokens(settings_of(published).preprocess) == 16 * 196 + 1

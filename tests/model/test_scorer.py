@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from model.agentps import normalize
 from model.backbone import load_tokenizer
-from model.checkpoint import Loaded, OperatingPoints, load, read_info, write_info, write_operating_points
+from model.checkpoint import Loaded, load
+from model.checkpoint_info import OperatingPoints, read_info, write_info, write_operating_points
 from model.data import Batches, Shards
 from model.errors import ConfigError, DataError
 from model.images import ImageLimits, decode, frame_indices, to_frame
@@ -109,7 +109,7 @@ def _compare_batches(loaded: Loaded, batches: Batches, posts: pd.DataFrame) -> N
     trained = batches(np.arange(len(posts)))
     for name in ("input_ids_BT", "answer_positions_BA"):
         assert torch.equal(served[name], trained[name])
-    states_UPW = loaded.model.tower_states(trained["pixel_values_UCHW"])
+    states_UPW = loaded.model.tower_states(trained["images_UHWC"])
     shown_BF = trained["frame_index_BF"] >= 0
     assert torch.equal(served["frame_index_BF"] >= 0, shown_BF)
     ours, theirs = served["frame_index_BF"][shown_BF], trained["frame_index_BF"][shown_BF]
@@ -134,7 +134,7 @@ def test_a_large_photo_is_the_same_frame_in_training_and_in_serving(
     scorer = Scorer.from_directory(directory, image_root="/")
     post, read = raw_post({"images": [str(path)]}, PostLimits()), {}
     served = scorer._reader.batch([post], [scorer._reader.album(post, read)], read)["tower_states_UPW"]
-    torch.testing.assert_close(served, scorer._loaded.model.tower_states(normalize(trained)), rtol=0, atol=0)
+    torch.testing.assert_close(served, scorer._loaded.model.tower_states(torch.from_numpy(trained)), rtol=0, atol=0)
 
 
 def test_the_table_has_one_row_a_post_and_its_columns_in_order(posts: pd.DataFrame, table: pd.DataFrame) -> None:
@@ -329,13 +329,19 @@ def test_a_variant_answers_the_questions_that_it_has_heads_for(
     assert len(answers) == (0 if variant == "vanilla" else 3)
 
 
+def tower_calls(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images go through the tower, call by call from now on."""
+    network, encoded = scorer._loaded.model, list[int]()
+    compute = network.tower_states
+    monkeypatch.setattr(network, "tower_states", lambda pixels: encoded.append(len(pixels)) or compute(pixels))
+    return encoded
+
+
 def test_an_image_seen_before_is_neither_decoded_nor_encoded_again_and_scores_the_same(
     directory: Path, posts: pd.DataFrame, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = Scorer.from_directory(directory, image_root="/")
-    network, encoded = scorer._loaded.model, []
-    compute = network.tower_states
-    monkeypatch.setattr(network, "tower_states", lambda pixels: encoded.append(len(pixels)) or compute(pixels))
+    encoded = tower_calls(scorer, monkeypatch)
     scorer.score(posts.iloc[:3])  # of images 0, 0-1 and 0-2
     monkeypatch.setattr("model.reader.decode", lambda *_, **__: pytest.fail("decoded again"))
     again = scorer.score(posts.iloc[:3])
@@ -371,9 +377,7 @@ def test_only_images_that_a_frame_shows_go_through_the_tower_and_a_bad_one_besid
     directory: Path, posts: pd.DataFrame, table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scorer = Scorer.from_directory(directory, image_root="/")
-    network, encoded = scorer._loaded.model, []
-    compute = network.tower_states
-    monkeypatch.setattr(network, "tower_states", lambda pixels: encoded.append(len(pixels)) or compute(pixels))
+    encoded = tower_calls(scorer, monkeypatch)
     assert scorer.score(posts.iloc[[6]])["score"].iloc[0] == pytest.approx(table["score"].iloc[6], abs=1e-6)
     assert encoded == [SEQUENCE.frames] == [4]
     album = list(posts["images"].iloc[6])

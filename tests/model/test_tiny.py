@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer, LlavaOnevisionModel, PreTrainedTokenizerBase
 
-from model.agentps import sub_config
 from model.backbone import load_tokenizer
+from model.family import sub_config
 from model.settings import BackboneSettings
 from model.tiny import build_tiny
 

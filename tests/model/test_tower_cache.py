@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from model import tower_cache
-from model.agentps import normalize
 from model.data import Shards
 from model.settings import BackboneSettings
 from tests.support.disk import files_end_at, small_disk
@@ -38,7 +37,7 @@ def test_batches_answer_the_same_from_cached_states_as_from_pixels(
         from_pixels = model(**batches(rows[:9]))
         batches.tower_cache = tower_cache.tower_cache(model, tiny_shards, numbers, tmp_path / "states", READS)
         batch = batches(rows[:9])
-        assert "pixel_values_UCHW" not in batch
+        assert "images_UHWC" not in batch
         from_cache = model(**batch)
     tolerance = 1e-5 if precision == "float32" else 0.02
     torch.testing.assert_close(from_cache.final_B, from_pixels.final_B, rtol=0, atol=tolerance)
@@ -56,7 +55,7 @@ def test_every_image_has_its_own_states(
     cache = tower_cache.tower_cache(model, tiny_shards, numbers, tmp_path / "states", READS)
     assert cache is not None
     backwards = numbers[::-1].copy()
-    expected = model.tower_states(normalize(tiny_shards.images(backwards)))
+    expected = model.tower_states(torch.from_numpy(tiny_shards.images(backwards)))
     torch.testing.assert_close(cache[backwards], expected, rtol=0, atol=1e-5)
 
 
@@ -141,5 +140,5 @@ def test_where_no_room_can_be_taken_ahead_it_is_written(
     assert cache is not None
     status = (tmp_path / "states").stat()
     assert status.st_blocks * 512 >= status.st_size == SIZE, "no hole"
-    expected = model.tower_states(normalize(tiny_shards.images(numbers)))
+    expected = model.tower_states(torch.from_numpy(tiny_shards.images(numbers)))
     torch.testing.assert_close(cache[numbers], expected, rtol=0, atol=1e-5)

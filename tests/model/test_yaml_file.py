@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import yaml
 
-from model.yaml_file import parse_yaml
+from model.yaml_file import load_yaml, parse_yaml
 
 
 @pytest.mark.parametrize(
@@ -31,3 +34,14 @@ def test_a_merged_mapping_may_be_overridden_and_used_again() -> None:
 def test_what_cannot_be_read_is_one_kind_of_error(text: str) -> None:
     with pytest.raises(yaml.YAMLError):
         parse_yaml(text)
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (
+        (tmp_path / "pipe", "a pipe"),
+        (Path("/dev/zero"), "a pipe or a device"),
+        (Path("a\0b"), "null"),
+    ):
+        with pytest.raises(yaml.YAMLError, match=message):
+            load_yaml(path)

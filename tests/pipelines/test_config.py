@@ -80,6 +80,12 @@ def test_a_command_takes_the_file_of_any_pipeline(file: Callable[[str], Path]) -
     assert read_options(STUDY_CONFIG) == {"sample": {"gold_share": 1.0}}, "the section study is the study's alone"
 
 
+def test_a_wrong_option_of_scoring_is_named_by_a_command_too(file: Callable[[str], Path]) -> None:
+    assert read_options(file("seed: 1\nscoring: {posts: m.jsonl, engine: ray}\n")) == {"seed": 1}
+    with pytest.raises(ConfigError, match=r"run\.yaml: scoring\.engine: .*'local' or 'ray'"):
+        read_options(file("scoring: {engine: spark}\n"))
+
+
 def test_a_wrong_option_of_the_study_is_named_by_a_command_too(file: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match=r"run\.yaml: study\.seed: unknown key"):
         read_options(file("study: {seed: 0}\n"))

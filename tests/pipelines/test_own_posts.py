@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from io import BytesIO
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
 
 from model.schema import IMAGES, POST_ID, ROOT, SPLIT, TEST
 from model.task import load_task
-from tests.pipelines.workspace import STEPS, Workspace
+from steps.paths import REPOSITORY
+from tests.pipelines.workspace import STEPS, ZENML, Workspace
 
 pytestmark = pytest.mark.pipeline
 
@@ -48,6 +51,28 @@ def test_two_lines_of_config_train_the_example_with_its_three_class_question(wor
     np.testing.assert_allclose(scored["score"], predictions["score"], rtol=0, atol=1e-5)
     answers = ["probability_price_tag", "probability_shows_title"]
     np.testing.assert_allclose(scored[answers], predictions[answers], rtol=0, atol=1e-5)
+    _scores_in_a_batch(workspace)
+
+
+def _scores_in_a_batch(workspace: Workspace) -> None:
+    """The commands of docs/batch-scoring.md: the records of the trained posts have the scores of evaluation."""
+    page = (REPOSITORY / "docs" / "batch-scoring.md").read_text(encoding="utf-8")
+    shown, command = re.findall(r"```\w+\n(.*?)```", page, re.DOTALL)[:2]
+    assert command.split()[:2] == ["zenml", "pipeline"]
+    options = yaml.safe_load(shown)
+    options["scoring"] |= {"posts": ".agentps/custom_task/posts.jsonl", "version": "1"}
+    workspace.config("score.yaml", options | {"task": f"{EXAMPLE}/task.yaml"})
+    for _ in range(2):
+        run = workspace.start([str(ZENML), *command.split()[1:]]).wait()
+        assert run.exit_code == 0, run.output
+        assert "agentps-listings version 1: " in run.output
+        assert ", 0 could not be scored, 0 rows rejected" in run.output
+    assert "all of these posts were scored before" in run.output
+    records = pd.read_parquet(workspace.root / "scores").set_index(POST_ID)
+    posts, predictions = (workspace.table(*place) for place in (("ingest", "posts"), ("evaluate", "predictions")))
+    assert sorted(records.index) == sorted(posts[POST_ID])
+    found = records.loc[predictions[POST_ID], "score"]
+    np.testing.assert_allclose(found, predictions["score"], rtol=0, atol=1e-6)
 
 
 def test_a_task_without_questions_trains_on_what_is_left_of_a_damaged_manifest(workspace: Workspace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from model.errors import ConfigError
 from model.task import Task, load_task
 from scoring.policy import Policy
 from scoring.record import Answer, Record
+from scoring.store import Store
 from tests.scoring.test_record import WHO
 
 ASKED = {"ask": "?", "annotate": "?", "rule": "count >= 1"}
@@ -160,13 +162,13 @@ RULES = [
 def test_the_first_of_error_allowed_rule_and_target_decides(
     write: Any, given: Record, action: str, reason: str
 ) -> None:
-    policy = Policy.load(write(rules=RULES, allow={"post_ids": ["ok", 17]}))
+    policy = Policy.load(write(rules=RULES, allow={"post_ids": ["ok", "17"]}))
     found = policy.decide(given)
     assert (found.action, found.reasons, found.policy_version) == (action, (reason,), policy.version)
 
 
 def test_an_allow_list_of_a_field_reads_that_of_the_message(write: Any) -> None:
-    policy = Policy.load(write(allow={"fields": {"author": ["ann", 7]}}))
+    policy = Policy.load(write(allow={"fields": {"author": ["ann", "7"]}}))
     for author, action in (
         ("ann", "pass"),
         (7, "pass"),
@@ -233,7 +235,8 @@ def test_whom_a_rule_sends_to_people_people_look_at_surely(write: Any) -> None:
         ({"name": "My policy"}, "name: use a-z"),
         ({"task": "nothing"}, r"policy .*: task nothing: no file"),
         ({"allow": {"post_id": ["a"]}}, r"allow\.post_id: unknown key"),
-        ({"allow": {"post_ids": [1.5]}}, r"allow\.post_ids"),
+        ({"allow": {"post_ids": [42]}}, r"allow\.post_ids\.0: .*string \(found 42\)"),
+        ({"allow": {"fields": {"author": "ann"}}}, r"allow\.fields\.author"),
         ({"audit": {"share": 0.1}}, r"audit\.share: unknown key"),
         ({"audit": {"pass": 1.5}}, r"audit\.pass: "),
         ({"rules": [{"name": "a", "when": "watermark", "action": "delete"}]}, r"rules\.0\.action"),
@@ -290,3 +293,21 @@ def test_a_record_that_lacks_what_the_policy_asks_for_is_told(write: Any) -> Non
         policy.decide(record(answers={}))
     with pytest.raises(ConfigError, match="says nothing of 'p80'"):
         policy.decide(record(decisions={"p60": True}))
+
+
+# --- the page
+
+
+def test_the_policy_of_the_page_loads_and_its_code_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "store.md").read_text(encoding="utf-8")
+    blocks = dict(re.findall(r"^```(yaml|python)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL))
+    (tmp_path / "policy.yaml").write_text(blocks["yaml"])
+    policy = Policy.load(tmp_path / "policy.yaml")
+    policy.check(load_task("ucc"), ["p80", "p90"])
+    url = f"sqlite:///{tmp_path}/scores.db"
+    with Store.open(url) as store:
+        one = record(
+            post_id="post-1", model_name="agentps-ucc", model_version="3", decisions={"p80": True, "p90": False}
+        )
+        store.put([(one, policy.decide(one, {}))])
+    exec(blocks["python"], {"url": url})

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from model.checkpoint import OperatingPoints, write_operating_points
+from model.checkpoint_info import OperatingPoints, write_operating_points
 from model.errors import DataError, ImageError
 from model.scorer import Scorer
 from model.settings import BackboneSettings, PostLimits

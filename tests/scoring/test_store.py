@@ -19,14 +19,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, inspect, text
 
 from model.errors import StoreError
 from scoring import store as store_module
 from scoring.migrations import HEAD
 from scoring.policy import Outcome
 from scoring.record import Answer, Record
-from scoring.store import DeadLetter, Scored, Store
+from scoring.store import DeadLetter, Place, Scored, Store
 from steps import database
 from steps.retrain.stored import METADATA, VERSION_TABLE, is_store
 from tests.support.postgresql import Server
@@ -58,7 +58,7 @@ def record(post_id: str, at: float = 0, *, version: str = "7", sha: str | None =
         "logit": 1.0986122886681098,
         "score": 0.1 + 0.2,
         "decisions": {"p60": True, "p80": False},
-        "answers": {"kind": Answer(answer="photo", probability=1 / 3)},
+        "answers": {name: Answer(answer="photo", probability=1 / 3) for name in ("watermark", "kind")},
         "latency_ms": 12.5,
     }
     when = NOW + timedelta(minutes=at)
@@ -78,6 +78,7 @@ def test_what_was_put_comes_back_to_the_last_bit(store: Store) -> None:
     assert store.put([(record("a"), OUTCOME), (failed, None)]) == 2
     assert store.current(["a", "b", "c"]) == {"a": said(OUTCOME, record("a")), "b": (failed, None)}
     assert store.history("a") == [said(OUTCOME, record("a"))]
+    assert store.current(["a"])["a"][0].model_dump_json() == said(OUTCOME, record("a"))[0].model_dump_json()
     assert (store.history("c"), store.current([]), store.put([])) == ([], {}, 0)
 
 
@@ -263,6 +264,36 @@ def test_pages_have_each_current_record_once_from_the_highest_score(store: Store
         assert all(len(page) == 7 for page in pages[:-1])
 
 
+def test_a_page_reads_no_more_rows_than_it_has(tmp_path: Path) -> None:
+    """Each is read along an index in its order; nothing is sorted, and no table is gone through."""
+    asked: list[tuple[str, Any]] = []
+    with Store.open(f"sqlite:///{tmp_path}/scores.db") as store:
+        event.listen(store._engine, "before_cursor_execute", lambda *call: asked.append((call[2], call[3])))
+        given: list[dict[str, Any]] = [{}, {"version": "7"}, {"day": NOW.date()}, {"action": "flag"}]
+        given.append({"version": "7", "day": NOW.date(), "action": "flag"})
+        for which in given:
+            store.page("m", **which)
+            store.page("m", after=Place(0.5, 7), **which)
+        with store._engine.connect() as connection:
+            plans = [
+                connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {ask}", values).all() for ask, values in list(asked)
+            ]
+    assert len(plans) == 10
+    for plan in plans:
+        steps = [step[-1] for step in plan]
+        assert "SEARCH scoring_current USING INDEX scoring_current_" in steps[0]
+        assert steps[1:] == ["SEARCH scoring_history USING INTEGER PRIMARY KEY (rowid=?)"]
+
+
+def test_what_a_version_said_in_a_time_is_read_in_its_order(store: Store) -> None:
+    everything = [(record(f"p{k}", k, version=str(k % 2)), OUTCOME) for k in range(20)]
+    store.put(everything[::-1])
+    since, until = (NOW + timedelta(minutes=k) for k in (4, 10))
+    assert [one.post_id for one, _ in store.between("m", "0", since, until)] == ["p4", "p6", "p8"]
+    assert list(store.between("m", "1")) == [said(OUTCOME, one) for one, _ in everything[1::2]]
+    assert {outcome.audit_probability for _, outcome in store.between("m", "1") if outcome} == {0.1}
+
+
 # --- what a retraining reads
 
 
@@ -326,6 +357,31 @@ def test_the_migrations_make_the_tables_that_the_code_has(store: Store, url: str
     config.set_main_option("script_location", str(REPOSITORY / "scoring" / "migrations"))
     config.set_main_option("path_separator", "os")
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+
+
+def test_a_migration_that_is_cut_off_leaves_nothing(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alembic import op
+
+    def cut(*_: Any) -> None:
+        raise OSError("cut off")
+
+    with monkeypatch.context() as cutting:
+        cutting.setattr(op, "create_index", cut)
+        with pytest.raises(StoreError, match="cut off"):
+            Store.open(url)
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+    with Store.open(url) as store:
+        assert store.put([(record("a"), None)]) == 1
+
+
+def test_a_database_that_lacks_characters_is_told_before_it_is_used(
+    postgresql_url: str, postgresql_server: Server
+) -> None:
+    latin = postgresql_server.new_database("--encoding=LATIN1", "--template=template0", "--locale=C")
+    with pytest.raises(StoreError, match=r"encoding of the database is LATIN1.*createdb --encoding=UTF8"):
+        Store.open(latin)
 
 
 def test_a_store_of_a_newer_version_is_told_and_left(store: Store, url: str) -> None:

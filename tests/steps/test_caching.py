@@ -107,6 +107,7 @@ def test_what_python_itself_imports_is_found_by_reading() -> None:
         ("preprocess", "model/backbone.py"),
         ("preprocess", "model/checkpoint.py"),
         ("preprocess", "model/schema.py"),
+        ("preprocess", "model/backbones/qwen3_vl.py"),
         ("preprocess", "model/task.py"),
         ("preprocess", "steps/ingest/sample.py"),
         ("annotate", "steps/ingest/sample.py"),

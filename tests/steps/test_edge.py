@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
+from pydantic import ValidationError
+from zenml import step
+from zenml.exceptions import StepInterfaceError
 
 from model.errors import ConfigError
 from steps.edge import told
 from steps.paths import REPOSITORY
+from steps.settings import NotifySettings
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ def test_what_the_literal_command_meets_before_our_code_is_one_line_too(zenml: P
 def run_hooked(name: str, code: str) -> str:
     """What a command of that name prints on stderr, in an environment that `make` made."""
     hook = (REPOSITORY / "infra" / "errors_told.pth").read_text(encoding="utf-8").splitlines()[-1]
-    code = f"{hook}\nsys.argv[0] = '/x/bin/{name}'\n{code}"
+    code = f"{hook}\nimport sys\nsys.argv[0] = '/x/bin/{name}'\n{code}"
     return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True).stderr
 
 
@@ -108,6 +112,29 @@ def test_another_program_of_the_environment_keeps_its_traceback() -> None:
     printed = run_hooked("mine.py", code)
     assert printed.startswith("Traceback")
     assert "give yourself" not in printed
+
+
+@pytest.mark.parametrize("missing", ["steps.edge", "click", "model.errors"])
+def test_an_environment_that_is_installed_by_half_keeps_its_traceback(missing: str) -> None:
+    printed = run_hooked(
+        "zenml", f"sys.modules['{missing}'] = None\nraise PermissionError(13, 'Permission denied', '/x')"
+    )
+    assert printed.startswith("Traceback")
+    assert printed.endswith("PermissionError: [Errno 13] Permission denied: '/x'\n")
+    assert printed.count("Traceback") == 1, "of the error, and of nothing else"
+
+
+def test_what_our_own_code_gets_wrong_is_not_told_as_zenmls() -> None:
+    with pytest.raises(ValidationError) as caught:
+        NotifySettings.model_validate({"no such": 1})
+    assert told(caught.value) is None
+    with pytest.raises(StepInterfaceError) as refused:
+
+        @step
+        def _variable(*values: int) -> None:
+            """ZenML wants each input named."""
+
+    assert told(refused.value) is None
 
 
 def test_a_fault_of_ours_in_the_handling_of_an_error_is_not_told_as_that_error(agentps_home: Path, zenml: Path) -> None:

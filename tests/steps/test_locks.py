@@ -26,13 +26,18 @@ HOLD = (
 )
 
 
-def test_a_second_process_does_not_get_what_another_holds_and_a_killed_one_gives_it_back(tmp_path: Path) -> None:
-    path = tmp_path / "folder" / "lock"
-    holder = subprocess.Popen(
+def process_that_holds(path: Path) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == b"held\n"
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_a_second_process_does_not_get_what_another_holds_and_a_killed_one_gives_it_back(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "lock"
+    holder = process_that_holds(path)
     with pytest.raises(Timeout), locked(path, wait=False):
         pass
     holder.kill()
@@ -58,11 +63,7 @@ def test_who_waits_is_told_again_and_again_for_whom(
     monkeypatch.setattr(locks, "_FIRST_WORD", 0.0)
     monkeypatch.setattr(locks, "_NEXT_WORD", 0.1)
     path = tmp_path / "lock"
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
+    process = process_that_holds(path)
 
     def kill() -> None:
         deadline = time.monotonic() + 60

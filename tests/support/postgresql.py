@@ -56,9 +56,9 @@ class Server:
         """At once, whoever is connected."""
         self._control("-m", "immediate", "stop")
 
-    def new_database(self) -> str:
+    def new_database(self, *options: str) -> str:
         name = f"test_{next(self._numbers)}"
-        self._call("createdb", "-h", str(self._folder), "-U", _ROLE, name)
+        self._call("createdb", "-h", str(self._folder), "-U", _ROLE, *options, name)
         return self.url(name)
 
     def url(self, database: str) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
-from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0001"
 down_revision = None
 
 _ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-_JSON = sa.JSON().with_variant(JSONB(), "postgresql")
+_JSON = sa.JSON()
 _DOUBLE = sa.Float(53)
 _TIME = sa.DateTime(timezone=True)
 

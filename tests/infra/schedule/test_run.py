@@ -55,6 +55,15 @@ def test_missed_runs_are_caught_up_once(scheduled: Machine) -> None:
     assert scheduled.runs == 3
 
 
+def install_with_notice(machine: Machine, folder: Path) -> Path:
+    """A schedule whose notices go into the file that is returned."""
+    told, config = folder / "told", folder / "mine.yaml"
+    machine.script("tell", f'cat >> "{told}"')
+    config.write_text(yaml.safe_dump({"notify": {"command": str(machine.bin / "tell")}}))
+    install(job(config=config), machine.home, at(23, 12))
+    return told
+
+
 def covered(machine: Machine) -> datetime:
     progress = Files(machine.home).read_progress()
     assert progress is not None
@@ -100,11 +109,7 @@ def test_a_clock_that_is_set_back_by_minutes_runs_no_time_twice(scheduled: Machi
 def test_a_full_disk_is_a_failed_run_that_a_person_is_told_of(machine: Machine, tmp_path: Path) -> None:
     machine.with_cron()
     machine.zenml("true")
-    told = tmp_path / "told"
-    machine.script("tell", f'cat >> "{told}"')
-    config = tmp_path / "mine.yaml"
-    config.write_text(yaml.safe_dump({"notify": {"command": str(machine.bin / "tell")}}))
-    install(job(config=config), machine.home, at(23, 12))
+    install_with_notice(machine, tmp_path)
     with files_end_at(10):
         outcome = run_due(machine.home, at(24, 3))
     assert outcome.code == 127
@@ -261,11 +266,7 @@ def test_a_killed_runner_leaves_the_lock_to_its_pipeline_and_the_next_one_tells_
     machine: Machine, tmp_path: Path
 ) -> None:
     machine.with_cron()
-    told = tmp_path / "told"
-    machine.script("tell", f'cat >> "{told}"')
-    config = tmp_path / "mine.yaml"
-    config.write_text(yaml.safe_dump({"notify": {"command": str(machine.bin / "tell")}}))
-    install(job(config=config), machine.home, at(23, 12))
+    told = install_with_notice(machine, tmp_path)
     go, pid = tmp_path / "go", tmp_path / "pid"
     machine.zenml(f'echo "half way"; echo $$ > "{pid}"; while [ ! -e "{go}" ]; do sleep 0.02; done')
     runner = process(machine, at(24, 3))

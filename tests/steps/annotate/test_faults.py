@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from steps.annotate.faults import Kind, find_fault
+from steps.annotate.faults import Fault, Kind, find_fault
 
 FIELDS = ("max_tokens", "temperature")
 
@@ -322,11 +323,16 @@ REFUSED: dict[str, tuple[int, Any, str]] = {
 }
 
 
+def found(status: int, headers: dict[str, str], body: Any, sent: Sequence[str] = FIELDS) -> Fault:
+    fault = find_fault(status, headers, body, sent)
+    assert fault is not None
+    return fault
+
+
 @pytest.mark.parametrize("case", FLAGGED)
 def test_content_that_was_flagged_is_known_whatever_the_status(case: str) -> None:
     status, body = FLAGGED[case]
-    fault = find_fault(status, {}, body, FIELDS)
-    assert fault is not None
+    fault = found(status, {}, body)
     assert fault.kind is Kind.FLAGGED
     assert fault.remedy("m") == ""
 
@@ -334,8 +340,7 @@ def test_content_that_was_flagged_is_known_whatever_the_status(case: str) -> Non
 @pytest.mark.parametrize("case", KINDS)
 def test_any_other_error_is_of_the_kind_that_its_words_and_codes_say(case: str) -> None:
     status, body, kind = KINDS[case]
-    fault = find_fault(status, {}, body, FIELDS)
-    assert fault is not None
+    fault = found(status, {}, body)
     assert fault.kind is kind
     assert fault.passes == (kind in (Kind.RATE, Kind.BUSY))
     assert bool(fault.remedy("m")) == (kind in (Kind.KEY, Kind.CREDIT, Kind.MODEL, Kind.PROXY))
@@ -346,28 +351,24 @@ def test_any_other_error_is_of_the_kind_that_its_words_and_codes_say(case: str) 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_field_that_the_model_does_not_take_is_named(case: str) -> None:
     status, body, name = REFUSED[case]
-    fault = find_fault(status, {}, body, FIELDS)
-    assert fault is not None
+    fault = found(status, {}, body)
     assert (fault.kind, fault.field) == (Kind.FIELD, name)
 
 
 def test_a_form_of_answer_that_the_model_does_not_take_is_remedied_by_the_other_form() -> None:
     body = openai("Invalid parameter: 'response_format' is not supported", param="response_format")
-    fault = find_fault(400, {}, body, (*FIELDS, "response_format"))
-    assert fault is not None
+    fault = found(400, {}, body, (*FIELDS, "response_format"))
     assert "annotate.format: numbers" in fault.remedy("m")
 
 
 def test_an_endpoint_that_asks_not_to_be_asked_again_is_not() -> None:
     for value, passes in (("false", False), ("true", True)):
-        fault = find_fault(500, {"x-should-retry": value}, openai("no"))
-        assert fault is not None
+        fault = found(500, {"x-should-retry": value}, openai("no"))
         assert (fault.kind, fault.passes) == (Kind.BUSY, passes)
 
 
 def test_a_field_that_was_not_sent_is_not_refused() -> None:
-    fault = find_fault(400, {}, openai("'seed' is not supported", "unsupported_parameter", param="seed"), FIELDS)
-    assert fault is not None
+    fault = found(400, {}, openai("'seed' is not supported", "unsupported_parameter", param="seed"))
     assert fault.kind is Kind.REJECTED
 
 
@@ -409,6 +410,5 @@ def test_a_completion_or_what_is_neither_reports_no_error(body: Any) -> None:
     ],
 )
 def test_the_time_to_wait_is_read_from_headers_and_body(headers: dict[str, str], body: Any, seconds: float) -> None:
-    fault = find_fault(429, headers, body)
-    assert fault is not None
+    fault = found(429, headers, body)
     assert fault.wait == seconds

@@ -12,7 +12,7 @@ from steps.settings import EvaluateSettings
 from tests.support import predictions as support
 from tests.support.predictions import predictions
 
-SETTINGS = EvaluateSettings(precisions=(60, 80), bootstrap=50, examples=2)
+SETTINGS = EvaluateSettings(confidence=0.95, precisions=(60, 80), bootstrap=50, examples=2)
 
 
 def report_of(
@@ -35,19 +35,20 @@ def test_metrics_are_those_of_the_test_split() -> None:
 
 
 def test_thresholds_come_from_val_and_are_measured_on_test() -> None:
-    val = predictions(10, 0, "val").assign(
-        score=np.arange(10) / 10, label=pd.array([0, 0, 0, 0, 0, 1, 0, 1, 1, 1], dtype="Int8")
-    )
+    val = predictions(60, 0, "val").assign(score=np.arange(60) / 60, label=pd.array([0] * 30 + [1] * 30, dtype="Int8"))
     test = predictions(10, 1, "test").assign(
         score=np.arange(10) / 10, label=pd.array([0, 0, 0, 0, 1, 0, 0, 1, 0, 1], dtype="Int8")
     )
-    point = report_of(val, test).operating_points["p80"]
-    # On val 0.5 flags 4 positives of 5 posts, precision 4/5; on test it flags 2 positives of 5, of 3 in all.
-    assert (point.threshold, point.min_precision) == (0.5, 0.8)
+    report = report_of(val, test)
+    point = report.operating_points["p80"]
+    # Of val's 60 posts 30 are positive, and the 33 highest (30 of 33, p = 0.09) do not show 80 % any more.
+    assert 27 / 60 < point.threshold <= 30 / 60
+    # on test 0.5 flags 2 positives of 5 posts, of 3 in all
     assert point.precision == pytest.approx(2 / 5)
     assert point.recall == pytest.approx(2 / 3)
+    assert report.metrics["served_recall_p80"].value == pytest.approx(2 / 3)
     # Test's own best at 80 %: the top post alone.
-    assert report_of(val, test).metrics["recall_at_p80"].value == pytest.approx(1 / 3)
+    assert report.metrics["recall_at_p80"].value == pytest.approx(1 / 3)
 
 
 def test_accuracy_counts_labelled_posts_and_any_number_of_classes() -> None:
@@ -112,6 +113,19 @@ def test_report_survives_json_with_infinite_thresholds() -> None:
     assert EvalReport.model_validate_json(report.model_dump_json()) == report
 
 
+def test_where_more_posts_would_promise_it_the_table_says_how_many() -> None:
+    val = predictions(100, 0, "val").assign(
+        score=[0.9] * 20 + [0.1] * 80, label=pd.array([0, 0] + [1] * 18 + [0] * 80, dtype="Int8")
+    )
+    report = report_of(val, predictions(40, 1, "test"))
+    assert math.isinf(report.operating_points["p80"].threshold)
+    needed = report.posts_needed["p80"]
+    assert needed is not None
+    # scores of 0.9 in a fifth of val: 54 of 60 flagged posts rule 0.8 out at 3.1 %, 63 of 70 at 2.0 %; 2.5 % is asked
+    assert 300 <= needed <= 350
+    assert f"not promised; about {needed:,} posts of val would do" in report.table()
+
+
 def test_mlflow_gets_finite_numbers_with_the_agreed_names() -> None:
     names = unreachable_precision().mlflow_metrics()
     assert {"test_recall_at_p60", "test_f1", "test_average_precision", "test_roc_auc", "test_accuracy_course"} <= set(
@@ -133,7 +147,7 @@ def test_the_terminal_table_says_where_no_threshold_is_precise_enough() -> None:
     lines = unreachable_precision().table().splitlines()
     assert len(lines) == 5  # two lines of head, two targets, one line of other metrics
     assert lines[3].lstrip().startswith("80%")
-    assert lines[3].endswith("no threshold is precise enough on val")
+    assert lines[3].endswith("no part of val is precise enough")
     assert max(map(len, lines)) <= 100
 
 

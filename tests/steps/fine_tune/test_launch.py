@@ -193,7 +193,7 @@ def test_two_processes_train_what_one_does(job: TrainingJob, tmp_path: Path) -> 
     assert max(float((left[name] - right[name]).abs().max()) for name in left) <= 1e-4
     assert together.best_val_average_precision == pytest.approx(alone.best_val_average_precision, abs=1e-4)
     built, _, _ = checkpoint.build(job.resolved_backbone, TASK, Shards(job.shards).sequence, settings)
-    start = dict(built.llava.language_model.named_parameters())
+    start = dict(built.language_model.named_parameters())
     prefix = "backbone.language_model."
     assert any((left[prefix + name] - value).abs().max() > 1e-3 for name, value in start.items()), "nothing was trained"
     assert torch.isfinite(torch.cat([value.flatten() for value in right.values()])).all()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from model.backbone import load_tokenizer
-from model.checkpoint import OperatingPoints, write_operating_points
+from model.checkpoint_info import OperatingPoints, write_operating_points
 from model.images import ImageLimits
 from model.metrics import Calibration
 from model.scorer import Scorer

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from model.errors import ConfigError
-from model.metrics import average_precision, brier_skill, expected_calibration_error
+from model.metrics import apply_threshold, average_precision, brier_skill, expected_calibration_error
 from steps.evaluate.report import EvalReport, Metric
 from steps.promote.gate import Decision, Judged, Posts, Unscored, decide, gain_of, slices_of
 from steps.settings import PromoteSettings, load_settings
@@ -182,6 +182,23 @@ def test_f1_is_measured_at_each_models_own_threshold() -> None:
     scores = model(test, 1.5).scores_N
     lower = Judged(scores_N=scores / 2, report=report(f1_threshold=0.25, f1=0.6))
     assert gain_of("f1", lower, Judged(scores, report(f1_threshold=0.5)), test.labels_N, n=10) == (0, 0, 0)
+
+
+def test_a_served_recall_is_measured_at_the_threshold_that_each_serves() -> None:
+    test = posts()
+    scores = model(test, 1.5).scores_N
+
+    def serving(threshold: float) -> EvalReport:
+        point = apply_threshold(scores, test.labels_N, threshold, 0.8)
+        return report().model_copy(update={"operating_points": {"p80": point}})
+
+    higher, lower = Judged(scores, serving(0.6)), Judged(scores, serving(0.4))
+    gain, *_ = gain_of("served_recall_p80", lower, higher, test.labels_N, n=10)
+    recalls = [model.report.operating_points["p80"].recall for model in (lower, higher)]
+    assert gain == pytest.approx(recalls[0] - recalls[1])
+    assert gain > 0
+    with pytest.raises(ConfigError, match="no threshold p60"):
+        gain_of("served_recall_p60", lower, higher, test.labels_N, n=10)
 
 
 def test_a_recalibrated_version_of_the_same_ranking_can_pass_on_the_brier_skill() -> None:

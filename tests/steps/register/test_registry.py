@@ -19,7 +19,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from model.checkpoint import OperatingPoints, load
+from model.checkpoint import load
+from model.checkpoint_info import OperatingPoints
 from model.errors import CheckpointError, RegistryError
 from model.integrity import hashes, seal
 from model.metrics import Calibration, OperatingPoint

@@ -13,12 +13,15 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from zenml.client import Client
 
 from model.errors import RegistryError
 from model.settings import BackboneSettings
 from steps import edge
 from steps.promote.gate import Decision
 from steps.register import cache, history, registry
+from steps.register.mirror import shown
+from steps.register.reach import NotAllowedError
 from tests.steps.register.test_registry import PREDICTIONS, report
 from tests.support.mlflow_server import mlflow_server
 from tests.support.tiny import TASK, train_settings, write_checkpoint, write_images
@@ -205,6 +208,50 @@ def test_a_server_that_asks_for_a_password_gets_it_for_versions_and_for_files(
     assert history.publish("secured", "production") == "1"
     copy = registry.get("production", "1")
     assert registry.folder_of(copy) == registry.folder_of(version), "the same files, by their content"
+
+
+def test_the_remedy_for_a_refused_login_is_to_correct_what_is_set(
+    way: Weather, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    way.login = ("team", "a-secret-word")
+    for name, value in (("USERNAME", "team"), ("PASSWORD", "another-word")):
+        with pytest.raises(RegistryError, match=r"\(401\): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+            history.sync("any")
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    with pytest.raises(RegistryError, match=r"\(401\): correct MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+        history.sync("any")
+
+
+def only_reads(request: Request) -> Trouble:
+    return 403 if request.is_write else None
+
+
+def test_who_may_only_read_sees_a_settled_state_without_a_write(way: Weather, prepared: str, own_zenml: Client) -> None:
+    way.trouble = only_reads
+    assert dict(shown(prepared, f"{prepared}-production").aliases) == {"champion": "1", "challenger": "1"}
+    assert [request for request in way.seen if request.is_write] == []
+
+
+def test_who_may_only_read_sees_what_an_unfinished_or_a_foreign_move_comes_to(
+    way: Weather, prepared: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, own_zenml: Client
+) -> None:
+    way.trouble = lambda request: 403 if request.path.endswith("registered-models/alias") else None
+    second = registry.get(prepared, "2")
+    with pytest.raises(NotAllowedError, match=r"allow this \(403\): registered-models/alias: ask for the right"):
+        history.settle(second, lambda _: Decision(verdict="promoted", reason="better"))
+    way.trouble = only_reads
+    assert history.champion_of(prepared).version == "2", "decided, and not carried out"
+    assert dict(shown(prepared, "elsewhere").aliases) == {"champion": "2", "previous": "1", "challenger": "1"}
+    assert "does not allow this (403)" in caplog.text
+    assert aliases(prepared) == {"champion": "1", "challenger": "1"}, "nothing was written"
+
+    way.clear()
+    MlflowClient().set_registered_model_alias(prepared, "champion", "2")
+    MlflowClient().set_registered_model_alias(prepared, "challenger", "2")  # by hand
+    way.trouble = only_reads
+    seen = history.foreseen(prepared).aliases
+    way.clear()
+    assert dict(seen) == dict(history.sync(prepared).aliases) == {"champion": "2", "previous": "1", "challenger": "2"}
 
 
 @pytest.mark.parametrize(
