@@ -16,6 +16,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -114,6 +115,10 @@ class AgentPS(nn.Module):
                 trainable_token_indices={"embed_tokens": [ans_token_id]},
             )
             self.backbone = get_peft_model(self.base, config)
+            for module in self.backbone.modules():
+                # PEFT casts each bfloat16 input to the adapter's float32, and autocast casts it back: the same numbers
+                if isinstance(module, LoraLayer):
+                    module.cast_input_dtype_enabled = False
         if projector:
             for module in self.family.projectors_of(self.base):
                 module.requires_grad_(True)

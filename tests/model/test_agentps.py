@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionModel, SiglipVisionConfig
 
@@ -217,6 +218,25 @@ def test_bfloat16_trains_float32_weights_and_answers_nearly_the_same(
     # 8 bits of a bfloat16: 0.4 % a rounding, on logits below 1
     assert largest_difference(batched(single, batches, ROWS), batched(half, batches, ROWS)) < 0.05
     half(**batches(ROWS)).loss_sum.backward()
+
+
+def test_inputs_that_are_not_cast_for_the_adapter_change_no_bit(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards
+) -> None:
+    found: list[dict[str, Tensor]] = []
+    for cast in (False, True):
+        settings = train_settings(lora=LoraSettings(rank=4, alpha=8), precision="bfloat16")
+        model, _, batches = network(tiny_backbone, tiny_shards, settings)
+        perturb(model)
+        layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        assert {layer.cast_input_dtype_enabled for layer in layers} == {False}
+        for layer in layers:
+            layer.cast_input_dtype_enabled = cast
+        loss = model(**batches(ROWS)).loss_sum
+        loss.backward()
+        found.append({"loss": loss} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_gradient_checkpointing_changes_no_gradient(tiny_backbone: BackboneSettings, tiny_shards: Shards) -> None:

@@ -27,8 +27,9 @@ ZENML = Path(sys.executable).with_name("zenml")
 STEPS = ("ingest", "annotate", "validate", "preprocess", "fine_tune", "evaluate", "register", "promote")
 #: What a run reads of the repository.
 _COPIED = (
-    "agentps_training.py", "cli", "configs", "examples", "infra", "materializers", "model", "pipelines", "scoring", "steps"
-)  # fmt: skip
+    *("agentps_training.py", "cli", "configs", "examples", "infra"),
+    *("materializers", "model", "pipelines", "scoring", "steps"),
+)
 _SCORE = """
 import sys, mlflow, pandas
 posts = pandas.read_parquet("posts.parquet")
