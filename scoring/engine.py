@@ -122,7 +122,6 @@ class Engine:
         self._champion = _Loaded(name, aliases[CHAMPION])
         self._trouble: str | None = None
         self._failed: dict[str, tuple[float, float]] = {}
-        self.on_swap: Callable[[], None] = lambda: None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="alias-watch", daemon=True)
 
@@ -197,7 +196,6 @@ class Engine:
             old, self._champion = self._champion.version, loaded
             self._say(None, None)
             logger.warning("model %s: version %s serves now, in place of version %s", self.name, champion, old)
-            self.on_swap()
             del loaded
             gc.collect()  # the old network is a cycle of references, and large
         self._follow(aliases.get(CHALLENGER))
@@ -223,11 +221,11 @@ class Engine:
         self._trouble = trouble
 
     def _follow(self, challenger: str | None) -> None:
-        if self._shadow is None or challenger == self._shadow.version:
+        if self._shadow is None:
             return
         if challenger is None or challenger == self._champion.version:
             self._shadow.take(None)
-        elif (loaded := self._load(challenger)) is not None:
+        elif challenger != self._shadow.version and (loaded := self._load(challenger)) is not None:
             self._shadow.take(loaded.score)
 
 

@@ -159,10 +159,9 @@ def _parts(numbers: Sequence[int], inputs: Sequence[Input]) -> Iterator[list[int
 
 
 def _failed(post: Input, error: str, seen: Ready, now: datetime | None = None) -> Record:
-    return Record(
-        post_id=post.post_id, model_name=seen.model, model_version=seen.version, task=seen.task,
-        input_sha256=post.sha256, scored_at=now or datetime.now(UTC), error=error,
-    )  # fmt: skip
+    said = {"model_name": seen.model, "model_version": seen.version, "task": seen.task, "error": error}
+    scored_at = now or datetime.now(UTC)
+    return Record.model_validate(said | {"post_id": post.post_id, "input_sha256": post.sha256, "scored_at": scored_at})
 
 
 def _seconds(answer: httpx2.Response) -> float | None:

@@ -15,6 +15,7 @@ import stat
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ from dataclasses import dataclass
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import httpx2
 
 from model.errors import AgentPSError, ConfigError
 from scoring import ray_settings
@@ -40,10 +43,13 @@ LOG, SHADOW = "serve.log", "shadow"
 _LOG_BYTES = 10_000_000
 #: Seconds that a request's head may take, and that a connection may be silent.
 _HEAD, _SILENT = 10, 60
+#: Seconds within which HAProxy must let a request through.
+_FRONT = 60
 #: Batches that are made or scored at one time: the next one is ready when one ends.
 _BATCHES = 2
-#: Requests that may be read or wait beyond the posts that may.
-_MORE_REQUESTS = 16
+#: Requests that may be read beyond the posts that may wait, and those that come in one moment: each waits in Ray's own
+#: queue until it has its place.
+_MORE_REQUESTS, _AT_ONCE = 16, 32
 #: What HAProxy is started by. Ray binds its pages for statistics to every address of the machine, and gives a client
 #: all the time that it wants for the head of a request; neither has an option (Ray 2.60).
 _HAPROXY = """#!/bin/sh
@@ -204,7 +210,7 @@ def _deployment(name: str, settings: ServiceSettings, tracking_uri: str, folder:
     replica = serve.deployment(
         name=_REPLICA,
         max_ongoing_requests=settings.queue_posts + _MORE_REQUESTS,
-        max_queued_requests=1,
+        max_queued_requests=_AT_ONCE,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         graceful_shutdown_timeout_s=settings.drain,
         max_constructor_retry_count=1,
@@ -250,12 +256,30 @@ def serve_until(
                 handle = serve.run(_deployment(name, settings, tracking_uri, folder), name=_APP)
             except RuntimeError as error:
                 raise AgentPSError(f"the service did not start: {_why(error)}") from error
-            say(f"{name}: http://{settings.host}:{settings.port}/score takes posts; /docs shows how")
+            url = _address(settings)
+            _wait_for(f"{url}/ready", ended)
+            say(f"{name}: {url}/score takes posts; /docs shows how")
             _tell(handle, ended, settings.poll, say)
             left: int = handle.drain.remote().result(timeout_s=settings.drain + 10)
             return left
         finally:
             serve.shutdown()
+
+
+def _address(settings: ServiceSettings) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+def _wait_for(url: str, ended: threading.Event) -> None:
+    """HAProxy learns of the replica a moment after Ray says that it runs."""
+    end = time.monotonic() + _FRONT
+    while time.monotonic() < end and not ended.wait(0.1):
+        with suppress(httpx2.TransportError):
+            if httpx2.get(url, timeout=_FRONT).status_code == 200:
+                return
+    if not ended.is_set():
+        raise AgentPSError(f"{url}: no answer in {_FRONT} s: does a firewall or a proxy stand between?")
 
 
 def _tell(handle: Any, ended: threading.Event, every: float, say: Callable[[str], None]) -> None:

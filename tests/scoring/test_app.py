@@ -71,7 +71,7 @@ def test_a_post_that_cannot_be_scored_costs_no_other_and_alone_it_is_a_422() -> 
     ("body", "status", "reason"),
     [
         (b"", 422, "body: Invalid JSON"),
-        (b"[" * 100_000, 422, "Invalid JSON"),
+        (b"[" * 4000, 422, "recursion limit"),
         (b"[]", 422, "body: Input should be an object"),
         (b"{}", 422, "posts: Field required"),
         (b'{"posts": []}', 422, "posts: List should have at least 1 item"),
@@ -79,7 +79,7 @@ def test_a_post_that_cannot_be_scored_costs_no_other_and_alone_it_is_a_422() -> 
         (b'{"posts": [{"images": ["x"]}]}', 422, "posts.0.post_id: Field required"),
         (b'{"posts": [{"post_id": " a", "images": ["x"]}]}', 422, "posts.0.post_id: "),
         (b'{"posts": [{"post_id": "a", "images": ["x"], "title": 3}]}', 422, "posts.0.title: Input should be a valid"),
-        (b'{"posts": [{"post_id": "a", "images": ["x"], "title": "\\ud800"}]}', 422, "surrogate"),
+        (b'{"posts": [{"post_id": "a", "images": ["x"], "title": "\\ud800"}]}', 422, "Invalid JSON"),
         (b'{"posts": [{"post_id": "a", "images": [null]}]}', 422, "posts.0.images.0: Input should be a valid string"),
         (b'{"posts": [{"post_id": "a", "images": "x"}]}', 422, "posts.0.images: Input should be a valid array"),
         (b'{"posts": [{"post_id": "a", "images": []}]}', 422, "posts.0.images: List should have at least 1 item"),

@@ -1,0 +1,153 @@
+"""The service as people run it: `agentps serve` on Ray Serve, with real processes, ports and signals."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+from click.testing import CliRunner
+
+from cli.main import main
+from model.settings import BackboneSettings
+from scoring.score import Input
+from scoring.serve import _Waiting, padded_tokens
+from steps.register import registry
+from tests.support.service import data_url, post
+from tests.support.tiny import write_images
+from tests.support.versions import point, register_versions, registry_in
+
+NAME = "agentps-ucc"
+#: Seconds. Ray starts in 12 on an idle machine.
+LONG = 300
+
+
+def free_port() -> int:
+    with socket.socket() as tried:
+        tried.bind(("127.0.0.1", 0))
+        port: int = tried.getsockname()[1]
+        return port
+
+
+def until(true: Callable[[], object], what: Callable[[], str] = str) -> None:
+    end = time.monotonic() + LONG
+    while not true():
+        assert time.monotonic() < end, what()
+        time.sleep(0.1)
+
+
+@contextmanager
+def running(home: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], str, Callable[[], str]]]:
+    """`agentps serve` once it takes posts: the process, its address, what it has said."""
+    port = free_port()
+    log = home / "said.log"
+    command = [sys.executable, "-c", "from cli.main import main; main()", "serve", "--port", str(port), *arguments]
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {"AGENTPS_HOME": str(home)})
+    try:
+        until(lambda: b"takes posts" in log.read_bytes() or process.poll() is not None, log.read_text)
+        assert process.poll() is None, log.read_text()
+        yield process, f"http://127.0.0.1:{port}", log.read_text
+    finally:
+        process.kill()
+        process.wait()
+
+
+def listeners(root: int) -> set[str]:
+    """The addresses to which the process and its descendants listen."""
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], check=True, capture_output=True, text=True).stdout
+    children: dict[int, list[int]] = {}
+    for line in found.splitlines():
+        pid, parent = map(int, line.split())
+        children.setdefault(parent, []).append(pid)
+    family, left = {root}, [root]
+    while left:
+        for pid in children.get(left.pop(), []):
+            family.add(pid)
+            left.append(pid)
+    lines = subprocess.run(["ss", "-Hltnp"], check=True, capture_output=True, text=True).stdout.splitlines()
+    ours = [line for line in lines if family & {int(pid) for pid in re.findall(r"pid=(\d+)", line)}]
+    return {line.split()[3] for line in ours}
+
+
+def ready(client: httpx2.Client) -> dict[str, object]:
+    answer = client.get("/ready")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, object] = answer.json()
+    return found
+
+
+@pytest.mark.pipeline
+def test_the_service_scores_swaps_and_drains(
+    empty_database: Path, tiny_backbone: BackboneSettings, tmp_path: Path
+) -> None:
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    config = tmp_path / "run.yaml"
+    config.write_text("service: {poll: 0.2}\n")
+    images = [data_url(path.read_bytes()) for path in write_images(tmp_path, 3)]
+    with registry_in(tmp_path):
+        register_versions(tmp_path, tiny_backbone, NAME, 2)
+        with running(tmp_path, "--config", str(config)) as (process, url, said):
+            outside = {address for address in listeners(process.pid) if "127.0.0.1" not in address}
+            # Ray Serve's port for its own deployments: it asks for the token
+            assert len(outside) <= 1, outside
+            answers: list[httpx2.Response] = []
+            stop = threading.Event()
+
+            def send(client: httpx2.Client) -> None:
+                while not stop.is_set():
+                    body = {"posts": [post(str(k), images=images) for k in range(5)]}
+                    answers.append(client.post("/score", json=body))
+
+            with httpx2.Client(base_url=url, timeout=LONG) as client:
+                senders = [threading.Thread(target=send, args=(client,)) for _ in range(3)]
+                for sender in senders:
+                    sender.start()
+                for version in ("2", "1"):
+                    point(NAME, registry.CHAMPION, version)
+                    until(lambda wanted=version: ready(client)["version"] == wanted, said)
+                count = len(answers)
+                until(lambda: len(answers) > count + 3)
+                stop.set()
+                for sender in senders:
+                    sender.join()
+                assert {answer.status_code for answer in answers} == {200}
+                records = [answer.json()["records"] for answer in answers]
+                assert {record["model_version"] for each in records for record in each} == {"1", "2"}
+                assert all([record["post_id"] for record in each] == list("01234") for each in records)
+
+                last = threading.Thread(target=lambda: answers.append(client.post("/score", json=large)))
+                large = {"posts": [post(str(k), images=images * 10) for k in range(64)]}
+                last.start()
+                until(lambda: ready(client)["queued_posts"] == 64)
+                process.send_signal(signal.SIGTERM)
+                last.join()
+                assert answers[-1].status_code == 200
+                assert len(answers[-1].json()["records"]) == 64
+            assert process.wait(LONG) == 0, said()
+            assert f"{NAME}: version 2 serves" in said()
+
+
+def test_an_address_that_is_taken_is_one_message(agentps_home: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(main, ["serve", "--port", port])
+    assert result.exit_code == 1
+    assert f"127.0.0.1 port {port} cannot be listened to (Address already in use): name a free one" in result.output
+
+
+def test_a_batch_counts_its_longest_post_for_each() -> None:
+    assert padded_tokens([_Waiting(Input("a"), 7), _Waiting(Input("b"), 30), _Waiting(Input("c"), 0)]) == 90
