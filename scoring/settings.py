@@ -166,6 +166,8 @@ class StreamSettings(Chosen):
     policy: str | None
     #: The URL of a service that scores; None: this process does, with the champion.
     service: str | None
+    #: Its key for this client, as `env:VARIABLE`.
+    service_key: str | None = Field(pattern=r"^env:\w+$")
     #: Seconds between two looks for a new champion.
     watch: float = Field(gt=0, le=3600)
     #: The database of records and dead letters; None: `retrain.scores` where that is one, else SQLite.

@@ -52,7 +52,8 @@ def score_of(settings: StreamSettings, name: str) -> Score:
     if settings.service is not None:
         from scoring.stream.scorers import ServiceScore
 
-        return ServiceScore(resolved(settings.service, "stream.service"))
+        key = None if settings.service_key is None else resolved(settings.service_key, "stream.service_key")
+        return ServiceScore(resolved(settings.service, "stream.service"), key)
     from scoring.stream.scorers import ChampionScore
 
     policy = filter_of(settings.policy)
@@ -64,7 +65,7 @@ def score_of(settings: StreamSettings, name: str) -> Score:
 def worker_of(
     settings: StreamSettings, ingest: IngestSettings, score: Score, source: str, folder: Path | None
 ) -> Iterator[Worker]:
-    """What it holds is closed with the block.
+    """What it holds is closed with the block, its scorer too.
 
     Args:
         source: its name.
@@ -72,6 +73,8 @@ def worker_of(
     """
     pictures = picture_folder(settings.images, folder)
     with ExitStack() as stack:
+        if hasattr(score, "close"):
+            stack.callback(score.close)
         retrieve: Retriever = from_message
         if settings.sql is not None:
             retrieve = stack.enter_context(closing(FromSql(settings.sql.url, settings.sql.query)))

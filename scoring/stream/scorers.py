@@ -68,10 +68,10 @@ class ChampionScore:
 class ServiceScore:
     """As `RemoteScore`; a service that does not answer is away, and its version is known before each batch."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None = None) -> None:
         from scoring.remote import RemoteScore
 
-        self._remote = RemoteScore(url, patience=1)
+        self._remote = RemoteScore(url, key, patience=1)
         self.version: RegisteredVersion | None = None
 
     def renew(self) -> ServiceScore:
@@ -82,6 +82,9 @@ class ServiceScore:
 
     def __call__(self, inputs: Sequence[Input], now: datetime | None = None) -> list[Record]:
         return self._asked(lambda: self._remote(inputs, now))
+
+    def close(self) -> None:
+        self._remote.__exit__(None, None, None)
 
     def _asked(self, ask: Callable[[], _T]) -> _T:
         from scoring.remote import ServiceError
