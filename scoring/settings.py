@@ -168,6 +168,8 @@ class StreamSettings(Chosen):
     service: str | None
     #: Its key for this client, as `env:VARIABLE`.
     service_key: str | None = Field(pattern=r"^env:\w+$")
+    #: Cores that a champion in this process computes on.
+    threads: int = Field(ge=1, le=1_024)
     #: Seconds between two looks for a new champion.
     watch: float = Field(gt=0, le=3600)
     #: The database of records and dead letters; None: `retrain.scores` where that is one, else SQLite.

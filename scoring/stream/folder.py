@@ -20,7 +20,7 @@ from typing import Any
 from filelock import Timeout
 
 from model.errors import ConfigError, ManifestError
-from model.schema import IMAGES, POST_ID, TEXT, TITLE
+from model.schema import POST_ID
 from scoring.stream.retriever import LONGEST
 from scoring.stream.source import Message
 from steps.ingest.rows import read_rows
@@ -43,6 +43,7 @@ class FolderSource:
         self.name = f"folder:{self.folder}"
         self._held = ExitStack()
         self._seen: dict[str, tuple[int, int]] = {}
+        self._passed: dict[str, tuple[int, int] | None] = {}
         self._looked = 0.0
         self._ready: list[Path] = []
         self._file: tuple[Path, Iterator[Message]] | None = None
@@ -71,7 +72,14 @@ class FolderSource:
                     break
                 self._file = path, _read(path)
             path, rows = self._file
-            if (message := next(rows, None)) is None:
+            try:
+                message = next(rows, None)
+            except OSError as error:  # no right to it, or it was taken away
+                logger.warning("%s: cannot be read (%s): it is passed over until it changes", path, error.strerror)
+                self._passed[path.name] = self._seen.get(path.name)
+                self._file = None
+                continue
+            if message is None:
                 self._finished.append(path)
                 self._file = None
             else:
@@ -97,20 +105,26 @@ class FolderSource:
             if path in self._finished:
                 continue
             self._seen[entry.name] = state = (stat.st_size, stat.st_mtime_ns)
-            if before.get(entry.name) == state:
+            if before.get(entry.name) == state != self._passed.get(entry.name):
                 whole.append((stat.st_mtime_ns, path))
         return [path for _, path in sorted(whole)]
 
     def commit(self) -> None:
         while self._finished:
-            path = self._finished[0]
+            path = self._finished.pop(0)
             done = self.folder / "done"
-            done.mkdir(exist_ok=True)
-            target = done / path.name
-            if target.exists():  # a file of this name was done before: both stay
-                target = done / f"{path.stem}.{time.time_ns()}{path.suffix}"
-            path.rename(target)
-            self._finished.pop(0)
+            try:
+                done.mkdir(exist_ok=True)
+                target = done / path.name
+                if target.exists():  # a file of this name was done before: both stay
+                    target = done / f"{path.stem}.{time.time_ns()}{path.suffix}"
+                path.rename(target)
+            except FileNotFoundError:
+                logger.warning("%s: was taken away before it was moved to done/; its posts are scored", path)
+            except OSError as error:
+                raise ConfigError(
+                    f"{path}: is done, and cannot be moved to {done} ({error.strerror}): give the right to do that"
+                ) from error
 
     def close(self) -> None:
         self._held.close()
@@ -119,7 +133,8 @@ class FolderSource:
 def _read(path: Path) -> Iterator[Message]:
     if path.suffix.lower() == ".parquet":
         try:
-            rows, _ = read_rows(path, (POST_ID, TITLE, TEXT, IMAGES), (POST_ID,))
+            _, columns = read_rows(path, (POST_ID,), (POST_ID,))
+            rows, _ = read_rows(path, columns, ())  # all: a policy's allow-lists may name any
         except ManifestError as error:
             logger.warning("%s; the whole file is a dead letter", error)
             yield Message.at(path.name, str(error).encode())

@@ -54,8 +54,11 @@ def score_of(settings: StreamSettings, name: str) -> Score:
 
         key = None if settings.service_key is None else resolved(settings.service_key, "stream.service_key")
         return ServiceScore(resolved(settings.service, "stream.service"), key)
+    import torch
+
     from scoring.stream.scorers import ChampionScore
 
+    torch.set_num_threads(settings.threads)
     policy = filter_of(settings.policy)
     check = policy.check if hasattr(policy, "check") else lambda *_: None
     return ChampionScore(name, settings.watch, check)

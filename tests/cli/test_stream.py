@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +19,7 @@ from model.scorer import Scorer
 from scoring.score import Input
 from scoring.store import Store
 from scoring.stream.scorers import ChampionScore
+from steps.paths import REPOSITORY
 from steps.register import registry
 from tests.cli.test_registry import NAME, Add, add, call, config  # noqa: F401
 from tests.support.tiny import write_images
@@ -91,6 +94,32 @@ def test_posts_of_a_folder_get_the_champion_s_scores_to_the_last_bit(
     assert "0 posts scored, 7 unchanged" in call("stream", "--once", "-c", run_file).stderr
     assert len(store.history("n0")) == 2
     store.close()
+
+
+def test_the_commands_of_the_page_do_what_it_says(
+    add: Add,  # noqa: F811
+    config: str,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    page = (REPOSITORY / "docs" / "stream.md").read_text(encoding="utf-8")
+    commands = page.split("```bash\n")[1].split("```")[0].splitlines()
+    add(1.0, "promoted")
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path, 1)[0].rename("PICTURE.jpg")
+    said = []
+    for line in commands:
+        words = shlex.split(line, comments=True)
+        if words[0] == "agentps":
+            done = call(*words[1:])
+            assert done.exit_code == 0, done.output
+            said.append(done.output)
+        else:
+            subprocess.run(line, shell=True, check=True)
+        if "stream.yaml" in line and words[0] == "printf":  # with the model of this test
+            Path("stream.yaml").write_text(Path("stream.yaml").read_text() + Path(config).read_text())
+    assert [len(said), "1 dead letters" in said[0], "pictures: image 1: no such file" in said[1]] == [3, True, True]
+    assert "1 have a record now" in said[2]
 
 
 def test_a_promoted_version_scores_from_the_next_batch_and_a_broken_one_never(

@@ -144,6 +144,49 @@ def test_a_file_that_still_grows_is_not_read_yet(watched: Path) -> None:
     assert list(source._look()) == [path.resolve()]
 
 
+def test_a_file_that_is_taken_away_or_cannot_be_read_stops_nobody(
+    watched: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b", "c"):
+        (watched / f"{name}.json").write_text(json.dumps(post(name)))
+    look = FolderSource._look
+
+    def race(self: FolderSource) -> list[Path]:
+        found = look(self)
+        if any(path.name == "b.json" for path in found):
+            (watched / "b.json").unlink()
+        return found
+
+    monkeypatch.setattr(FolderSource, "_look", race)
+    score, store = go(watched)
+    assert score.asked == ["a", "c"]
+    assert "b.json: cannot be read (No such file or directory): it is passed over until it changes" in caplog.text
+    assert store.dead_letters() == []
+
+
+def test_a_folder_that_files_cannot_be_moved_in_is_told(watched: Path) -> None:
+    (watched / "a.json").write_text(json.dumps(post("a")))
+    (watched / "done").write_text("a file")
+    with pytest.raises(ConfigError, match=r"a\.json: is done, and cannot be moved to .*done \(File exists\)"):
+        go(watched)
+    (watched / "done").unlink()
+    assert go(watched)[0].asked == []
+
+
+def test_the_columns_of_a_manifest_reach_the_policy(watched: Path) -> None:
+    (watched.parent / "policy.yaml").write_text(
+        "name: p\nversion: 1\ntask: ucc\nprecision: 80\nallow: {fields: {author: [newsroom]}}\n"
+    )
+    rows = [post(name, "flagged") | {"author": author} for name, author in (("a", "newsroom"), ("b", "x"))]
+    pd.DataFrame(rows).to_parquet(watched / "a.parquet")
+    (watched / "b.jsonl").write_text(lines(*(row | {"post_id": f"{row['post_id']}2"} for row in rows)))
+    _, store = go(watched, policy=str(watched.parent / "policy.yaml"))
+    found = store.current(["a", "b", "a2", "b2"])
+    actions = {name: outcome.action for name, (_, outcome) in found.items() if outcome is not None}
+    assert actions == {"a": "pass", "b": "flag", "a2": "pass", "b2": "flag"}
+    assert len({record.policy_version for record, _ in found.values()}) == 1
+
+
 def test_a_folder_has_one_worker(watched: Path) -> None:
     first, second = FolderSource(watched, 1), FolderSource(watched, 1)
     first.open()
