@@ -56,9 +56,8 @@ class BrokerSource:
         try:
             __import__(f"faststream.{self._kind.extra}")
         except ImportError as error:
-            raise ConfigError(
-                f"stream.source {parts.scheme}://: needs a package: pip install 'faststream[{self._kind.extra}]'"
-            ) from error
+            command = f"`pip install 'faststream[{self._kind.extra}]'`"
+            raise ConfigError(f"stream.source {parts.scheme}://: a package is not installed: {command}") from error
         self._above, self._name, self._settings = above[0] if above else "", name, settings
         server = "" if self._kind.extra == "nats" else self._above
         self._url = urlunsplit((parts.scheme, parts.netloc, server, parts.query, ""))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Seconds that a broker has for an answer; for a commit.
 _ANSWER, _COMMIT = 5.0, 15.0
+#: What helps where `faststream` or `confluent_kafka` is missing.
+NOT_INSTALLED = "a package is not installed: `pip install -e .[stream]`, in the folder of AgentPS, installs it"
 #: Seconds that messages are collected for.
 _MOMENT = 0.2
 #: Seconds that a batch may take, and those after which a killed worker's partitions go to another.
@@ -60,7 +62,7 @@ class KafkaSource:
         try:
             import faststream.confluent  # noqa: F401
         except ImportError as error:
-            raise ConfigError("stream.source kafka://: needs a package: pip install 'agentps[stream]'") from error
+            raise ConfigError(f"stream.source kafka://: {NOT_INSTALLED}") from error
         self._servers, self._topic = servers_and_topic(url, "stream.source")
         self._settings = settings
         self.name = f"kafka://{self._servers}/{self._topic}"

@@ -136,12 +136,12 @@ class KafkaSink:
     """A topic; the message's key is the post's id, so that a post's records stay in order."""
 
     def __init__(self, url: str, settings: StreamSettings) -> None:
-        from scoring.stream.kafka import options_of, servers_and_topic
+        from scoring.stream.kafka import NOT_INSTALLED, options_of, servers_and_topic
 
         try:
             from confluent_kafka import Producer
         except ImportError as error:
-            raise ConfigError("stream.sinks kafka://: needs a package: pip install 'agentps[stream]'") from error
+            raise ConfigError(f"stream.sinks kafka://: {NOT_INSTALLED}") from error
         servers, self._topic = servers_and_topic(url, "stream.sinks")
         self.name = f"kafka://{servers}/{self._topic}"
         ours = {"bootstrap.servers": servers, "enable.idempotence": True, "delivery.timeout.ms": 15_000}

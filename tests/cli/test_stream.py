@@ -172,7 +172,9 @@ def test_what_is_wrong_with_the_section_is_told(options: dict[str, object], mess
     assert message in str(told.value)
 
 
-@pytest.mark.parametrize("url", ["nats://host/STREAM/subject", "amqp://host/queue", "redis://host/stream"])
+@pytest.mark.parametrize(
+    "url", ["nats://host/STREAM/subject", "amqp://host/queue", "redis://host/stream", "kafka://host/topic"]
+)
 def test_a_missing_package_is_one_message(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
@@ -180,7 +182,8 @@ def test_a_missing_package_is_one_message(url: str, monkeypatch: pytest.MonkeyPa
     from scoring.stream.brokers import BROKERS
     from scoring.stream.source import source_of
 
-    extra = BROKERS[url.partition(":")[0]].extra
-    monkeypatch.setitem(sys.modules, f"faststream.{extra}", None)
-    with pytest.raises(ConfigError, match=rf"needs a package: pip install 'faststream\[{extra}\]'"):
+    scheme = url.partition(":")[0]
+    extra, module = ("stream", "confluent") if scheme == "kafka" else [BROKERS[scheme].extra] * 2
+    monkeypatch.setitem(sys.modules, f"faststream.{module}", None)
+    with pytest.raises(ConfigError, match=rf"a package is not installed: `pip install .*{extra}\]"):
         source_of(load_stream({"source": url}))

@@ -1,4 +1,4 @@
-"""What a test opened is closed after it."""
+"""What a test opened is closed after it, and no test waits long for a folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,14 @@ from collections.abc import Iterator
 import pytest
 
 from scoring.store import Store
+from scoring.stream.folder import FolderSource
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a folder source, whose files are whole."""
+    monkeypatch.setattr("scoring.stream.folder._LOOK", 0.02)
+    monkeypatch.setattr(FolderSource, "settles", 0.2)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ from scoring.app import create_app
 from scoring.settings import StreamSettings, load_service
 from scoring.store import Store
 from scoring.stream.run import score_of, store_of, stream
+from steps.paths import REPOSITORY
 from tests.support.postgresql import Server
 from tests.support.service import Stub, data_url, listening, picture
 from tests.support.stream import INGEST, PICTURE, StubScore, settings
@@ -146,3 +149,32 @@ def test_a_fault_of_every_post_is_no_post_s_fault(tmp_path: Path) -> None:
     assert path.exists()
     assert store_of(chosen).dead_letters() == []
     assert "2 posts scored" in go(chosen, StubScore())
+
+
+def test_the_command_ends_by_sigterm_with_143_after_its_batch(tmp_path: Path) -> None:
+    code = (
+        "import json, sys, time\n"
+        "from scoring.stream.run import stream\n"
+        "from steps.lifetime import ends_by_signal\n"
+        "from tests.support.stream import INGEST, StubScore, load_stream\n"
+        "class Slow(StubScore):\n"
+        "    def __call__(self, inputs, now=None):\n"
+        "        print('begun', flush=True)\n"
+        "        time.sleep(1)\n"
+        "        return super().__call__(inputs, now)\n"
+        "with ends_by_signal():\n"
+        "    stream(load_stream(json.loads(sys.argv[1])), INGEST, Slow(), lambda _: None)\n"
+    )
+    path = drop(tmp_path, "a", "b", "c", "d", "e")
+    chosen = settings(tmp_path, str(tmp_path / "in"), batch=2)
+    command = [sys.executable, "-c", code, chosen.model_dump_json()]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+    assert (process.returncode, "Ended by SIGTERM" in said, "Traceback" in said) == (143, True, False), said
+    assert sorted(store_of(chosen).current(list("abcde"))) == ["a", "b"]
+    assert path.exists(), "three of its posts are still to come"
