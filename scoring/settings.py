@@ -1,10 +1,10 @@
-"""The options of production scoring: names, types, ranges. `configs/` holds the values, and says more."""
+"""The options of production scoring: sections `scoring`, `service` and `stream` of a run file. `configs/` holds the values."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,7 +12,7 @@ from model.errors import ConfigError
 from model.strict import Chosen
 from steps.ingest.rows import absolute, is_url
 from steps.paths import DEFAULT_CONFIG, REPOSITORY
-from steps.settings import RunOptions, TrainingSettings, load_options
+from steps.settings import TrainingSettings, load_options
 
 SCORING_CONFIG = REPOSITORY / "configs" / "scoring.yaml"
 SERVICE_CONFIG = REPOSITORY / "configs" / "service.yaml"
@@ -107,10 +107,10 @@ class ServiceSettings(Chosen):
         return self
 
 
-class ServiceRunSettings(RunOptions):
-    """The section in its place."""
+class ServiceRunSettings(TrainingSettings):
+    """All options of `agentps serve`. `task` and `register` name the model; no other is used."""
 
-    defaults: ClassVar[tuple[Path, ...]] = (SERVICE_CONFIG,)
+    defaults = (DEFAULT_CONFIG, SERVICE_CONFIG)
 
     service: ServiceSettings
 
@@ -193,10 +193,10 @@ class StreamSettings(Chosen):
         return value
 
 
-class StreamRunSettings(RunOptions):
-    """The section in its place."""
+class StreamRunSettings(TrainingSettings):
+    """All options of `agentps stream`. `task` and `register` name the model; of the others only `ingest` is used."""
 
-    defaults: ClassVar[tuple[Path, ...]] = (STREAM_CONFIG,)
+    defaults = (DEFAULT_CONFIG, STREAM_CONFIG)
 
     stream: StreamSettings
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "recalibrate": [],
     "score": ["--posts", "posts.jsonl"],
     "live": [],
+    "serve": [],
 }
 CAPS = (
     "annotate: {max_cost: 0.00001}\n",
