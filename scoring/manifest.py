@@ -90,7 +90,7 @@ def score_manifest(name: str, posts: str, settings: TrainingSettings, place: str
             f"{', '.join(score.points)}): set retrain.live_precision, or evaluate.precisions of the training"
         )
     if rules is not None:
-        rules.check(score.task, score.points)
+        rules.check(score.task, score.points, score.variant)
     sources = sources_of(posts)
     rejects = _look(posts, sources, settings.ingest.max_reject_share)
     left_out = {(reject.manifest, reject.row) for reject in rejects}
@@ -159,7 +159,7 @@ def score_new(
 def _look(posts: str, sources: Sequence[str], max_share: float) -> list[Reject]:
     """The rows that are the record of no post, before anything is scored."""
     rejects: list[Reject] = []
-    first: dict[str, int] = {}
+    first: dict[str, str] = {}
     n_rows = 0
     for source in sources:
         for row in stream(source, (POST_ID,)):
@@ -170,9 +170,9 @@ def _look(posts: str, sources: Sequence[str], max_share: float) -> list[Reject]:
             elif post_id is None:
                 reason = f"{POST_ID}: {shown(row.cells.get(POST_ID))} is no id"
             elif post_id in first:
-                reason = f"{POST_ID}: {shown(post_id)} is already the post of row {first[post_id]}"
+                reason = f"{POST_ID}: {shown(post_id)} is already the post of {first[post_id]}"
             else:
-                first[post_id] = row.number
+                first[post_id] = f"row {row.number}" if len(sources) == 1 else f"{source}:{row.number}"
                 continue
             rejects.append(Reject(source, row.number, post_id, reason))
     if not n_rows:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from model.errors import AgentPSError, ConfigError
 from model.metrics import point_name
 from model.schema import POST_ID
+from model.settings import Variant, answers_questions
 from model.strict import Chosen, explain_validation
 from model.task import Task, load_task
 from model.yaml_file import load_yaml
@@ -160,11 +161,11 @@ class Policy:
         """The operating point that flags, as `p80`."""
         return None if self.file.precision is None else point_name(self.file.precision)
 
-    def check(self, task: Task, points: Collection[str]) -> None:
+    def check(self, task: Task, points: Collection[str], variant: Variant | None = None) -> None:
         """Before a version's posts are scored: has it what the policy asks for?
 
         Args:
-            task, points: the version's, as `LocalScore` has them.
+            task, points, variant: the version's, as `LocalScore` has them; None: one that answers the questions.
 
         Raises:
             ConfigError: it lacks a threshold or a question, or a question has other classes.
@@ -176,15 +177,17 @@ class Policy:
                 f"policy {self.source}: the version has no threshold for {', '.join(lacking)} (it has "
                 f"{', '.join(points) or 'none'}): change the policy, or evaluate.precisions of the training"
             )
-        theirs = {question.id: question for question in task.questions}
+        answered = variant is None or answers_questions(variant)
+        theirs = {question.id: question for question in task.questions if answered}
         ours = {question.id: question for question in self.task.questions}
         for name in sorted({name for _, expression in self.rules for name in expression.questions}):
             known, wanted = theirs.get(name), ours[name]
             if known is None or (known.classes, known.positive_index) != (wanted.classes, wanted.positive_index):
-                found = "has no such question" if known is None else f"has the classes {', '.join(known.classes)}"
+                found = "does not answer it" if known is None else f"has the classes {', '.join(known.classes)}"
                 raise ConfigError(
                     f"policy {self.source}: the question {name} of its task {self.file.task} has the classes "
-                    f"{', '.join(wanted.classes)}; the version's task {found}: name the version's task in the policy"
+                    f"{', '.join(wanted.classes)}; the version {found}: name the version's task in the policy, or "
+                    "change its rules"
                 )
 
     def decide(self, record: Record, fields: Mapping[str, Any] | None = None) -> Outcome:

@@ -15,6 +15,7 @@ here is refused. Nothing is evaluated by Python.
 from __future__ import annotations
 
 import ast
+import keyword
 import operator
 import re
 from collections.abc import Callable
@@ -149,7 +150,9 @@ def _class_of(question: Question, node: ast.expr) -> str:
 
 
 def _listed(question: Question) -> str:
-    return ", ".join(name if name.isidentifier() else repr(name) for name in question.classes)
+    return ", ".join(
+        name if name.isidentifier() and not keyword.iskeyword(name) else repr(name) for name in question.classes
+    )
 
 
 def _unknown(node: ast.expr) -> ValueError:

@@ -1,4 +1,4 @@
-"""The options of production scoring: sections `scoring`, `service` and `stream` of a run file. `configs/` holds the values."""
+"""The options of production scoring: sections `scoring`, `service`, `stream` of a run file. configs/ holds values."""
 
 from __future__ import annotations
 

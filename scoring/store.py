@@ -293,7 +293,8 @@ class Store:
                     if self._engine.dialect.name == "sqlite" or not away or time.monotonic() > until:
                         raise
                     if not told:
-                        logger.warning("%s %s: cannot be reached, trying again: %s", STORE.what, self.name, error.orig)
+                        reason = " ".join(str(error.orig).split())
+                        logger.warning("%s %s: cannot be reached, trying again: %s", STORE.what, self.name, reason)
                         told = True
                 time.sleep(_PAUSE)
 

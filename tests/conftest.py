@@ -114,6 +114,7 @@ def postgresql_server() -> Iterator[Server]:
     """A PostgreSQL of the tests' own, on a socket. Skipped where none is installed."""
     from tests.support.postgresql import Server, binaries
 
+    pytest.importorskip("psycopg", reason="no psycopg: it is in requirements-scoring.lock")
     if binaries() is None:
         pytest.skip("no initdb: apt-get install postgresql")
     with Server() as server:

@@ -132,6 +132,7 @@ STORE = Kind(
     kept="What was stored before is kept",
     lost="every score",
     table=VERSION_TABLE,
+    remedies={"lock timeout": "Another process has been writing for 30 s: end it (`pg_stat_activity` names it)"},
 )
 
 

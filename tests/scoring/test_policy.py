@@ -280,8 +280,10 @@ def test_what_the_version_lacks_is_told_before_anything_is_scored(write: Any) ->
     policy.check(TASK, ["p80", "p95"])
     with pytest.raises(ConfigError, match=r"no threshold for p80, p95 \(it has p60\)"):
         policy.check(TASK, ["p60"])
-    with pytest.raises(ConfigError, match="the version's task has no such question"):
+    with pytest.raises(ConfigError, match="the version does not answer it"):
         policy.check(load_task("ucc").model_copy(update={"questions": ()}), ["p80", "p95"])
+    with pytest.raises(ConfigError, match="the version does not answer it"):
+        policy.check(TASK, ["p80", "p95"], "vanilla")
     swapped = [q.model_copy(update={"positive": "no"}) for q in TASK.questions]
     with pytest.raises(ConfigError, match=r"question watermark of its task task\.yaml has the classes no, yes"):
         policy.check(TASK.model_copy(update={"questions": tuple(swapped)}), ["p80", "p95"])

@@ -34,8 +34,12 @@ class Server:
             shutil.chown(self._folder, "postgres", "postgres")
 
     def __enter__(self) -> Self:
-        self._call("initdb", "-D", self._data, "-U", _ROLE, "--auth=trust", "--encoding=UTF8", "--no-sync", "-N")
-        self.start()
+        try:
+            self._call("initdb", "-D", self._data, "-U", _ROLE, "--auth=trust", "--encoding=UTF8", "--no-sync")
+            self.start()
+        except BaseException:
+            shutil.rmtree(self._folder)
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
