@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "score": "cli.registry:score",
     "serve": "cli.scoring:serve",
     "stream": "cli.scoring:stream",
+    "key": "cli.scoring:key",
     "trial": "cli.annotation:trial",
 }
 

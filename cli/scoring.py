@@ -1,4 +1,4 @@
-"""`agentps serve`, `stream`, `dead-letters`: scoring in production."""
+"""`agentps serve`, `key`, `stream`, `dead-letters`: scoring in production."""
 
 from __future__ import annotations
 
@@ -44,6 +44,22 @@ def serve(port: int | None, config: Path | None) -> None:
     left = serve_until(threading.Event(), name, service, mlflow.get_tracking_uri(), home(), say)
     if left:
         raise click.ClickException(f"{left} requests were not answered within {service.drain:g} s (service.drain)")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--posts-per-minute", type=click.IntRange(1), help="At most. Default: as before; a new client: no limit.")
+@_config
+def key(name: str, posts_per_minute: int | None, config: Path | None) -> None:
+    """Make an API key for the client NAME, and print it this once. The file service.keys gets its hash."""
+    from model.errors import ConfigError
+    from pipelines.config import read_service
+    from scoring.keys import new_key
+
+    service = read_service(config)
+    if service.keys is None:
+        raise ConfigError("key: service.keys names no file: set it in the file that -c names, as keys: keys.yaml")
+    click.echo(new_key(Path(service.keys), name, posts_per_minute))
 
 
 @click.command()

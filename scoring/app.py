@@ -12,11 +12,15 @@ import functools
 import io
 import logging
 import math
+import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, cast
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 
+import jiter
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from PIL import Image
@@ -25,19 +29,30 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field, ValidationError, create_model
 from starlette.requests import ClientDisconnect
 
-from model.errors import DataError, ImageError
+from model.errors import DataError, ImageError, cut
 from model.images import read_source
 from model.post import Row, row_of
-from model.schema import POST_ID, TEXT, TITLE
+from model.schema import IMAGES, POST_ID, TEXT, TITLE
 from scoring.engine import Served
+from scoring.keys import Keys
 from scoring.record import Record
 from scoring.score import Input, read_input
 from scoring.settings import ServiceSettings, load_service
+
+if TYPE_CHECKING:
+    from scoring.fetch import Fetch
 
 logger = logging.getLogger(__name__)
 
 #: Faults of a request that its answer names.
 _NAMED = 10
+#: What pydantic says of Python's types.
+_AS_JSON = {"model_type": "Input should be an object", "list_type": "Input should be a valid array"}
+_JSON = re.compile(r'application/json *(; *charset="?utf-?8"? *)?;?', re.IGNORECASE)
+#: Values of a body for each post that it may have: a million empty objects are three megabytes, in memory a gigabyte.
+_VALUES = 1000
+_SIGNS = (b",", b"[", b"{")
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 #: Bytes of a body that is read at once.
 _SMALL = 2**18
 #: Seconds that a rate looks back, at least.
@@ -97,6 +112,14 @@ class Problem(BaseModel):
     detail: str | list[str]
 
 
+class Client(Protocol):
+    """Who sends posts, where keys are asked for."""
+
+    def take(self, posts: int, held: int = 0) -> None:
+        """Raises: HTTPException: so many are too many at this moment."""
+        ...
+
+
 class _Metrics:
     def __init__(self, service: Service) -> None:
         self.registry = CollectorRegistry()
@@ -137,6 +160,7 @@ class Service:
         self.metrics = _Metrics(self)
         self._readers = ThreadPoolExecutor(4, "read")
         self._submit, self._read = submit or self._in_turn(), read or self._read_source
+        self._fetch = _fetch_of(settings) if read is None else None
         self._reads_fast = read is None and settings.image_root is None
         self._left: list[tuple[float, int]] = [(time.monotonic(), 0)]
 
@@ -186,8 +210,12 @@ class Service:
         self.requests += 1
         try:
             body = await self._body(request, taken)
-            inputs = await self._read_all(body)
+            size = len(body)
+            posts = await self._step(size, self._posts, body, getattr(request.state, "client", None))
             del body
+            fetched = await self._fetched(posts, taken)
+            inputs = await self._step(size, self._inputs, posts, fetched)
+            del posts, fetched
             records = await self._scored(inputs)
         finally:
             self.requests -= 1
@@ -198,22 +226,16 @@ class Service:
     async def _body(self, request: Request, taken: list[int]) -> bytes:
         """Args: taken: gets the number of bytes that this request holds, also where it fails."""
         settings, chunks = self.settings, []
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json" or request.headers.get("content-encoding", "identity") != "identity":
-            raise HTTPException(415, "the body is JSON, not compressed: Content-Type: application/json")
-        too_large = HTTPException(413, f"more than {settings.request_bytes:,} bytes: send fewer posts at a time")
+        is_json = _JSON.fullmatch(request.headers.get("content-type", ""))
+        if not is_json or request.headers.get("content-encoding", "identity") != "identity":
+            raise HTTPException(415, "the body is JSON in UTF-8, not compressed: Content-Type: application/json")
         length = request.headers.get("content-length", "")
         if length.isdigit() and len(length) < 20 and int(length) > settings.request_bytes:
-            raise too_large
+            raise self._too_large()
         try:
             async with asyncio.timeout(settings.request_seconds):
                 async for chunk in request.stream():
-                    taken[0] += len(chunk)
-                    self.bytes += len(chunk)
-                    if taken[0] > settings.request_bytes:
-                        raise too_large
-                    if self.bytes > settings.queue_bytes:
-                        raise self.busy(f"{self.bytes:,} bytes wait")
+                    self._hold(len(chunk), taken)
                     chunks.append(chunk)
         except TimeoutError:
             raise HTTPException(408, f"not sent within {settings.request_seconds:g} seconds") from None
@@ -221,23 +243,65 @@ class Service:
             raise HTTPException(400, "the client has gone") from None
         return b"".join(chunks)
 
-    async def _read_all(self, body: bytes) -> list[Input]:
-        if self._reads_fast and len(body) < _SMALL:
-            return self._inputs(body)  # it takes less time than to wake a thread
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._inputs, body)
+    async def _step(self, size: int, step: Callable[..., Any], *given: Any) -> Any:
+        """
+        Args:
+            size: bytes of the request's body.
+        """
+        if self._reads_fast and size < _SMALL:
+            return step(*given)  # it takes less time than to wake a thread
+        return await asyncio.get_running_loop().run_in_executor(self._readers, step, *given)
 
-    def _inputs(self, body: bytes) -> list[Input]:
-        """The checks, base64, and whatever `read` waits for."""
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"more than {self.settings.request_bytes:,} bytes: send fewer posts at a time")
+
+    def _hold(self, n: int, taken: list[int]) -> None:
+        """Raises: HTTPException: a request, or all of them, would hold too many bytes."""
+        taken[0] += n
+        self.bytes += n
+        if taken[0] > self.settings.request_bytes:
+            raise self._too_large()
+        if self.bytes > self.settings.queue_bytes:
+            raise self.busy(f"{self.bytes:,} bytes wait")
+
+    def _posts(self, body: bytes, client: Client | None) -> list[Row]:
+        if _has_more_values(body, most := _VALUES * (self.settings.request_posts + 1)):
+            raise HTTPException(413, f"more than {most:,} values in one body")
+        try:  # of a key that stands twice, readers differ in which one they take
+            sent = jiter.from_json(body, catch_duplicate_keys=True, allow_inf_nan=False, cache_mode="none")
+        except ValueError as error:
+            raise HTTPException(422, cut(f"body: Invalid JSON: {error}", 200)) from None
         try:
-            found = ScoreRequest.model_validate_json(body)
+            found = ScoreRequest.model_validate(sent)
         except ValidationError as error:
             raise HTTPException(422, _faults(error)) from None
         most, posts = self.settings.request_posts, cast("list[Row]", found.posts)
         if len(posts) > most:
             raise HTTPException(413, f"{len(posts):,} posts; at most {most} are taken in one request")
+        if client is not None:
+            client.take(len(posts), held=1)
+        return posts
+
+    async def _fetched(self, posts: Sequence[Row], taken: list[int]) -> dict[str, bytes | ImageError]:
+        """The pictures that are named by URLs, where URLs are read; none of a post that is not scored anyway."""
+        if self._fetch is None:
+            return {}
+        albums = [getattr(post, IMAGES) for post in posts]
+        wanted = [album for album in albums if not self.score.post_limits.faults("", "", len(album))]
+        return await self._fetch.all(chain(*wanted), self.score.limits, lambda n: self._hold(n, taken))
+
+    def _inputs(self, posts: Sequence[Row], fetched: Mapping[str, bytes | ImageError]) -> list[Input]:
+        """Base64, files, and whatever `read` waits for."""
+
+        def read(source: Any) -> bytes:
+            found = fetched.get(source)
+            if isinstance(found, ImageError):
+                raise found
+            return self._read(source) if found is None else found
+
         limits = self.score.post_limits
         try:
-            return [read_input(post.model_dump(), self._read, limits) for post in posts]
+            return [read_input(post.model_dump(), read, limits) for post in posts]
         except DataError as error:
             raise HTTPException(422, str(error)) from None
 
@@ -272,10 +336,20 @@ class Service:
         return self.requests
 
 
+def _has_more_values(body: bytes, most: int) -> bool:
+    """A value follows one of three signs. Strings, whose own signs count for nothing, are cut out where it matters."""
+    if sum(map(body.count, _SIGNS)) <= most:
+        return False
+    return sum(map(_STRING.sub(b"", body).count, _SIGNS)) > most
+
+
 def _faults(error: ValidationError) -> list[str]:
     """Where, and what is wrong; not what was sent."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [f"{'.'.join(map(str, fault['loc'])) or 'body'}: {fault['msg']}" for fault in found[:_NAMED]]
+    lines = [
+        f"{'.'.join(map(str, fault['loc'])) or 'body'}: {_AS_JSON.get(fault['type'], fault['msg'])}"
+        for fault in found[:_NAMED]
+    ]
     return lines + ([f"and {len(found) - _NAMED:,} more"] if len(found) > _NAMED else [])
 
 
@@ -285,22 +359,29 @@ def create_app(
     *,
     submit: Submit | None = None,
     read: Read | None = None,
-    who: Callable[..., Any] = anybody,
+    who: Callable[..., Any] | None = None,
 ) -> FastAPI:
     """The application. `app.state.service` is what its requests share.
 
     Args:
         submit: how posts get their records; None: `score`, one request after the other.
         read: the bytes of a picture, or an ImageError, which must not tell more than its sender may know. It is called
-            in a thread. None: data URLs, and paths under `settings.image_root`.
-        who: a FastAPI dependency of `POST /score`, as `anybody`.
+            in a thread. None: data URLs, URLs of
+            `settings.image_hosts`, and paths under `settings.image_root`.
+        who: a FastAPI dependency of `POST /score`, as `anybody`. None: who has one of `settings.keys`, if that is set.
+
+    Raises:
+        ConfigError: the file of the keys cannot be used.
     """
-    service = Service(score, settings or load_service(), submit, read)
+    settings = settings or load_service()
+    service = Service(score, settings, submit, read)
+    who = who or _who_of(settings)
     app = FastAPI(title="AgentPS", description="What a model version says of posts.", redoc_url=None)
     app.state.service = service
     problems: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": what}
         for status, what in {
+            401: "Keys are asked for here, and this one is not known.",
             408: "The request was not sent in time.",
             413: "The request is too large.",
             415: "The body is not JSON.",
@@ -352,6 +433,18 @@ def create_app(
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+def _fetch_of(settings: ServiceSettings) -> Fetch | None:
+    if not settings.image_hosts:
+        return None
+    from scoring.fetch import Fetch
+
+    return Fetch(settings.image_hosts, seconds=settings.image_seconds)
+
+
+def _who_of(settings: ServiceSettings) -> Callable[..., Any]:
+    return anybody if settings.keys is None else Keys(Path(settings.keys)).who
 
 
 def _where(error: BaseException) -> str:

@@ -31,6 +31,7 @@ import httpx2
 
 from model.errors import AgentPSError, ConfigError
 from scoring import haproxy, ray_settings
+from scoring.keys import read_keys
 from scoring.record import Record
 from scoring.score import Input
 from scoring.settings import ServiceSettings
@@ -264,6 +265,8 @@ def serve_until(
     if ray_settings.ADDRESS in os.environ:
         raise ConfigError(f"{ray_settings.ADDRESS} is set, but `agentps serve` runs on this machine only: unset it")
     check_port(settings.host, settings.port)
+    if settings.keys is not None:
+        read_keys(Path(settings.keys))  # before Ray takes its time
     ray_settings.prepare()
     folder.mkdir(parents=True, exist_ok=True)
     with _haproxy(settings.queue_posts) as door, ray_settings.running():

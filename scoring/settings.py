@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -82,6 +83,12 @@ class ServiceSettings(Chosen):
     request_seconds: float = Field(gt=0, le=3600)
     #: A folder whose files may be named as pictures; None: no path is read.
     image_root: str | None
+    #: Hosts whose https URLs may be named as pictures, see `scoring.fetch.Fetch`.
+    image_hosts: list[str]
+    #: Seconds, from a request's arrival, that its pictures may take that are named by URLs.
+    image_seconds: float = Field(gt=0, le=600)
+    #: The file of the API keys that `agentps key` writes; None: nobody needs one.
+    keys: str | None
     #: Threads of a batch; None: one core is left for the requests.
     threads: int | None = Field(ge=1)
     #: How often the registry is asked for the aliases, in seconds.
@@ -98,6 +105,33 @@ class ServiceSettings(Chosen):
             raise ValueError(f"{value!r}: the absolute path of a folder, or null")
         return value
 
+    @field_validator("image_hosts")
+    @classmethod
+    def _hosts(cls, value: list[str]) -> list[str]:
+        if value:
+            from scoring.fetch import Host  # who reads no URL does without HTTP and TLS
+
+            try:
+                for entry in value:
+                    Host.of(entry)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("keys")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value if value is None else os.path.abspath(value)  # a replica runs in another folder
+
+    @model_validator(mode="after")
+    def _known(self) -> ServiceSettings:
+        if self.keys is None and not _is_local(self.host):
+            raise ValueError(
+                f"host {self.host} is reached from other machines, and nobody needs a key: set keys to a file, make "
+                "the first key with `agentps key NAME -c FILE`, or take host 127.0.0.1"
+            )
+        return self
+
     @model_validator(mode="after")
     def _room(self) -> ServiceSettings:
         if self.request_posts > self.queue_posts:
@@ -105,6 +139,13 @@ class ServiceSettings(Chosen):
         if self.request_bytes > self.queue_bytes:
             raise ValueError(f"request_bytes {self.request_bytes} is more than queue_bytes {self.queue_bytes} holds")
         return self
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class ServiceRunSettings(TrainingSettings):
@@ -157,6 +198,8 @@ class StreamSettings(Chosen):
     batch: int = Field(ge=1, le=10_000)
     #: The folder that the paths of pictures in messages lie in. None: that of a folder source; no paths from a broker.
     images: str | None
+    #: Hosts whose https URLs may be named as pictures, as in `service.image_hosts`; none: no URL is.
+    image_hosts: tuple[Annotated[str, Field(min_length=1)], ...]
     #: Seconds between tries to read a picture that is not there yet; after the last one the message is a dead letter.
     #: The whole batch waits.
     picture_waits: tuple[float, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from steps.secrets import masked, resolved
 
 #: The bytes of a picture, or an ImageError.
 Read = Callable[[Any], bytes]
+#: The same of a URL, as `scoring.fetch.Fetch`.
+ReadUrl = Callable[[str, ImageLimits], bytes]
 #: Bytes of a message, at most; a post of 16 pictures of 4 MB each, in base64, has fewer.
 LONGEST = 100_000_000
 
@@ -91,11 +94,14 @@ class MissingError(ImageError):
     """The picture may be there later."""
 
 
-#: How an ImageError of a file begins that may be there, or be readable, later.
-_LATER = ("no such file", "cannot be read")
+#: How an ImageError begins of a file that may be there, or of a host that may answer, later.
+_LATER = re.compile(
+    "no such file|cannot be read|"
+    "(it is elsewhere now: )?(not fetched within|cannot be fetched from|its host answered with status)"
+)
 
 
-def reader(limits: ImageLimits, folder: str | None, fetch: Read | None = None) -> Read:
+def reader(limits: ImageLimits, folder: str | None, fetch: ReadUrl | None = None) -> Read:
     """How pictures of messages are read: in base64, as paths under `folder`, and from https addresses by `fetch`.
 
     What the reader raises is a MissingError where another try may have another end.
@@ -108,9 +114,9 @@ def reader(limits: ImageLimits, folder: str | None, fetch: Read | None = None) -
                 return read_source(source, limits, folder=folder)
             if fetch is None:
                 raise ImageError("an address on the web: none is on the list of those that are read")
-            return fetch(source)
+            return fetch(source, limits)
         except ImageError as error:
-            if str(error).startswith(_LATER):
+            if _LATER.match(str(error)):
                 raise MissingError(str(error)) from error
             raise
 

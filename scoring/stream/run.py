@@ -74,7 +74,10 @@ def worker_of(
         source: its name.
         folder: of pictures, where the run file names none.
     """
+    from scoring.fetch import Fetch
+
     pictures = picture_folder(settings.images, folder)
+    fetch = Fetch(settings.image_hosts) if settings.image_hosts else None
     with ExitStack() as stack:
         if hasattr(score, "close"):
             stack.callback(score.close)
@@ -84,7 +87,7 @@ def worker_of(
         yield Worker(
             source=source,
             retrieve=retrieve,
-            read=lambda limits: reader(limits, pictures),
+            read=lambda limits: reader(limits, pictures, fetch),
             score=score,
             filter=filter_of(settings.policy),
             sinks=[stack.enter_context(closing(sink_of(url, settings))) for url in settings.sinks],

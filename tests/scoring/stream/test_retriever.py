@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from pydantic import ValidationError
 
 from model.errors import ConfigError, ImageError
 from model.images import ImageLimits
+from scoring.fetch import Fetch
 from scoring.settings import SqlSettings
 from scoring.stream.retriever import FromSql, MissingError, UnusableError, picture_folder, reader
 from scoring.stream.source import Message
@@ -97,7 +100,36 @@ def test_only_what_may_be_there_later_is_missing(tmp_path: Path) -> None:
         assert not isinstance(told.value, MissingError), source
     with pytest.raises(ImageError, match="no path is read here"):
         reader(LIMITS, None)("gone.png")
-    assert reader(LIMITS, None, fetch=lambda url: url.encode())("https://a/b") == b"https://a/b"
+    assert reader(LIMITS, None, fetch=lambda url, _: url.encode())("https://a/b") == b"https://a/b"
+
+
+def test_a_picture_that_its_host_does_not_have_yet_is_missing() -> None:
+    answers = [404, 200]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(answers.pop(0))
+            self.send_header("Content-Length", "1")
+            self.end_headers()
+            self.wfile.write(b"x")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    read = reader(LIMITS, None, Fetch([url]))
+    with pytest.raises(MissingError, match="its host answered with status 404"):
+        read(f"{url}/a.png")
+    assert read(f"{url}/a.png") == b"x"
+    with pytest.raises(ImageError, match="they are not listed") as told:
+        read("https://example.com/a.png")
+    assert not isinstance(told.value, MissingError)
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(MissingError, match="cannot be fetched from its host"):
+        read(f"{url}/a.png")
 
 
 def test_the_folder_of_pictures_must_be_there(tmp_path: Path) -> None:
