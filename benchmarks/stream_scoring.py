@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,13 +32,14 @@ from scoring.stream.run import letters_of, replay, store_of
 from steps.paths import REPOSITORY
 from tests.support.postgresql import Server
 from tests.support.s3 import s3
-from tests.support.stream import INGEST, PICTURE, StubScore, Workers, broker, free_port, settings, until
+from tests.support.stream import INGEST, PICTURE, Broker, StubScore, Workers, broker, free_port, settings, until
 
 RECORD = REPOSITORY / "benchmarks" / "stream_scoring.json"
 PAGE = REPOSITORY / "docs" / "stream.md"
 WORKER_KILLS, BROKER_KILLS, DATABASE_RESTARTS = 20, (4, 10, 16), (13,)
 #: Of the posts: how many are sent again with another text; of the messages: how many are none or lack a picture.
 UPDATED, BAD = 0.1, 20
+_CURRENT = "SELECT count(*) FROM scoring_current WHERE score IS NOT NULL"
 
 
 @contextmanager
@@ -109,36 +110,16 @@ def run(posts: int, folder: Path) -> dict[str, Any]:
                 with engine.connect() as connection:
                     return int(connection.execute(text(query)).scalar_one())
 
-            current = "SELECT count(*) FROM scoring_current WHERE score IS NOT NULL"
-
-            def reached(wanted: int) -> bool:
-                return count(current) >= wanted
-
             began = time.monotonic()
             with Workers(chosen, folder / "log") as worker:
                 worker.start()
                 sender = threading.Thread(target=_send, args=(tansu, sent, bad, updated, posts))
                 sender.start()
-                for kill in range(1, WORKER_KILLS + 1):
-                    wanted = kill * posts // (WORKER_KILLS + 4)
-                    until(partial(reached, wanted), f"kill {kill}", 600)
-                    worker.end(signal.SIGKILL)
-                    if kill in BROKER_KILLS:
-                        tansu.kill()
-                        time.sleep(2)
-                        tansu.start()
-                    worker.start()
-                    if kill in DATABASE_RESTARTS:
-                        time.sleep(5)
-                        server.stop()
-                        engine.dispose()
-                        time.sleep(3)
-                        server.start()
-                    sys.stderr.write(f"{time.monotonic() - began:.0f} s: kill {kill}, {count(current):,} records\n")
+                _kill_all(worker, tansu, server, count, posts)
                 sender.join()
                 letters = "SELECT count(*) FROM scoring_dead_letters WHERE resolved_at IS NULL"
                 new = f"SELECT count(*) FROM scoring_history WHERE input_sha256 = '{_hash('newer text')}'"
-                until(lambda: count(current) == posts, "all posts", 900)
+                until(lambda: count(_CURRENT) == posts, "all posts", 900)
                 until(lambda: count(new) == len(updated), "all updates", 600)
                 until(lambda: count(letters) == BAD, "all dead letters", 600)
                 seconds = time.monotonic() - began
@@ -171,6 +152,29 @@ def run(posts: int, folder: Path) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "exit code at SIGTERM": code,
     }
+
+
+def _kill_all(worker: Workers, tansu: Broker, server: Server, count: Callable[[str], int], posts: int) -> None:
+    """The worker each time that some more posts are scored; now and then the broker or the database with it."""
+    for kill in range(1, WORKER_KILLS + 1):
+        wanted = kill * posts // (WORKER_KILLS + 4)
+        until(partial(_reached, count, wanted), f"kill {kill}", 600)
+        worker.end(signal.SIGKILL)
+        if kill in BROKER_KILLS:
+            tansu.kill()
+            time.sleep(2)
+            tansu.start()
+        worker.start()
+        if kill in DATABASE_RESTARTS:
+            time.sleep(5)
+            server.stop()
+            time.sleep(3)
+            server.start()
+        sys.stderr.write(f"kill {kill}: {count(_CURRENT):,} records\n")
+
+
+def _reached(count: Callable[[str], int], wanted: int) -> bool:
+    return count(_CURRENT) >= wanted
 
 
 def _hash(words: str) -> str:

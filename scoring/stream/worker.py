@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from model.errors import AgentPSError, cut
 from model.images import ImageLimits
@@ -39,12 +39,6 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 #: Posts whose pictures are read at the same time: a host or a shared disk takes its time for each.
 _READERS = 8
-
-
-class Renewed(Protocol):
-    """A scorer that may change between two batches."""
-
-    def renew(self) -> Score: ...
 
 
 @dataclass
@@ -69,6 +63,7 @@ class Worker:
 
     Args:
         read: makes the reader of pictures for a version's limits.
+        score: where it has `renew`, that gives the scorer of the next batch.
         source: its name, for dead letters.
     """
 
