@@ -12,6 +12,7 @@ COMMANDS: dict[str, str] = {
     "agreement": "cli.annotation:agreement_",
     "annotate": "cli.annotation:annotate",
     "compare": "cli.registry:compare",
+    "dead-letters": "cli.scoring:dead_letters",
     "fetch": "cli.registry:fetch",
     "gold": "cli.annotation:gold",
     "history": "cli.registry:history",
@@ -25,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "schedule": "cli.schedule:schedule",
     "score": "cli.registry:score",
     "serve": "cli.scoring:serve",
+    "stream": "cli.scoring:stream",
     "key": "cli.scoring:key",
     "trial": "cli.annotation:trial",
 }

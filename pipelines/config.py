@@ -15,7 +15,7 @@ from model.errors import ConfigError
 from steps.settings import NotifySettings, RunOptions, TrainingSettings, load_options, load_settings, read_yaml
 
 if TYPE_CHECKING:
-    from scoring.settings import ServiceSettings
+    from scoring.settings import ServiceSettings, StreamSettings
 
 PARAMETERS, OPTIONS = "parameters", "options"
 #: The top-level keys that ZenML reads, beside `parameters`. Listed, so that a command needs no ZenML (a test compares).
@@ -105,11 +105,27 @@ def read_service(config: Path | None) -> ServiceSettings:
     return load_service(_all_options(config).get("service"), f"config {config}")
 
 
+def read_stream(config: Path) -> StreamSettings:
+    """The section `stream` of a run file; its other options are for `read_options`.
+
+    Raises:
+        ConfigError: as `read_options`; or it names no source.
+    """
+    from scoring.settings import load_stream
+
+    return load_stream(_all_options(config).get("stream") or {}, f"config {config}")
+
+
 def _others() -> dict[str, type[RunOptions]]:
-    from scoring.settings import ScoringRunSettings, ServiceRunSettings
+    from scoring.settings import ScoringRunSettings, ServiceRunSettings, StreamRunSettings
     from steps.study.settings import StudyRunSettings
 
-    return {"study": StudyRunSettings, "scoring": ScoringRunSettings, "service": ServiceRunSettings}
+    return {
+        "study": StudyRunSettings,
+        "scoring": ScoringRunSettings,
+        "service": ServiceRunSettings,
+        "stream": StreamRunSettings,
+    }
 
 
 def _all_options(config: Path | None) -> dict[str, Any]:

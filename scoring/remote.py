@@ -32,7 +32,7 @@ class _Answer(BaseModel):
     records: list[Record]
 
 
-class _Ready(BaseModel):
+class Ready(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
     model: str
@@ -78,7 +78,7 @@ class RemoteScore:
             found |= zip(part, self._scored([inputs[number] for number in part]), strict=True)
         left = [number for number in range(len(inputs)) if number not in found]
         if left:
-            seen = self._version()
+            seen = self.ready()
             found |= {n: _failed(inputs[n], str(inputs[n].error), seen, now or datetime.now(UTC)) for n in left}
         records = [found[number] for number in range(len(inputs))]
         return records if now is None else [record.model_copy(update={"scored_at": now}) for record in records]
@@ -89,7 +89,7 @@ class RemoteScore:
             middle = len(posts) // 2
             return self._scored(posts[:middle]) + self._scored(posts[middle:])
         if answer.status_code == 413:
-            return [_failed(posts[0], f"too large for the service: {_detail(answer)}", self._version())]
+            return [_failed(posts[0], f"too large for the service: {_detail(answer)}", self.ready())]
         records = self._read(_Answer, answer, (200, 422)).records
         if [record.post_id for record in records] != [post.post_id for post in posts]:
             raise ServiceError(
@@ -97,8 +97,9 @@ class RemoteScore:
             )
         return records
 
-    def _version(self) -> _Ready:
-        return self._read(_Ready, self._sent("GET", "/ready", None), (200,))
+    def ready(self) -> Ready:
+        """Who scores there now. Raises: ServiceError."""
+        return self._read(Ready, self._sent("GET", "/ready", None), (200,))
 
     def _read(self, kind: type[Any], answer: httpx2.Response, good: tuple[int, ...]) -> Any:
         if answer.status_code in (401, 403):
@@ -157,7 +158,7 @@ def _parts(numbers: Sequence[int], inputs: Sequence[Input]) -> Iterator[list[int
         yield part
 
 
-def _failed(post: Input, error: str, seen: _Ready, now: datetime | None = None) -> Record:
+def _failed(post: Input, error: str, seen: Ready, now: datetime | None = None) -> Record:
     said = {"model_name": seen.model, "model_version": seen.version, "task": seen.task, "error": error}
     scored_at = now or datetime.now(UTC)
     return Record.model_validate(said | {"post_id": post.post_id, "input_sha256": post.sha256, "scored_at": scored_at})

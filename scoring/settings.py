@@ -1,11 +1,11 @@
-"""The options of production scoring: sections `scoring` and `service` of a run file. `configs/` holds the values."""
+"""The options of production scoring: sections `scoring`, `service`, `stream` of a run file. configs/ holds values."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,6 +17,7 @@ from steps.settings import TrainingSettings, load_options
 
 SCORING_CONFIG = REPOSITORY / "configs" / "scoring.yaml"
 SERVICE_CONFIG = REPOSITORY / "configs" / "service.yaml"
+STREAM_CONFIG = REPOSITORY / "configs" / "stream.yaml"
 
 
 class ScoringSettings(Chosen):
@@ -162,3 +163,94 @@ def load_service(given: dict[str, Any] | None = None, source: str = "service") -
         ConfigError: names each key that is unknown or out of range.
     """
     return load_options(ServiceRunSettings, {"service": given}, source).service
+
+
+class SqlSettings(Chosen):
+    """Where a post's cells are looked up: the message names only its `post_id`."""
+
+    #: SQLAlchemy's; `env:VARIABLE` where it holds a password.
+    url: str
+    #: Gives one row with the columns `title`, `text` and `images` (a list, or a JSON list as text) for `:post_id`.
+    query: str
+
+    @field_validator("query")
+    @classmethod
+    def _by_post_id(cls, value: str) -> str:
+        if ":post_id" not in value:
+            raise ValueError("`:post_id` is expected in it: SELECT title, text, images FROM posts WHERE id = :post_id")
+        return value
+
+
+class StreamSettings(Chosen):
+    """`agentps stream`: where posts come from, and where what is said of them goes: section `stream` of a run file.
+
+    A URL may be `env:VARIABLE`, where it holds a password.
+    """
+
+    #: `kafka://HOST:PORT/TOPIC` (several hosts with commas), `amqp://HOST/QUEUE`, `nats://HOST/SUBJECT`,
+    #: `redis://HOST/STREAM`, or a folder. Must be named.
+    source: str | None
+    #: Workers of one group share the messages.
+    group: str = Field(pattern=r"^[\w.-]{1,200}$")
+    #: Options of librdkafka for a source or sink `kafka://`, as `security.protocol`; a value may be `env:VARIABLE`.
+    kafka: dict[str, str | int | float | bool]
+    #: Messages between two commits, at most: all of them come again where the worker is killed.
+    batch: int = Field(ge=1, le=10_000)
+    #: The folder that the paths of pictures in messages lie in. None: that of a folder source; no paths from a broker.
+    images: str | None
+    #: Hosts whose https URLs may be named as pictures, as in `service.image_hosts`; none: no URL is.
+    image_hosts: tuple[Annotated[str, Field(min_length=1)], ...]
+    #: Seconds between tries to read a picture that is not there yet; after the last one the message is a dead letter.
+    #: The whole batch waits.
+    picture_waits: tuple[float, ...]
+    #: None: the message holds the post itself.
+    sql: SqlSettings | None
+    #: A policy file; None: no decision beyond the scores.
+    policy: str | None
+    #: The URL of a service that scores; None: this process does, with the champion.
+    service: str | None
+    #: Its key for this client, as `env:VARIABLE`.
+    service_key: str | None = Field(pattern=r"^env:\w+$")
+    #: Cores that a champion in this process computes on.
+    threads: int = Field(ge=1, le=1_024)
+    #: Seconds between two looks for a new champion.
+    watch: float = Field(gt=0, le=3600)
+    #: The database of records and dead letters; None: `retrain.scores` where that is one, else SQLite.
+    store: str | None
+    #: Where records also go: `kafka://HOST:PORT/TOPIC`, an `https://` address, or a folder for Parquet files.
+    sinks: tuple[str, ...]
+
+    @field_validator("picture_waits")
+    @classmethod
+    def _seconds(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(wait < 0 for wait in value) or sum(value) > 120:
+            raise ValueError("seconds of 0 or more are expected, of 120 in all at most")
+        return value
+
+    @field_validator("kafka")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        ours = ("bootstrap.servers", "group.id", "enable.auto.", "auto.offset.", "enable.idempotence")
+        if taken := [key for key in value if key.startswith(ours)]:
+            raise ValueError(f"{taken[0]} is set by the stream itself: remove it")
+        return value
+
+
+class StreamRunSettings(TrainingSettings):
+    """All options of `agentps stream`. `task` and `register` name the model; of the others only `ingest` is used."""
+
+    defaults = (DEFAULT_CONFIG, STREAM_CONFIG)
+
+    stream: StreamSettings
+
+
+def load_stream(given: dict[str, Any], source: str = "stream") -> StreamSettings:
+    """`given` laid over the values of `configs/stream.yaml`.
+
+    Raises:
+        ConfigError: names each key that is unknown or out of range; or no source is named.
+    """
+    found = load_options(StreamRunSettings, {"stream": given}, source).stream
+    if not found.source:
+        raise ConfigError(f"{source}: stream.source: name a broker's URL or a folder (docs/stream.md)")
+    return found

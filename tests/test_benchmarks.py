@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import batch_scoring, gate_power, growth, overhead, preprocessing, quantization
+from benchmarks import batch_scoring, gate_power, growth, overhead, preprocessing, quantization, stream_scoring
 from benchmarks.record import PAGE
 
 
@@ -20,6 +20,7 @@ from benchmarks.record import PAGE
         (overhead, PAGE),
         (quantization, quantization.PAGE),
         (batch_scoring, batch_scoring.PAGE),
+        (stream_scoring, stream_scoring.PAGE),
     ],
 )
 def test_the_pages_tables_are_made_of_the_record(benchmark: ModuleType, page: Path) -> None:

@@ -13,10 +13,13 @@ from pipelines.config import read_run_file
 from scoring.settings import (
     SCORING_CONFIG,
     SERVICE_CONFIG,
+    STREAM_CONFIG,
     ScoringRunSettings,
     ScoringSettings,
     ServiceRunSettings,
     ServiceSettings,
+    StreamRunSettings,
+    StreamSettings,
 )
 from steps.annotate.prices import PRICES, load_prices
 from steps.paths import STUDY_CONFIG
@@ -58,14 +61,15 @@ def settings_of(path: Path) -> TrainingSettings:
         kind = ScoringRunSettings
     if path == SERVICE_CONFIG:
         kind = ServiceRunSettings
+    if path == STREAM_CONFIG:
+        kind = StreamRunSettings
     return load_options(kind, read_run_file(path, kind.names()).options, relative(path))
 
 
 def test_no_option_of_ours_has_the_name_of_one_of_zenmls() -> None:
     """Both live at the top of one file."""
-    names = (
-        TrainingSettings.names() | StudyRunSettings.names() | ScoringRunSettings.names() | ServiceRunSettings.names()
-    )
+    kinds = (TrainingSettings, StudyRunSettings, ScoringRunSettings, ServiceRunSettings, StreamRunSettings)
+    names = {name for kind in kinds for name in kind.names()}
     assert names.isdisjoint(PipelineRunConfiguration.model_fields)
 
 
@@ -98,6 +102,11 @@ def test_scoring_lists_every_option_of_its_own() -> None:
 def test_the_service_lists_every_option_of_its_own() -> None:
     listed = yaml.safe_load(SERVICE_CONFIG.read_text(encoding="utf-8"))["service"]
     assert set(listed) == set(ServiceSettings.model_fields)
+
+
+def test_the_stream_lists_every_option_of_its_own() -> None:
+    listed = yaml.safe_load(STREAM_CONFIG.read_text(encoding="utf-8"))["stream"]
+    assert set(listed) == set(StreamSettings.model_fields)
 
 
 def test_the_study_lists_every_option_of_its_own() -> None:
