@@ -138,23 +138,29 @@ def fetch(version: str | None, config: Path | None) -> None:
     click.echo(registry.folder_of(champion_of(name) if version is None else registry.get(name, version)))
 
 
+_SCORES_HELP = "A store's URL, or a table (.jsonl). Default: retrain.scores, or else the store of this machine."
+
+
 @click.command()
-@click.option("--posts", required=True, help="A manifest of posts, labelled or not: its path or URL.")
-@click.option("--scores", type=click.Path(path_type=Path), help="The table to add to. Default: retrain.scores.")
+@click.option("--posts", required=True, help="A manifest of posts, labelled or not, or a folder of some: path or URL.")
+@click.option("--scores", help=f"Where to keep them. {_SCORES_HELP}")
+@click.option(
+    "--policy", type=click.Path(path_type=Path), help="A policy, whose word on each post the store keeps, too."
+)
 @_config
-def score(posts: str, scores: Path | None, config: Path | None) -> None:
-    """Score posts with the champion, and keep score, decision and answers. What it has scored before is left out."""
+def score(posts: str, scores: str | None, policy: Path | None, config: Path | None) -> None:
+    """Score posts with the champion, and keep what it says. What it has scored before is left out."""
     settings, name = _open(config)
-    from scoring.table import score_manifest
+    from scoring.manifest import score_manifest
 
-    click.echo(score_manifest(name, posts, settings, scores))
+    click.echo(score_manifest(name, posts, settings, scores, policy))
 
 
 @click.command()
-@click.option("--scores", type=click.Path(path_type=Path), help="The scored posts. Default: retrain.scores.")
+@click.option("--scores", help=f"The scored posts. {_SCORES_HELP}")
 @click.option("--labels", type=click.Path(path_type=Path), help="People's labels since. Default: retrain.labels.")
 @_config
-def live(scores: Path | None, labels: Path | None, config: Path | None) -> None:
+def live(scores: str | None, labels: Path | None, config: Path | None) -> None:
     """The champion's precision and recall on what people labelled since. Exit code 1, and a notice, on an alarm."""
     settings, name = _open(config)
     from steps.register.history import champion_of
@@ -162,7 +168,7 @@ def live(scores: Path | None, labels: Path | None, config: Path | None) -> None:
     from steps.retrain.live import live_tables, tell
 
     scored, labelled = live_tables(scores, labels, settings.retrain)
-    found = figures(scored, labelled, champion_of(name).version, settings.retrain)
+    found = figures(scored, labelled, name, champion_of(name).version, settings.retrain)
     click.echo(f"{name} {found.line}")
     if found.alarm:
         for undelivered in tell(name, found, settings.notify):

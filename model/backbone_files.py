@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .backbones import names
+from .backbones import known, names
 from .errors import ConfigError
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
@@ -163,7 +163,7 @@ def check_config(find: Find, name: str) -> str:
         )
     raw = read_mapping(path, name)
     kind = raw.get("model_type")
-    if kind not in names():
+    if not (isinstance(kind, str) and known(kind)):
         raise ConfigError(
             f"backbone {name}: {CONFIG} describes a model of type {kind!r}; one of {', '.join(names())} is expected"
         )

@@ -86,6 +86,10 @@ class RegistryError(AgentPSError):
     """The registry refuses, or holds something that this project did not write."""
 
 
+class StoreError(AgentPSError):
+    """The store of scored posts cannot be opened, read or written, or holds what this project did not write."""
+
+
 class ScheduleError(AgentPSError):
     """The machine has no scheduler that can be used, refuses a schedule, or there is none."""
 

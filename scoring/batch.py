@@ -12,9 +12,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -36,6 +38,7 @@ from scoring.record import Record, to_table
 from scoring.score import Input, LocalScore, Score, read_input
 from scoring.settings import ScoringSettings
 from steps.ingest.posts import namer
+from steps.ingest.rows import is_url
 from steps.ingest.streamed import Reader
 from steps.locks import locked
 from steps.register.registry import RegisteredVersion
@@ -45,6 +48,8 @@ logger = logging.getLogger(__name__)
 
 #: Posts that are read and scored together, and bytes of their pictures: what is in memory at one time.
 _CHUNK, _CHUNK_BYTES = 256, 2**28
+#: Posts whose pictures are read from an object store at the same time: one answer takes it longer than many.
+_READERS = 16
 #: Seconds between two words on how far a job is.
 _WORD = 60.0
 _JOB, _SHARDS, _REJECTS, _COUNTS = "_job.json", "_shards.jsonl", "_rejects.jsonl", "_counts.json"
@@ -122,7 +127,11 @@ def picture_reader(root: str, limits: ImageLimits) -> Callable[[Any], bytes]:
 
 
 def records_of(
-    rows: Iterable[Mapping[str, Any]], score: BatchScore, read: Callable[[Any], bytes], now: datetime
+    rows: Iterable[Mapping[str, Any]],
+    score: BatchScore,
+    read: Callable[[Any], bytes],
+    now: datetime,
+    readers: int = 1,
 ) -> Iterator[Record]:
     """A record for each row, in order, so many at a time that memory stays flat.
 
@@ -130,17 +139,30 @@ def records_of(
         rows: of a manifest, each with a usable `post_id`.
         read: see `scoring.score.read_input`.
         now: `scored_at`.
+        readers: posts whose pictures are read at the same time.
     """
     chunk: list[Input] = []
     n_bytes = 0
-    for cells in rows:
-        chunk.append(read_input(cells, read, score.post_limits))
-        n_bytes += sum(map(len, chunk[-1].images))
+    for post in _inputs(rows, partial(read_input, read=read, limits=score.post_limits), readers):
+        chunk.append(post)
+        n_bytes += sum(map(len, post.images))
         if len(chunk) == _CHUNK or n_bytes >= _CHUNK_BYTES:
             yield from score(chunk, now)
             chunk, n_bytes = [], 0
     if chunk:
         yield from score(chunk, now)
+
+
+def _inputs(
+    rows: Iterable[Mapping[str, Any]], make: Callable[[Mapping[str, Any]], Input], readers: int
+) -> Iterator[Input]:
+    if readers == 1:
+        yield from map(make, rows)
+        return
+    rows = iter(rows)
+    with ThreadPoolExecutor(readers) as pool:
+        while window := list(islice(rows, readers)):  # no more is read ahead
+            yield from pool.map(make, window)
 
 
 class ShardScorer:
@@ -149,7 +171,8 @@ class ShardScorer:
     def __init__(self, score: BatchScore, job: Job, sources: Sequence[str], folder: Path) -> None:
         self._score, self._job, self._sources, self._folder = score, job, sources, folder
         self._reader = Reader((POST_ID, TITLE, TEXT, IMAGES))
-        self._read = picture_reader(folder_of(job.posts), score.limits)
+        root = folder_of(job.posts)
+        self._read, self._readers = picture_reader(root, score.limits), _READERS if is_url(root) else 1
 
     def __call__(self, shard: Shard) -> Done:
         """
@@ -157,7 +180,8 @@ class ShardScorer:
             ManifestError: the manifest is not what it was when the shards were made.
             DiskError: the file cannot be written; it is not there then.
         """
-        records = list(records_of(self._rows(shard), self._score, self._read, self._job.scored_at))
+        rows = self._rows(shard)
+        records = list(records_of(rows, self._score, self._read, self._job.scored_at, self._readers))
         table = to_table(records, self._score.schema)
         with replacing(file_of(self._folder, shard)) as part:
             pq.write_table(table, part)
@@ -280,14 +304,8 @@ def _begin(
             raise ConfigError(_refusal(folder, job, version, posts))
     if today.exists() and any(path.suffix != ".part" for path in today.iterdir()):
         raise ConfigError(f"scoring.output: {today} holds files of somebody else: name another folder")
-    new = Job(
-        model_name=version.name,
-        model_version=version.version,
-        posts=posts,
-        fingerprint=mark,
-        shard=size,
-        scored_at=now,
-    )
+    who = {"model_name": version.name, "model_version": version.version}
+    new = Job(**who, posts=posts, fingerprint=mark, shard=size, scored_at=now)
     write_whole(today / _JOB, new.model_dump_json(indent=1) + "\n")
     return new, today
 

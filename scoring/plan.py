@@ -110,7 +110,7 @@ def plan(sources: Sequence[str], size: int, shards: Path, rejects: Path, scratch
         part.open("w", encoding="utf-8") as file,
         _Seen.at(scratch) as seen,
         replacing(rejects) as other,
-        other.open("w", encoding="utf-8") as told,
+        other.open("w", encoding="utf-8", errors="backslashreplace") as told,  # a file may have any name
     ):
         planner = _Planner(sources, size, seen, told)
         for shard in planner.shards():

@@ -14,7 +14,7 @@ from typing import Any
 from model.errors import ConfigError
 from scoring.batch import Done, Job, Make, ShardScorer
 from scoring.plan import Shard
-from scoring.ray_settings import ADDRESS, running
+from scoring.ray_settings import ADDRESS, LEAST_CPUS, running
 
 #: A worker that dies is started again, and its shard given to it again, so many times.
 _TRIES = 3
@@ -50,13 +50,15 @@ def on_ray(
     Raises:
         ConfigError: Ray is not installed, or cannot be started.
     """
-    with running() as ray:
+    cores = os.cpu_count() or 1
+    # Ray's helpers need more than a small machine has, and a count that is asked for is the user's to choose
+    options = {} if ADDRESS in os.environ else {"num_cpus": max(LEAST_CPUS, cores, (workers or 0) * threads)}
+    with running(**options) as ray:
         from ray.util import ActorPool
 
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        # of a Ray that was started here the cores are those of the machine: it says more than it has
-        cores = int(ray.cluster_resources()["CPU"]) if ADDRESS in os.environ else os.cpu_count() or 1
-        count = workers or gpus or max(1, cores // threads)
+        there = ray.cluster_resources()
+        gpus = int(there.get("GPU", 0))
+        count = workers_of(workers, threads, int(there["CPU"]) if ADDRESS in os.environ else cores, gpus)
         kind = ray.remote(_Worker).options(
             num_cpus=threads, num_gpus=1 if gpus else 0, max_restarts=_TRIES, max_task_retries=_TRIES
         )
@@ -67,6 +69,19 @@ def on_ray(
             pool.submit(lambda worker, value: worker.score.remote(value), shard)
         while pool.has_next():
             yield _next(pool, ray)
+
+
+def workers_of(wanted: int | None, threads: int, cores: int, gpus: int) -> int:
+    """How many processes score; None: as many as there is room for.
+
+    Raises:
+        ConfigError: there is not enough room: Ray would wait for more for ever.
+    """
+    room = gpus or cores // threads
+    if wanted is not None and (gpus or ADDRESS in os.environ) and wanted > room:
+        what = f"{gpus} GPUs" if gpus else f"{cores} cores"
+        raise ConfigError(f"scoring.workers {wanted}: Ray has {what}, which is room for {room}: set {room} or fewer")
+    return wanted or max(1, room)
 
 
 def _next(pool: Any, ray: ModuleType) -> Done:

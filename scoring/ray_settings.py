@@ -20,7 +20,7 @@ from model.errors import ConfigError
 #: Where the cluster is; not set: one is started on this machine, for this process alone.
 ADDRESS = "RAY_ADDRESS"
 #: With fewer logical CPUs than this, Ray's own helpers wait for each other.
-_LEAST_CPUS = 4
+LEAST_CPUS = 4
 #: Bytes of shared memory for what processes hand to each other: requests, no data sets.
 _OBJECT_STORE = 2**29
 _ENVIRONMENT = {
@@ -72,7 +72,7 @@ def running(**options: Any) -> Iterator[ModuleType]:
     if ADDRESS not in os.environ:
         ours |= {
             "address": "local",
-            "num_cpus": max(_LEAST_CPUS, os.cpu_count() or 1),
+            "num_cpus": max(LEAST_CPUS, os.cpu_count() or 1),
             "object_store_memory": _OBJECT_STORE,
             "include_dashboard": False,
         }

@@ -107,7 +107,7 @@ class LocalScore:
 
     def __init__(self, version: RegisteredVersion, checkpoint: Path, scorer: Scorer) -> None:
         info = read_info(checkpoint)
-        self.version, self.task = version, info.task
+        self.version, self.task, self.variant = version, info.task, info.train.variant
         self.limits: ImageLimits = info.limits
         self.post_limits: PostLimits = info.post_limits
         self.points = tuple(read_operating_points(checkpoint).thresholds)

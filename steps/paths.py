@@ -9,6 +9,8 @@ from steps.secrets import resolved
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / "configs" / "default.yaml"
+#: Under `home()`.
+STORE_FILE = "scores.db"
 STUDY_CONFIG = REPOSITORY / "configs" / "study.yaml"
 
 
@@ -22,3 +24,8 @@ def ledger_url(configured: str | None) -> str:
     if configured:
         return resolved(configured, "annotate.ledger")
     return f"sqlite:///{home() / 'annotations.db'}"
+
+
+def store_url() -> str:
+    """The store of scored posts where none is configured."""
+    return f"sqlite:///{home() / STORE_FILE}"

@@ -90,7 +90,11 @@ def _values() -> list[str]:
 
 
 #: Option -> the variable that keeps its value during a run.
-_APART = {("annotate", "ledger"): "AGENTPS_LEDGER", ("notify", "webhook"): "AGENTPS_WEBHOOK"}
+_APART = {
+    ("annotate", "ledger"): "AGENTPS_LEDGER",
+    ("retrain", "scores"): "AGENTPS_SCORES",
+    ("notify", "webhook"): "AGENTPS_WEBHOOK",
+}
 #: ZenML itself reads `${NAME}` in a run file, and keeps what the variable holds.
 _REFERENCE = re.compile(r"env:(\w+)|\$\{(\w+)\}")
 

@@ -206,7 +206,7 @@ class RetrainSettings(Chosen):
     min_fresh: int = Field(ge=1)
     #: A manifest of `post_id` and `label`: people's labels that came after the post; None: the manifest's own only.
     labels: str | None
-    #: The posts that were scored in production (see `steps.retrain.live`); None: nothing is known of them.
+    #: The scores of production: a store's URL, or a table (see `steps.retrain.live`); None: the store of this machine.
     scores: str | None
     #: The precision in percent that the served threshold promised.
     live_precision: int = Field(gt=0, lt=100)

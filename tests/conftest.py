@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from model.data import Shards
     from model.settings import BackboneSettings
+    from tests.support.postgresql import Server
 
 # Before any library is imported, and for the subprocesses of the tests too.
 os.environ.update(
@@ -106,3 +107,21 @@ def own_zenml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
 
     with zenml_of_its_own(tmp_path_factory.mktemp("zenml")):
         yield Client()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[Server]:
+    """A PostgreSQL of the tests' own, on a socket. Skipped where none is installed."""
+    from tests.support.postgresql import Server, binaries
+
+    pytest.importorskip("psycopg", reason="no psycopg: it is in requirements-scoring.lock")
+    if binaries() is None:
+        pytest.skip("no initdb: apt-get install postgresql")
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: Server) -> str:
+    """The URL of an empty database."""
+    return postgresql_server.new_database()

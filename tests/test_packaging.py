@@ -34,6 +34,7 @@ NOT_IMPORTED = {
     "mkdocs-material": "make docs",
     "mypy": "make check",
     "pandas-stubs": "mypy",
+    "psycopg": "SQLAlchemy's driver of PostgreSQL",
     "pytest-xdist": "make test",
     "ruff": "make check",
     "types-pyyaml": "mypy",

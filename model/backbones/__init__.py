@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,15 @@ if TYPE_CHECKING:
     from ..family import Family
 
 
+def known(model_type: str) -> bool:
+    """Whether there is such a family; nothing is imported for it."""
+    # asked by name: the code of a registered version is imported from memory, where no folder can be listed
+    named = model_type.isidentifier() and not model_type.startswith("_")
+    return named and find_spec(f".{model_type}", __package__) is not None
+
+
 def names() -> list[str]:
-    """The model types that are known; nothing is imported for it."""
+    """The model types that are known, for a message; none where this code was imported from memory."""
     return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
 
 
@@ -27,7 +35,7 @@ def family_class(model_type: str) -> type[Family]:
     Raises:
         ConfigError: no family has this name.
     """
-    if model_type not in names():
+    if not known(model_type):
         raise ConfigError(f"a backbone of type {model_type!r}: one of {', '.join(names())} is expected")
     found: type[Family] = import_module(f".{model_type}", __package__).FAMILY
     return found

@@ -22,9 +22,10 @@ from typing import Any
 from sqlalchemy import Connection, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from steps.annotate.database import explained, now, open_database, storable
+from steps.annotate.database import explained, now, open_database
 from steps.annotate.ledger_tables import ANSWERS, BATCH_FILES, LEASES
 from steps.annotate.owner import died, new_owner
+from steps.database import storable
 
 
 class Missing(StrEnum):

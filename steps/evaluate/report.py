@@ -92,10 +92,15 @@ class EvalReport(_Frozen):
         needed = self.posts_needed.get(point)
         return f"not promised; about {needed:,} posts of val would do" if needed else "no part of val is precise enough"
 
+    def _named(self, key: str) -> str:
+        value = self.metrics[key].value
+        return f"{metrics.label_of(key)} {'-' if value is None else format(value, '.3f')}"
+
     def table(self) -> str:
         """The recall-at-precision table for a terminal, without a final line break."""
         lines = [
-            f"{self.task} · {self.variant} · {self.n_posts:,} test posts, {self.n_positive:,} positive",
+            f"{self.task} · {self.variant} · {self.n_posts:,} test posts, {self.n_positive:,} positive · "
+            f"{self._named(metrics.AVERAGE_PRECISION)}, by guessing {self.n_positive / self.n_posts:.3f}",
             f"{'precision':>9}  {'recall on test':<22}  with the threshold from val",
         ]
         for key, point in self.operating_points.items():
@@ -107,13 +112,7 @@ class EvalReport(_Frozen):
                 else f"recall {_percent(point.recall)}, precision {_percent(point.precision)}"
             )
             lines.append(f"{point.min_precision:>9.0%}  {_percent(metric.value) + interval:<22}  {served}")
-        lines.append(
-            " · ".join(
-                f"{metrics.label_of(key)} "
-                f"{'-' if self.metrics[key].value is None else format(self.metrics[key].value, '.3f')}"
-                for key in (metrics.F1, metrics.AVERAGE_PRECISION, metrics.ROC_AUC)
-            )
-        )
+        lines.append(" · ".join(self._named(key) for key in (metrics.F1, metrics.ROC_AUC)))
         return "\n".join(lines)
 
 

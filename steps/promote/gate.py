@@ -6,7 +6,7 @@ Both models scored the same test posts. Dimensions: N test posts with a final la
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -116,6 +116,9 @@ def decide(
         if check.outcome == "failed":
             return ends("kept", _floor_reason(check))
     metric = settings.metric
+    checks.append(guessing := _guessing(candidate, posts, settings))
+    if guessing.outcome == "failed":
+        return ends("kept", f"{metric} {guessing.value:.4f} may be guessing, which reaches {guessing.limit:.4f}")
     reached = f"{metric} {checks[0].value:.4f} reaches the floor {settings.floor:g}"
     if champion is None:
         return ends("promoted", f"{reached}; there was no champion")
@@ -162,24 +165,23 @@ def gain_of(metric: str, candidate: Judged, champion: Judged, labels_N: _Mask, *
     """(value, low, high) of `metric(candidate) - metric(champion)`, see `model.bootstrap.paired_gain`; f1 and the
     served recalls of each at the threshold that its own val chose.
     """
-    fn, a_N, b_N = metrics.comparable(metric), candidate.scores_N, champion.scores_N
-    if fn is None:
-        raise ConfigError(f"promote.metric {metric!r}: two models cannot be compared on it")
-    a_N, b_N = a_N - _own_threshold(metric, candidate.report), b_N - _own_threshold(metric, champion.report)
+    (fn, a_N), (_, b_N) = _measured(metric, candidate), _measured(metric, champion)
     return paired_gain(fn, a_N, b_N, labels_N, n=n, seed=_SEED, level=LEVEL)
 
 
-def _own_threshold(metric: str, report: EvalReport) -> float:
-    """What is taken from a model's scores before they are compared on the metric."""
+def _measured(metric: str, model: Judged) -> tuple[Callable[..., float], _Scores]:
+    """The metric, and the scores that it takes: of f1 and the served recalls less the model's own threshold."""
+    fn, point = metrics.comparable(metric), metrics.served_point(metric)
+    if fn is None:
+        raise ConfigError(f"promote.metric {metric!r}: two models cannot be compared on it")
     if metric == metrics.F1:
-        return report.f1_threshold
-    point = metrics.served_point(metric)
+        return fn, model.scores_N - model.report.f1_threshold
     if point is None:
-        return 0.0
-    if point not in report.operating_points:
-        known = ", ".join(report.operating_points)
+        return fn, model.scores_N
+    if point not in model.report.operating_points:
+        known = ", ".join(model.report.operating_points)
         raise ConfigError(f"promote.metric {metric!r}: a version has no threshold {point} (it has {known})")
-    return report.operating_points[point].threshold
+    return fn, model.scores_N - model.report.operating_points[point].threshold
 
 
 def _floors(candidate: Judged, posts: Posts, settings: PromoteSettings) -> list[Check]:
@@ -210,6 +212,17 @@ def _calibration_noise(scores_N: _Scores) -> float:
     order_N = np.sort(scores_N)[::-1]
     draws = [rng.random(len(order_N)) < order_N for _ in range(_CALIBRATION_DRAWS)]
     return float(np.quantile([metrics.expected_calibration_error(order_N, labels) for labels in draws], LEVEL))
+
+
+def _guessing(candidate: Judged, posts: Posts, settings: PromoteSettings) -> Check:
+    """The metric against what 5 of 100 models that know nothing exceed: the same scores, dealt out by chance."""
+    fn, scores_N = _measured(settings.metric, candidate)
+    order_N, rng = np.sort(scores_N)[::-1], np.random.default_rng(_SEED)
+    draws = [fn(order_N, rng.permutation(posts.labels_N)) for _ in range(settings.bootstrap)]
+    value = fn(scores_N, posts.labels_N)
+    limit = float(np.quantile(draws, LEVEL))
+    name = f"{settings.metric} against guessing"
+    return Check(name=name, value=value, limit=limit, outcome="passed" if value > limit else "failed")
 
 
 def _floor_reason(check: Check) -> str:

@@ -1,8 +1,9 @@
 """How the champion does on what it served: people's labels that came after the score, joined by `post_id`.
 
-A table of scored posts is JSON Lines, Parquet or CSV, one row per scored post: `post_id`, `score`, `decision` (true:
-flagged at the served threshold), `model_version`, `scored_at` (ISO 8601 with a zone). Of a post that one version scored
-twice the newest row counts. A row whose `error` says why the post has no score counts as neither flagged nor passed.
+Scores are in a store (`scoring.store`), or in a table. A table of scored posts is JSON Lines, Parquet or CSV, one row
+per scored post: `post_id`, `score`, `decision` (true: flagged at the served threshold), `model_version`, `scored_at`
+(ISO 8601 with a zone). Of a post that one version scored twice the newest row counts. A row whose `error` says why
+the post has no score counts as neither flagged nor passed.
 """
 
 from __future__ import annotations
@@ -19,18 +20,23 @@ from pydantic import Field
 
 from model.columns import DECISION, MODEL_VERSION, SCORE, SCORED_AT
 from model.errors import ConfigError, ManifestError
+from model.metrics import point_name
 from model.post import Expects, PostId, Row, Time
 from model.schema import POST_ID
 from steps.ingest.rows import checked_rows
 from steps.notify import send
+from steps.paths import STORE_FILE, home, store_url
 from steps.retrain.fresh import is_to_come, read_labels
+from steps.retrain.stored import COLUMNS, is_store, read_stored
+from steps.secrets import masked, resolved
 from steps.settings import NotifySettings, RetrainSettings
 from steps.tables import tell_unmatched
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = (POST_ID, SCORE, DECISION, MODEL_VERSION, SCORED_AT)
 LEVEL = 0.95
+#: Where a row of a table stands, for messages.
+_WHERE = "where"
 _PROBABILITY, _BOOLEAN = "a number from 0 to 1", "true or false"
 
 
@@ -92,16 +98,29 @@ def tell(model: str, found: Live, settings: NotifySettings) -> list[str]:
     return send(f"AgentPS on {socket.gethostname()}: {model} {found.line}", settings)
 
 
-def live_tables(scores: Path | None, labels: Path | None, settings: RetrainSettings) -> tuple[Path, Path]:
-    """The tables of scores and of people's labels: those that are given, else those of the settings.
+def scores_place(given: str | None) -> str | None:
+    """Where the scores are: the store or table that is given, else the store of this machine; None: there is none yet.
 
     Raises:
-        ConfigError: one of them is named nowhere.
+        ConfigError: a variable that is named is not set.
     """
-    scored, labelled = scores or settings.scores, labels or settings.labels
-    if scored is None or labelled is None:
-        raise ConfigError("live: scores and labels are needed: give --scores and --labels, or set them in `retrain`")
-    return Path(scored), Path(labelled)
+    if given is not None:
+        return resolved(given, "retrain.scores")
+    return store_url() if (home() / STORE_FILE).exists() else None
+
+
+def live_tables(scores: str | None, labels: Path | None, settings: RetrainSettings) -> tuple[str, Path]:
+    """Where scores and people's labels are: as they are given, else as in the settings.
+
+    Raises:
+        ConfigError: one of them is named nowhere, and nothing was scored on this machine.
+    """
+    scored, labelled = scores_place(scores or settings.scores), labels or settings.labels
+    if labelled is None:
+        raise ConfigError("live: people's labels are needed: give --labels, or set retrain.labels")
+    if scored is None:
+        raise ConfigError("live: no scores: `agentps score` makes some; or give --scores, or set retrain.scores")
+    return scored, Path(labelled)
 
 
 class ScoredPost(Row):
@@ -115,48 +134,79 @@ class ScoredPost(Row):
     scored_at: Time
 
 
-def read_scores(path: Path) -> pd.DataFrame:
-    """The table of scored posts, `model_version` as text, one row per post and version.
+def read_scores(place: str, model_name: str, precision: int) -> pd.DataFrame:
+    """The scores in a store or a table, `model_version` as text, one row per post and version: its newest.
 
-    Left out, with a word: a row whose `scored_at` is still to come, which would be the newest for ever, and a last line
-    that was cut off.
+    `decision` is null where a version of the store has no threshold for the precision.
+
+    Args:
+        place: a store's URL, or the path of a table, which is one model's.
+        precision: in percent.
+
+    Raises:
+        ManifestError: as `read_score_table`.
+        StoreError: the store cannot be read.
+    """
+    if is_store(place):
+        return _newest(read_stored(place, model_name, point_name(precision)), place)
+    return read_score_table(Path(place))
+
+
+def read_score_table(path: Path) -> pd.DataFrame:
+    """The table of scored posts. A last line that was cut off is left out, with a word.
 
     Raises:
         ManifestError: the file cannot be read, or a row breaks the rules above.
     """
-    now = datetime.now(UTC)
-    scored, ahead = [], []
+    scored = []
     for number, row in checked_rows(path, ScoredPost, "scores", COLUMNS, grows=True):
         for column, cell, expected in ((SCORE, row.score, _PROBABILITY), (DECISION, row.decision, _BOOLEAN)):
             if cell is None and row.error is None:
                 raise ManifestError(
                     f"scores {path}:{number}: {column}: missing; {expected} is expected: correct or remove the row"
                 )
-        if is_to_come(row.scored_at, now):
-            ahead.append(f"{path}:{number}: {row.scored_at.isoformat()}")
-        elif row.error is None:
-            scored.append(dict(row))
-    if ahead:
+        if row.error is None:
+            scored.append(dict(row) | {_WHERE: f"{path}:{number}"})
+    return _newest(pd.DataFrame(scored, columns=[*COLUMNS, _WHERE]), path)
+
+
+def _newest(scored: pd.DataFrame, place: str | Path) -> pd.DataFrame:
+    """Left out, with a word: a row whose `scored_at` is still to come, which would be the newest for ever."""
+    table = scored.astype({MODEL_VERSION: "str", SCORED_AT: "datetime64[us, UTC]"})
+    now = datetime.now(UTC)
+    ahead = table[SCORED_AT].map(lambda time: is_to_come(time, now)).astype(bool)
+    if ahead.any():
+        first = table[ahead].iloc[0]
         logger.warning(
-            "scores: of %d rows %s is still to come, so a clock was wrong: they are left out (%s)",
-            len(ahead),
+            "scores: of %d rows %s is still to come, so a clock was wrong: they are left out (%s: %s)",
+            ahead.sum(),
             SCORED_AT,
-            ahead[0],
+            first.get(_WHERE, masked(str(place))),
+            first[SCORED_AT].isoformat(),
         )
-    table = pd.DataFrame(scored, columns=list(COLUMNS)).astype({MODEL_VERSION: "str", SCORED_AT: "datetime64[us, UTC]"})
+    table = table.loc[~ahead, list(COLUMNS)]
     return table.sort_values(SCORED_AT, kind="stable").drop_duplicates([POST_ID, MODEL_VERSION], keep="last")
 
 
-def live(scores: Path, labels: Path, version: str, settings: RetrainSettings) -> Live:
+def live(scores: str, labels: Path, model_name: str, version: str, settings: RetrainSettings) -> Live:
     """How `version` did on what it scored in its newest `live_days`, against `live_precision`.
 
+    Args:
+        scores: see `read_scores`.
+
     Raises:
-        ManifestError: a file cannot be used.
+        ConfigError: the version has no threshold for `live_precision`.
+        ManifestError, StoreError: a file or the store cannot be used.
         NoMatchError: there are labels, and none is of a post that any version scored.
     """
-    table, known_labels = read_scores(scores), read_labels(labels)
-    tell_unmatched(known_labels, set(table[POST_ID]), f"labels {labels}", f"the scored posts of {scores}")
+    table, known_labels = read_scores(scores, model_name, settings.live_precision), read_labels(labels)
+    tell_unmatched(known_labels, set(table[POST_ID]), f"labels {labels}", f"the scored posts of {masked(scores)}")
     table = table[table[MODEL_VERSION] == version]
+    if table[DECISION].isna().any():
+        raise ConfigError(
+            f"{model_name} version {version} has no threshold for {settings.live_precision} % precision: set "
+            "retrain.live_precision to one that it has"
+        )
     newest = min(table[SCORED_AT].max(), pd.Timestamp.now(UTC))  # a wrong clock must not make all other scores old
     table = table[table[SCORED_AT] > newest - timedelta(days=settings.live_days)]
     label = table[POST_ID].map(known_labels)

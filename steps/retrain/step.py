@@ -24,7 +24,7 @@ from steps.register import registry
 from steps.register.registry import RegisteredVersion
 from steps.retrain import fresh
 from steps.retrain.live import live as live_figures
-from steps.retrain.live import tell
+from steps.retrain.live import scores_place, tell
 from steps.settings import NotifySettings, RetrainSettings
 from steps.tables import NoMatchError
 
@@ -39,13 +39,14 @@ def live(
 
     `alarmed` is the champion's version then, and empty otherwise.
     """
-    if champion is None or settings.scores is None or settings.labels is None:
-        missing = "there is no champion" if champion is None else "retrain.scores and retrain.labels are not both set"
+    scores = scores_place(settings.scores)
+    if champion is None or scores is None or settings.labels is None:
+        missing = "there is no champion" if champion is None else "there are no scores, or no retrain.labels"
         line = f"live precision is not known: {missing}"
         logger.info("%s", line)
         return line, ""
     try:
-        found = live_figures(Path(settings.scores), Path(settings.labels), champion, settings)
+        found = live_figures(scores, Path(settings.labels), model_name, champion, settings)
     except NoMatchError as error:  # labels come late: this is no reason not to train
         logger.warning("live precision is not known: %s", error)
         return f"live precision is not known: {error}", ""

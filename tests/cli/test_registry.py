@@ -21,8 +21,10 @@ from cli.main import COMMANDS, main
 from model.metrics import Calibration
 from model.scorer import Scorer
 from model.settings import BackboneSettings
+from scoring.policy import Policy
+from scoring.store import Store
 from steps.evaluate.report import EvalReport, build_report
-from steps.paths import REPOSITORY
+from steps.paths import REPOSITORY, store_url
 from steps.promote.gate import Decision
 from steps.register import history, registry
 from steps.settings import load_settings
@@ -222,7 +224,7 @@ def test_live_tells_of_a_champion_below_its_promise(add: Add, config: str, tmp_p
     Path(config).write_text(yaml.safe_dump(options), encoding="utf-8")
     given = ("live", "--labels", str(labels), "-c", config)
     refused = call("live", "-c", config)
-    assert (refused.exit_code, "give --scores and --labels" in refused.output) == (1, True)
+    assert (refused.exit_code, "give --labels, or set retrain.labels" in refused.output) == (1, True)
     assert "no champion yet" in call(*given).output
     add(1.0, "promoted")
     row = {"score": 0.9, "decision": True, "model_version": "1", "scored_at": "2026-03-01T00:00:00Z"}
@@ -252,11 +254,16 @@ def test_new_posts_are_scored_once_and_their_late_labels_tell_the_live_precision
 
     def call_score(count: int, *more: str) -> Result:
         manifest.write_text("".join(json.dumps(row) + "\n" for row in rows[:count]), encoding="utf-8")
-        return call("score", "--posts", str(manifest), *(more or ("--scores", str(scores))), "-c", config)
+        return call("score", "--posts", str(manifest), "-c", config, *(more or ("--scores", str(scores))))
 
     assert "no champion yet" in call_score(5).output
     add(1.0, "promoted")
-    assert "give --scores, or set retrain.scores" in call("score", "--posts", str(manifest), "-c", config).output
+    options = yaml.safe_load(Path(config).read_text(encoding="utf-8")) | {"retrain": {"live_precision": 55}}
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump(options), encoding="utf-8")
+    assert "version 1 has no threshold for 55 % precision (it has p" in (
+        call_score(5, "--scores", str(scores), "-c", str(tmp_path / "bad.yaml")).output
+    )
+    assert not scores.exists()
     assert "name a file that ends in .jsonl" in call_score(5, "--scores", "scores.parquet").output
 
     first = call_score(5)
@@ -281,6 +288,27 @@ def test_new_posts_are_scored_once_and_their_late_labels_tell_the_live_precision
     labels.write_text("".join(json.dumps({"post_id": f"n{k}", "label": k % 2}) + "\n" for k in range(9)), "utf-8")
     found = call("live", "--scores", str(scores), "--labels", str(labels), "-c", config)
     assert "9 of 9 scored posts are labelled" in found.output
+
+    # without --scores: the store of this machine, which knows what was changed
+    live = ("live", "--labels", str(labels), "-c", config)
+    assert "no scores: `agentps score` makes some" in call(*live).output
+    assert "version 1: 9 posts scored" in call_score(9, "-c", config).stdout
+    rows[3]["title"] = "another title"
+    assert "version 1: 1 posts scored" in (again := call_score(9, "-c", config).stdout)
+    assert "8 were scored before" in again
+    assert call(*live).output == found.output
+    with Store.open(store_url()) as store:
+        kept = {post_id: said[0] for post_id, said in store.current(table["post_id"]).items()}
+        assert len(store.history("n3")) == 2
+    np.testing.assert_allclose([kept[f"n{k}"].score for k in range(9) if k != 3], expected["score"].drop(3), atol=1e-6)
+
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("{name: p, version: 1, task: task.yaml, precision: 80, audit: {flag: 0.5, pass: 1}}", "utf-8")
+    assert "name a store's URL" in call_score(9, "--scores", str(scores), "--policy", str(policy)).output
+    assert "version 1: 0 posts scored" in call_score(9, "--policy", str(policy)).stdout
+    with Store.open(store_url()) as store:
+        outcomes = [outcome for _, outcome in store.current(table["post_id"]).values()]
+    assert [outcome.policy_version for outcome in outcomes if outcome] == [Policy.load(policy).version] * 9
 
 
 def test_every_command_is_found_and_prints_its_help_without_its_libraries() -> None:

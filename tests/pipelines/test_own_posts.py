@@ -15,6 +15,7 @@ from PIL import Image
 
 from model.schema import IMAGES, POST_ID, ROOT, SPLIT, TEST
 from model.task import load_task
+from scoring.store import Store
 from steps.paths import REPOSITORY
 from tests.pipelines.workspace import STEPS, ZENML, Workspace
 
@@ -73,6 +74,13 @@ def _scores_in_a_batch(workspace: Workspace) -> None:
     assert sorted(records.index) == sorted(posts[POST_ID])
     found = records.loc[predictions[POST_ID], "score"]
     np.testing.assert_allclose(found, predictions["score"], rtol=0, atol=1e-6)
+    # the small door to the same code: the same scores to the last bit, in the store
+    workspace.python(
+        "-c", "from cli.main import main; main()", "score", "--posts", options["scoring"]["posts"], "-c", "score.yaml"
+    )
+    with Store.open(f"sqlite:///{workspace.home}/scores.db") as store:
+        kept = {post_id: said[0].score for post_id, said in store.current(records.index).items()}
+    assert kept == records["score"].to_dict()
 
 
 def test_a_task_without_questions_trains_on_what_is_left_of_a_damaged_manifest(workspace: Workspace) -> None:

@@ -69,6 +69,16 @@ def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the
     )
     assert (workspace.versions(MODEL), workspace.rows("mlflow.db", "runs")) == (1, runs)
 
+    # What the champion says of the posts goes to the store, and people's labels of them are live figures from then on.
+    labelled = [json.loads(line) for line in lines]
+    rows = [json.dumps({"post_id": post["post_id"], "label": post["label"]}) + "\n" for post in labelled]
+    (workspace.root / "labels.jsonl").write_text("".join(rows), encoding="utf-8")
+    options["retrain"]["labels"] = "labels.jsonl"
+    scored = workspace.python(
+        "-c", "from cli.main import main; main()", "score", "--posts", "listings", "-c", "retrain.yaml"
+    )
+    assert f"{MODEL} version 1: {FIRST} posts scored" in scored.output
+
     # Fresh posts whose texts are much longer: told, and not trained on.
     posts = [json.loads(line) for line in lines[FIRST:]]
     for post in posts:
@@ -76,6 +86,7 @@ def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the
     (folder / "2.jsonl").write_text("".join(json.dumps(post) + "\n" for post in posts), encoding="utf-8")
     stopped = run()
     assert stopped.exit_code == 1
+    assert f"{MODEL} version 1: {FIRST} of {FIRST} scored posts are labelled; live precision" in stopped.output
     assert "characters of title and text; the page is" in stopped.output
     assert (workspace.versions(MODEL), newest()) == (1, json.loads(lines[FIRST - 1])["created_at"])
 

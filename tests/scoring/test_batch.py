@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -34,7 +35,7 @@ from model.scorer import predict_rows
 from model.settings import BackboneSettings
 from model.task import Task
 from scoring import batch
-from scoring.batch import Counts, load, score_batch, told
+from scoring.batch import Counts, load, records_of, score_batch, told
 from scoring.record import Record
 from scoring.score import Input, LocalScore, read_input
 from steps.ingest.posts import read_manifest
@@ -167,6 +168,7 @@ def test_rows_that_are_no_post_s_are_told_and_cost_no_other(posts: Path, tmp_pat
         ([], "images: []; a list of one or more images is expected"),
         ("a.png", "images: 'a.png'; a list"),
         (["a\0.png"], "image 1: "),
+        (["\ud800.png"], "image 1: "),
     ],
 )
 def test_a_picture_that_cannot_be_read_is_the_record_s_error(
@@ -360,6 +362,22 @@ def test_of_the_pictures_few_are_in_memory(posts: Path, tmp_path: Path, monkeypa
     run(manifest, tmp_path / "out", make=Seeing, shard=100)
     assert seen == [2, 2, 4, 4, 2]
     assert len(ids(tmp_path / "out")) == 14
+
+
+def test_pictures_of_an_object_store_are_read_side_by_side_and_stay_in_order() -> None:
+    """Each of four readers waits for the three others: one alone would wait for ever."""
+    together = threading.Barrier(4, timeout=60)
+
+    def read(source: Any) -> bytes:
+        together.wait()
+        return str(source).encode()
+
+    rows = [post(f"p{k}", images=[f"{k}.png"]) for k in range(8)]
+    score = StubScore()
+    found = list(records_of(rows, score, read, NOW, readers=4))
+    expected = [Input(f"p{k}", "t", "", (f"{k}.png".encode(),)).sha256 for k in range(8)]
+    assert [record.post_id for record in found] == [f"p{k}" for k in range(8)]
+    assert [record.input_sha256 for record in found] == expected
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from model.errors import ConfigError
 from scoring import ray_settings
+from scoring.ray_batch import workers_of
 from steps.paths import REPOSITORY
 
 _STARTED = """
@@ -85,3 +86,25 @@ def test_without_ray_the_message_says_how_to_install_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"Ray is not installed: `pip install -e \.\[serve\]`"):
         ray_settings.prepare()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "threads", "cores", "gpus", "count"),
+    [(None, 1, 8, 0, 8), (None, 4, 8, 0, 2), (None, 4, 2, 0, 1), (None, 1, 8, 2, 2), (3, 1, 8, 0, 3), (1, 1, 8, 2, 1)],
+)
+def test_as_many_workers_as_there_is_room_for(
+    wanted: int | None, threads: int, cores: int, gpus: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert workers_of(wanted, threads, cores, gpus) == count
+
+
+def test_more_workers_than_a_cluster_has_room_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself waits for ever."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ConfigError, match=r"scoring\.workers 9: Ray has 8 cores, which is room for 4: set 4 or fewer"):
+        workers_of(9, 2, 8, 0)
+    with pytest.raises(ConfigError, match=r"scoring\.workers 3: Ray has 2 GPUs, which is room for 2"):
+        workers_of(3, 1, 8, 2)
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert workers_of(9, 2, 2, 0) == 9, "of this machine the user knows more"

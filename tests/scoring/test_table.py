@@ -8,72 +8,88 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from model.errors import ConfigError, DiskError, ManifestError
-from scoring.table import score_new
-from steps.retrain.live import read_scores
+from model.errors import ConfigError, DiskError, ImageError, ManifestError
+from model.images import ImageLimits
+from model.settings import PostLimits
+from scoring import manifest
+from scoring.manifest import keeping, score_new
+from scoring.record import Answer, Record, columns_of
+from scoring.score import Input
+from steps.retrain.live import read_score_table
 from tests.support.disk import files_end_at
+from tests.support.tasks import DEMO
 
 pytestmark = pytest.mark.usefixtures("agentps_home")  # which holds the locks
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
-POSTS = pd.DataFrame({"post_id": ["a", "b", "c"], "images": [["1"], ["2"], ["3"]]})
+Rows = list[dict[str, Any]]
+POSTS: Rows = [{"post_id": post_id, "images": [f"{post_id}.png"]} for post_id in "abc"]
+TASK = DEMO.model_copy(update={"questions": tuple(q for q in DEMO.questions if q.id == "kind")})
 
 
 class Stub:
-    """As `model.scorer.Scorer`, for posts that are not called `bad`."""
+    """As `scoring.score.LocalScore`, for posts that are not called `bad`."""
 
-    def __init__(self, *bad: str) -> None:
-        self.bad = bad
+    schema, limits, post_limits = columns_of(TASK, ["p80"]), ImageLimits(10, 10), PostLimits()
+
+    def __init__(self, *bad: str, score: float = 0.9, version: str = "7") -> None:
+        self.bad, self.score, self.version = bad, score, version
         self.asked: list[str] = []
 
-    def score(self, posts: pd.DataFrame) -> pd.DataFrame:
-        self.asked += posts["post_id"].tolist()
-        failed = posts["post_id"].isin(self.bad).to_numpy()
-        scores = np.where(failed, np.nan, 0.9)
-        return pd.DataFrame(
-            {
-                "logit": scores,
-                "score": scores,
-                "decision_p80": pd.arrays.BooleanArray(scores > 0.5, failed),
-                "answer_kind": pd.Series([None if bad else "all" for bad in failed], dtype=object),
-                "probability_kind": scores,
-                "error": pd.Series(["image 1: no such file" if bad else None for bad in failed], dtype=object),
-            }
-        ).set_index(posts.index)
+    def read(self, name: str) -> bytes:
+        if name.removesuffix(".png") in self.bad:
+            raise ImageError("no such file")
+        return name.encode()
+
+    def __call__(self, inputs: Sequence[Input], now: datetime | None = None) -> list[Record]:
+        self.asked += [post.post_id for post in inputs]
+        return [self._record(post, now or NOW) for post in inputs]
+
+    def _record(self, post: Input, now: datetime) -> Record:
+        said: dict[str, Any] = {
+            "logit": 2.0, "score": self.score, "decisions": {"p80": self.score > 0.5},
+            "answers": {"kind": Answer(answer="all", probability=self.score)},
+        }  # fmt: skip
+        return Record(
+            post_id=post.post_id, model_name="m", model_version=self.version, task="f00d", scored_at=now,
+            input_sha256=post.sha256, **({"error": post.error} if post.error else said),
+        )  # fmt: skip
 
 
-def score(scorer: Stub, table: Path, posts: pd.DataFrame = POSTS) -> tuple[int, int, list[str], int]:
-    done = score_new(scorer, "7", posts, table, 80, NOW)  # type: ignore[arg-type]
+def score(scorer: Stub, place: Path | str, posts: Rows = POSTS, now: datetime = NOW) -> tuple[int, int, list[str], int]:
+    with keeping(str(place), "m", scorer.version, "p80", scorer.schema) as kept:
+        done = score_new(scorer, posts, scorer.read, kept, "p80", now)
     return done.scored, done.flagged, done.errors, done.before
 
 
 def test_a_post_without_a_score_is_neither_flagged_nor_passed_and_is_tried_again(tmp_path: Path) -> None:
     table = tmp_path / "scores.jsonl"
-    assert score(Stub("b"), table) == (2, 2, ["image 1: no such file"], 0)
+    assert score(Stub("b"), table) == (2, 2, ["b: image 1: no such file"], 0)
     rows = {row["post_id"]: row for row in map(json.loads, table.read_text().splitlines())}
     assert rows["b"] == {
         "post_id": "b", "score": None, "answer_kind": None, "probability_kind": None, "error": "image 1: no such file",
         "decision": None, "model_version": "7", "scored_at": "2026-03-01T00:00:00+00:00",
     }  # fmt: skip
     assert (rows["a"]["decision"], rows["a"]["error"]) == (True, None)
-    assert read_scores(table)["post_id"].tolist() == ["a", "c"], "what has no score is no scored post"
+    assert read_score_table(table)["post_id"].tolist() == ["a", "c"], "what has no score is no scored post"
     again = Stub()
     assert score(again, table) == (1, 1, [], 2)
     assert again.asked == ["b"]
-    assert sorted(read_scores(table)["post_id"]) == ["a", "b", "c"]
+    assert sorted(read_score_table(table)["post_id"]) == ["a", "b", "c"]
 
 
 def test_a_table_of_nothing_but_errors_is_a_table_without_scored_posts(tmp_path: Path) -> None:
     table = tmp_path / "scores.jsonl"
     assert score(Stub("a", "b", "c"), table)[:2] == (0, 0)
-    assert read_scores(table).empty
+    assert read_score_table(table).empty
     assert score(Stub(), table) == (3, 3, [], 0)
 
 
@@ -83,18 +99,12 @@ def test_a_row_without_score_or_decision_needs_an_error(tmp_path: Path, column: 
     table = tmp_path / "scores.jsonl"
     table.write_text(json.dumps(row | {column: None}) + "\n")
     with pytest.raises(ManifestError, match=rf"scores\.jsonl:1: {column}: missing; {expected} is expected"):
-        read_scores(table)
-
-
-def test_a_version_without_that_threshold_is_told_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no threshold for 60 % precision \(it has decision_p80\)"):
-        score_new(Stub(), "7", POSTS, tmp_path / "scores.jsonl", 60, NOW)  # type: ignore[arg-type]
-    assert not (tmp_path / "scores.jsonl").exists()
+        read_score_table(table)
 
 
 # --- a disk that is full, a process that is killed ---------------------------------------------------------
 
-MANY = pd.DataFrame({"post_id": [f"p{k}" for k in range(600)], "images": [["1"]] * 600})
+MANY: Rows = [{"post_id": f"p{k}", "images": ["1.png"]} for k in range(600)]
 
 
 def ids(table: Path) -> list[str]:
@@ -113,7 +123,7 @@ def test_a_full_disk_keeps_whole_chunks_only_and_the_next_call_scores_the_rest(t
     assert table.read_bytes() == b"".join(lines[:256])
     again = Stub()
     assert score(again, table, MANY) == (344, 344, [], 256)
-    assert again.asked == MANY["post_id"].tolist()[256:]
+    assert again.asked == [row["post_id"] for row in MANY][256:]
     assert table.read_bytes() == whole.read_bytes()
 
 
@@ -141,7 +151,7 @@ def test_a_last_line_that_was_cut_off_is_dropped_and_its_post_scored_again(
     table.write_bytes(b"".join(lines[:kept]) + lines[kept][:cut])
     if kept:
         with caplog.at_level(logging.WARNING):
-            assert read_scores(table)["post_id"].tolist() == ["a", "b", "c"][: kept + (cut < 0)]
+            assert read_score_table(table)["post_id"].tolist() == ["a", "b", "c"][: kept + (cut < 0)]
         assert (f"{table}:{kept + 1}: the last line was cut off" in caplog.text) == (cut > 0)
     again = Stub()
     with caplog.at_level(logging.WARNING):
@@ -157,7 +167,7 @@ def test_a_line_that_was_cut_off_in_the_middle_is_named(tmp_path: Path) -> None:
     lines = table.read_bytes().splitlines(keepends=True)
     table.write_bytes(lines[0] + lines[1][:30] + lines[2])
     before = table.read_bytes()
-    for read in (lambda: read_scores(table), lambda: score(Stub(), table)):
+    for read in (lambda: read_score_table(table), lambda: score(Stub(), table)):
         with pytest.raises(ManifestError, match=rf"scores {table}:2: not JSON: .*correct or remove the line"):
             read()
     assert table.read_bytes() == before
@@ -173,9 +183,9 @@ def test_a_file_of_somebody_else_is_not_cut(content: str, tmp_path: Path) -> Non
 
 
 class Slow(Stub):
-    def score(self, posts: pd.DataFrame) -> pd.DataFrame:
+    def __call__(self, inputs: Sequence[Input], now: datetime | None = None) -> list[Record]:
         time.sleep(0.05)
-        return super().score(posts)
+        return super().__call__(inputs, now)
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -184,7 +194,7 @@ def test_killed_in_the_middle_and_begun_again_the_table_is_that_of_one_call(
 ) -> None:
     table, whole = tmp_path / "scores.jsonl", tmp_path / "whole.jsonl"
     score(Stub(), whole, MANY)
-    monkeypatch.setattr("scoring.table._CHUNK", 20)
+    monkeypatch.setattr(manifest, "_CHUNK", 20)
     process = os.fork()  # a new interpreter would import for longer than it scores
     if not process:
         score(Slow(), table, MANY)
@@ -199,7 +209,7 @@ def test_killed_in_the_middle_and_begun_again_the_table_is_that_of_one_call(
     assert 0 < len(kept) < len(MANY)
     again = Stub()
     score(again, table, MANY)
-    assert again.asked == MANY["post_id"].tolist()[len(kept) :], "nothing twice, nothing left out"
+    assert again.asked == [row["post_id"] for row in MANY][len(kept) :], "nothing twice, nothing left out"
     assert table.read_bytes() == whole.read_bytes()
 
 
@@ -210,8 +220,8 @@ def test_two_calls_at_once_score_no_post_twice(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(scorers[0].asked + scorers[1].asked) == sorted(MANY["post_id"])
-    assert sorted(ids(table)) == sorted(MANY["post_id"])
+    assert sorted(scorers[0].asked + scorers[1].asked) == sorted(row["post_id"] for row in MANY)
+    assert sorted(ids(table)) == sorted(row["post_id"] for row in MANY)
 
 
 def test_a_row_that_is_still_to_come_tells_nothing_and_its_post_is_scored_again(
@@ -219,12 +229,12 @@ def test_a_row_that_is_still_to_come_tells_nothing_and_its_post_is_scored_again(
 ) -> None:
     """One start with a clock of 2099 would keep its rows the newest for ever."""
     table = tmp_path / "scores.jsonl"
-    score_new(Stub(), "7", POSTS[:2], table, 80, datetime(2099, 1, 1, tzinfo=UTC))  # type: ignore[arg-type]
+    score(Stub(), table, POSTS[:2], datetime(2099, 1, 1, tzinfo=UTC))
     again = Stub()
     assert score(again, table) == (3, 3, [], 0)
     assert again.asked == ["a", "b", "c"]
     assert f"of 2 rows scored_at is still to come, so a clock was wrong: they are left out ({table}:1: 2099-01-01" in (
         caplog.text
     )
-    assert set(read_scores(table)["scored_at"]) == {pd.Timestamp(NOW)}
+    assert set(read_score_table(table)["scored_at"]) == {pd.Timestamp(NOW)}
     assert score(Stub(), table) == (0, 0, [], 3)

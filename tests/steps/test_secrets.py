@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from steps.secrets import mask_error, masked
+from steps.secrets import mask_error, masked, resolved, set_apart
 
 #: A text with the secret `hunter2-22`, and what is left of it.
 FORMS = {
@@ -126,3 +126,14 @@ def test_a_long_hostile_text_is_no_work(part: str) -> None:
     begun = time.process_time()
     masked(part * (40_000 // len(part)))
     assert time.process_time() - begun < 8
+
+
+def test_the_password_of_a_store_stays_out_of_a_run_s_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTPS_SCORES", "")  # which is put back afterwards
+    url = "postgresql://ann:hunter2-22@db/scores"
+    assert set_apart({"retrain": {"scores": url, "min_fresh": 1}}) == {
+        "retrain": {"scores": "env:AGENTPS_SCORES", "min_fresh": 1}
+    }
+    assert resolved("env:AGENTPS_SCORES", "retrain.scores") == url
+    for plain in ("scores.jsonl", "sqlite:////a/scores.db", "postgresql://db/scores", None):
+        assert set_apart({"retrain": {"scores": plain}}) == {"retrain": {"scores": plain}}

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import AnnotationError
-from steps.annotate import database
+from steps import database
 from steps.annotate.ledger import Attempt, BatchFile, BatchItem, Ledger, LedgerAnswer, Missing
 from steps.annotate.owner import describe
 

@@ -43,6 +43,30 @@ def model(test: Posts, skill: float, seed: int = 1, only: np.ndarray | None = No
     )
 
 
+# Guessing
+
+
+def test_a_model_that_knows_nothing_is_promoted_in_at_most_5_of_100_draws() -> None:
+    """59 % of the posts are positive, so that guessing would reach a floor of 0.5."""
+    promoted = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        test = Posts(labels_N=rng.random(400) < 0.59, slices={})
+        scores = rng.random(400)
+        blind = Judged(scores_N=scores, report=report(average_precision=average_precision(scores, test.labels_N)))
+        decision = decide(blind, None, test, policy(floor=0.0, max_calibration_error=None))
+        promoted += decision.promote
+        assert decision.promote or "may be guessing, which reaches 0." in decision.reason
+    assert promoted <= 5
+
+
+def test_a_model_that_knows_a_little_beats_guessing() -> None:
+    test = posts()
+    decision = decide(model(test, 0.3), None, test, policy(floor=0.0))
+    assert decision.promote
+    assert [check.name for check in decision.checks][-1] == "average_precision against guessing"
+
+
 # Floors
 
 
@@ -72,7 +96,7 @@ def test_every_further_floor_must_be_reached(accuracy: float | None, verdict: st
         candidate, None, test, policy(floors={"recall_at_p80": 0.4, "accuracy_ugc": 0.7}, max_calibration_error=1)
     )
     assert decision.verdict == verdict
-    assert [check.name for check in decision.checks] == [
+    assert [check.name for check in decision.checks][:4] == [
         "average_precision", "recall_at_p80", "accuracy_ugc", "calibration_error"
     ]  # fmt: skip
 

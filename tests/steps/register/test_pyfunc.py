@@ -45,7 +45,7 @@ def altered(folder: Path) -> Path:
     shutil.copytree(own_code.MODEL, folder / "model", ignore=shutil.ignore_patterns("__pycache__"))
     for name, old, new in (
         ("text.py", "{title}\\n{text}\\n", "{text}\\n{title}\\n"),
-        ("agentps.py", "sub_(1.0)", "sub_(0.5)"),
+        ("family.py", "sub_(shift)", "sub_(shift / 2)"),
     ):
         path = folder / "model" / name
         assert old in path.read_text()

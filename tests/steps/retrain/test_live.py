@@ -11,7 +11,7 @@ import pytest
 
 from model.errors import ManifestError
 from steps.retrain.fresh import read_labels
-from steps.retrain.live import Live, Share, live, read_scores, tell
+from steps.retrain.live import Live, Share, live, read_score_table, tell
 from steps.settings import NotifySettings, load_settings
 from steps.tables import NoMatchError
 
@@ -50,7 +50,7 @@ def test_figures_are_the_versions_own_on_labelled_posts(tmp_path: Path) -> None:
     # too long before the newest
     rows += [scored("p10", decision=True, at="2026-02-15T00:00:00Z")]
     settings = load_settings({"retrain": {"live_days": 14, "live_precision": 80}}).retrain
-    one = live(write(tmp_path / "s.jsonl", rows), write(tmp_path / "l.jsonl", labels), "2", settings)
+    one = live(str(write(tmp_path / "s.jsonl", rows)), write(tmp_path / "l.jsonl", labels), "m", "2", settings)
     assert (one.scored, one.labelled) == (9, 7)
     assert (one.precision, one.recall) == (Share(2, 3), Share(2, 3))
     assert "live precision 66.7% (2 of 3), at most 98.3% with 95% confidence: not shown to be below" in one.line
@@ -59,9 +59,9 @@ def test_figures_are_the_versions_own_on_labelled_posts(tmp_path: Path) -> None:
 def test_a_table_that_lacks_what_is_needed_is_named(tmp_path: Path) -> None:
     bad = scored("p", decision=True) | {"decision": 1}
     with pytest.raises(ManifestError, match=r"s\.jsonl:1: decision: 1; true or false is expected"):
-        read_scores(write(tmp_path / "s.jsonl", [bad]))
+        read_score_table(write(tmp_path / "s.jsonl", [bad]))
     with pytest.raises(ManifestError, match="no column 'scored_at'"):
-        read_scores(write(tmp_path / "s.jsonl", [{k: v for k, v in bad.items() if k != "scored_at"}]))
+        read_score_table(write(tmp_path / "s.jsonl", [{k: v for k, v in bad.items() if k != "scored_at"}]))
 
 
 def test_a_person_is_told_in_one_line(tmp_path: Path) -> None:
@@ -82,17 +82,17 @@ def test_late_labels_by_number_reach_the_posts_that_were_scored_and_none_at_all_
     labels = tmp_path / "l.jsonl"
     settings = load_settings({}).retrain
     write(labels, [{"post_id": 1000, "label": 0}, {"post_id": 1001, "label": None}, {"post_id": 7, "label": 1}])
-    found = live(scores, labels, "2", settings)
+    found = live(str(scores), labels, "m", "2", settings)
     assert (found.labelled, found.precision) == (1, Share(0, 1))
     assert "1 of its 2 posts are left out, not among the scored posts of" in caplog.text
     write(labels, [{"post_id": "a-1000", "label": 0}])
     with pytest.raises(NoMatchError, match=r"l\.jsonl: none of its 1 posts is .* found 'a-1000'; known are '1000'"):
-        live(scores, labels, "2", settings)
+        live(str(scores), labels, "m", "2", settings)
     write(labels, [{"post_id": 1000, "label": None}])
-    assert live(scores, labels, "2", settings).labelled == 0
+    assert live(str(scores), labels, "m", "2", settings).labelled == 0
     write(labels, [{"id": 1000, "label": 0}])
     with pytest.raises(ManifestError, match=r"labels .*no column 'post_id' \(found id, label\)"):
-        live(scores, labels, "2", settings)
+        live(str(scores), labels, "m", "2", settings)
 
 
 def test_scores_and_labels_are_the_same_in_every_format_of_rows(tmp_path: Path) -> None:
@@ -104,10 +104,10 @@ def test_scores_and_labels_are_the_same_in_every_format_of_rows(tmp_path: Path) 
     labels.to_csv(tmp_path / "l.csv", index=False)
     write(tmp_path / "s.jsonl", rows)
     write(tmp_path / "l.jsonl", [{"post_id": 1000, "label": 1}, {"post_id": 1001, "label": None}])
-    expected = read_scores(tmp_path / "s.jsonl")
+    expected = read_score_table(tmp_path / "s.jsonl")
     assert expected[["post_id", "decision", "model_version"]].to_numpy().tolist() == [["1000", True, "2"]]
     for suffix in ("parquet", "csv"):
-        pd.testing.assert_frame_equal(read_scores(tmp_path / f"s.{suffix}"), expected)
+        pd.testing.assert_frame_equal(read_score_table(tmp_path / f"s.{suffix}"), expected)
     assert [read_labels(tmp_path / f"l.{suffix}") for suffix in ("jsonl", "parquet", "csv")] == [{"1000": 1}] * 3
 
 
@@ -121,7 +121,7 @@ def test_a_wrong_clock_does_not_make_all_other_scores_old(
     rows += [scored(f"p{n}", decision=True, at=right) for n in range(20)]
     labels = [{"post_id": f"p{n}", "label": 0} for n in range(20)]
     settings = load_settings({"retrain": {"live_days": 14}}).retrain
-    one = live(write(tmp_path / "s.jsonl", rows), write(tmp_path / "l.jsonl", labels), "2", settings)
+    one = live(str(write(tmp_path / "s.jsonl", rows)), write(tmp_path / "l.jsonl", labels), "m", "2", settings)
     assert (one.scored, one.labelled, one.precision) == (20, 20, Share(0, 20))
     assert one.alarm
     assert f"of 20 rows scored_at is still to come, so a clock was wrong: they are left out ({tmp_path}/s.jsonl:1" in (
@@ -134,7 +134,7 @@ def test_a_row_of_a_clock_that_is_minutes_ahead_counts_and_makes_no_other_old(tm
     rows = [scored(f"p{n}", decision=True, at=(now + timedelta(hours=n)).isoformat()) for n in (-23, 2)]
     labels = [{"post_id": f"p{n}", "label": 0} for n in (-23, 2)]
     settings = load_settings({"retrain": {"live_days": 1}}).retrain
-    one = live(write(tmp_path / "s.jsonl", rows), write(tmp_path / "l.jsonl", labels), "2", settings)
+    one = live(str(write(tmp_path / "s.jsonl", rows)), write(tmp_path / "l.jsonl", labels), "m", "2", settings)
     assert one.labelled == 2
 
 
@@ -143,4 +143,4 @@ def test_a_score_is_a_probability_in_every_format(score: str, tmp_path: Path) ->
     path = tmp_path / "s.csv"
     path.write_text(f"post_id,score,decision,model_version,scored_at\np,{score},true,2,2026-03-01T00:00:00Z\n")
     with pytest.raises(ManifestError, match=rf"s\.csv:2: score: '{score}'; a number from 0 to 1 is expected"):
-        read_scores(path)
+        read_score_table(path)
