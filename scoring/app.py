@@ -378,6 +378,7 @@ def create_app(
     who = who or _who_of(settings)
     app = FastAPI(title="AgentPS", description="What a model version says of posts.", redoc_url=None)
     app.state.service = service
+<<<<<<< HEAD
     problems: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": what}
         for status, what in {
@@ -390,13 +391,16 @@ def create_app(
         }.items()
     }
     problems[422] = {"model": ScoreAnswer | Problem, "description": "No post was scored: the reasons."}
+=======
+>>>>>>> service
 
     @app.post(
-        "/score", response_model=ScoreAnswer, responses=problems, openapi_extra=_request_body(),
+        "/score", response_model=ScoreAnswer, responses=_problems(), openapi_extra=_request_body(),
         dependencies=[Depends(who)],
     )  # fmt: skip
     async def score_posts(request: Request) -> Response:
         """A record for each post, in order, made by the version that it names."""
+        status = 499  # the client has gone, and this call was cancelled
         try:
             answer = await service.answer(request)
             status = answer.status_code
@@ -411,6 +415,11 @@ def create_app(
             service.metrics.requests.labels(str(status)).inc()
         return answer
 
+    _add_probes(app, service)
+    return app
+
+
+def _add_probes(app: FastAPI, service: Service) -> None:
     @app.get("/ready", response_model=Ready, responses={503: {"model": Ready}})
     async def ready(response: Response) -> Ready:
         """Whether posts are taken, and which version scores them."""
@@ -432,7 +441,20 @@ def create_app(
         """For Prometheus."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
-    return app
+
+def _problems() -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI document."""
+    found: dict[int | str, dict[str, Any]] = {
+        status: {"model": Problem, "description": what}
+        for status, what in {
+            408: "The request was not sent in time.",
+            413: "The request is too large.",
+            415: "The body is not JSON.",
+            429: "Busy: send it again after the seconds of `Retry-After`.",
+            503: "The server is ending.",
+        }.items()
+    }
+    return found | {422: {"model": ScoreAnswer | Problem, "description": "No post was scored: the reasons."}}
 
 
 def _fetch_of(settings: ServiceSettings) -> Fetch | None:

@@ -325,13 +325,27 @@ def test_only_serving_installs_what_serving_needs_and_only_once(tmp_path: Path) 
 def test_clean_keeps_answers_and_keys_and_says_how_to_delete_them(tmp_path: Path) -> None:
     clone = Clone(tmp_path / "my projects" / "agentps")
     home = clone.folder / ".agentps"
-    for name in ("annotations.db", "annotations.db-wal", "schedule.env", "mlflow.db", "artifacts/x", "locks/y", ".z"):
+    for name in (
+        "annotations.db",
+        "annotations.db-wal",
+        "scores.db",
+        "schedule.env",
+        "mlflow.db",
+        "artifacts/x",
+        "locks/y",
+        ".z",
+    ):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).touch()
     done = clone.run("clean")
     assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in home.iterdir()) == ["annotations.db", "annotations.db-wal", "schedule.env"]
-    assert "kept, because answers are paid for and keys are yours: .agentps/annotations.db" in done.stdout
+    assert sorted(path.name for path in home.iterdir()) == [
+        "annotations.db",
+        "annotations.db-wal",
+        "schedule.env",
+        "scores.db",
+    ]
+    assert "kept, because answers are paid for, and scores and keys are yours: .agentps/annotations.db" in done.stdout
     assert "to delete them too: rm -r .agentps" in done.stdout
     shutil.rmtree(home)
     home.mkdir()
