@@ -378,21 +378,6 @@ def create_app(
     who = who or _who_of(settings)
     app = FastAPI(title="AgentPS", description="What a model version says of posts.", redoc_url=None)
     app.state.service = service
-<<<<<<< HEAD
-    problems: dict[int | str, dict[str, Any]] = {
-        status: {"model": Problem, "description": what}
-        for status, what in {
-            401: "Keys are asked for here, and this one is not known.",
-            408: "The request was not sent in time.",
-            413: "The request is too large.",
-            415: "The body is not JSON.",
-            429: "Busy: send it again after the seconds of `Retry-After`.",
-            503: "The server is ending.",
-        }.items()
-    }
-    problems[422] = {"model": ScoreAnswer | Problem, "description": "No post was scored: the reasons."}
-=======
->>>>>>> service
 
     @app.post(
         "/score", response_model=ScoreAnswer, responses=_problems(), openapi_extra=_request_body(),
@@ -447,6 +432,7 @@ def _problems() -> dict[int | str, dict[str, Any]]:
     found: dict[int | str, dict[str, Any]] = {
         status: {"model": Problem, "description": what}
         for status, what in {
+            401: "Keys are asked for here, and this one is not known.",
             408: "The request was not sent in time.",
             413: "The request is too large.",
             415: "The body is not JSON.",
