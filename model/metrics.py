@@ -338,8 +338,7 @@ AVERAGE_PRECISION, ROC_AUC, BRIER_SKILL, F1 = "average_precision", "roc_auc", "b
 CALIBRATION_ERROR, POSITIVE_RATE = "calibration_error", "positive_rate"
 _RECALL, _SERVED, _ACCURACY = "recall_at_", "served_recall_", "accuracy_"
 
-#: Of scores and labels, more is better; f1 and the served recalls take scores less the model's own threshold. And the
-#: recalls, see below.
+#: Of scores and labels, more is better; f1 takes scores less the model's own threshold, as served recalls do.
 _COMPARABLE: Mapping[str, Callable[..., float]] = {
     AVERAGE_PRECISION: average_precision,
     BRIER_SKILL: brier_skill,
