@@ -40,6 +40,9 @@ NOT_IMPORTED = {
     "types-pyyaml": "mypy",
 }
 
+#: Imported where it is there; the message of its absence says how to install it.
+OPTIONAL = {"nats": "a stream's source, with FastStream's extra of that name"}
+
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
@@ -74,7 +77,7 @@ def _undeclared(imported: dict[str, str], declared: set[str]) -> dict[str, str]:
     return {
         module: path
         for module, path in imported.items()
-        if not declared & {_normal(name) for name in distributions.get(module, [])}
+        if module not in OPTIONAL and not declared & {_normal(name) for name in distributions.get(module, [])}
     }
 
 

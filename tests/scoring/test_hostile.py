@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from model.checkpoint import OperatingPoints, write_operating_points
+from model.checkpoint_info import OperatingPoints, write_operating_points
 from model.images import ImageLimits
 from model.scorer import Scorer
 from model.settings import BackboneSettings, PostLimits
