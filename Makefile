@@ -55,7 +55,8 @@ bench-gpu: $(INSTALLED) ## training and scoring at the real backbones' shapes on
 bench-peers: $(INSTALLED) ## public tools on the same work, in environments of their own (downloads; up to an hour)
 	benchmarks/peers/run.sh
 bench-serving: setup $(SCORING) ## batch, service and stream with the champion on this machine (an hour)
-	$(BIN)/python -m benchmarks.batch_scoring
+	$(BIN)/python -m benchmarks.batch_scoring kills
+	$(BIN)/python -m benchmarks.batch_scoring real
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.stream_scoring
 

@@ -3,7 +3,7 @@
 The numbers are those of each `config.json`; where it leaves one out, the default of its class in `transformers`:
 
     llava-hf/llava-onevision-qwen2-0.5b-ov-hf, -7b-ov-hf    at the revisions that the profiles pin
-    Qwen/Qwen2.5-VL-3B-Instruct                             as sophgo/LLM-TPU on GitHub has it
+    Qwen/Qwen2.5-VL-3B-Instruct                             66285546d2b821cf421d4f5eb2576359d3770cd3
     Qwen/Qwen3-VL-4B-Instruct                               ebb281ec70b05090aa6165b016eac8ec08e71b17
     HuggingFaceTB/SmolVLM2-256M-Video-Instruct              067788b187b95ebe7b2e040b3e4299e342e5b8fd
 

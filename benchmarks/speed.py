@@ -579,18 +579,13 @@ The language model of the 7B backbone is most of its work, and all of that must 
 
 ## On a GPU
 
-`make bench-gpu` (`benchmarks/gpu.py`, neither ZenML nor MLflow) measures random weights at the shapes of the 0.5B and
-7B backbones: posts and tokens per second, share of peak, memory, waiting for data, against the plain path and the
-paper's rate scaled by peak. **It has not run on a GPU yet**; on a CPU it runs to its end at tiny shapes (`--tiny`). It
-is planned for less than 8 minutes. Activation checkpointing is switched on if the memory does not suffice without it;
-`--compile` is `torch.compile` of tower and layers. Two processes prepare batches ahead (`fine_tune.loader_workers`).
-The remaining wait is measured as the time that a step saves when its batches are already on the device.
+{gpu}
 
 FLOPs of one post, two per multiply-add. W, M, N: the tower's width, MLP and layers, S its patch's side, P its patches;
 D, F, L: the language model's, K the width of its keys; T tokens, r the adapter's rank.
 
 - tower, forward only, per image: P · (N · (2 · (4 W² + 2 W M) + 4 P W) + 6 S² W), and P · 2 · (W D + D²) for the
-  projector;
+  projector (LLaVA-OneVision; of the other kinds see `benchmarks/shapes.py`);
 - a layer's weights, w = 2 D² + 2 D K + 3 D F: 2 w per token, in training 4 w (frozen weights have no gradient);
 - its adapter, a = r · (4 D + 2 (D + K) + 3 (D + F)): 2 a, in training 6 a;
 - its attention, causal: 2 T D per token, in training 6 T D.
@@ -621,6 +616,7 @@ def page(record: dict[str, Any]) -> str:
     real_bounds = {shape.name: bounds(shape, 5, real_tokens, merged=False) for shape in (OV_05B, OV_7B)}
     plain_keys = "machine date threads load cores rounds posts images tokens batch"
     return _PAGE.format(
+        gpu=PAGE.read_text(encoding="utf-8").partition("## On a GPU\n")[2].partition("FLOPs of one post")[0].strip(),
         **{key: record[key] for key in plain_keys.split()},
         **record["difference"],
         epochs=EPOCHS,

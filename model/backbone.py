@@ -141,6 +141,8 @@ def load_config(backbone: BackboneSettings) -> PreTrainedConfig:
         family(config).check()
     except ConfigError as error:
         raise ConfigError(f"backbone {backbone.name}: {error}") from error
+    except _IMPOSSIBLE as error:  # numbers of another type than the family's
+        raise ConfigError(f"backbone {backbone.name}: config.json cannot be used ({_short(error)}); {_HINT}") from error
     network_of(config, backbone)
     return config
 

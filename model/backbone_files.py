@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from .backbones import names
+from .backbones import is_known, names
 from .errors import ConfigError
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
@@ -41,7 +41,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "attention_dropout"), (0.0, 1.0)),
 }
 #: What makes the network answer as `model.agentps` reads it.
-_AS_READ = {"return_dict": True, "vision_feature_select_strategy": "full"}
+_AS_READ = {"return_dict": True}
 _KERNELS = ("attn_implementation", "_attn_implementation")
 #: Bytes of a file of JSON, and weights in a file, at most: the largest backbones have a fifth and a fiftieth of it.
 _MOST_BYTES, _MOST_WEIGHTS = 200_000_000, 100_000
@@ -163,7 +163,7 @@ def check_config(find: Find, name: str) -> str:
         )
     raw = read_mapping(path, name)
     kind = raw.get("model_type")
-    if kind not in names():
+    if not is_known(kind):
         raise ConfigError(
             f"backbone {name}: {CONFIG} describes a model of type {kind!r}; one of {', '.join(names())} is expected"
         )
@@ -183,7 +183,8 @@ def check_config(find: Find, name: str) -> str:
             if isinstance(value, dict):
                 waiting.append((f"{place}{key}.", value))
             elif key in _RANGES and value is not None:
-                _check_range(f"{place}{key}", value, *_RANGES[key], name)
+                for number in value if isinstance(value, list) else (value,):  # a size may be one of each side
+                    _check_range(f"{place}{key}", number, *_RANGES[key], name)
     return str(kind)
 
 

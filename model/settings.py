@@ -33,7 +33,7 @@ _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
 class BackboneSettings(Chosen):
-    """The pretrained LLaVA-OneVision to start from."""
+    """The pretrained backbone to start from, of one of the kinds in `model.backbones`."""
 
     #: `tiny`, a model hub's id, or a local directory in its format.
     name: str = Field(min_length=1)
@@ -61,10 +61,10 @@ class SequenceSettings(Chosen):
     frames: int = Field(ge=1, le=10_000)
     #: Repeat the images of a shorter album cyclically until there are `frames` (the paper), or read each once.
     repeat_frames: bool = True
-    #: The tower's grid is pooled by this factor in height and in width: 2 as in LLaVA-OneVision, 4 and 8 by pooling so
-    #: twice and three times, for a quarter and a sixteenth of the tokens.
+    #: 2: as many tokens a frame as the backbone itself makes (LLaVA-OneVision pools the tower's grid by 2 in height and
+    #: in width); 4 and 8 by pooling them so once and twice more, for a quarter and a sixteenth of the tokens.
     frame_pooling: Literal[2, 4, 8] = 2
-    #: Side of the square to which every frame is resized, in pixels; the tower's own input size.
+    #: Side of the square to which every frame is resized, in pixels; one that the backbone reads.
     image_size: int = Field(ge=8)
     #: Tokens of title and text, at most.
     max_text_tokens: int = Field(ge=1)

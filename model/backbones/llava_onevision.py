@@ -33,6 +33,11 @@ class LlavaOnevision(Family):
         super().check()
         if self.vision.model_type != "siglip_vision_model":
             raise ConfigError(f"its tower is {self.vision.model_type}; a siglip_vision_model is expected")
+        if self.config.vision_feature_select_strategy != "full":  # a SigLIP has no class token that could be left out
+            raise ConfigError(
+                f"vision_feature_select_strategy: 'full' was expected, found "
+                f"{self.config.vision_feature_select_strategy!r:.100}: take the file that came with the weights"
+            )
         for layer in self._layers:
             if not -self.vision.num_hidden_layers - 1 <= layer <= self.vision.num_hidden_layers:
                 raise ConfigError(
@@ -58,8 +63,7 @@ class LlavaOnevision(Family):
     def tower_states(self, model: PreTrainedModel, pixels_UCHW: Tensor) -> Tensor:
         states = self.tower_of(model)(pixels_UCHW, output_hidden_states=True).hidden_states
         layers = self._layers
-        selected = states[layers[0]] if len(layers) == 1 else torch.cat([states[k] for k in layers], dim=-1)
-        return selected[:, 1:] if self.config.vision_feature_select_strategy == "default" else selected
+        return states[layers[0]] if len(layers) == 1 else torch.cat([states[k] for k in layers], dim=-1)
 
     def frame_tokens(self, model: PreTrainedModel, states_UPW: Tensor) -> list[Tensor]:
         llava = cast(LlavaOnevisionModel, model)

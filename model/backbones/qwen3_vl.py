@@ -28,10 +28,11 @@ class Qwen3VL(QwenVL):
 
     def check(self) -> None:
         super().check()
-        if len(self._deep) >= self.text.num_hidden_layers or sorted(set(self._deep)) != self._deep:
+        inside = all(0 <= layer < self.vision.depth for layer in self._deep)
+        if not inside or len(self._deep) >= self.text.num_hidden_layers or sorted(set(self._deep)) != self._deep:
             raise ConfigError(
-                f"deepstack_visual_indexes {self._deep}, of a language model of {self.text.num_hidden_layers} layers: "
-                "take the config.json that came with the weights"
+                f"deepstack_visual_indexes {self._deep}, of a tower of {self.vision.depth} layers and a language model "
+                f"of {self.text.num_hidden_layers}: take the config.json that came with the weights"
             )
 
     @property

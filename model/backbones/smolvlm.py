@@ -34,11 +34,11 @@ class SmolVLM(Family):
 
     def side(self, image_size: int) -> int:
         unit, largest = self.vision.patch_size * self.config.scale_factor, self.vision.image_size
-        if image_size % unit or image_size > largest:
+        if image_size != largest and (image_size % unit or image_size > largest):
             raise ConfigError(
-                f"preprocess.image_size is {image_size}: the backbone reads multiples of {unit} up to {largest}"
+                f"preprocess.image_size is {image_size}: the backbone reads {largest}, and multiples of {unit} below it"
             )
-        return int(image_size // unit)
+        return int(image_size // unit)  # of a last part of a patch, as 384 pixels have of 14, the tower reads nothing
 
     def tower_states(self, model: PreTrainedModel, pixels_UCHW: Tensor) -> Tensor:
         return cast(Tensor, self.tower_of(model)(pixels_UCHW).last_hidden_state)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
+from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, SmolVLMModel
 
 from model import checkpoint
 from model.agentps import AgentPS
 from model.backbone import load_backbone, load_config, load_tokenizer
-from model.backbones import family_of, names
-from model.data import FRAMES, TEXT_IDS, Batches, Shards
-from model.errors import ConfigError
+from model.backbones import family_of, is_known, names
+from model.data import FRAMES, TEXT_IDS, Shards
+from model.errors import AgentPSError, ConfigError
 from model.loss import task_loss
-from model.settings import BackboneSettings, LoraSettings, Variant, answers_questions
+from model.reader import PostReader, raw_post
+from model.settings import BackboneSettings, LoraSettings, PostLimits, Variant, answers_questions
+from model.text import encode_post_text
 from model.tower_cache import tower_cache
 from model.train import fit
 from tests.support import families
@@ -53,6 +59,12 @@ def shards(
 
 def test_every_family_is_compared() -> None:
     assert names() == FAMILIES
+    assert all(is_known(name) for name in FAMILIES)
+
+
+@pytest.mark.parametrize("name", ["_qwen_vl", "llava", "..errors", "qwen3_vl.", "os", "", None, ["qwen3_vl"]])
+def test_what_is_no_family_is_known_as_none(name: object) -> None:
+    assert not is_known(name)
 
 
 def perturb(model: AgentPS) -> None:
@@ -89,7 +101,7 @@ def reference(
     return [*(mlp(head, state) for head, state in zip(heads, read, strict=True)), mlp(model.final_head, final)]
 
 
-def batched(model: AgentPS, batches: Batches, rows: list[int]) -> list[list[Tensor]]:
+def batched(model: AgentPS, batches: Callable[[list[int]], dict[str, Tensor]], rows: list[int]) -> list[list[Tensor]]:
     answers = model(**batches(rows))
     return [[*(q[k] for q in answers.questions), answers.final_B[k : k + 1]] for k in range(len(rows))]
 
@@ -100,8 +112,9 @@ def largest_difference(left: list[list[Tensor]], right: list[list[Tensor]]) -> f
     )
 
 
-@pytest.mark.parametrize("repeat", [True, False], ids=["repeated", "unique"])
-@pytest.mark.parametrize("lora", [None, LoraSettings(rank=4, alpha=8)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("lora", "repeat"), [(None, True), (LoraSettings(rank=4, alpha=8), False)], ids=["full repeated", "lora unique"]
+)
 @pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "siglip"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
@@ -156,20 +169,27 @@ def test_gradients_are_those_of_transformers_own_forward_one_post_at_a_time(
     assert not any(name.startswith(f"backbone.{model.family.tower}.blocks") for name in trained)
 
 
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_trained_network_that_is_saved_and_loaded_gives_the_same_scores(
+def test_a_trained_network_that_is_saved_and_loaded_gives_the_same_scores_of_raw_posts(
     backbones: dict[str, BackboneSettings], shards: dict[tuple[str, bool], Shards], family: str, tmp_path: Path
 ) -> None:
-    """By LoRA, with the tower's states kept on disk where that pays."""
-    own, backbone = shards[family, True], backbones[family]
+    """Trained by LoRA; the backbone travels in the checkpoint; the posts come as files of images and as texts."""
+    own, backbone = copy.copy(shards[family, False]), backbones[family]
+    tokenizer, limits = load_tokenizer(backbone), own.sequence.max_text_tokens
+    text_ids = encode_post_text(tokenizer, "a walk", "along the sea", limits)
+    own.posts = own.posts.assign(**{TEXT_IDS: [text_ids] * len(own.posts)})
     train = train_settings(variant="agentps_answers", lora=LoraSettings(rank=4, alpha=8), epochs=1)
     model, _, batches = network(backbone, own, train)
     before = batched(model.eval(), batches, ROWS)
     fit(model, batches, train, tmp_path / "work", quiet=True)
-    model.eval()
-    trained = batched(model, batches, ROWS)
+    trained = batched(model.eval(), batches, ROWS)
     assert largest_difference(before, trained) > 1e-3
-    tokenizer = load_tokenizer(backbone)
     checkpoint.save(
         tmp_path / "checkpoint",
         model,
@@ -178,12 +198,16 @@ def test_a_trained_network_that_is_saved_and_loaded_gives_the_same_scores(
         sequence=own.sequence,
         train=train,
         backbone=backbone,
-        embed_backbone=False,
+        embed_backbone=True,
         provenance={},
     )
     loaded = checkpoint.load(tmp_path / "checkpoint")
+    albums = [[png(image) for image in own.images(own.posts[FRAMES][row])] for row in ROWS]
+    raw = [raw_post({"title": "a walk", "text": "along the sea", "images": album}, PostLimits()) for album in albums]
+    reader, read = PostReader(loaded, seen_bytes=0), {}
+    batch = reader.batch(raw, [reader.album(post, read) for post in raw], read)
     with torch.no_grad():
-        again = batched(loaded.model, Batches(own, loaded.prompt, TASK), ROWS)
+        again = batched(loaded.model, lambda _: batch, ROWS)
     assert largest_difference(trained, again) <= 1e-5
 
 
@@ -275,7 +299,7 @@ def test_a_preprocessor_without_a_scale_is_refused(
     ("family", "size", "said"),
     [
         ("llava_onevision", 64, "the tower of the backbone reads 32"),
-        ("smolvlm", 40, "up to 32"),
+        ("smolvlm", 40, "reads 32, and"),
         ("smolvlm", 20, "multiples of 8"),
         ("qwen2_5_vl", 24, "multiples of 16"),
         ("qwen3_vl", 20, "multiples of 8"),
@@ -325,3 +349,80 @@ def test_bfloat16_and_checkpointing_of_activations_train(
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
     assert gradients[2].keys() == gradients[0].keys()
     assert all(torch.isfinite(gradient).all() for gradient in gradients[2].values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_baseline_without_a_language_model_reads_means_of_states_and_words(
+    backbones: dict[str, BackboneSettings], shards: dict[tuple[str, bool], Shards], family: str
+) -> None:
+    own = shards[family, False]
+    model, _, batches = network(backbones[family], own, train_settings(variant="siglip"))
+    found = batched(model.eval(), batches, ROWS)
+    tokenizer = load_tokenizer(backbones[family])
+    for row, answers in zip(ROWS, found, strict=True):
+        post = own.posts.iloc[row]
+        ids = [*post[TEXT_IDS], *tokenizer.encode(TASK.final.ask + "\n")]
+        words = model.base.get_input_embeddings()(torch.tensor(ids)).mean(0)
+        images = torch.from_numpy(own.images(post[FRAMES]))
+        states = torch.cat([model.tower_states(image[None]) for image in images]).mean((0, 1))
+        assert (mlp(model.final_head, torch.cat([states, words])) - answers[0]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_4_bits_are_the_linear_layers_of_the_language_model_and_no_other(
+    backbones: dict[str, BackboneSettings], family: str
+) -> None:
+    backbone = backbones[family].model_copy(update={"quantization": "nf4"})
+    model = load_backbone(backbone, load_tokenizer(backbone), torch.float32)
+    layers = f"{family_of(model.config).language_model}.layers."
+    found = {name for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert found == {name for name in linear if name.startswith(layers)}
+    assert len(found) == 4 * 7
+
+
+@torch.no_grad()
+def test_a_last_part_of_a_patch_is_not_read() -> None:
+    """SmolVLM2 2.2B reads frames of 384 pixels in patches of 14: 27 of them, and 6 pixels that are left."""
+    config = families.REAL["smolvlm"].config(64, 3)
+    config.vision_config.patch_size, config.scale_factor = 5, 3  # 32 pixels: 6 patches and 2 pixels
+    model, family = SmolVLMModel(config), family_of(config)
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    pixels = family.normalize(images)
+    (found,) = family.frame_tokens(model, family.tower_states(model, pixels))
+    assert found.shape == (2, family.side(32) ** 2, 32) == (2, 4, 32)
+    expected = model.get_image_features(pixels[None], return_dict=True).pooler_output
+    torch.testing.assert_close(found.flatten(0, 1), torch.cat(list(expected)))
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "key", "value", "said"),
+    [
+        ("qwen3_vl", "vision_config", "deepstack_visual_indexes", [0, 9], "of a tower of 4 layers"),
+        ("qwen3_vl", "vision_config", "deepstack_visual_indexes", [2, 0], r"deepstack_visual_indexes \[2, 0\]"),
+        ("qwen3_vl", "vision_config", "patch_size", [4, 4], "cannot be"),
+        ("qwen3_vl", "vision_config", "depth", 10**6, r"vision_config\.depth: a whole number"),
+        ("qwen3_vl", "vision_config", "spatial_merge_size", 0, "spatial_merge_size: a whole number"),
+        ("qwen2_5_vl", "vision_config", "window_size", 7, "multiples of 0 pixels"),
+        ("qwen2_5_vl", "text_config", "rope_parameters", {"rope_type": "default", "rope_theta": 1e4}, "mrope_section"),
+        ("qwen2_5_vl", "text_config", "head_dim", 0, "head_dim: a whole number"),
+        ("qwen2_5_vl", "vision_config", "out_hidden_size", 64, "have another shape than config.json says"),
+        ("smolvlm", "vision_config", "image_size", [32, 32], "no network can be made|cannot be used"),
+        ("smolvlm", "text_config", "model_type", "mistral", "language model is mistral"),
+        ("smolvlm", "text_config", "num_hidden_layers", 6, "no weights for"),
+        ("smolvlm", "text_config", "num_hidden_layers", 2, "weights of layers that config.json does not have"),
+        ("qwen3_vl", "vision_config", "depth", 3, "weights of layers that config.json does not have"),
+    ],
+)
+def test_a_config_that_is_not_the_weights_own_is_one_line(
+    backbones: dict[str, BackboneSettings], tmp_path: Path, family: str, part: str, key: str, value: Any, said: str
+) -> None:
+    own = backbones[family]
+    config = json.loads((Path(own.name) / "config.json").read_text())
+    config[part][key] = value
+    broken = changed(own, tmp_path / "broken", "config.json", config)
+    with pytest.raises(AgentPSError, match=said) as caught:
+        load_backbone(broken, load_tokenizer(broken), torch.float32)
+    assert "\n" not in str(caught.value)
+    assert str(broken.name) in str(caught.value)
