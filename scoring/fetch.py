@@ -219,7 +219,7 @@ class Fetch:
                 return url, host
         if url.scheme != "https":
             raise ImageError("only https URLs are read")
-        raise ImageError("no picture is fetched from this host and port: they are not listed (service.image_hosts)")
+        raise ImageError("no picture is fetched from this host and port: they are not listed (image_hosts)")
 
     def _get(self, url: httpx2.URL, host: Host, limits: ImageLimits, end: float) -> bytes | str:
         """The picture, or where it is now."""
