@@ -16,14 +16,15 @@ HEAD = 10
 BUSY = json.dumps({"detail": "busy: all places are taken: send it again after the seconds of Retry-After"})
 
 
-def mended(config: str, folder: Path, backend: str, places: int) -> str:
+def mended(config: str, folder: Path, port: int, backend: str, places: int) -> str:
     """
     Args:
+        port: of the service, which may be open on every address.
         folder: gets the sockets of the pages for statistics.
         backend: of the application; a configuration that does not have it yet refuses nobody.
         places: requests that may be read or wait.
     """
-    config = re.sub(r"^(\s*bind )\*?:(\d+)$", rf"\g<1>unix@{folder}/\g<2>.sock", config, flags=re.MULTILINE)
+    config = re.sub(rf"^(\s*bind )\*?:(?!{port}$)(\d+)$", rf"\g<1>unix@{folder}/\g<2>.sock", config, flags=re.MULTILINE)
     config = re.sub(
         r"^(\s*)timeout client .*$", rf"\g<0>\n\g<1>timeout http-request {HEAD}s", config, count=1, flags=re.MULTILINE
     )
@@ -38,10 +39,11 @@ def mended(config: str, folder: Path, backend: str, places: int) -> str:
     return config.replace("\nfrontend http_frontend\n", f"\nfrontend http_frontend\n{refuse}\n", 1)
 
 
-def main(folder: str, backend: str, places: str, binary: str, *arguments: str) -> None:
+def main(folder: str, port: str, backend: str, places: str, binary: str, *arguments: str) -> None:
     if "-f" in arguments:
         path = Path(arguments[arguments.index("-f") + 1])
-        path.write_text(mended(path.read_text(encoding="utf-8"), Path(folder), backend, int(places)), encoding="utf-8")
+        config = mended(path.read_text(encoding="utf-8"), Path(folder), int(port), backend, int(places))
+        path.write_text(config, encoding="utf-8")
     os.execv(binary, [binary, *arguments])
 
 

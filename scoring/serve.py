@@ -200,17 +200,17 @@ def _binary() -> str:
 
 
 @contextmanager
-def _haproxy(places: int) -> Iterator[Path]:
+def _haproxy(port: int, places: int) -> Iterator[Path]:
     """Its files in a folder that only we can read: its socket lets everybody who reaches it stop the service.
 
     Args:
-        places: see `scoring.haproxy`.
+        port, places: see `scoring.haproxy`.
     """
     binary = _binary()
     with tempfile.TemporaryDirectory(prefix="agentps-serve-") as name:
         folder = Path(name)
         script = folder / "haproxy"
-        words = [sys.executable, "-I", haproxy.__file__, name, f"http-{_APP}", str(places), binary]
+        words = [sys.executable, "-I", haproxy.__file__, name, str(port), f"http-{_APP}", str(places), binary]
         script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
         script.chmod(stat.S_IRWXU)
         os.environ |= {
@@ -286,7 +286,7 @@ def serve_until(
     champion_of(name)  # before Ray is started for nothing
     ray_settings.prepare()
     folder.mkdir(parents=True, exist_ok=True)
-    with _haproxy(settings.queue_posts) as door, ray_settings.running():
+    with _haproxy(settings.port, settings.queue_posts) as door, ray_settings.running():
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -170,6 +170,9 @@ class PromoteSettings(Chosen):
     floors: dict[str, Annotated[float, Field(le=1)]]
     #: The highest calibration error, or what chance alone may show on so few posts, where that is more; None: any.
     max_calibration_error: float | None = Field(gt=0, le=1)
+    #: How many of 100 versions that know nothing may pass, as a share: `metric` must beat what that many of them reach
+    #: by chance on so many test posts. 1: it is not asked.
+    guessing: float = Field(gt=0, le=1)
     #: Resamples of the test posts for the interval of the gain.
     bootstrap: int = Field(ge=100, le=100_000)
     #: A champion of more days, or of a live precision below its promise, may be replaced by a version whose gain is

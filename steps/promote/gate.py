@@ -116,9 +116,10 @@ def decide(
         if check.outcome == "failed":
             return ends("kept", _floor_reason(check))
     metric = settings.metric
-    checks.append(guessing := _guessing(candidate, posts, settings))
-    if guessing.outcome == "failed":
-        return ends("kept", f"{metric} {guessing.value:.4f} may be guessing, which reaches {guessing.limit:.4f}")
+    if settings.guessing < 1:
+        checks.append(guessing := _guessing(candidate, posts, settings))
+        if guessing.outcome == "failed":
+            return ends("kept", f"{metric} {guessing.value:.4f} may be guessing, which reaches {guessing.limit:.4f}")
     reached = f"{metric} {checks[0].value:.4f} reaches the floor {settings.floor:g}"
     if champion is None:
         return ends("promoted", f"{reached}; there was no champion")
@@ -215,12 +216,14 @@ def _calibration_noise(scores_N: _Scores) -> float:
 
 
 def _guessing(candidate: Judged, posts: Posts, settings: PromoteSettings) -> Check:
-    """The metric against what 5 of 100 models that know nothing exceed: the same scores, dealt out by chance."""
+    """The metric against what the share `guessing` of models that know nothing exceeds: the same scores, dealt out by
+    chance.
+    """
     fn, scores_N = _measured(settings.metric, candidate)
     order_N, rng = np.sort(scores_N)[::-1], np.random.default_rng(_SEED)
     draws = [fn(order_N, rng.permutation(posts.labels_N)) for _ in range(settings.bootstrap)]
     value = fn(scores_N, posts.labels_N)
-    limit = float(np.quantile(draws, LEVEL))
+    limit = float(np.quantile(draws, 1 - settings.guessing))
     name = f"{settings.metric} against guessing"
     return Check(name=name, value=value, limit=limit, outcome="passed" if value > limit else "failed")
 

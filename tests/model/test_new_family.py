@@ -24,6 +24,7 @@ from tests.support.families import TEXT, tokenizer_of
 from tests.support.tiny import SEQUENCE, TASK, network, train_settings, write_posts
 
 folder = Path(sys.argv[1])
+torch.manual_seed(0)
 assert "internvl" in names()
 tokenizer = tokenizer_of(("<IMG_CONTEXT>", "<img>", "</img>", "<pad>"))
 vocabulary = tokenizer.get_vocab()

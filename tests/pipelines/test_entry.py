@@ -111,6 +111,8 @@ def test_no_secret_reaches_the_terminal_zenml_s_logs_or_its_database(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(entry, "require_active", lambda home: None)  # ZenML's default stack is enough for this pipeline
+    for variable in ("AGENTPS_LEDGER", "AGENTPS_WEBHOOK"):  # which are put back afterwards
+        monkeypatch.setenv(variable, "")
 
     def entrypoint(options: dict[str, Any] | None = None) -> None:
         settings = load_settings(options or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ listen stats
 
 
 def test_only_the_service_has_an_address_heads_have_a_time_and_places_an_end() -> None:
-    found = haproxy.mended(CONFIG, Path("/f"), "http-agentps", 128).splitlines()
+    found = haproxy.mended(CONFIG, Path("/f"), 8000, "http-agentps", 128).splitlines()
     assert [line.strip() for line in found if "bind" in line] == [
         "bind unix@/f/9101.sock",
         "bind 127.0.0.1:8000",
@@ -40,16 +41,21 @@ def test_only_the_service_has_an_address_heads_have_a_time_and_places_an_end() -
     assert refuse.endswith("if METH_POST { be_conn(http-agentps) ge 128 }")
 
 
+def test_a_service_that_is_open_on_every_address_keeps_it() -> None:
+    text = haproxy.mended(CONFIG.replace("127.0.0.1:8000", "*:8000"), Path("/f"), 8000, "http-agentps", 128)
+    assert re.findall(r"bind (\S+)", text) == ["unix@/f/9101.sock", "*:8000", "unix@/f/8404.sock"]
+
+
 def test_a_configuration_without_the_application_refuses_nobody() -> None:
     """Ray starts HAProxy before there is one; a rule about it would be an error."""
     text = CONFIG.replace("    use_backend http-agentps if TRUE\n", "").replace("backend http-agentps", "backend other")
-    assert "429" not in haproxy.mended(text, Path("/f"), "http-agentps", 128)
+    assert "429" not in haproxy.mended(text, Path("/f"), 8000, "http-agentps", 128)
 
 
 def test_haproxy_takes_what_was_mended(tmp_path: Path) -> None:
     path = tmp_path / "haproxy.cfg"
     path.write_text(CONFIG)
-    command = [sys.executable, "-I", haproxy.__file__, "/tmp", "http-agentps", "128", get_haproxy_binary()]
+    command = [sys.executable, "-I", haproxy.__file__, "/tmp", "8000", "http-agentps", "128", get_haproxy_binary()]
     checked = subprocess.run([*command, "-c", "-f", str(path)], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "Retry-After" in path.read_text()

@@ -57,6 +57,7 @@ def test_a_model_that_knows_nothing_is_promoted_in_at_most_5_of_100_draws() -> N
         decision = decide(blind, None, test, policy(floor=0.0, max_calibration_error=None))
         promoted += decision.promote
         assert decision.promote or "may be guessing, which reaches 0." in decision.reason
+        assert decide(blind, None, test, policy(floor=0.0, max_calibration_error=None, guessing=1)).promote
     assert promoted <= 5
 
 
