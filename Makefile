@@ -77,7 +77,7 @@ lock: $(INSTALLED) ## renew requirements.lock: the newest versions that pyprojec
 clean: ## remove what the project made: .venv, .zen, caches, schedule, stack; of .agentps all but answers, scores and keys
 	-@test ! -x $(BIN)/agentps || $(BIN)/agentps schedule --remove
 	-@test ! -x $(BIN)/zenml || $(BIN)/python -m infra.local_stack --remove
-	rm -rf $(VENV) .zen .pytest_cache .mypy_cache .ruff_cache *.egg-info build site
+	rm -rf $(VENV) .zen .hypothesis .pytest_cache .mypy_cache .ruff_cache *.egg-info build site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@test ! -d .agentps || find .agentps -mindepth 1 -maxdepth 1 ! -name 'annotations.db*' ! -name 'scores.db*' ! -name schedule.env -exec rm -rf {} +
 	@rmdir .agentps 2> /dev/null || test ! -d .agentps || { \
