@@ -28,6 +28,10 @@ from .schema import NO_FRAME
 from .settings import LoraSettings, SequenceSettings, TrainSettings, answers_questions
 from .task import Task
 
+#: A matrix product, and so attention, adds in another order for the rows beyond a multiple of this: a post would get
+#: another last bit alone than in a batch. What is not trained on is filled up to it.
+_ROWS = 16
+
 
 @dataclass
 class Answers:
@@ -236,17 +240,30 @@ class AgentPS(nn.Module):
             if images_UHWC is None:
                 raise ValueError("a batch without images: give images_UHWC or tower_states_UPW")
             tower_states_UPW = self.tower_states(images_UHWC)
+        n, answers = answer_positions_BA.shape
+        if not self.training:
+            input_ids_BT = _repeat_last(input_ids_BT, -input_ids_BT.shape[1] % _ROWS)
+            answer_positions_BA = _repeat_last(answer_positions_BA, max(0, -(-_ROWS // n) - answers))
         with self._autocast(input_ids_BT.device):
             if self.variant == "siglip":
                 last_B = answer_positions_BA[:, -1]
                 states = self._pooled(tower_states_UPW, frame_index_BF, input_ids_BT, last_B)
             else:
                 states = self.answer_states(tower_states_UPW, frame_index_BF, input_ids_BT, answer_positions_BA)
+                states = states[:, :answers]
         states = states.float()
+        if not self.training:
+            states = F.pad(states, (0, 0) * (states.dim() - 1) + (0, -n % _ROWS))
         questions, final_in = ([], states) if self.variant == "siglip" else self._read(states)
-        answers = Answers(questions, self.final_head(final_in).squeeze(-1))
+        said = Answers([logits[:n] for logits in questions], self.final_head(final_in).squeeze(-1)[:n])
         if question_labels_BQ is not None and final_labels_B is not None:
-            answers.loss_sum, answers.weight_sum = task_loss(
-                questions, question_labels_BQ, self.question_weights, answers.final_B, final_labels_B, self.final_weight
-            )
-        return answers
+            said.loss_sum, said.weight_sum = task_loss(
+                said.questions, question_labels_BQ, self.question_weights, said.final_B, final_labels_B,
+                self.final_weight,
+            )  # fmt: skip
+        return said
+
+
+def _repeat_last(ids_BX: Tensor, n: int) -> Tensor:
+    """With the last column `n` times more."""
+    return torch.cat((ids_BX, ids_BX[:, -1:].expand(-1, n)), dim=1)
