@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from benchmarks.shapes import OV_05B, OV_7B, PUBLISHED, Shape, flops, tiny
+from steps.fine_tune.shapes import OV_05B, OV_7B, PUBLISHED, Shape, flops, tiny
 from benchmarks.workload import (
     Plain,
     PlainBatches,

@@ -30,7 +30,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from benchmarks.peers import network as peers
 from benchmarks.record import in_turn, machine, write
-from benchmarks.shapes import MID, OV_05B, OV_7B, Shape, flops
+from steps.fine_tune.shapes import MID, OV_05B, OV_7B, Shape, flops
 from benchmarks.workload import (
     TEXT_TOKENS,
     Plain,
@@ -585,7 +585,7 @@ FLOPs of one post, two per multiply-add. W, M, N: the tower's width, MLP and lay
 D, F, L: the language model's, K the width of its keys; T tokens, r the adapter's rank.
 
 - tower, forward only, per image: P · (N · (2 · (4 W² + 2 W M) + 4 P W) + 6 S² W), and P · 2 · (W D + D²) for the
-  projector (LLaVA-OneVision; of the other kinds see `benchmarks/shapes.py`);
+  projector (LLaVA-OneVision; of the other kinds see `steps/fine_tune/shapes.py`);
 - a layer's weights, w = 2 D² + 2 D K + 3 D F: 2 w per token, in training 4 w (frozen weights have no gradient);
 - its adapter, a = r · (4 D + 2 (D + K) + 3 (D + F)): 2 a, in training 6 a;
 - its attention, causal: 2 T D per token, in training 6 T D.

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from benchmarks.shapes import KINDS, Shape
+from steps.fine_tune.shapes import KINDS, Shape
 from model import checkpoint
 from model.agentps import AgentPS
 from model.backbones import family_of

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu, speed
-from benchmarks.shapes import KINDS, OV_05B, OV_7B, PUBLISHED, TINY, Shape, flops, tiny
+from steps.fine_tune.shapes import KINDS, OV_05B, OV_7B, PUBLISHED, TINY, Shape, flops, tiny
 from benchmarks.workload import album_sizes, text_lengths
 from steps.paths import REPOSITORY
 

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from benchmarks.peers.meter import LastEpoch, Meter
 from benchmarks.peers.posts import BATCH
-from benchmarks.shapes import MID
+from steps.fine_tune.shapes import MID
 from benchmarks.workload import sequence_of, train_settings
 from model import checkpoint, checkpoint_info
 from model.columns import ERROR

@@ -13,7 +13,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Tokenizer
 
-from benchmarks.shapes import MID, Shape
+from steps.fine_tune.shapes import MID, Shape
 from benchmarks.workload import TEXT_TOKENS, album_sizes, task_of, text_lengths
 from model.schema import TRAIN, VAL
 from model.task import Task

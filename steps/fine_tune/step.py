@@ -48,7 +48,7 @@ def fine_tune(
         task=task,
         train=settings,
         backbone=backbone,
-        resolved_backbone=resolve(backbone, home()),
+        resolved_backbone=resolve(backbone, home(), shards.path),
         shards=shards.path,
         provenance={
             "data": data_fingerprint,

@@ -55,8 +55,15 @@ class Shape:
     micro_batch: int = 4
     #: Of the language model; None: its width by its heads.
     head_dim: int | None = None
+    #: Its id at the hub.
+    hub: str = ""
     #: What only this family's config has.
     more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        """The tokenizer's tokens that `config` asks for."""
+        return KINDS[self.family].special
 
     @property
     def queries(self) -> int:
@@ -264,8 +271,31 @@ KINDS = {
 }
 
 _SIGLIP = (1152, 4304, 26, 16)
-OV_05B = Shape("llava-ov-0.5b", _SIGLIP, 384, 14, (896, 4864, 24, 14, 2), 152_000, True, 128, 512)
-OV_7B = Shape("llava-ov-7b", _SIGLIP, 384, 14, (3584, 18944, 28, 28, 4), 152_128, False, 128, 1024, micro_batch=2)
+OV_05B = Shape(
+    "llava-ov-0.5b",
+    _SIGLIP,
+    384,
+    14,
+    (896, 4864, 24, 14, 2),
+    152_000,
+    True,
+    128,
+    512,
+    hub="llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+)
+OV_7B = Shape(
+    "llava-ov-7b",
+    _SIGLIP,
+    384,
+    14,
+    (3584, 18944, 28, 28, 4),
+    152_128,
+    False,
+    128,
+    1024,
+    micro_batch=2,
+    hub="llava-hf/llava-onevision-qwen2-7b-ov-hf",
+)
 SMOLVLM2_256M = Shape(
     "smolvlm2-256m",
     (768, 3072, 12, 12),
@@ -277,6 +307,7 @@ SMOLVLM2_256M = Shape(
     64,
     512,
     family="smolvlm",
+    hub="HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
     micro_batch=8,
     more={"scale_factor": 4},
 )
@@ -291,6 +322,7 @@ QWEN25_3B = Shape(
     128,
     1024,
     family="qwen2_5_vl",
+    hub="Qwen/Qwen2.5-VL-3B-Instruct",
     micro_batch=2,
     more={"window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31]},
 )
@@ -305,6 +337,7 @@ QWEN3_4B = Shape(
     128,
     1024,
     family="qwen3_vl",
+    hub="Qwen/Qwen3-VL-4B-Instruct",
     micro_batch=2,
     head_dim=128,
     more={"num_position_embeddings": 2304, "deepstack_visual_indexes": [5, 11, 17]},
