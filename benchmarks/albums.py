@@ -113,6 +113,7 @@ def _ground(rng: np.random.Generator, photographs: list[Image.Image]) -> Image.I
 def _outline(draw: ImageDraw.ImageDraw, kind: str, rng: np.random.Generator) -> None:
     """Draws the thing's mask; each has proportions of its own."""
     a, b = rng.uniform(0.8, 1.2, 2)
+
     def box(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
         return (112 + (x0 - 112) * a, 112 + (y0 - 112) * b, 112 + (x1 - 112) * a, 112 + (y1 - 112) * b)
 
@@ -208,7 +209,9 @@ def _post(number: int, seed: int, folder: str) -> dict[str, Any]:
     rng = np.random.default_rng((seed, number))
     photographs = _photographs()
     kind, colour = (str(rng.choice(list(names))) for names in (THINGS, COLOURS))
-    other, another = (str(rng.choice([n for n in names if n != own])) for names, own in ((THINGS, kind), (COLOURS, colour)))
+    other, another = (
+        str(rng.choice([n for n in names if n != own])) for names, own in ((THINGS, kind), (COLOURS, colour))
+    )
     says = {name: bool(rng.random() < share) for name, share in (
         ("shows_title", 0.65), ("colour", 0.3), ("watermark", 0.3), ("damaged", 0.3), ("elsewhere", 0.3))}  # fmt: skip
     count = int(rng.integers(1, 7))
@@ -225,7 +228,7 @@ def _post(number: int, seed: int, folder: str) -> dict[str, Any]:
     words = _some(rng, _FILLER, int(rng.integers(1, 5)))
     words += _some(rng, _ELSEWHERE, 1) if says["elsewhere"] else _some(rng, _HERE, int(rng.integers(0, 2)))
     flags = says["colour"] + says["watermark"] + says["damaged"]
-    remove = not says["shows_title"] and flags >= 1 or says["elsewhere"] and flags >= 1 or flags == 3
+    remove = (not says["shows_title"] and flags >= 1) or (says["elsewhere"] and flags >= 1) or flags == 3
     rng.shuffle(words)
     return {
         "post_id": f"album-{number:05d}",

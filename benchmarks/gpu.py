@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from steps.fine_tune.shapes import OV_05B, OV_7B, PUBLISHED, Shape, flops, tiny
 from benchmarks.workload import (
     Plain,
     PlainBatches,
@@ -40,6 +39,7 @@ from benchmarks.workload import (
     write_posts,
 )
 from model.data import Batches, PostDataset
+from steps.fine_tune.shapes import OV_05B, OV_7B, PUBLISHED, Shape, flops, tiny
 
 QUESTIONS = 5
 BATCH = 8

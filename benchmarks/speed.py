@@ -30,7 +30,6 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from benchmarks.peers import network as peers
 from benchmarks.record import in_turn, machine, write
-from steps.fine_tune.shapes import MID, OV_05B, OV_7B, Shape, flops
 from benchmarks.workload import (
     TEXT_TOKENS,
     Plain,
@@ -51,6 +50,7 @@ from model.files import write_whole
 from model.schema import TRAIN, VAL
 from model.scorer import in_chunks, predict, predict_rows
 from model.train import fit
+from steps.fine_tune.shapes import MID, OV_05B, OV_7B, Shape, flops
 from steps.paths import REPOSITORY
 
 RECORD = REPOSITORY / "benchmarks" / "speed.json"

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from steps.fine_tune.shapes import KINDS, Shape
 from model import checkpoint
 from model.agentps import AgentPS
 from model.backbones import family_of
@@ -28,6 +27,7 @@ from model.schema import LABEL, NO_LABEL, POST_ID, SPLIT, TRAIN, VAL
 from model.settings import LoraSettings, SequenceSettings, TrainSettings
 from model.task import Task
 from model.tiny import build_tokenizer
+from steps.fine_tune.shapes import KINDS, Shape
 
 #: Title and text of a post are of 8 to 196 tokens, evenly spread.
 TEXT_TOKENS = (8, 196)

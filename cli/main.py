@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "serve": "cli.scoring:serve",
     "stream": "cli.scoring:stream",
     "key": "cli.scoring:key",
+    "size": "cli.size:size",
     "trial": "cli.annotation:trial",
 }
 

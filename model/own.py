@@ -1,7 +1,7 @@
 """Makes the backbone for a user's own posts: a tokenizer of their words, and the network of `backbones.agentps_own`.
 
-Nothing is pretrained. The network's first weights follow from the seed, the tokenizer from the task and the texts of the
-training posts.
+Nothing is pretrained. The network's first weights follow from the seed, the tokenizer from the task and the texts of
+the training posts.
 """
 
 from __future__ import annotations

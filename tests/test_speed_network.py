@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import gpu, speed
-from steps.fine_tune.shapes import KINDS, OV_05B, OV_7B, PUBLISHED, TINY, Shape, flops, tiny
 from benchmarks.workload import album_sizes, text_lengths
+from steps.fine_tune.shapes import KINDS, OV_05B, OV_7B, PUBLISHED, TINY, Shape, flops, tiny
 from steps.paths import REPOSITORY
 
 ROWS = range(8)

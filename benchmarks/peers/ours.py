@@ -16,7 +16,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from benchmarks.peers.meter import LastEpoch, Meter
 from benchmarks.peers.posts import BATCH
-from steps.fine_tune.shapes import MID
 from benchmarks.workload import sequence_of, train_settings
 from model import checkpoint, checkpoint_info
 from model.columns import ERROR
@@ -29,6 +28,7 @@ from model.settings import BackboneSettings
 from model.task import Task
 from model.text import encode_post_text
 from model.train import fit
+from steps.fine_tune.shapes import MID
 
 SEQUENCE = sequence_of(MID, max_tokens=1024)
 LIMITS = ImageLimits(max_bytes=1_000_000, max_pixels=1_000_000)

@@ -13,11 +13,11 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Tokenizer
 
-from steps.fine_tune.shapes import MID, Shape
 from benchmarks.workload import TEXT_TOKENS, album_sizes, task_of, text_lengths
 from model.schema import TRAIN, VAL
 from model.task import Task
 from model.tiny import build_tokenizer
+from steps.fine_tune.shapes import MID, Shape
 
 #: Posts that count; behind them as many others, of val, which each side scores first to warm up.
 POSTS = 8

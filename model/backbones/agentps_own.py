@@ -8,15 +8,19 @@ each picture mirrored or not, and moved by a few pixels.
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Model
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Model
 
 from ..errors import ConfigError
 from ..family import Family
+
+#: Pictures that pass the convolutions together where nothing is trained.
+_AT_ONCE = 16
 
 
 class OwnVisionConfig(PreTrainedConfig):
@@ -29,7 +33,7 @@ class OwnVisionConfig(PreTrainedConfig):
 
 class OwnConfig(PreTrainedConfig):
     model_type = "agentps_own"
-    sub_configs_defaults = {"vision_config": OwnVisionConfig, "text_config": Qwen2Config}  # noqa: RUF012
+    sub_configs_defaults = {"vision_config": OwnVisionConfig, "text_config": Qwen2Config}
 
     vision_config: dict[str, Any] | PreTrainedConfig | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -59,16 +63,19 @@ class Eyes(nn.Module):
     def __init__(self, channels: tuple[int, ...] | list[int], width: int) -> None:
         super().__init__()
         widths = [3, *channels]
-        self.blocks = nn.Sequential(
-            *(_Block(a, b, deep=k > 0) for k, (a, b) in enumerate(zip(widths, widths[1:], strict=False)))
-        )
+        self.blocks = nn.Sequential(*(_Block(a, b, deep=k > 0) for k, (a, b) in enumerate(pairwise(widths))))
         self.out = nn.Linear(channels[-1], width)
 
     def forward(self, pixels_UCSS: Tensor) -> Tensor:
         if self.training:
-            pixels_UCSS = shifted(pixels_UCSS)
-        maps = self.blocks(pixels_UCSS)
-        return cast(Tensor, self.out(maps.flatten(2).transpose(1, 2)))
+            return self._seen(shifted(pixels_UCSS))
+        # A convolution of fewer pictures may add in another order: all are seen by so many, the last filled up.
+        count = len(pixels_UCSS)
+        filled_UCSS = F.pad(pixels_UCSS, (0, 0) * 3 + (0, -count % _AT_ONCE))
+        return torch.cat([self._seen(part) for part in filled_UCSS.split(_AT_ONCE)])[:count]
+
+    def _seen(self, pixels_UCSS: Tensor) -> Tensor:
+        return cast(Tensor, self.out(self.blocks(pixels_UCSS).flatten(2).transpose(1, 2)))
 
 
 def shifted(pixels_UCSS: Tensor) -> Tensor:
@@ -142,4 +149,5 @@ class Own(Family):
         return [cast(OwnModel, model).eyes(pixels_UCHW)]
 
 
+AutoConfig.register(OwnConfig.model_type, OwnConfig, exist_ok=True)  # else AutoTokenizer warns of an unknown type
 FAMILY = Own

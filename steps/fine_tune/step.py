@@ -11,7 +11,7 @@ from zenml.logger import get_logger
 
 from materializers.directory import CheckpointDirectory, DirectoryMaterializer, ShardDirectory
 from model.schema import LABEL_SOURCE
-from model.settings import BackboneSettings, TrainSettings
+from model.settings import OWN, TINY, BackboneSettings, TrainSettings
 from model.task import Task
 from steps.caching import depends_on
 from steps.paths import home
@@ -40,8 +40,10 @@ def fine_tune(
 
     `start`: the version of the registered model `model_name` whose weights are trained further; None: fresh heads.
     """
+    from model.data import Shards
     from steps.fine_tune.backbone import resolve
     from steps.fine_tune.launch import TrainingJob, run
+    from steps.fine_tune.size import too_large, work
 
     begun = None if model_name is None or start is None else registry.fetch(registry.get(model_name, start), task)
     job = TrainingJob(
@@ -57,6 +59,10 @@ def fine_tune(
         },
         start=begun,
     )
+    if backbone.name not in (TINY, OWN):
+        sequence = Shards(shards.path).sequence
+        if warning := too_large(work(job.resolved_backbone, sequence, settings, task, sequence.frames), settings):
+            logger.warning("%s", warning)
     mlflow.log_params({"task": task.name, "backbone": backbone.name, **settings.model_dump(mode="json")})
     directory, result = run(job, labels, home() / "work" / "fine_tune")
     figures = {
