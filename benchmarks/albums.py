@@ -103,7 +103,7 @@ def _ground(rng: np.random.Generator, photographs: list[Image.Image]) -> Image.I
     if rng.random() < 0.5:
         photo = photographs[rng.integers(len(photographs))]
         side = int(rng.integers(120, 400))
-        left, top = rng.integers(photo.width - side), rng.integers(photo.height - side)
+        left, top = int(rng.integers(photo.width - side)), int(rng.integers(photo.height - side))
         return photo.crop((left, top, left + side, top + side)).resize((SIDE, SIDE))
     base, spread = rng.integers(40, 220, 3), rng.normal(0, 18, 3)
     noise = _noise(rng, rng.uniform(0.6, 1.6))[..., None]

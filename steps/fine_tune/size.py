@@ -248,6 +248,11 @@ def _language(
     kept: dict[int, tuple[int, Any]] = {}
 
     def keep(tensor: Tensor) -> Tensor:
+        if tensor.shape[-2:] == (
+            tokens,
+            tokens,
+        ):  # a mask, which is made for these tensors only: the attention is causal
+            return tensor
         storage = tensor.untyped_storage()
         kept[storage._cdata] = (storage.nbytes(), storage)  # held, so that no other gets its address
         return tensor

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from model import checkpoint
-from model.backbones.agentps_own import OwnModel, shifted
+from model.backbones.agentps_own import OwnModel
+from model.eyes import shifted
 from model.own import build_own, own_parts
 from model.prompt import Prompt
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings
@@ -25,38 +26,11 @@ TRAIN = TrainSettings(
 )  # fmt: skip
 #: Words that no text of the posts has.
 WORDS = [
-    "does",
-    "any",
-    "photograph",
-    "of",
-    "this",
-    "album",
-    "show",
-    "scratches",
-    "cracks",
-    "stains",
-    "or",
-    "other",
-    "visible",
-    "wear",
-    "underneath",
-    "plain",
-    "daylight",
-    "whether",
-    "somebody",
-    "holds",
-    "a",
-    "handwritten",
-    "price",
-    "beside",
-    "the",
-    "thing",
-    "itself",
-    "before",
-    "neutral",
-    "paper",
-    "backgrounds",
-]
+    "does", "any", "photograph", "of", "this", "album", "show", "scratches",
+    "cracks", "stains", "or", "other", "visible", "wear", "underneath", "plain",
+    "daylight", "whether", "somebody", "holds", "a", "handwritten", "price", "beside",
+    "the", "thing", "itself", "before", "neutral", "paper", "backgrounds",
+]  # fmt: skip
 
 
 def question(number: int) -> dict[str, object]:
