@@ -168,7 +168,7 @@ def picture(
         at, pen = rng.normal(112, 18, 2), ImageDraw.Draw(marks)
         for _ in range(int(rng.integers(2, 5))):
             to = at + rng.normal(0, 26, 2)
-            pen.line((*at, *to), fill=255, width=int(rng.integers(2, 5)))
+            pen.line((*at, *to), fill=255, width=int(rng.integers(5, 9)))
             at = to
     view = _perspective(rng)
     mask, marks = (m.transform((SIDE, SIDE), Image.Transform.PERSPECTIVE, view, Image.Resampling.BILINEAR)
@@ -184,7 +184,7 @@ def picture(
     pixels = pixels * (1 - inside) + shade * inside
     pixels = pixels * (1 - 0.75 * mark) + contrast * 0.75 * mark
     if watermark:
-        pixels = pixels + 70 * np.asarray(_writing(rng), dtype=np.float32)[..., None] / 255
+        pixels = pixels + 120 * np.asarray(_writing(rng), dtype=np.float32)[..., None] / 255
     cast = rng.normal(1, 0.07, 3) * rng.uniform(0.65, 1.2)
     pixels = pixels * cast + rng.normal(0, rng.uniform(2, 9), pixels.shape)
     found = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
@@ -196,7 +196,7 @@ def _writing(rng: np.random.Generator) -> Image.Image:
     layer = Image.new("L", (SIDE, SIDE))
     letters = "".join(rng.choice(list("ABCDEFGHKLMNPRSTUVW"), int(rng.integers(8, 14))))
     ImageDraw.Draw(layer).text((int(rng.integers(0, 40)), int(rng.integers(20, 180))), letters, 255,
-                               font_size=int(rng.integers(22, 32)))  # fmt: skip
+                               font_size=int(rng.integers(34, 48)))  # fmt: skip
     return layer.rotate(float(rng.uniform(-30, 30)), Image.Resampling.BILINEAR)
 
 
