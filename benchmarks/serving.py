@@ -49,7 +49,7 @@ from steps.register import history, registry
 from steps.settings import load_settings
 
 RECORD, PAGE = REPOSITORY / "benchmarks" / "serving.json", REPOSITORY / "docs" / "service.md"
-CLIENTS = 32
+CLIENTS = 64
 #: Times the measured capacity, and the moves of the champion under load.
 OVERLOAD, MOVES, ROLLBACKS = 3, 20, 5
 NAME = load_settings({}).register_.model_name(load_task("ucc"))
@@ -239,7 +239,7 @@ def memory(url: str, sent: Sequence[bytes], n: int) -> dict[str, Any]:
 def _replica() -> int:
     """The newest, where several services run on the machine."""
     found = subprocess.run(
-        ["pgrep", "-n", "-f", "^ray::ServeReplica:agentps"], check=True, capture_output=True, text=True
+        ["pgrep", "-n", "-f", "^ray::ServeReplica:agentps:model"], check=True, capture_output=True, text=True
     )
     return int(found.stdout)
 
