@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Model
+from transformers.configuration_utils import SubConfigSpec
 
 from ..errors import ConfigError
 from ..eyes import Eyes
@@ -29,7 +30,7 @@ class OwnVisionConfig(PreTrainedConfig):
 
 class OwnConfig(PreTrainedConfig):
     model_type = "agentps_own"
-    sub_configs_defaults = {"vision_config": OwnVisionConfig, "text_config": Qwen2Config}
+    sub_configs_defaults = {"vision_config": SubConfigSpec(OwnVisionConfig), "text_config": SubConfigSpec(Qwen2Config)}
 
     vision_config: dict[str, Any] | PreTrainedConfig | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -55,7 +56,7 @@ class OwnModel(PreTrainedModel):
             super()._init_weights(module)
 
     def get_input_embeddings(self) -> nn.Module:
-        return cast(nn.Module, self.language_model.get_input_embeddings())
+        return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
