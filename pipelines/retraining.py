@@ -11,6 +11,7 @@ from typing import Any
 from model.errors import ConfigError
 from model.task import load_task
 from pipelines.entry import CheckedPipeline
+from steps.ingest.posts import group_splits
 from steps.ingest.rows import absolute
 from steps.paths import home
 from steps.retrain import fresh
@@ -51,13 +52,15 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     mlflow.set_tracking_uri(tracking_uri(home()))
     champion = history.sync(name).champion
     cursor = fresh.read_cursor(fresh.cursor_path(home(), name))
+    posts = fresh.read_posts(source, fresh.columns_of(policy), policy, settings.ingest.max_reject_share)
     run = fresh.begin(
         fresh.select(
-            fresh.read_posts(source, fresh.columns_of(policy), policy, settings.ingest.max_reject_share),
+            posts,
             cursor.newest if cursor else None,
             fresh.read_labels(Path(settings.retrain.labels)) if settings.retrain.labels else {},
             settings.retrain,
             settings.ingest,
+            group_splits(posts, root, settings.ingest) if settings.ingest.group_by else {},
         ),
         root,
         champion.version if champion else None,

@@ -85,6 +85,8 @@ class IngestSettings(Chosen):
     #: Split of a post that names none: shares of val and test, by a hash of its post_id.
     val_share: float = Field(gt=0, lt=1)
     test_share: float = Field(gt=0, lt=1)
+    #: What posts may not share across splits: those that do are put into one. Empty: each post by its id alone.
+    group_by: tuple[Literal["image", "text"], ...] = ()
 
     @property
     def post_limits(self) -> PostLimits:

@@ -13,7 +13,8 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -23,19 +24,19 @@ import pandas as pd
 
 from model import schema
 from model.errors import ImageError, ManifestError, plain
-from model.images import MOST_PATH, ImageLimits, decode, read_source
+from model.images import MOST_PATH
 from model.post import Row, columns_of, parse, post_id_of, row_of, shown
 from model.settings import PostLimits
 from model.task import Task
+from steps.ingest.groups import grouped, split_of
+from steps.ingest.pdq import Hash
+from steps.ingest.pictures import Picture, hash_images
 from steps.ingest.rows import absolute, is_url, opened, parent_of, read_rows
-from steps.parallel import ordered_map
 from steps.settings import IngestSettings
 
 logger = logging.getLogger(__name__)
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
-#: Images handed to a worker process together.
-_CHUNK = 64
 #: Rejects named in an error's message.
 _SHOWN = 5
 #: Of a post that is not in a table yet, and a column of the manifests that retraining writes: the file and the row that
@@ -71,7 +72,8 @@ class IngestResult:
         text, images (names relative to root), root (an absolute local folder, or an fsspec URL), image_sha256,
         label, one Int8 column per question, split; and language where the manifest has it.
     rejects: one row for every other one: the fields of `Reject`.
-    counts: rows, posts, rejected, images, files (distinct), labelled, train, val, test.
+    counts: rows, posts, rejected, images, files (distinct), labelled, train, val, test; and with `group_by` groups (of
+        two or more posts), largest_group, posts_across (of groups that lie in more than one split).
     """
 
     posts: pd.DataFrame
@@ -102,13 +104,10 @@ def read_manifest(
     named = partial(_check_post, name_of=namer(folder), limits=settings.post_limits)
     found, rejects = parse_posts(path, row_of(task), named, chosen=root is not None)
     n_rows = len(found) + len(rejects)
-    usable, broken = _hash_images(found, folder, settings, workers)
+    usable, broken, hashes = _with_hashes(found, folder, settings, workers)
     rejects += broken
     refuse_too_many(path, rejects, n_rows, settings.max_reject_share, none_left=not usable)
-    for post in usable:
-        post[schema.SPLIT] = post[schema.SPLIT] or split_of(
-            post[schema.POST_ID], settings.val_share, settings.test_share
-        )
+    groups = _split(usable, hashes, settings, folder)
     table = _table(usable, task, folder)
     counts = {
         "rows": n_rows,
@@ -118,6 +117,7 @@ def read_manifest(
         "files": len({name for names in table[schema.IMAGES] for name in names}),
         "labelled": int(table[schema.LABEL].notna().sum()),
         **{split: int((table[schema.SPLIT] == split).sum()) for split in schema.SPLITS},
+        **groups,
     }
     return IngestResult(posts=table, rejects=_rejects_table(rejects), counts=counts)
 
@@ -227,14 +227,6 @@ def _url_states(root: str) -> Callable[[str], str | None]:
     return lambda name: found.get(f"{folder.rstrip('/')}/{posixpath.normpath(name)}")
 
 
-def split_of(post_id: str, val_share: float, test_share: float) -> str:
-    """The split of a post that names none: by a hash of its id alone, so it stays as posts arrive."""
-    place = int.from_bytes(hashlib.sha256(post_id.encode()).digest()[:8]) / 2**64
-    if place < test_share:
-        return schema.TEST
-    return schema.VAL if place < test_share + val_share else schema.TRAIN
-
-
 # --- images -----------------------------------------------------------------------------------
 
 
@@ -292,35 +284,54 @@ def _real_path(path: str, real_folder: Callable[[str], str]) -> str:
     return os.path.realpath(path) if is_link else path
 
 
-def _hash_images(
+def _with_hashes(
     posts: list[Post], root: str, settings: IngestSettings, workers: int | None
-) -> tuple[list[Post], list[Reject]]:
-    """The posts whose images can be read, with the hashes; each distinct file is read once."""
-    names = list(dict.fromkeys(name for post in posts for name in post[schema.IMAGES]))
-    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-    logger.info("decoding %d images", len(names))
-    checked = ordered_map(partial(_hash_image, root=root, limits=limits), names, chunk=_CHUNK, workers=workers)
-    hashes = dict(zip(names, checked, strict=True))
+) -> tuple[list[Post], list[Reject], dict[str, Hash]]:
+    """The posts whose images can be read, with the hashes of these; and by those the perceptual ones."""
+    found = hash_images((name for post in posts for name in post[schema.IMAGES]), root, settings, workers)
     usable, rejects = [], []
     for post in posts:
-        found = {name: hashes[name] for name in post[schema.IMAGES]}
-        faults = [f"image {plain(name)}: {error}" for name, error in found.items() if isinstance(error, ImageError)]
+        pictures = [found[name] for name in post[schema.IMAGES]]
+        named = dict(zip(post[schema.IMAGES], pictures, strict=True))
+        faults = [f"image {plain(name)}: {error}" for name, error in named.items() if isinstance(error, ImageError)]
         if faults:
             manifest, row = post[ORIGIN]
             rejects.append(Reject(manifest, row, post[schema.POST_ID], "; ".join(faults)))
         else:
-            usable.append(post | {schema.IMAGE_SHA256: [found[name] for name in post[schema.IMAGES]]})
-    return usable, rejects
+            usable.append(
+                post | {schema.IMAGE_SHA256: [one.sha256 for one in pictures if not isinstance(one, ImageError)]}
+            )
+    hashes = {one.sha256: one.alike for one in found.values() if isinstance(one, Picture) and one.alike is not None}
+    return usable, rejects, hashes
 
 
-def _hash_image(name: str, root: str, limits: ImageLimits) -> str | ImageError:
-    """The sha256 of a file's bytes, or why it cannot be used."""
-    try:
-        data = read_source(name, limits, root=root)
-        decode(data, limits, least_side=1)  # all of the file is read, and no more pixels made than needed
-    except ImageError as error:
-        return error
-    return hashlib.sha256(data).hexdigest()
+def _split(posts: list[Post], hashes: Mapping[str, Hash], settings: IngestSettings, root: str) -> dict[str, int]:
+    """Give each post its split; returns counts of the groups, where there are any."""
+    if not settings.group_by:
+        for post in posts:
+            post[schema.SPLIT] = post[schema.SPLIT] or split_of(
+                post[schema.POST_ID], settings.val_share, settings.test_share
+            )
+        return {}
+    found = grouped(posts, [post[schema.IMAGE_SHA256] for post in posts], hashes, settings, root)
+    for post, split in zip(posts, found.splits, strict=True):
+        post[schema.SPLIT] = split
+    return {"groups": found.groups, "largest_group": found.largest, "posts_across": found.across}
+
+
+def group_splits(posts: Sequence[Post], root: str, settings: IngestSettings) -> dict[str, str]:
+    """By the ids of posts whose images were not read yet, the splits that ingest will give them with `group_by`.
+
+    A post that ingest will reject has none.
+    """
+    named, usable = partial(_check_post, name_of=namer(root), limits=settings.post_limits), []
+    for post in map(dict, posts):
+        with suppress(ValueError):
+            named(post)
+            usable.append(post)
+    usable, _, hashes = _with_hashes(usable, root, settings, None)
+    _split(usable, hashes, settings, root)
+    return {post[schema.POST_ID]: post[schema.SPLIT] for post in usable}
 
 
 # --- tables -----------------------------------------------------------------------------------
