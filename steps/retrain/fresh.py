@@ -21,7 +21,7 @@ from pydantic import AliasChoices, AwareDatetime, Field, ValidationError
 from model.errors import ManifestError, plain
 from model.files import disk_told, write_whole
 from model.post import row_of
-from model.schema import CREATED_AT, IMAGES, LABEL, MANIFEST_COLUMNS, POST_ID, SPLIT, TEST
+from model.schema import CREATED_AT, LABEL, MANIFEST_COLUMNS, POST_ID, SPLIT, TEST
 from model.strict import Strict
 from model.task import Task
 from steps.ingest.groups import split_of
@@ -327,8 +327,7 @@ def begin(selection: Selection, root: str | Path, champion: str | None, folder: 
     for old in sorted(others, key=lambda path: path.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(old)
     kept = directory / "run.json"
-    names = [name for row in selection.rows for name in row.get(IMAGES, ())]
-    fingerprint = fingerprint_of(text.encode(), names, str(root))
+    fingerprint = fingerprint_of(text.encode(), selection.rows, str(root))
     if not kept.exists():
         write_whole(directory / "posts.jsonl", text)
         made = Run(
