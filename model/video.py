@@ -67,11 +67,13 @@ def frames(data: bytes, limits: ImageLimits) -> list[bytes]:
     if len(data) > limits.max_video_bytes:
         raise ImageError(f"{len(data):,} bytes; at most {limits.max_video_bytes:,} are read")
     decoder = _idle.pop() if _idle else _Decoder()
-    found = decoder.ask(data, limits)
+    error, found = decoder.ask(data, limits)
     if len(_idle) < _MOST_IDLE:
         _idle.append(decoder)
     else:
         decoder.end()
+    if error is not None:
+        raise ImageError(error)
     return found
 
 
@@ -84,8 +86,12 @@ class _Decoder:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
 
-    def ask(self, data: bytes, limits: ImageLimits) -> list[bytes]:
-        """Raises: ImageError; where the process did not live through it, too."""
+    def ask(self, data: bytes, limits: ImageLimits) -> tuple[str | None, list[bytes]]:
+        """Why the video cannot be used, and its frames.
+
+        Raises:
+            ImageError: the process did not live through it.
+        """
         asked = {
             "bytes": len(data),
             "frames": FRAMES,
@@ -107,10 +113,7 @@ class _Decoder:
             raise
         finally:
             patience.cancel()
-        if "error" in answer:
-            _idle.append(self)
-            raise ImageError(answer["error"])
-        return found
+        return answer.get("error"), found
 
     def _exchange(self, request: bytes) -> tuple[dict[str, Any], list[bytes]]:
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -131,7 +134,7 @@ class _Decoder:
         """How the process ended."""
         self.end()
         code = self._process.returncode
-        if code == -signal.SIGXCPU:
+        if code == -signal.SIGPROF:
             return f"its decoding took more than {_CPU_SECONDS:g} s of CPU"
         if code == -signal.SIGKILL:
             return f"its decoding took more than {_WALL_SECONDS:g} s, or too much memory, and was ended"

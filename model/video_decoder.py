@@ -10,8 +10,8 @@ from __future__ import annotations
 import bisect
 import io
 import json
-import math
 import resource
+import signal
 import sys
 from contextlib import suppress
 from typing import Any, BinaryIO
@@ -34,7 +34,7 @@ _PQ, _HLG, _WHITE = 16, 18, 203.0
 _KNEE = 0.6
 _2020_TO_709 = np.array([[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]])
 #: Seconds, and a share, by which a file may claim to be longer than what it holds.
-_SLACK, _SLACK_SHARE = 1.0, 0.05
+_SLACK, _SLACK_SHARE = 0.5, 0.02
 #: Bytes of memory of this process, at most.
 _MEMORY = 4 * 2**30
 
@@ -77,7 +77,7 @@ def _sampled(container: Any, limits: dict[str, Any]) -> list[bytes]:
     packets = packets[first_key:]
     times = sorted({_time(p) for p in packets if not p.is_discard and _time(p) >= _time(packets[0])})
     if not times:
-        raise BrokenVideoError("no pictures")
+        raise BrokenVideoError("cut or corrupt: it holds no pictures")
     seconds = float((times[-1] - times[0]) * stream.time_base)
     if seconds > limits["max_seconds"]:
         raise BrokenVideoError(f"{seconds:,.0f} s long; at most {limits['max_seconds']:,.0f} s are read")
@@ -127,7 +127,7 @@ def _packets(container: Any, stream: Any, limits: dict[str, Any]) -> tuple[list[
             if len(packets) > limits["max_frames"]:
                 raise BrokenVideoError(f"more than {limits['max_frames']:,} pictures; no more are read")
     if not packets:
-        raise BrokenVideoError("no pictures")
+        raise BrokenVideoError("cut or corrupt: it holds no pictures")
     return packets, end
 
 
@@ -262,14 +262,6 @@ def _nits(signal: np.ndarray, transfer: int) -> np.ndarray:
 # --- the process ---------------------------------------------------------------------------------------------
 
 
-def _bound(seconds: float) -> None:
-    """Let the system end this process when it has used so many more seconds of CPU."""
-    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    soft = math.ceil(used + seconds)
-    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
-
-
 def main(source: BinaryIO, sink: BinaryIO) -> None:
     av.logging.set_level(None)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -278,13 +270,15 @@ def main(source: BinaryIO, sink: BinaryIO) -> None:
     while line := source.readline():
         limits = json.loads(line)
         data = source.read(limits["bytes"])
-        _bound(limits["cpu_seconds"])
+        signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"])  # SIGPROF ends the process, in native code too
         found: list[bytes] = []
         try:
             found = frames(data, limits)
             answer: dict[str, Any] = {"sizes": [len(jpeg) for jpeg in found]}
         except BrokenVideoError as error:
             answer = {"error": str(error)}
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
         sink.write(json.dumps(answer).encode() + b"\n" + b"".join(found))
         sink.flush()
 

@@ -28,6 +28,7 @@ from pydantic import AwareDatetime, ValidationError
 from model.columns import ERROR, decision_column
 from model.errors import ConfigError, DataError, ManifestError
 from model.files import disk_told, replacing, write_whole
+from model.images import ImageLimits
 from model.post import post_id_of
 from model.schema import IMAGES, POST_ID, TEXT, TITLE, VIDEO
 from model.settings import PostLimits
