@@ -92,7 +92,8 @@ def _sampled(container: Any, limits: dict[str, Any]) -> list[bytes]:
 def _stream(container: Any, limits: dict[str, Any]) -> Any:
     streams = [s for s in container.streams.video if "attached_pic" not in str(s.disposition).lower()]
     if not streams:
-        raise BrokenVideoError("holds no moving picture")
+        sound = container.streams.audio or container.streams.video
+        raise BrokenVideoError("holds no moving picture" if sound else "cut or corrupt: it holds no pictures")
     stream = streams[0]
     context = stream.codec_context
     if context.codec.name not in _CODECS:
