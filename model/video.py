@@ -33,6 +33,8 @@ _MOST_PICTURES, _MOST_DECODED = 40_000, 20_000
 _CPU_SECONDS, _WALL_SECONDS = 60.0, 600.0
 #: Processes that wait for the next video.
 _MOST_IDLE = 4
+#: By its name it is known that results depend on it, see `steps.caching`.
+_DECODER = "model.video_decoder"
 MISSING = "a video needs the package av (PyAV), which is not installed: pip install 'agentps[video]'"
 
 
@@ -66,7 +68,10 @@ def frames(data: bytes, limits: ImageLimits) -> list[bytes]:
         raise ImageError(MISSING)
     if len(data) > limits.max_video_bytes:
         raise ImageError(f"{len(data):,} bytes; at most {limits.max_video_bytes:,} are read")
-    decoder = _idle.pop() if _idle else _Decoder()
+    try:
+        decoder = _idle.pop()
+    except IndexError:
+        decoder = _Decoder()
     error, found = decoder.ask(data, limits)
     if len(_idle) < _MOST_IDLE:
         _idle.append(decoder)
@@ -74,6 +79,8 @@ def frames(data: bytes, limits: ImageLimits) -> list[bytes]:
         decoder.end()
     if error is not None:
         raise ImageError(error)
+    if (largest := max(map(len, found))) > limits.max_bytes:
+        raise ImageError(f"its frames have up to {largest:,} bytes as JPEG; at most {limits.max_bytes:,} are read")
     return found
 
 
@@ -81,7 +88,8 @@ class _Decoder:
     """A process of `video_decoder.py`."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-P", str(Path(__file__).with_name("video_decoder.py"))]
+        file = Path(__file__).with_name(f"{_DECODER.rpartition('.')[2]}.py")
+        command = [sys.executable, "-P", str(file)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )

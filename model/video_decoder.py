@@ -25,8 +25,8 @@ from PIL import Image
 #: none of these formats names other files, as playlists do.
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 _CODECS = {"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "libvpx", "libvpx-vp9", "mpeg4", "h263"}
-#: Pixels of the shorter side, at most: what an annotator reads of an image in high detail.
-SIDE = 768
+#: Pixels of the shorter side, at most: what an annotator reads of an image in high detail; and of the longer one.
+SIDE, LONGEST = 768, 4096
 _QUALITY = 92
 #: Transfer functions of HDR by their numbers in ITU-T H.273; the nits of a white page in it (BT.2408).
 _PQ, _HLG, _WHITE = 16, 18, 203.0
@@ -217,7 +217,7 @@ def _size(frame: Any, aspect: float) -> tuple[int, int]:
     width, height = float(frame.width), float(frame.height)
     if 0.1 <= aspect <= 10:
         width *= aspect
-    scale = min(1.0, SIDE / min(width, height))
+    scale = min(1.0, SIDE / min(width, height), LONGEST / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 

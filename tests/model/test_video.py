@@ -87,6 +87,15 @@ def test_a_video_is_upright_by_its_metadata(rotation: int, corner: str) -> None:
     assert [name for name, pixel in corners.items() if pixel[0] - pixel[1] > 100] == [corner]
 
 
+def test_a_very_wide_video_stays_within_what_an_image_may_be() -> None:
+    assert opened(frames(clip(1, (6000, 64)), LIMITS)[0]).shape == (44, 4096, 3)
+
+
+def test_a_frame_is_held_to_the_bytes_of_an_image(plain: bytes) -> None:
+    tight = ImageLimits(max_bytes=100, max_pixels=4_000_000)
+    assert re.fullmatch(r"its frames have up to [0-9,]+ bytes as JPEG; at most 100 are read", reason(plain, tight))
+
+
 def test_odd_sizes_are_kept() -> None:
     found = frames(clip(20, (33, 17), pixel_format="yuv444p"), LIMITS)
     assert {opened(jpeg).shape for jpeg in found} == {(17, 33, 3)}

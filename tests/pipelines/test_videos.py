@@ -44,8 +44,8 @@ TASK = """\
 name: discs
 version: 1
 questions:
-  - {id: disc, ask: Any disc?, annotate: Is there a disc?, answer: class}
-final: {ask: Is it good?, classes: [bad, good], positive: good}
+  - {id: disc, ask: 'Any disc?', annotate: 'Is there a disc?', answer: class}
+final: {ask: 'Is it good?', classes: [bad, good], positive: good}
 """
 
 
