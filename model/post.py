@@ -80,7 +80,7 @@ def _time(cell: Any) -> datetime:
 
 
 def _one_or_a_video(images: list[str], info: ValidationInfo) -> list[str]:
-    if not images and info.data.get(VIDEO) is None:
+    if not images and info.data.get(VIDEO, "faulty") is None:
         raise ValueError("no image, and no video")
     return images
 
