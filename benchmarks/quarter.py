@@ -258,7 +258,8 @@ def last_run() -> dict[str, Any]:
     experiment = client.get_experiment_by_name("agentps_retraining")
     if experiment is None:
         raise SystemExit("no retraining was run: see its log")
-    run = client.search_runs([experiment.experiment_id], max_results=1)[0]
+    runs = client.search_runs([experiment.experiment_id], max_results=2)
+    run = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)  # not that of thresholds fitted again
     lines = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/drift/drift.json")["lines"]
     figures = run.data.metrics
     return {
