@@ -524,9 +524,7 @@ def page(record: dict[str, Any]) -> str:
         epochs=WEEKLY_EPOCHS,
         served="\n".join(
             f"| {one['week']} | version {served[one['week']]} | {_interval(one['with']['precision'])} | "
-            + " | ".join(
-                _share(one[side][metric]) for side, metric in list(product(_SIDES, ("precision", "recall")))[1:]
-            )
+            + " | ".join(_share(one[side][metric]) for side, metric in others)
             + " |"
             for one in weeks
         ),
