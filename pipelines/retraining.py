@@ -42,7 +42,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     from steps.register import history, registry
     from steps.register.names import check_names
     from steps.register.step import register
-    from steps.retrain.step import advance, drift, live, refit
+    from steps.retrain.step import advance, drift, live, refit, refit_options
 
     settings = load_settings(options or {})
     policy, source = load_task(settings.task), _source(settings)
@@ -83,7 +83,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
         checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest, profile
     )
     decision, _scores = promote(version, report, page, predictions, shards, table, policy, settings.promote, alarmed)
-    outcome = refit(version, decision, alarmed, settings)
+    outcome = refit(version, decision, alarmed, refit_options(settings))
     advance(version, outcome, run.newest)
 
 

@@ -225,6 +225,8 @@ def _newest(scored: pd.DataFrame, place: str | Path) -> pd.DataFrame:
             first[SCORED_AT].isoformat(),
         )
     table = table.loc[~ahead].reindex(columns=[*COLUMNS, *POLICY_COLUMNS])
+    said = table[list(POLICY_COLUMNS)].astype(object)
+    table[list(POLICY_COLUMNS)] = said.where(said.notna(), None)  # of a table, as of a store without a policy
     return table.sort_values(SCORED_AT, kind="stable").drop_duplicates([POST_ID, MODEL_VERSION], keep="last")
 
 
