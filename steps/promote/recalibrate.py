@@ -85,6 +85,7 @@ def recalibrate(name: str, settings: TrainingSettings, experiment: str) -> Recal
                 "agentps.data": manifest_fingerprint(manifest),
                 "agentps.recalibrated_from": champion.version,
             },
+            posts=posts,
         )
     history.challenge(version)
     return Recalibrated(version, made.report, history.settle(version, partial(_verdict, made, version, champion)))

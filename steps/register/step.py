@@ -53,6 +53,7 @@ def register(
         profile=profile,
         limits=ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels),
         post_limits=ingest.post_limits,
+        posts=posts,
     )
     challenge(version)
     log_metadata({"name": version.name, "version": version.version, "new": is_new})
