@@ -52,7 +52,7 @@ class Missing(StrEnum):
 UNPAID = frozenset({Missing.RATE_LIMITED, Missing.SERVER_ERROR, Missing.CONNECTION, Missing.REJECTED})
 
 _LOOKUP_CHUNK = 500  # bound parameters of one statement; SQLite's lowest limit is 999
-_RAW_CHARACTERS = 4000
+_RAW_CHARACTERS = 40_000  # a whole draft of a task
 #: A process without a sign of life for this long has lost its leases; it gives one four times as often.
 LEASE_SECONDS = 60.0
 

@@ -78,7 +78,12 @@ def _training(report: EvalReport, info: CheckpointInfo, posts: pd.DataFrame | No
     if "start" in info.provenance:
         lines.append(f"It went on from the weights of {info.provenance['start']}.")
     if answers_questions(report.variant) and info.task.questions:
-        lines.append(f"Answers to the intermediate questions by {_annotator(report.annotator)}.")
+        corrected = (
+            ""
+            if info.train.labels == "plain"
+            else f"; people's answers to some training posts corrected them (`{info.train.labels}`)"
+        )
+        lines.append(f"Answers to the intermediate questions by {_annotator(report.annotator)}{corrected}.")
         if report.annotated_missing_share:
             id_, most = max(report.annotated_missing_share.items(), key=lambda item: item[1])
             lines.append(f"At most {100 * most:.1f} % of a question's answers are missing ({id_}).")
