@@ -243,19 +243,19 @@ def judge(posts: pd.DataFrame, labels: pd.DataFrame, task: Task) -> list[Judged]
     people = posts.set_index(POST_ID).reindex(labels[POST_ID]).reset_index()
     measures = agreement(posts, labels, task)
     whose = {one.question: people if one.gold >= _LEAST else labels for one in measures}
-    answers = pd.DataFrame({id_: pd.array(table[id_], dtype="Int64") for id_, table in whose.items()})
-    decided = pd.array(people[LABEL], dtype="Int64")
+    answers = pd.DataFrame({id_: table[id_].astype("Int64").to_numpy() for id_, table in whose.items()})
+    decided = people[LABEL].astype("Int64")
     found = []
     for one in measures:
         chance = _by_chance(answers, one.question, decided)
-        n = int((answers[one.question].notna().to_numpy() & ~decided.isna()).sum())
+        n = int((answers[one.question].notna() & decided.notna()).sum())
         missing = float(labels[one.question].isna().mean())
         by = "people's" if whose[one.question] is people else "the annotator's"
         found.append(Judged(one, n, chance, _marks(one, missing, n, chance, by)))
     return found
 
 
-def _by_chance(answers: pd.DataFrame, question: str, decided: Any) -> float:
+def _by_chance(answers: pd.DataFrame, question: str, decided: pd.Series) -> float:
     """How often chance makes answers and decisions depend on each other as much as these do, alone or among the posts
     of one answer to another question: the least p-value of chi-square tests, by Bonferroni for their number.
 
@@ -264,9 +264,12 @@ def _by_chance(answers: pd.DataFrame, question: str, decided: Any) -> float:
     """
     frame = answers.assign(**{LABEL: decided}).dropna(subset=[question, LABEL])
     values = []
-    for other in (None, *(id_ for id_ in answers if id_ != question)):
+    for strata in (
+        [frame],
+        *([part for _, part in frame.groupby(id_)] for id_ in map(str, answers) if id_ != question),
+    ):
         statistic, freedom = 0.0, 0
-        for stratum in [frame] if other is None else [part for _, part in frame.groupby(other)]:
+        for stratum in strata:
             table = pd.crosstab(stratum[question], stratum[LABEL]).to_numpy()
             if table.size and min(table.shape) > 1:
                 test = chi2_contingency(table, correction=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-_START_S = 120
+_START_S = 600
 
 
 @contextmanager

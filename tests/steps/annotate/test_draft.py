@@ -20,7 +20,7 @@ from model.task import load_task
 from steps.annotate.draft import SHIPPED, draft, judge, prompt_of, read_policy, text_of, tried_posts
 from steps.annotate.ledger import Ledger
 from steps.annotate.prices import load_prices
-from tests.support.annotator import Answer, Server, completion, reply, settings_of
+from tests.support.annotator import Answer, Server, completion, make_posts, reply, settings_of
 from tests.support.tiny import TASK
 
 DRAFT = """\
@@ -142,6 +142,7 @@ def test_questions_that_are_not_answered_reliably_or_tell_nothing_are_marked_wit
 def test_what_a_lone_question_tells_is_the_chi_square_test() -> None:
     posts, said = answered()
     alone = TASK.model_copy(update={"questions": (TASK.questions[1],)})
+    posts["kind"] = pd.array([None] * len(posts), dtype="Int8")  # as ingest gives a question that nobody answered
     (kind,) = judge(posts, said, alone)
     table = pd.crosstab(said["kind"], posts["label"][said["kind"].notna()]).to_numpy()
     assert kind.chance == pytest.approx(chi2_contingency(table, correction=False).pvalue)
@@ -184,6 +185,31 @@ def test_the_command_writes_what_was_found_into_the_file_and_overwrites_nothing(
         assert "nothing is overwritten" in run("--policy", policy, "--out", out, exit_code=2).output
         assert out.read_bytes() == before
         assert len(server.requests) == 1
+
+
+def test_a_draft_is_tried_on_the_decided_posts_of_a_manifest_and_not_beyond_the_cap(
+    agentps_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, out, manifest = tmp_path / "policy.md", tmp_path / "task.yaml", tmp_path / "posts.jsonl"
+    policy.write_text("No adverts.", encoding="utf-8")
+    posts = make_posts(tmp_path, 40)[["post_id", "title", "text", "split", "images"]].assign(label=[0, 1] * 20)
+    posts.to_json(manifest, orient="records", lines=True)
+
+    def behave(number: int, body: Any) -> Answer:
+        return reply(completion("1,1" if "image_url" in json.dumps(body) else DRAFT))
+
+    with Server(behave) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        given = ("--policy", policy, "--posts", manifest, "--most-posts", 30)
+        stopped = run(*given, "--out", out, "--set", "max_cost=0.01", exit_code=1).output
+        assert "annotate.max_cost" in stopped
+        assert not out.exists()
+        said = run(*given, "--out", out).output
+        assert len(server.requests) == 31, "a draft, and thirty posts of forty"
+    never = "not shown to tell anything of the decision, alone or beside another question: p 1.00 by the annotator's"
+    assert f"price: {never} answers to 30 posts\n" in said
+    assert f"# place: {never} answers to 30 posts\n" in out.read_text(encoding="utf-8")
 
 
 def test_the_shipped_policy_is_drafted_and_tried_offline(agentps_home: Path, tmp_path: Path) -> None:
