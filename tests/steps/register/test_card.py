@@ -112,6 +112,13 @@ def test_the_card_names_who_labelled(info: CheckpointInfo, annotator: str, expec
     assert ("**Real posts.**" in text) == annotator.startswith("simulated")
 
 
+def test_the_card_says_that_people_s_answers_corrected_the_annotator_s(info: CheckpointInfo) -> None:
+    train = info.train.model_copy(update={"labels": "relabelled"})
+    text = card(report(), tables()[1], TASK, info.model_copy(update={"train": train}), None)
+    assert "by the LLM `gpt-4o`; people's answers to some training posts corrected them (`relabelled`)." in text
+    assert "corrected" not in card(report(), tables()[1], TASK, info, None)
+
+
 def test_a_report_of_before_promises_promises_nothing_in_its_card(info: CheckpointInfo) -> None:
     assert "no confidence: each threshold is the best on val" in card(
         report(confidence=None), tables()[1], TASK, info, None
