@@ -23,7 +23,7 @@ from model.schema import IMAGE_SHA256, IMAGES, LABEL, POST_ID, ROOT, SPLIT, TEXT
 from model.task import TASKS_DIR, Task, load_task
 from steps.annotate.agreement import QuestionAgreement, agreement
 from steps.annotate.client import annotate_posts, ask_all
-from steps.annotate.ledger import UNPAID, Ledger, Missing
+from steps.annotate.ledger import RAW_CHARACTERS, UNPAID, Ledger, Missing
 from steps.annotate.plan import FINAL
 from steps.annotate.prices import Price
 from steps.annotate.reply import AnswerError, Asked, unwrapped
@@ -170,6 +170,8 @@ def _counts(text: str) -> list[int]:
 
 def _parsed(text: str) -> Task:
     """Raises: TaskError."""
+    if len(text) > RAW_CHARACTERS:
+        raise TaskError(f"{len(text):,} characters; at most {RAW_CHARACTERS:,} are expected")
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "draft.yaml"
         path.write_text(unwrapped(text), encoding="utf-8")
@@ -192,7 +194,7 @@ def _no_draft(reason: Missing, attempts: int, raw: str, settings: AnnotateSettin
     remedy = (
         "start the same command again"
         if reason in UNPAID
-        else "raise annotate.max_tokens (--set max_tokens=8000)"
+        else "raise annotate.max_tokens (--set max_tokens=8000), or the limit that annotate.request_fields sets"
         if reason is Missing.CUT
         else "ask another model (--set model=…), or change the policy's text"
         if reason in FINAL

@@ -30,6 +30,8 @@ from steps.tables import rows_of
 LONGEST = 5000
 #: Questions and slices that are named one by one; characters of a wording.
 _NAMED, _WORDS = 12, 90
+#: Precision targets that are shown, the highest.
+_TARGETS = 8
 #: A slice with fewer positive, or fewer flagged, posts is not judged.
 _LEAST = 20
 _LEVEL = 0.95
@@ -118,7 +120,7 @@ def _promise(report: EvalReport) -> str:
         "| precision promised | threshold | recall on test | precision on test |",
         "|---|---|---|---|",
     ]
-    for key, point in report.operating_points.items():
+    for key, point in _shown(report).items():
         found = report.metrics.get(metrics.served_name(key))
         if math.isinf(point.threshold):
             lines.append(f"| {point.min_precision:.0%} | flags nothing: {report.unpromised(key)} | | |")
@@ -130,13 +132,17 @@ def _promise(report: EvalReport) -> str:
     return "\n".join(lines)
 
 
+def _shown(report: EvalReport) -> dict[str, OperatingPoint]:
+    return dict(list(report.operating_points.items())[-_TARGETS:])
+
+
 def _measured(report: EvalReport, task: Task) -> str:
     lines = [
         f"{report.n_posts:,} posts, {report.n_positive:,} positive; brackets are 95 % intervals. Guessing has an "
         f"average precision of {_percent(report.n_positive / report.n_posts)}."
     ]
     named = [metrics.AVERAGE_PRECISION, metrics.ROC_AUC, metrics.CALIBRATION_ERROR]
-    named += [metrics.recall_name(key) for key in report.operating_points]
+    named += [metrics.recall_name(key) for key in _shown(report)]
     lines += [
         f"- {metrics.label_of(name)}: {_interval(report.metrics[name])}" for name in named if name in report.metrics
     ]

@@ -129,7 +129,9 @@ def test_a_card_of_any_policy_fits_into_mlflow_s_databases(info: CheckpointInfo)
     asked = TASK.questions[0]
     questions = tuple(asked.model_copy(update={"id": f"q{n}", "ask": "is it so? " * 400}) for n in range(400))
     task: Task = TASK.model_copy(update={"questions": questions})
-    text = card(report(), tables()[1], task, info, None)
+    point = OperatingPoint(min_precision=0.5, threshold=0.5, recall=0.5, precision=0.6)
+    many = report().model_copy(update={"operating_points": {f"p{n}": point for n in range(1, 99)}})
+    text = card(many, tables()[1], task, info, None)
     assert len(text) <= LONGEST
     assert "and 388 more" in text
     assert "agentps fetch" in text, "the end is there too"
