@@ -35,7 +35,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         yield url
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=300)
 
 
 def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
