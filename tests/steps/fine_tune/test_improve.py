@@ -148,9 +148,7 @@ def test_a_question_without_people_s_labels_ends_a_method_with_what_to_do(
     made = write_posts(root, tiny_backbone)
     made.posts.assign(calm=pd.array([None] * len(made.posts), dtype="Int8")).to_parquet(root / "posts.parquet")
     found = Shards(root)
-    with pytest.raises(
-        DataError, match=r"gold: no training post has people's label for calm: .*set it to plain"
-    ):
+    with pytest.raises(DataError, match=r"gold: no training post has people's label for calm: .*set it to plain"):
         improved(job_of(found, tiny_backbone, "gold"), labels_of(found), tmp_path)
 
 
