@@ -141,7 +141,7 @@ def _measured(report: EvalReport, task: Task) -> str:
         f"{report.n_posts:,} posts, {report.n_positive:,} positive; brackets are 95 % intervals. Guessing has an "
         f"average precision of {_percent(report.n_positive / report.n_posts)}."
     ]
-    named = [metrics.AVERAGE_PRECISION, metrics.ROC_AUC, metrics.CALIBRATION_ERROR]
+    named = [metrics.AVERAGE_PRECISION, metrics.ROC_AUC]
     named += [metrics.recall_name(key) for key in _shown(report)]
     lines += [
         f"- {metrics.label_of(name)}: {_interval(report.metrics[name])}" for name in named if name in report.metrics
@@ -214,7 +214,7 @@ def _not_for(report: EvalReport, posts: pd.DataFrame | None) -> str:
 def _use() -> str:
     return "\n".join(
         (
-            "VERSION is this version's number. Both compare every file with its hash before any of its code runs.",
+            "MODEL and VERSION are this version's name and number. Both ways compare every file with its hash before any code runs.",
             "",
             "```bash",
             'mlflow models serve -m "$(agentps fetch VERSION)"',
