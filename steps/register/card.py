@@ -214,7 +214,7 @@ def _not_for(report: EvalReport, posts: pd.DataFrame | None) -> str:
 def _use() -> str:
     return "\n".join(
         (
-            "MODEL and VERSION are this version's name and number. Both compare every file with its hash before any code runs.",
+            "MODEL and VERSION: this version's name and number. Every file is held to its hash before any code runs.",
             "",
             "```bash",
             'mlflow models serve -m "$(agentps fetch VERSION)"',
