@@ -23,6 +23,10 @@ def answers_questions(variant: Variant) -> bool:
     return variant not in ("siglip", "vanilla")
 
 
+#: What is done about an annotator's errors, given people's process labels of some training posts (see
+#: `steps.fine_tune.methods`).
+LabelMethod = Literal["plain", "gold", "weighted", "dropped", "relabelled"]
+
 #: The backbone built here from `LlavaOnevisionConfig`: no download, seconds on a CPU.
 TINY = "tiny"
 
@@ -117,6 +121,8 @@ class TrainSettings(Chosen):
     loader_workers: int = Field(default=0, ge=0, le=1_024)
     #: Processes on this machine; more than one runs under torchrun.
     processes: int = Field(default=1, ge=1)
+    #: How the process labels that are trained on are made of the annotator's and people's; plain: the annotator's.
+    labels: LabelMethod = "plain"
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainSettings:

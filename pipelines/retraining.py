@@ -35,7 +35,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     import mlflow
 
     from infra.local_stack import tracking_uri
-    from pipelines.training import prepare
+    from pipelines.training import improved, prepare
     from steps.evaluate.step import evaluate
     from steps.fine_tune.ahead import check_start
     from steps.fine_tune.step import fine_tune
@@ -76,9 +76,9 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     profile, _page = drift(
         table, labels, shards, policy, settings.backbone, name, run.champion, run.since, settings.retrain
     )
-    checkpoint = fine_tune(
-        shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune, name, start, after=["drift"]
-    )
+    taught, weights = improved(settings, policy, shards, labels, fingerprint, name, start)
+    options_of = (settings.backbone, fingerprint, settings.fine_tune, name, start, weights)
+    checkpoint = fine_tune(shards, taught, policy, *options_of, after=["drift"])
     report, page, predictions = evaluate(
         checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotate.source, settings.evaluate
     )

@@ -5,15 +5,19 @@ Libraries are imported only where there is something to look at: a run whose ste
 
 from __future__ import annotations
 
+import math
 import os
 from importlib.util import find_spec
 from pathlib import Path
 
 from model.errors import ConfigError
-from model.settings import TINY
+from model.settings import TINY, answers_questions
 from model.task import Task
 from steps.paths import home
 from steps.settings import TrainingSettings
+
+#: Of answers to all questions, that relabelling keeps in memory for each of some posts.
+MOST_COMBINATIONS = 10_000
 
 
 def check(settings: TrainingSettings, task: Task, *, here: bool) -> None:
@@ -26,11 +30,32 @@ def check(settings: TrainingSettings, task: Task, *, here: bool) -> None:
             fit the task; the machine cannot train so.
     """
     settings.check_task(task)
+    check_labels(settings, task)
     if here:
         check_machine(settings)
     # the tiny one is made by preprocess, which says the same of it, at no cost where nobody is paid
     if settings.backbone.name != TINY or settings.annotate.annotator == "openai":
         _check_backbone(settings, task)
+
+
+def check_labels(settings: TrainingSettings, task: Task) -> None:
+    """Raises: ConfigError where `fine_tune.labels` has nothing to work on."""
+    method, annotator = settings.fine_tune.labels, settings.annotate.annotator
+    combinations = math.prod(len(question.classes) for question in task.questions)
+    lacks = (
+        f"the variant {settings.variant} learns no process labels"
+        if not answers_questions(settings.variant)
+        else f"the task {task.name} has no intermediate question"
+        if not task.questions
+        else "people's labels are all there is (annotator: human): there is nothing to correct"
+        if annotator == "human"
+        else f"it weighs every combination of answers, and the task {task.name} has {combinations:,}; at most "
+        f"{MOST_COMBINATIONS:,} can be"
+        if method == "relabelled" and combinations > MOST_COMBINATIONS
+        else None
+    )
+    if method != "plain" and lacks is not None:
+        raise ConfigError(f"fine_tune.labels {method}: {lacks}: set it to plain")
 
 
 def check_machine(settings: TrainingSettings) -> None:

@@ -35,6 +35,7 @@ from model.train import FitResult, fit
 from steps import recipe
 from steps.caching import code_digest
 from steps.fine_tune.backbone import fingerprint
+from steps.fine_tune.methods import with_weights
 from steps.lifetime import end_with_parent, of_this_process
 from steps.locks import locked
 from steps.paths import REPOSITORY
@@ -66,6 +67,8 @@ class TrainingJob(BaseModel):
     provenance: dict[str, Any]
     #: A registered checkpoint whose weights are trained further; None: the backbone's, with fresh heads.
     start: Path | None = None
+    #: The questions' weights in the loss, by id, where they are others than the task's.
+    weights: dict[str, float] | None = None
 
 
 class MlflowMetrics(TrainerCallback):
@@ -105,6 +108,7 @@ def job_directory(job: TrainingJob, labels: pd.DataFrame, root: Path) -> Path:
         start=None if job.start is None else sha256_of(job.start / MANIFEST),
         shards=recipe.shards_digest(Shards(job.shards), job.task),
         labels=recipe.table_digest(labels),
+        **({} if job.weights is None else {"weights": job.weights}),  # no key of a training without them changes
     )
 
 
@@ -188,7 +192,8 @@ def _train_job(directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
     job = TrainingJob.model_validate_json((directory / _JOB).read_text(encoding="utf-8"))
     shards = Shards(job.shards)
     set_seed(job.train.seed)
-    network, tokenizer, prompt = checkpoint.build(job.resolved_backbone, job.task, shards.sequence, job.train)
+    task = job.task if job.weights is None else with_weights(job.task, job.weights)
+    network, tokenizer, prompt = checkpoint.build(job.resolved_backbone, task, shards.sequence, job.train)
     if job.start is not None:
         checkpoint.start_from(network, job.start, job.task, job.resolved_backbone)
     labels, train = pd.read_parquet(directory / _LABELS), shards.posts[SPLIT] == TRAIN

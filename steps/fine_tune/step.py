@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import mlflow
 import pandas as pd
@@ -16,6 +16,9 @@ from model.task import Task
 from steps.caching import depends_on
 from steps.paths import home
 from steps.register import registry
+
+if TYPE_CHECKING:
+    from steps.fine_tune.launch import TrainingJob
 
 logger = get_logger(__name__)
 
@@ -35,28 +38,17 @@ def fine_tune(
     settings: TrainSettings,
     model_name: str | None = None,
     start: str | None = None,
+    weights: dict[str, float] | None = None,
 ) -> Annotated[CheckpointDirectory, "checkpoint"]:
     """The weights of the best epoch on val. A killed training goes on from its last checkpoint.
 
     `start`: the version of the registered model `model_name` whose weights are trained further; None: fresh heads.
+    `weights`: the questions' weights in the loss; None: the task's.
     """
-    from steps.fine_tune.backbone import resolve
-    from steps.fine_tune.launch import TrainingJob, run
+    from steps.fine_tune.launch import run
 
-    begun = None if model_name is None or start is None else registry.fetch(registry.get(model_name, start), task)
-    job = TrainingJob(
-        task=task,
-        train=settings,
-        backbone=backbone,
-        resolved_backbone=resolve(backbone, home()),
-        shards=shards.path,
-        provenance={
-            "data": data_fingerprint,
-            "labels": sorted(labels[LABEL_SOURCE].dropna().unique().tolist()),
-            **({} if start is None else {"start": f"{model_name} version {start}"}),
-        },
-        start=begun,
-    )
+    job = _job(shards, labels, task, backbone, data_fingerprint, settings, model_name, start)
+    job = job.model_copy(update={"weights": weights})
     mlflow.log_params({"task": task.name, "backbone": backbone.name, **settings.model_dump(mode="json")})
     directory, result = run(job, labels, home() / "work" / "fine_tune")
     figures = {
@@ -74,3 +66,58 @@ def fine_tune(
         f" (resumed from step {result.resumed_from_step})" if result.resumed_from_step else "",
     )
     return CheckpointDirectory(directory)
+
+
+@step(cache_policy=depends_on(__name__, without=["steps.register.registry"]))
+def improve_labels(
+    shards: ShardDirectory,
+    labels: pd.DataFrame,
+    task: Task,
+    backbone: BackboneSettings,
+    data_fingerprint: str,
+    settings: TrainSettings,
+    model_name: str | None = None,
+    start: str | None = None,
+) -> tuple[Annotated[pd.DataFrame, "improved_labels"], Annotated[dict[str, float], "question_weights"]]:
+    """The annotator's labels, improved by `settings.labels` with people's; and the questions' weights in the loss.
+
+    Part of a pipeline where `settings.labels` is not `plain`. Each training that a method takes has a folder of its
+    own, from which it resumes. `start`: as of `fine_tune`.
+    """
+    from steps.fine_tune.improve import improved
+
+    job = _job(shards, labels, task, backbone, data_fingerprint, settings, model_name, start)
+    made, weights, changed = improved(job, labels, home() / "work" / "fine_tune")
+    log_metadata({"method": settings.labels, **{f"changed_{id_}": share for id_, share in changed.items()}})
+    shares = ", ".join(f"{id_} {share:.1%}" for id_, share in changed.items())
+    logger.info("Labels improved by %s; changed: %s", settings.labels, shares)
+    return made, weights
+
+
+def _job(
+    shards: ShardDirectory,
+    labels: pd.DataFrame,
+    task: Task,
+    backbone: BackboneSettings,
+    data_fingerprint: str,
+    settings: TrainSettings,
+    model_name: str | None,
+    start: str | None,
+) -> TrainingJob:
+    from steps.fine_tune.backbone import resolve
+    from steps.fine_tune.launch import TrainingJob
+
+    begun = None if model_name is None or start is None else registry.fetch(registry.get(model_name, start), task)
+    return TrainingJob(
+        task=task,
+        train=settings,
+        backbone=backbone,
+        resolved_backbone=resolve(backbone, home()),
+        shards=shards.path,
+        provenance={
+            "data": data_fingerprint,
+            "labels": sorted(labels[LABEL_SOURCE].dropna().unique().tolist()),
+            **({} if start is None else {"start": f"{model_name} version {start}"}),
+        },
+        start=begun,
+    )

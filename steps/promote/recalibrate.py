@@ -97,6 +97,7 @@ def recalibrate(name: str, settings: TrainingSettings, experiment: str | None, *
                 "agentps.recalibrated_from": champion.version,
             },
             profile=registry.profile_of(champion),
+            posts=posts,
         )
     history.challenge(version)
     return Recalibrated(version, made.report, history.settle(version, partial(_verdict, made, version, champion)))

@@ -52,6 +52,7 @@ def register(
         profile=profile,
         limits=ingest.limits,
         post_limits=ingest.post_limits,
+        posts=posts,
     )
     challenge(version)
     log_metadata({"name": version.name, "version": version.version, "new": is_new})

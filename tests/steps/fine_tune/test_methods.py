@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from model.schema import POST_ID
-from steps.study import methods
+from steps.fine_tune import methods
 from tests.support.tiny import TASK
 
 

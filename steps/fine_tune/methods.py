@@ -13,7 +13,7 @@ Dimensions: N posts · C classes of one question
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from model.schema import POST_ID
+from model.settings import LabelMethod
 from model.task import Task
 from steps.annotate.agreement import confusion
 
@@ -28,6 +29,37 @@ from steps.annotate.agreement import confusion
 MIN_INFORMEDNESS = 0.1
 #: Posts of the average rate that a combination of answers is taken to have beside those that were seen.
 _PRIOR_POSTS = 2.0
+
+
+def taught(
+    method: LabelMethod,
+    labels: pd.DataFrame,
+    gold: pd.DataFrame,
+    final: pd.Series,
+    task: Task,
+    answers_of: Callable[[pd.DataFrame, str], dict[str, NDArray[np.float64]]],
+) -> tuple[pd.DataFrame, Task]:
+    """The process labels to train on by `method`, and the task with its question weights.
+
+    Args:
+        labels: the annotator's: post_id and one nullable Int8 column per question.
+        gold: people's, of some of these posts.
+        final: (N,) the final labels, 1, 0 or NA, row by row of `labels`.
+        answers_of: trains on labels, and gives the model's answers to every post of them, by question (N, C); it is
+            called with the labels and the training's name.
+    """
+    if method == "plain":
+        return labels, task
+    told = question_informedness(labels, gold, task)
+    if method == "weighted":
+        return with_gold(labels, gold), weighted(task, told)
+    if method == "dropped":
+        return with_gold(without_uninformative(labels, told), gold), task
+    made = with_gold(labels, gold)
+    if method == "relabelled":
+        for training in ("first", "second"):
+            made = relabelled(labels, answers_of(made, training), final, gold, task)
+    return made, task
 
 
 def informedness(matrix: NDArray[np.float64]) -> float:
@@ -64,10 +96,14 @@ def without_uninformative(labels: pd.DataFrame, told: dict[str, float]) -> pd.Da
 def weighted(task: Task, told: dict[str, float]) -> Task:
     """The task with each question's weight multiplied by its informedness, as a share of the most informative one's."""
     most = max(told.values())
-    questions = tuple(
-        q.model_copy(update={"weight": q.weight * max(told[q.id], 0.0) / most if most > 0 else q.weight})
-        for q in task.questions
+    return with_weights(
+        task, {q.id: q.weight * max(told[q.id], 0.0) / most if most > 0 else q.weight for q in task.questions}
     )
+
+
+def with_weights(task: Task, weights: dict[str, float]) -> Task:
+    """The task with other weights of its questions, by id."""
+    questions = tuple(q.model_copy(update={"weight": weights[q.id]}) for q in task.questions)
     return task.model_copy(update={"questions": questions})
 
 
