@@ -130,8 +130,12 @@ def _reviewed(url: str, model_name: str | None) -> list[dict[str, Any]]:
     try:
         with explained(name, STORE), engine.connect() as connection:
             if not inspect(connection).has_table(LABELS.name):
-                raise StoreError(f"{STORE.what} {name}: nobody reviewed posts in it yet: `agentps desk` lets people do so")
-            query = select(LABELS.c.model_name, LABELS.c.post_id, LABELS.c.label, LABELS.c.answers).order_by(LABELS.c.at)
+                raise StoreError(
+                    f"{STORE.what} {name}: nobody reviewed posts in it yet: `agentps desk` lets people do so"
+                )
+            query = select(LABELS.c.model_name, LABELS.c.post_id, LABELS.c.label, LABELS.c.answers).order_by(
+                LABELS.c.at
+            )
             query = query if model_name is None else query.where(LABELS.c.model_name == model_name)
             return [dict(row) for row in connection.execute(query).mappings()]
     finally:
