@@ -65,7 +65,8 @@ class Web:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._pages.filters.update(share=share, number=number, interval=interval, shortened=shortened)
+        self._pages.filters.update(share=share, number=number, shortened=shortened)
+        self._pages.globals["interval"] = interval
 
     def page(self, name: str, user: User | None = None, status: int = 200, **given: Any) -> HTMLResponse:
         text = self._pages.get_template(name).render(user=user, model=self.desk.model_name, **given)

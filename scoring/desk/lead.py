@@ -156,7 +156,9 @@ def _what_if(web: Web, user: User, given: Form) -> Response:
 def points_of(desk: Desk) -> list[int]:
     """The precision targets, in percent, that the newest version has thresholds for."""
     version = queue.newest_version(desk)
-    return [] if version is None else sorted(int(point[1:]) for point in desk.thresholds(version) if point[1:].isdecimal())
+    return (
+        [] if version is None else sorted(int(point[1:]) for point in desk.thresholds(version) if point[1:].isdecimal())
+    )
 
 
 def _precision(desk: Desk, given: Form, points: list[int]) -> int | None:

@@ -97,7 +97,9 @@ def errors(request: Request, user: Someone) -> Response:
     web = web_of(request)
     first = int(after) if (after := request.query_params.get("after", "")).isdecimal() and len(after) < 19 else 0
     letters = web.desk.store.dead_letters(after=first, limit=26)
-    failed, rest = queue.failed(web.desk, int(last) if (last := request.query_params.get("rest", "")).isdecimal() else 0)
+    failed, rest = queue.failed(
+        web.desk, int(last) if (last := request.query_params.get("rest", "")).isdecimal() else 0
+    )
     return web.page("errors.html", user, letters=letters[:25], more=len(letters) > 25, failed=failed, rest=rest)
 
 
@@ -165,6 +167,7 @@ def post(request: Request, user: Someone) -> Response:
         threshold=desk.threshold(record.model_version),
         flagged=_flagged(desk, record),
         others=[said for said, _ in history if said.model_version != record.model_version],
+        history=history,
         claim=mine,
         reviews=_reviews(desk, user, post_id, mine),
         query=query_of(filters_of(given, desk)),
@@ -194,7 +197,11 @@ def decide(request: Request, user: Someone, form: Signed) -> Response:
         raise RefusedError(400, "This is no form of the desk.")
     what = form.get("what")
     label = {"positive": 1, "negative": 0, "skip": None}.get(what or "", -1)
-    answers = {question.id: form[f"answer {question.id}"] for question in desk.task.questions if form.get(f"answer {question.id}")}
+    answers = {
+        question.id: form[f"answer {question.id}"]
+        for question in desk.task.questions
+        if form.get(f"answer {question.id}")
+    }
     if not all(value.isdecimal() and len(value) < 4 for value in answers.values()):
         raise RefusedError(400, "There is no such answer: choose one of the list.")
     given = {name: int(value) for name, value in answers.items()}

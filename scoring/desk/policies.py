@@ -78,7 +78,9 @@ def confirm(desk: Desk, user: User, id_: int) -> None:
         policy = _parsed(desk, row["text"])
         least = desk.policy if in_effect is None else _parsed(desk, in_effect["text"])
         if policy.file.version <= least.file.version:
-            raise RefusedError(409, "Another policy took effect since this was proposed: look at it again, and propose.")
+            raise RefusedError(
+                409, "Another policy took effect since this was proposed: look at it again, and propose."
+            )
         values = {"confirmed_by": user.name, "confirmed_at": datetime.now(UTC)}
         connection.execute(update(POLICIES).where(POLICIES.c.id == id_).values(**values))
         if desk.policy_file is not None:

@@ -267,8 +267,6 @@ def label_of(desk: Desk, post_id: str) -> Mapping[str, Any] | None:
     return desk.store.do(lambda connection: connection.execute(query).mappings().first())
 
 
-
-
 def claim_of(desk: Desk, user: User) -> Claim | None:
     """The post that a reviewer has now; it stays so until another person takes it."""
     query = select(CLAIMS.c.post_id, CLAIMS.c.kind, CLAIMS.c.nonce)
