@@ -45,7 +45,7 @@ def link(request: Request, secret: str) -> Response:
     name = web.people.invited(secret)
     if name is None:
         raise RefusedError(401, "This link was used, or is too old: ask an owner for a new one.")
-    return web.page("link.html", None, name=name, secret=secret, message=None, demo=web.demo)
+    return web.page("link.html", None, whose=name, secret=secret, message=None, demo=web.demo)
 
 
 @routes.post("/link/{secret}")
@@ -58,7 +58,7 @@ def by_link(request: Request, secret: str, form: Annotated[Form, Depends(read_fo
         if error.status != 400:
             raise
         name = web.people.invited(secret)
-        return web.page("link.html", None, 400, name=name, secret=secret, message=str(error), demo=web.demo)
+        return web.page("link.html", None, 400, whose=name, secret=secret, message=str(error), demo=web.demo)
 
 
 @routes.post("/hide")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import parse_qs, urlsplit
@@ -127,6 +127,12 @@ def signed_form(
     if not hmac.compare_digest(form.get("token", "").encode(), user.form_token.encode()):
         raise RefusedError(403, "This form is not from a page of your session: open the page again.")
     return form
+
+
+def number_in(given: Mapping[str, str], name: str, otherwise: int = 0) -> int:
+    """A count or an id of a form or an address; `otherwise` where it is none."""
+    value = given.get(name, "")
+    return int(value) if value.isdecimal() and len(value) <= 18 else otherwise
 
 
 Someone = Annotated[User, Depends(user_of)]

@@ -38,8 +38,7 @@ def rows(desk: Desk, after: int = 0) -> Iterator[dict[str, Any]]:
     query = query.where(REVIEWS.c.model_name == desk.model_name).order_by(REVIEWS.c.id).limit(_PART)
     names = columns(desk).names
     while True:
-        part = query.where(REVIEWS.c.id > after)
-        found = desk.store.do(lambda connection, part=part: connection.execute(part).mappings().all())
+        found = [row._mapping for row in desk.rows(query.where(REVIEWS.c.id > after))]
         for row in found:
             cells = dict(row) | {"reasons": "; ".join(row["reasons"] or ())}
             for name in classes:

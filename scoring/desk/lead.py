@@ -12,7 +12,7 @@ from sqlalchemy import insert, select
 
 from model.errors import ConfigError
 from scoring.desk import export, policies, quality, queue
-from scoring.desk.app import Form, Lead, Owner, Signed, Web, web_of
+from scoring.desk.app import Form, Lead, Owner, Signed, Web, number_in, web_of
 from scoring.desk.people import RefusedError, User
 from scoring.desk.work import Desk
 from scoring.policy import Policy
@@ -26,7 +26,8 @@ _RULES, _PAGE = 12, 50
 @routes.get("/quality")
 def quality_page(request: Request, user: Lead) -> Response:
     web, given = web_of(request), request.query_params
-    days = int(given.get("days", "28")) if given.get("days", "28") in ("7", "28", "90", "365") else 28
+    days = number_in(given, "days") or 28
+    days = days if days in (7, 28, 90, 365) else 28
     version = given.get("version") or None
     desk = web.desk
     return web.page(
@@ -50,7 +51,7 @@ def disputed(request: Request, user: Lead) -> Response:
     web = web_of(request)
     query = select(LABELS).where(LABELS.c.model_name == web.desk.model_name, LABELS.c.state == "disputed")
     query = query.order_by(LABELS.c.at).limit(_PAGE)
-    rows = web.desk.store.do(lambda connection: connection.execute(query).mappings().all())
+    rows = [row._mapping for row in web.desk.rows(query)]
     return web.page("disputed.html", user, rows=rows)
 
 
@@ -88,14 +89,13 @@ def add_gold(desk: Desk, rows: list[dict[str, Any]]) -> None:
 @routes.get("/trail")
 def trail(request: Request, user: Lead) -> Response:
     """The newest reviews. Who may be asked for a second look at a post does not see the first one."""
-    web, before = web_of(request), request.query_params.get("before", "")
+    web, before = web_of(request), number_in(request.query_params, "before")
     same = (LABELS.c.model_name == REVIEWS.c.model_name) & (LABELS.c.post_id == REVIEWS.c.post_id)
     query = select(REVIEWS, LABELS.c.state).outerjoin(LABELS, same)
     query = query.where(REVIEWS.c.model_name == web.desk.model_name).order_by(REVIEWS.c.id.desc()).limit(_PAGE + 1)
-    if before.isdecimal() and len(before) < 19:
-        query = query.where(REVIEWS.c.id < int(before))
-    found = web.desk.store.do(lambda connection: connection.execute(query).mappings().all())
-    rows = [dict(row) | {"blind": _is_blind(row, user)} for row in found[:_PAGE]]
+    query = query.where(REVIEWS.c.id < before) if before else query
+    found = [row._mapping for row in web.desk.rows(query)]
+    rows = [dict(row) | {"blind": _is_blind(dict(row), user)} for row in found[:_PAGE]]
     more = rows[-1]["id"] if len(found) > _PAGE else None
     return web.page("trail.html", user, rows=rows, more=more, task=web.desk.task)
 
@@ -156,15 +156,14 @@ def _what_if(web: Web, user: User, given: Form) -> Response:
 def points_of(desk: Desk) -> list[int]:
     """The precision targets, in percent, that the newest version has thresholds for."""
     version = queue.newest_version(desk)
-    return (
-        [] if version is None else sorted(int(point[1:]) for point in desk.thresholds(version) if point[1:].isdecimal())
-    )
+    points = () if version is None else desk.thresholds(version)
+    return sorted(int(point[1:]) for point in points if point[1:].isdecimal())
 
 
 def _precision(desk: Desk, given: Form, points: list[int]) -> int | None:
     if "precision" not in given:
         return desk.policy.file.precision
-    wanted = int(given["precision"]) if given["precision"].isdecimal() and len(given["precision"]) < 4 else 0
+    wanted = number_in(given, "precision")
     return next((point for point in points if point >= wanted), points[-1]) if points else None
 
 
@@ -202,8 +201,6 @@ def propose(request: Request, user: Lead, form: Signed) -> Response:
 @routes.post("/confirm")
 def confirm(request: Request, user: Owner, form: Signed) -> Response:
     web = web_of(request)
-    if not form.get("id", "").isdecimal() or len(form["id"]) > 18:
-        raise RefusedError(404, "There is no such proposal.")
-    policies.confirm(web.desk, user, int(form["id"]))
+    policies.confirm(web.desk, user, number_in(form, "id"))
     web.application.start()
     return RedirectResponse("/what-if#versions", 303)

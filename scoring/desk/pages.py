@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from model.errors import ImageError
 from scoring.desk import queue, reviews
-from scoring.desk.app import Form, Signed, Someone, web_of
+from scoring.desk.app import Form, Signed, Someone, number_in, web_of
 from scoring.desk.people import RefusedError, User
 from scoring.desk.queue import QUEUES, Filters
 from scoring.desk.work import Desk
@@ -95,11 +95,8 @@ def _title(desk: Desk, post_id: str) -> str | None:
 def errors(request: Request, user: Someone) -> Response:
     """What has no score: messages that became no record, and posts that could not be scored."""
     web = web_of(request)
-    first = int(after) if (after := request.query_params.get("after", "")).isdecimal() and len(after) < 19 else 0
-    letters = web.desk.store.dead_letters(after=first, limit=26)
-    failed, rest = queue.failed(
-        web.desk, int(last) if (last := request.query_params.get("rest", "")).isdecimal() else 0
-    )
+    letters = web.desk.store.dead_letters(after=number_in(request.query_params, "after"), limit=26)
+    failed, rest = queue.failed(web.desk, number_in(request.query_params, "rest"))
     return web.page("errors.html", user, letters=letters[:25], more=len(letters) > 25, failed=failed, rest=rest)
 
 
@@ -107,9 +104,7 @@ def errors(request: Request, user: Someone) -> Response:
 def resolve(request: Request, user: Someone, form: Signed) -> Response:
     if not user.may("lead"):
         raise RefusedError(403, f"Giving a message up is for a lead; you are a {user.role}.")
-    if not form.get("id", "").isdecimal():
-        raise RefusedError(400, "There is no such message.")
-    web_of(request).desk.store.resolve([int(form["id"])])
+    web_of(request).desk.store.resolve([number_in(form, "id")])
     return RedirectResponse("/errors", 303)
 
 
@@ -142,10 +137,8 @@ def post(request: Request, user: Someone) -> Response:
     web, given = web_of(request), dict(request.query_params)
     desk, post_id = web.desk, given.get("id", "")
     history = desk.store.history(post_id, desk.model_name)
-    shown = desk.store.do(
-        lambda connection: connection.execute(
-            select(CURRENT.c.history_id).where(CURRENT.c.model_name == desk.model_name, CURRENT.c.post_id == post_id)
-        ).scalar()
+    shown = desk.value(
+        select(CURRENT.c.history_id).where(CURRENT.c.model_name == desk.model_name, CURRENT.c.post_id == post_id)
     )
     if shown is None:
         raise RefusedError(404, "No record is of this post.")
@@ -186,26 +179,18 @@ def _reviews(desk: Desk, user: User, post_id: str, claim: queue.Claim | None) ->
     if not user.may("lead") or (user.role != "owner" and (blind or (claim is not None and claim.kind != "final"))):
         return []
     query = reviews.effective().where(REVIEWS.c.model_name == desk.model_name, REVIEWS.c.post_id == post_id)
-    return list(desk.store.do(lambda connection: connection.execute(query.order_by(REVIEWS.c.id)).mappings().all()))
+    return list(desk.rows(query.order_by(REVIEWS.c.id)))
 
 
 @routes.post("/decide")
 def decide(request: Request, user: Someone, form: Signed) -> Response:
     web = web_of(request)
     desk = web.desk
-    if not form.get("shown", "").isdecimal() or len(form["shown"]) > 18:
-        raise RefusedError(400, "This is no form of the desk.")
-    what = form.get("what")
-    label = {"positive": 1, "negative": 0, "skip": None}.get(what or "", -1)
-    answers = {
-        question.id: form[f"answer {question.id}"]
-        for question in desk.task.questions
-        if form.get(f"answer {question.id}")
-    }
-    if not all(value.isdecimal() and len(value) < 4 for value in answers.values()):
-        raise RefusedError(400, "There is no such answer: choose one of the list.")
-    given = {name: int(value) for name, value in answers.items()}
-    reviews.decide(desk, user, form.get("nonce", ""), int(form["shown"]), label, given, form.get("note", ""))
+    label = {"positive": 1, "negative": 0, "skip": None}.get(form.get("what", ""), -1)
+    fields = {question: f"answer {question}" for question in desk.task.question_ids}
+    answers = {question: number_in(form, field, -1) for question, field in fields.items() if form.get(field)}
+    note, shown = form.get("note", ""), number_in(form, "shown")
+    reviews.decide(desk, user, form.get("nonce", ""), shown, label, answers, note)
     return _next(desk, user, filters_of(form, desk))
 
 
@@ -219,10 +204,8 @@ def undo(request: Request, user: Someone, form: Signed) -> Response:
 @routes.get("/picture")
 def picture(request: Request, user: Someone) -> Response:
     given = request.query_params
-    if not (number := given.get("n", "")).isdecimal() or len(number) > 3:
-        raise RefusedError(404, "There is no such picture.")
     try:
-        data = web_of(request).desk.posts.picture(given.get("id", ""), int(number))
+        data = web_of(request).desk.posts.picture(given.get("id", ""), number_in(given, "n", -1))
     except ImageError as error:
         raise RefusedError(404, f"This picture cannot be shown: {error}") from error
     return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})

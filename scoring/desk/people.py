@@ -151,7 +151,8 @@ class People:
 
     def change(self, name: str, *, role: Role | None = None, active: bool | None = None) -> None:
         """Its sessions end. Raises: RefusedError: no such user; the last active owner would be gone."""
-        values = {key: value for key, value in (("role", role), ("active", active)) if value is not None}
+        given: dict[str, object] = {"role": role, "active": active}
+        values = {key: value for key, value in given.items() if value is not None}
 
         def write(connection: Connection) -> None:
             self._set(connection, name, values)
@@ -224,7 +225,7 @@ class People:
             .where(SESSIONS.c.token_sha256 == _sha256(token), SESSIONS.c.until > datetime.now(UTC), USERS.c.active)
         )
         row = self._store.do(lambda connection: connection.execute(query).first())
-        return None if row is None else User(*row, token=token)
+        return None if row is None else User(row.name, row.role, row.hidden, token)
 
     def leave(self, token: str) -> None:
         gone = delete(SESSIONS).where(SESSIONS.c.token_sha256 == _sha256(token))

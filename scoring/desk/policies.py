@@ -39,7 +39,7 @@ def text_of(policy: Policy) -> str:
 def proposals(desk: Desk, limit: int = 50) -> list[dict[str, Any]]:
     """The newest first."""
     query = select(POLICIES).order_by(POLICIES.c.id.desc()).limit(limit)
-    return [dict(row) for row in desk.store.do(lambda connection: connection.execute(query).mappings().all())]
+    return [dict(row) for row in [row._mapping for row in desk.rows(query)]]
 
 
 def propose(desk: Desk, user: User, nonce: str, policy: Policy, why: str) -> None:
@@ -49,7 +49,12 @@ def propose(desk: Desk, user: User, nonce: str, policy: Policy, why: str) -> Non
     same = {"version": policy.file.version}
     if desk.policy.file.model_copy(update=same) == policy.file:
         raise RefusedError(400, "This is the policy that is in effect: nothing would change.")
-    row = {"nonce": nonce, "version": policy.version, "text": text_of(policy), "why": storable(why.strip(), _WHY)}
+    row: dict[str, Any] = {
+        "nonce": nonce,
+        "version": policy.version,
+        "text": text_of(policy),
+        "why": storable(why.strip(), _WHY),
+    }
     row |= {"proposed_by": user.name, "proposed_at": datetime.now(UTC)}
 
     def write(connection: Connection) -> None:
@@ -76,8 +81,8 @@ def confirm(desk: Desk, user: User, id_: int) -> None:
         if row["confirmed_at"] is not None:
             raise RefusedError(409, "This proposal was confirmed before.")
         policy = _parsed(desk, row["text"])
-        least = desk.policy if in_effect is None else _parsed(desk, in_effect["text"])
-        if policy.file.version <= least.file.version:
+        others = [desk.policy] + ([] if in_effect is None else [_parsed(desk, in_effect["text"])])
+        if policy.file.version <= max(other.file.version for other in others):
             raise RefusedError(
                 409, "Another policy took effect since this was proposed: look at it again, and propose."
             )
@@ -101,9 +106,9 @@ def _parsed(desk: Desk, text: str) -> Policy:
 
 def refresh(desk: Desk) -> None:
     """What another desk of the same store confirmed is in effect here, too."""
-    row = desk.store.do(lambda connection: connection.execute(_confirmed()).mappings().first())
-    if row is not None and row["version"] != desk.policy.version:
-        policy = _parsed(desk, row["text"])
+    row = next(iter(desk.rows(_confirmed())), None)
+    if row is not None and row.version != desk.policy.version:
+        policy = _parsed(desk, row.text)
         if policy.file.name == desk.policy.file.name and policy.file.version > desk.policy.file.version:
             desk.policy = policy
 

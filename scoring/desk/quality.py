@@ -79,7 +79,7 @@ def agreement(desk: Desk) -> list[Agreement]:
     query = query.where(REVIEWS.c.model_name == desk.model_name, LABELS.c.second_by.is_not(None))
     query = query.where(REVIEWS.c.kind.in_(("first", "second")), REVIEWS.c.input_sha256 == LABELS.c.input_sha256)
     looks: dict[str, dict[str, Any]] = {}
-    for post_id, kind, label, answers in desk.store.do(lambda c: c.execute(query.order_by(REVIEWS.c.id)).all()):
+    for post_id, kind, label, answers in desk.rows(query.order_by(REVIEWS.c.id)):
         looks.setdefault(post_id, {})[kind] = {"": label} | answers
     found = [(look["first"], look["second"]) for look in looks.values() if len(look) == 2]
     return [
@@ -107,9 +107,7 @@ def on_gold(desk: Desk) -> list[Accuracy]:
     query = query.join(GOLD, same).where(REVIEWS.c.model_name == desk.model_name, REVIEWS.c.label.is_not(None))
     last = {
         (reviewer, post_id): label == known
-        for reviewer, post_id, label, known in desk.store.do(
-            lambda connection: connection.execute(query.order_by(REVIEWS.c.id)).all()
-        )
+        for reviewer, post_id, label, known in desk.rows(query.order_by(REVIEWS.c.id))
     }
     found: dict[str, list[bool]] = {}
     for (reviewer, _), hit in last.items():
@@ -150,9 +148,7 @@ def drawn_posts(desk: Desk, days: int) -> list[Drawn]:
             probability,
             np.nan if given is None else float(given),
         )
-        for post_id, version, action, decisions, probability, given in desk.store.do(
-            lambda connection: connection.execute(query).all()
-        )
+        for post_id, version, action, decisions, probability, given in desk.rows(query)
     ]
 
 

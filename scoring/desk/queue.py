@@ -91,7 +91,7 @@ def newest_version(desk: Desk) -> str | None:
     """That the store has a record of: its last one."""
     query = select(HISTORY.c.model_version).where(HISTORY.c.model_name == desk.model_name)
     query = query.order_by(HISTORY.c.id.desc()).limit(1)
-    return desk.store.do(lambda connection: connection.execute(query).scalar())
+    return desk.value(query)
 
 
 def versions(desk: Desk) -> list[str]:
@@ -101,7 +101,7 @@ def versions(desk: Desk) -> list[str]:
     while True:
         query = select(func.min(HISTORY.c.model_version)).where(mine)
         query = query.where(HISTORY.c.model_version > found[-1]) if found else query
-        if (version := desk.store.do(lambda connection, query=query: connection.execute(query).scalar())) is None:
+        if (version := desk.value(query)) is None:
             return sorted(found, key=lambda name: (len(name), name))
         found.append(version)
 
@@ -161,11 +161,11 @@ def _parts(
     while True:
         part = and_(base, tuple_(*place) < after) if after is not None else base
         last = select(*place).where(part).order_by(*order).offset(_PART - 1).limit(1)
-        found = desk.store.do(lambda connection, last=last: connection.execute(last).first())
+        found = next(iter(desk.rows(last)), None)
         end = None if found is None else Place(*found)
         part = part if end is None else and_(part, tuple_(*place) >= end)
         query = _narrowed(_records().where(part, condition), filters).order_by(*order)
-        rows = [Row(*row) for row in desk.store.do(lambda connection, query=query: connection.execute(query).all())]
+        rows = [Row(*row) for row in desk.rows(query)]
         yield [row for row in rows if _fits(desk, row, filters)], _PART if end else len(rows), end
         if end is None:
             return
@@ -193,7 +193,7 @@ def failed(desk: Desk, after: int = 0, limit: int = 25) -> tuple[list[tuple[int,
     query = query.join(HISTORY, HISTORY.c.id == CURRENT.c.history_id)
     query = query.where(CURRENT.c.model_name == desk.model_name, CURRENT.c.score.is_(None))
     query = query.where(CURRENT.c.history_id > after).order_by(CURRENT.c.history_id).limit(limit + 1)
-    rows = [(row[0], row[1], row[2]) for row in desk.store.do(lambda connection: connection.execute(query).all())]
+    rows = [(row[0], row[1], row[2]) for row in desk.rows(query)]
     return rows[:limit], rows[limit - 1][0] if len(rows) > limit else None
 
 
@@ -230,14 +230,14 @@ def _mixed_in(desk: Desk, user: User, filters: Filters, kind: str) -> list[Row]:
     else:
         mine = (REVIEWS.c.reviewer == user.name, REVIEWS.c.model_name == desk.model_name)
         number = select(func.count()).select_from(REVIEWS).where(*mine)
-        reviewed = desk.store.do(lambda connection: connection.execute(number).scalar_one())
+        reviewed = desk.value(number)
         if not drawn("gold", f"{user.name}/{reviewed}", desk.shares.gold):
             return []
         here = and_(GOLD.c.model_name == CURRENT.c.model_name, GOLD.c.post_id == CURRENT.c.post_id)
         query = _records().join(GOLD, here).where(~_said(user, "first", "second", "final", "gold"))
         query = query.order_by(GOLD.c.at, GOLD.c.post_id)
     query = _narrowed(query.where(base, condition), filters).limit(_PART)
-    rows = desk.store.do(lambda connection: connection.execute(query).all())
+    rows = desk.rows(query)
     return [row for row in (Row(*found) for found in rows) if _fits(desk, row, filters)]
 
 
@@ -264,14 +264,15 @@ def label_of(desk: Desk, post_id: str) -> Mapping[str, Any] | None:
     same = and_(CURRENT.c.model_name == LABELS.c.model_name, CURRENT.c.post_id == LABELS.c.post_id)
     query = select(LABELS).join(CURRENT, same).join(HISTORY, HISTORY.c.id == CURRENT.c.history_id).where(*here)
     query = query.where(LABELS.c.input_sha256.is_not_distinct_from(HISTORY.c.input_sha256))
-    return desk.store.do(lambda connection: connection.execute(query).mappings().first())
+    row = next(iter(desk.rows(query)), None)
+    return None if row is None else row._asdict()
 
 
 def claim_of(desk: Desk, user: User) -> Claim | None:
     """The post that a reviewer has now; it stays so until another person takes it."""
     query = select(CLAIMS.c.post_id, CLAIMS.c.kind, CLAIMS.c.nonce)
     query = query.where(CLAIMS.c.model_name == desk.model_name, CLAIMS.c.user == user.name)
-    row = desk.store.do(lambda connection: connection.execute(query).first())
+    row = next(iter(desk.rows(query)), None)
     return None if row is None else Claim(*row)
 
 

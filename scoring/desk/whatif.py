@@ -99,7 +99,7 @@ class Replay:
         if self._since is not None:
             query = query.where(CURRENT.c.day >= self._since.date(), CURRENT.c.scored_at >= self._since)
         query = query.order_by(CURRENT.c.day.desc()).limit(_MOST)
-        for row in self._desk.store.do(lambda connection: connection.execute(query).all()):
+        for row in self._desk.rows(query):
             self._take(*row)
 
     def _take(
@@ -112,11 +112,13 @@ class Replay:
             self._said.append(({name: Answer(**said) for name, said in answers.items()}, decisions))
         drawn = audit or action == "review"
         place = self._place.setdefault(post_id, len(self._ids))
+        likely = (probability or 0.0) if drawn else 0.0
         if place == len(self._ids):
-            for column, empty in ((self._ids, ""), (self._scores, 0.0), (self._groups, 0), (self._probability, 0.0)):
-                column.append(empty)  # type: ignore[attr-defined]
-        self._ids[place], self._scores[place], self._groups[place] = post_id, score, group
-        self._probability[place] = (probability or 0.0) if drawn else 0.0
+            self._ids.append(post_id)
+            self._scores.append(score)
+            self._groups.append(group)
+            self._probability.append(likely)
+        self._scores[place], self._groups[place], self._probability[place] = score, group, likely
         self._since = at if self._since is None else max(at, self._since)
 
     def _actions(self, policy: Policy, score_N: NDArray[np.float64], group_N: NDArray[np.int64]) -> _Names:
@@ -145,7 +147,7 @@ class Replay:
             CURRENT, and_(CURRENT.c.model_name == LABELS.c.model_name, CURRENT.c.post_id == LABELS.c.post_id)
         )
         query = query.where(LABELS.c.model_name == self._desk.model_name, LABELS.c.label.is_not(None))
-        labels = dict(self._desk.store.do(lambda c: c.execute(query).tuples().all()))
+        labels = {post_id: label for post_id, label in self._desk.rows(query)}
         probability_N = np.array(self._probability, dtype=np.float64)
         place_D = np.flatnonzero(probability_N > 0)
         label_D = np.array([labels.get(self._ids[i], np.nan) for i in place_D], dtype=np.float64)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, Select
 
 from model.task import Task
 from scoring.desk.posts import Posts
@@ -45,6 +48,13 @@ class Desk:
     near: float = 0.1
     claim: timedelta = timedelta(minutes=15)
     undo: timedelta = timedelta(minutes=10)
+
+    def rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        return self.store.do(lambda connection: connection.execute(query).all())
+
+    def value(self, query: Select[Any]) -> Any:
+        """The first column of the first row; None: there is none."""
+        return self.store.do(lambda connection: connection.execute(query).scalar())
 
     @property
     def point(self) -> str | None:
