@@ -28,14 +28,15 @@ def thresholds_of(name: str) -> Thresholds:
     """Of the registered versions, each read once; empty, with a word, where a version cannot be read."""
 
     @cache
-    def found(version: str) -> Mapping[str, float]:
+    def of(version: str) -> Mapping[str, float]:
         try:
-            return read_operating_points(registry.fetch(registry.get(name, version))).thresholds
+            points = read_operating_points(registry.fetch(registry.get(name, version))).thresholds
+            return {point: found.threshold for point, found in points.items()}
         except AgentPSError as error:
             logger.warning("thresholds of %s version %s are not shown: %s", name, version, error)
             return {}
 
-    return found
+    return of
 
 
 def policy_of(path: Path | None, settings: TrainingSettings) -> Policy:

@@ -147,7 +147,7 @@ class Replay:
             CURRENT, and_(CURRENT.c.model_name == LABELS.c.model_name, CURRENT.c.post_id == LABELS.c.post_id)
         )
         query = query.where(LABELS.c.model_name == self._desk.model_name, LABELS.c.label.is_not(None))
-        labels = {post_id: label for post_id, label in self._desk.rows(query)}
+        labels = dict(row._tuple() for row in self._desk.rows(query))
         probability_N = np.array(self._probability, dtype=np.float64)
         place_D = np.flatnonzero(probability_N > 0)
         label_D = np.array([labels.get(self._ids[i], np.nan) for i in place_D], dtype=np.float64)
