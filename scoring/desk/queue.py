@@ -260,12 +260,15 @@ def claim_post(desk: Desk, user: User, post_id: str) -> Claim:
 
 def label_of(desk: Desk, post_id: str) -> Mapping[str, Any] | None:
     """What the reviews of the post, as it is now, come to."""
+    row = next(iter(desk.rows(_label(desk, post_id))), None)
+    return None if row is None else row._asdict()
+
+
+def _label(desk: Desk, post_id: str) -> Select[Any]:
     here = (LABELS.c.model_name == desk.model_name, LABELS.c.post_id == post_id)
     same = and_(CURRENT.c.model_name == LABELS.c.model_name, CURRENT.c.post_id == LABELS.c.post_id)
     query = select(LABELS).join(CURRENT, same).join(HISTORY, HISTORY.c.id == CURRENT.c.history_id).where(*here)
-    query = query.where(LABELS.c.input_sha256.is_not_distinct_from(HISTORY.c.input_sha256))
-    row = next(iter(desk.rows(query)), None)
-    return None if row is None else row._asdict()
+    return query.where(LABELS.c.input_sha256.is_not_distinct_from(HISTORY.c.input_sha256))
 
 
 def claim_of(desk: Desk, user: User) -> Claim | None:
@@ -281,13 +284,17 @@ def release(connection: Connection, user: User) -> None:
 
 
 def take(desk: Desk, user: User, post_id: str, kind: str) -> Claim | None:
-    """None: another person was faster."""
+    """None: another person was faster, and has the post, or has decided about it."""
+    wanted = {"first": None, "second": "second", "final": "disputed"}
     claim, now = Claim(post_id, kind, secrets.token_urlsafe(24)), datetime.now(UTC)
 
     def write(connection: Connection) -> bool:
         here = (CLAIMS.c.model_name == desk.model_name, CLAIMS.c.post_id == post_id)
         connection.execute(delete(CLAIMS).where(*here, or_(CLAIMS.c.until <= now, CLAIMS.c.user == user.name)))
         if connection.execute(select(CLAIMS.c.user).where(*here)).first() is not None:
+            return False
+        label = connection.execute(_label(desk, post_id)).first()
+        if kind != "gold" and (None if label is None else label.state) != wanted[kind]:
             return False
         row = {"model_name": desk.model_name, "user": user.name, "until": now + desk.claim}
         connection.execute(insert(CLAIMS).values(row | vars(claim)))
