@@ -156,10 +156,8 @@ def test_the_database_refuses_to_change_or_delete_a_review(make: Make) -> None:
 
 
 def test_filters_narrow_a_queue(make: Make) -> None:
-    posts = [
-        {"post_id": f"p{n}", "title": "t", "images": ["a"], "created_at": f"2026-0{1 + n % 2}-05"} for n in range(6)
-    ]
-    desk = make(posts=rows, policy={"rules": [{"name": "r", "when": "kind == text", "action": "review"}]})
+    posts = [{"post_id": f"p{n}", "created_at": f"2026-0{1 + n % 2}-05"} for n in range(6)]
+    desk = make(posts=posts, policy={"rules": [{"name": "r", "when": "kind == text", "action": "review"}]})
     old = datetime(2026, 1, 2, 23, 59, 59, tzinfo=UTC)
     put(
         desk,
