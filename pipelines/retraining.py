@@ -42,7 +42,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     from steps.register import history, registry
     from steps.register.names import check_names
     from steps.register.step import register
-    from steps.retrain.step import advance, drift, live
+    from steps.retrain.step import advance, drift, live, refit
 
     settings = load_settings(options or {})
     policy, source = load_task(settings.task), _source(settings)
@@ -67,7 +67,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     if start is not None:
         check_start(registry.fetch(registry.get(name, start), policy), policy, settings)
 
-    _live, alarmed = live(name, run.champion, settings.retrain, settings.notify)
+    _live, alarmed = live(name, run.champion, settings.retrain, settings.notify, settings.evaluate.confidence)
     chosen = settings.model_copy(update={"posts": str(run.manifest)})
     fingerprint, table, labels, shards = prepare(chosen, policy, root, run.fingerprint)
     profile, _page = drift(
@@ -83,7 +83,8 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
         checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest, profile
     )
     decision, _scores = promote(version, report, page, predictions, shards, table, policy, settings.promote, alarmed)
-    advance(version, decision, run.newest)
+    outcome = refit(version, decision, alarmed, settings)
+    advance(version, outcome, run.newest)
 
 
 agentps_retraining = CheckedPipeline(

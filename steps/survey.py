@@ -111,8 +111,8 @@ def estimate(
     probability_N = np.asarray(probability, dtype=np.float64)
     drawn_N = np.ones(len(label_N), dtype=np.bool_) if drawn is None else np.asarray(drawn, dtype=np.bool_)
     _check(label_N, flagged_N, probability_N, drawn_N)
-    if not 0 < level < 1:
-        raise ValueError(f"level {level}: a share between 0 and 1 is expected")
+    if not 0 <= level < 1:
+        raise ValueError(f"level {level}: a share below 1 is expected")
     label_N = np.where(drawn_N, label_N, np.nan)
     cells = [
         _cell(label_N[chosen], bool(side), probability_N[chosen], whole=drawn is not None)

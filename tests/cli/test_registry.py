@@ -217,6 +217,39 @@ def test_recalibrate_makes_a_version_of_the_same_weights_that_goes_through_the_g
     assert history.sync(NAME).aliases == {"champion": "2", "previous": "1", "challenger": "2"}
 
 
+def test_recalibrate_late_fits_to_what_was_labelled_since_the_precision_fell(
+    add: Add, config: str, tmp_path: Path
+) -> None:
+    """Six days on which all that was flagged was right, then six on which half of it was."""
+    first = add(1.0, "promoted")
+    posts(tmp_path, 1200, registry.fetch(first))
+    rows = pd.read_json(tmp_path / "posts.jsonl", lines=True).drop(columns="split")
+    full = rows.assign(images=[[str(tmp_path / name) for name in album] for album in rows["images"]])
+    found = Scorer.from_directory(registry.fetch(first), image_root="/").score(full)["score"]
+    flagged, day = found.rank(pct=True) > 0.5, np.arange(1200) // 100
+    right = np.where(day < 6, flagged, np.random.default_rng(0).random(1200) < found.rank(pct=True) ** 3)
+    created = [f"2026-03-{one + 1:02}T00:00:00+00:00" for one in day]
+    rows.assign(created_at=created).drop(columns="label").to_json(
+        tmp_path / "posts.jsonl", orient="records", lines=True
+    )
+    scores = rows[["post_id"]].assign(score=found, decision=flagged, model_version="1", scored_at=created)
+    scores.to_json(tmp_path / "scores.jsonl", orient="records", lines=True)
+    rows[["post_id"]].assign(label=right.astype(int)).to_json(tmp_path / "labels.jsonl", orient="records", lines=True)
+    options = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    options["retrain"] = {name: str(tmp_path / f"{name}.jsonl") for name in ("scores", "labels")}
+    Path(config).write_text(yaml.safe_dump(options), encoding="utf-8")
+    mlflow.end_run()
+    mlflow.create_experiment("agentps_training", artifact_location=(tmp_path / "artifacts").as_uri())
+    done = call("recalibrate", "--late", "-c", config)
+    assert done.exit_code == 0, done.output
+    made = registry.report_of(registry.get(NAME, "2"))
+    assert made.n_val + made.n_posts == 600, "of the six days since"
+    assert 0.2 < made.n_posts / 600 < 0.4
+    tags = registry.tags_of(registry.get(NAME, "2"))
+    assert tags["agentps.recalibrated_from"] == "1"
+    assert "whose live precision is below its promise" in tags[history.REASON]
+
+
 def test_live_tells_of_a_champion_below_its_promise(add: Add, config: str, tmp_path: Path) -> None:
     scores, labels, inbox = (tmp_path / name for name in ("scores.jsonl", "labels.jsonl", "inbox"))
     options = yaml.safe_load(Path(config).read_text(encoding="utf-8"))

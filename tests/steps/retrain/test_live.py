@@ -28,7 +28,7 @@ def scored(post_id: str, decision: bool, version: str = "2", at: str = "2026-03-
 @pytest.mark.parametrize(("k", "n", "high"), [(0, 10, 1 - 0.05 ** (1 / 10)), (9, 10, 0.95 ** (1 / 10))])
 def test_the_upper_bound_is_exact(k: int, n: int, high: float) -> None:
     """k = 0: (1 - p)^n = 0.05. k = n - 1: 1 - p^n = 0.05."""
-    assert Share(k, n).high == pytest.approx(high, abs=1e-9)
+    assert Share(k, n).upper(0.95) == pytest.approx(high, abs=1e-9)
 
 
 def found(k: int, n: int) -> Live:
@@ -50,7 +50,7 @@ def test_figures_are_the_versions_own_on_labelled_posts(tmp_path: Path) -> None:
     # too long before the newest
     rows += [scored("p10", decision=True, at="2026-02-15T00:00:00Z")]
     settings = load_settings({"retrain": {"live_days": 14, "live_precision": 80}}).retrain
-    one = live(str(write(tmp_path / "s.jsonl", rows)), write(tmp_path / "l.jsonl", labels), "m", "2", settings)
+    one = live(str(write(tmp_path / "s.jsonl", rows)), write(tmp_path / "l.jsonl", labels), "m", "2", settings, 0.95)
     assert (one.scored, one.labelled) == (9, 7)
     assert (one.precision, one.recall) == (Share(2, 3), Share(2, 3))
     assert "live precision 66.7% (2 of 3), at most 98.3% with 95% confidence: not shown to be below" in one.line
@@ -82,17 +82,17 @@ def test_late_labels_by_number_reach_the_posts_that_were_scored_and_none_at_all_
     labels = tmp_path / "l.jsonl"
     settings = load_settings({}).retrain
     write(labels, [{"post_id": 1000, "label": 0}, {"post_id": 1001, "label": None}, {"post_id": 7, "label": 1}])
-    found = live(str(scores), labels, "m", "2", settings)
+    found = live(str(scores), labels, "m", "2", settings, 0.95)
     assert (found.labelled, found.precision) == (1, Share(0, 1))
     assert "1 of its 2 posts are left out, not among the scored posts of" in caplog.text
     write(labels, [{"post_id": "a-1000", "label": 0}])
     with pytest.raises(NoMatchError, match=r"l\.jsonl: none of its 1 posts is .* found 'a-1000'; known are '1000'"):
-        live(str(scores), labels, "m", "2", settings)
+        live(str(scores), labels, "m", "2", settings, 0.95)
     write(labels, [{"post_id": 1000, "label": None}])
-    assert live(str(scores), labels, "m", "2", settings).labelled == 0
+    assert live(str(scores), labels, "m", "2", settings, 0.95).labelled == 0
     write(labels, [{"id": 1000, "label": 0}])
     with pytest.raises(ManifestError, match=r"labels .*no column 'post_id' \(found id, label\)"):
-        live(str(scores), labels, "m", "2", settings)
+        live(str(scores), labels, "m", "2", settings, 0.95)
 
 
 def test_scores_and_labels_are_the_same_in_every_format_of_rows(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_wrong_clock_does_not_make_all_other_scores_old(
     rows += [scored(f"p{n}", decision=True, at=right) for n in range(20)]
     labels = [{"post_id": f"p{n}", "label": 0} for n in range(20)]
     settings = load_settings({"retrain": {"live_days": 14}}).retrain
-    one = live(str(write(tmp_path / "s.jsonl", rows)), write(tmp_path / "l.jsonl", labels), "m", "2", settings)
+    one = live(str(write(tmp_path / "s.jsonl", rows)), write(tmp_path / "l.jsonl", labels), "m", "2", settings, 0.95)
     assert (one.scored, one.labelled, one.precision) == (20, 20, Share(0, 20))
     assert one.alarm
     assert f"of 20 rows scored_at is still to come, so a clock was wrong: they are left out ({tmp_path}/s.jsonl:1" in (
@@ -134,7 +134,7 @@ def test_a_row_of_a_clock_that_is_minutes_ahead_counts_and_makes_no_other_old(tm
     rows = [scored(f"p{n}", decision=True, at=(now + timedelta(hours=n)).isoformat()) for n in (-23, 2)]
     labels = [{"post_id": f"p{n}", "label": 0} for n in (-23, 2)]
     settings = load_settings({"retrain": {"live_days": 1}}).retrain
-    one = live(str(write(tmp_path / "s.jsonl", rows)), write(tmp_path / "l.jsonl", labels), "m", "2", settings)
+    one = live(str(write(tmp_path / "s.jsonl", rows)), write(tmp_path / "l.jsonl", labels), "m", "2", settings, 0.95)
     assert one.labelled == 2
 
 
