@@ -5,7 +5,6 @@ At its top it imports what tells whether there is anything to do; the steps come
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
@@ -55,7 +54,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
         fresh.select(
             fresh.read_posts(source, fresh.columns_of(policy), policy, settings.ingest.max_reject_share),
             cursor.newest if cursor else None,
-            fresh.read_labels(Path(settings.retrain.labels)) if settings.retrain.labels else {},
+            fresh.read_labels(settings.retrain.labels) if settings.retrain.labels else {},
             settings.retrain,
             settings.ingest,
         ),

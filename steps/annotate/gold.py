@@ -17,20 +17,26 @@ from model.post import columns_of, parse, post_id_of, row_of, shown
 from model.schema import POST_ID
 from model.task import Task
 from steps.ingest.rows import is_csv, json_object, json_value, opened, read_rows, refuse_input
+from steps.retrain.reviewed import reviewed_answers
+from steps.retrain.stored import is_store
+from steps.secrets import masked, resolved
 
 #: post_id -> question id -> class index
 Answers = dict[str, dict[str, int]]
 
 
-def read_answers(path: Path, task: Task) -> Answers:
-    """People's answers, of a filled CSV (JSON Lines and Parquet do, too) or of Label Studio's JSON export.
+def read_answers(place: str | Path, task: Task) -> Answers:
+    """People's answers, of a filled CSV (JSON Lines and Parquet do, too), of Label Studio's JSON export, or of the
+    store whose review desk has them, by its URL.
 
     Where several people answered a question of a post differently it is left out, as is one that nobody answered.
 
     Raises:
         ManifestError: the file cannot be read, holds no answer, or one that is no class of its question.
     """
-    row = row_of(task, (POST_ID, *task.question_ids))
+    if is_store(str(place)):
+        return _reviewed(str(place), task)
+    path, row = Path(place), row_of(task, (POST_ID, *task.question_ids))
     if path.suffix == ".json":
         rows = _exported(path)
     else:
@@ -55,6 +61,21 @@ def read_answers(path: Path, task: Task) -> Answers:
     if not any(agreed.values()):
         raise ManifestError(f"answers {path}: people answered each question of each post differently: nothing is left")
     return {post: given for post, given in agreed.items() if given}
+
+
+def _reviewed(url: str, task: Task) -> Answers:
+    sizes = {question.id: len(question.classes) for question in task.questions}
+    answers = reviewed_answers(resolved(url, "--answers"))
+    for post_id, given in answers.items():
+        for name, index in given.items():
+            if not 0 <= index < sizes.get(name, 0):
+                raise ManifestError(
+                    f"answers of post {shown(post_id)}: {name} has no class {index} in task {task.name}: give the task "
+                    "that the desk was started with"
+                )
+    if not answers:
+        raise ManifestError(f"answers {masked(url)}: nobody at the desk has answered a question of a post yet")
+    return answers
 
 
 def _exported(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

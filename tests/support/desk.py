@@ -137,7 +137,9 @@ class Browser(requests.Session):
         return self._had(self.post(self.address + action, {**self.form(action), **(fields or {}), **changed}))
 
     def form(self, action: str) -> dict[str, str]:
-        found = re.search(rf'<form[^>]*action="{re.escape(action)}"[^>]*>(.*?)</form>', self.page, re.DOTALL)
+        found = re.search(
+            rf'<form method="post"[^>]*action="{re.escape(action)}"[^>]*>(.*?)</form>', self.page, re.DOTALL
+        )
         assert found, f"no form {action} in {self.page[:2000]}"
         fields = re.findall(r'<input type="hidden" name="([^"]*)" value="([^"]*)"', found[1])
         return {name: _plain(value) for name, value in fields}
