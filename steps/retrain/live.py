@@ -152,7 +152,7 @@ def live_tables(scores: str | None, labels: str | None, settings: RetrainSetting
         raise ConfigError("live: people's labels are needed: give --labels, or set retrain.labels")
     if scored is None:
         raise ConfigError("live: no scores: `agentps score` makes some; or give --scores, or set retrain.scores")
-    return scored, Path(labelled)
+    return scored, labelled
 
 
 class ScoredPost(Row):
