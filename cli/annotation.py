@@ -358,8 +358,9 @@ def gold(manifest: Path, task: str, answers: str, out: Path) -> None:
     """Put people's answers to a queue into the manifest, as its process labels."""
     from model.task import load_task
     from steps.annotate.gold import add_gold, read_answers
+    from steps.retrain.stored import is_store
 
     _refuse_inputs([out], manifest, Path(answers))
     policy = load_task(task)
-    n = add_gold(manifest, read_answers(answers, policy), policy, out)
+    n = add_gold(manifest, read_answers(answers, policy), policy, out, others=is_store(answers))
     click.echo(f"{n:,} posts have people's answers: {out}")

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
-from sqlalchemy import and_, or_, select
+from sqlalchemy import and_, or_, select, true
 
 from scoring.desk.reviews import effective
 from scoring.desk.work import Desk
@@ -137,7 +137,7 @@ def drawn_posts(desk: Desk, days: int) -> list[Drawn]:
     query = select(*columns, HISTORY.c.audit_probability, LABELS.c.label)
     query = query.join(HISTORY, HISTORY.c.id == CURRENT.c.history_id).outerjoin(LABELS, label)
     query = query.where(CURRENT.c.model_name == desk.model_name, CURRENT.c.score.is_not(None))
-    query = query.where(or_(CURRENT.c.audit, CURRENT.c.action == "review"), HISTORY.c.audit_probability > 0)
+    query = query.where(or_(CURRENT.c.audit == true(), CURRENT.c.action == "review"), HISTORY.c.audit_probability > 0)
     query = query.where(CURRENT.c.day > (datetime.now(UTC) - timedelta(days=days)).date())
     point = desk.point
     return [

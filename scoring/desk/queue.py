@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, insert, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, insert, or_, select, true, tuple_
 
 from scoring.desk.people import RefusedError, User
 from scoring.desk.work import Desk, drawn
@@ -28,8 +28,8 @@ QUEUES: dict[Queue, str] = {
     "near": "Near the threshold",
     "audit": "Random share",
 }
-#: Records that one query looks at, and seconds after which a page looks no further.
-_PART, _PATIENCE = 1_000, 0.12
+#: Records that one query looks at, at first and at most, and seconds after which a page looks no further.
+_FIRST, _PART, _PATIENCE = 100, 1_600, 0.12
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def of_queue(desk: Desk, filters: Filters) -> ColumnElement[bool] | None:
     if filters.queue == "review":
         return and_(ours, CURRENT.c.action == "review", CURRENT.c.score.is_not(None))
     if filters.queue == "audit":
-        return and_(ours, CURRENT.c.audit, CURRENT.c.score.is_not(None))
+        return and_(ours, CURRENT.c.audit == true(), CURRENT.c.score.is_not(None))
     version = filters.version or newest_version(desk)
     threshold = None if version is None else desk.threshold(version)
     if threshold is None:
@@ -157,19 +157,19 @@ def _parts(
     if base is None:
         return
     place = (CURRENT.c.score, CURRENT.c.history_id)
-    order = [column.desc() for column in place]
+    order, size = [column.desc() for column in place], min(_FIRST, _PART)
     while True:
         part = and_(base, tuple_(*place) < after) if after is not None else base
-        last = select(*place).where(part).order_by(*order).offset(_PART - 1).limit(1)
+        last = select(*place).where(part).order_by(*order).offset(size - 1).limit(1)
         found = next(iter(desk.rows(last)), None)
         end = None if found is None else Place(*found)
         part = part if end is None else and_(part, tuple_(*place) >= end)
         query = _narrowed(_records().where(part, condition), filters).order_by(*order)
         rows = [Row(*row) for row in desk.rows(query)]
-        yield [row for row in rows if _fits(desk, row, filters)], _PART if end else len(rows), end
+        yield [row for row in rows if _fits(desk, row, filters)], size if end else len(rows), end
         if end is None:
             return
-        after = end
+        after, size = end, min(4 * size, _PART)
 
 
 def page(desk: Desk, user: User, filters: Filters, after: Place | None = None, limit: int = 25) -> Page:

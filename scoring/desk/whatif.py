@@ -10,6 +10,7 @@ import ast
 import threading
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ from steps.survey import Figures, estimate
 
 #: The newest records that are replayed, at most; and posts that a page lists of each side.
 _MOST, _LISTED = 200_000, 25
-_Names = NDArray[np.str_]
+_ACTIONS = ("flag", "pass", "review")
+#: Places in _ACTIONS.
+_Actions = NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,12 @@ class Replay:
             before_N, after_N = (self._actions(policy, score_N, group_N) for policy in (self._desk.policy, then))
             labelled = self._labelled()
             moves = []
-            for pair in sorted({(str(a), str(b)) for a, b in zip(*_distinct(before_N, after_N), strict=True)}):
-                if pair[0] != pair[1]:
-                    found = np.flatnonzero((before_N == pair[0]) & (after_N == pair[1]))
+            for before, after in permutations(range(len(_ACTIONS)), 2):
+                found = np.flatnonzero((before_N == before) & (after_N == after))
+                if len(found):
                     first = found[np.argsort(-score_N[found], kind="stable")][:_LISTED]
-                    moves.append(Move(*pair, len(found), [(self._ids[i], self._scores[i]) for i in first]))
+                    listed = [(self._ids[i], self._scores[i]) for i in first]
+                    moves.append(Move(_ACTIONS[before], _ACTIONS[after], len(found), listed))
             volumes = [_volume(actions, labelled) for actions in (before_N, after_N)]
             return Difference(len(score_N), volumes[0], volumes[1], moves)
 
@@ -121,25 +125,25 @@ class Replay:
         self._scores[place], self._groups[place], self._probability[place] = score, group, likely
         self._since = at if self._since is None else max(at, self._since)
 
-    def _actions(self, policy: Policy, score_N: NDArray[np.float64], group_N: NDArray[np.int64]) -> _Names:
+    def _actions(self, policy: Policy, score_N: NDArray[np.float64], group_N: NDArray[np.int64]) -> _Actions:
         numbers = np.unique([value for rule, _ in policy.rules for value in _numbers(rule.when)])
         side_N = np.searchsorted(numbers, score_N, "left") + np.searchsorted(numbers, score_N, "right")
         width = 2 * len(numbers) + 1
-        codes, first, place_N = np.unique(group_N * width + side_N, return_index=True, return_inverse=True)
-        said = np.array([self._decided(policy, int(i)) for i in first] or [""], dtype="U8")
-        action_N: _Names = said[place_N] if len(codes) else said[:0]
+        _, first, place_N = np.unique(group_N * width + side_N, return_index=True, return_inverse=True)
+        said = np.array([self._decided(policy, int(i)) for i in first], dtype=np.int8)
+        action_N: _Actions = said[place_N]
         for post_id in policy.allowed.get(POST_ID, ()):
             if (place := self._place.get(post_id)) is not None:
-                action_N[place] = "pass"
+                action_N[place] = _ACTIONS.index("pass")
         return action_N
 
-    def _decided(self, policy: Policy, place: int) -> str:
+    def _decided(self, policy: Policy, place: int) -> int:
         answers, decisions = self._said[self._groups[place]]
         record = Record.model_construct(
             post_id="", model_name=self._desk.model_name, model_version="of a stored record",
             score=self._scores[place], answers=answers, decisions=decisions, error=None,
         )  # fmt: skip
-        return policy.decide(record, {}).action
+        return _ACTIONS.index(policy.decide(record, {}).action)
 
     def _labelled(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
         """Places of the posts that were drawn, their labels (NaN: none yet), and their probabilities."""
@@ -154,20 +158,14 @@ class Replay:
         return place_D, label_D, probability_N[place_D]
 
 
-def _distinct(before_N: _Names, after_N: _Names) -> tuple[_Names, _Names]:
-    """Each pair of actions once."""
-    pairs = np.unique(np.stack([before_N, after_N]), axis=1) if len(before_N) else np.empty((2, 0), dtype="U8")
-    return pairs[0], pairs[1]
-
-
 def _numbers(text: str) -> list[float]:
     nodes = ast.walk(ast.parse(" ".join(text.split()), mode="eval"))
     return [float(n.value) for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, int | float)]
 
 
-def _volume(action_N: _Names, labelled: tuple[Any, Any, Any]) -> Volume:
-    names, counts = np.unique(action_N, return_counts=True)
+def _volume(action_N: _Actions, labelled: tuple[Any, Any, Any]) -> Volume:
+    counts = np.bincount(action_N, minlength=len(_ACTIONS))
     place_D, label_D, probability_D = labelled
     known = bool(np.isfinite(label_D).any())
-    figures = estimate(label_D, action_N[place_D] == "flag", probability_D) if known else None
-    return Volume({str(name): int(count) for name, count in zip(names, counts, strict=True)}, figures)
+    figures = estimate(label_D, action_N[place_D] == _ACTIONS.index("flag"), probability_D) if known else None
+    return Volume({name: int(count) for name, count in zip(_ACTIONS, counts, strict=True) if count}, figures)

@@ -95,10 +95,15 @@ def _exported(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
 
 
-def add_gold(manifest: Path, answers: Mapping[str, Mapping[str, int]], task: Task, out: Path) -> int:
+def add_gold(
+    manifest: Path, answers: Mapping[str, Mapping[str, int]], task: Task, out: Path, *, others: bool = False
+) -> int:
     """Write `manifest` with people's answers as its process labels; all else stays as it is, types included.
 
     A column that holds the names of classes gets names, any other one indices.
+
+    Args:
+        others: there may be answers to posts of other manifests, too: a store has those of all.
 
     Returns:
         The number of posts that got an answer.
@@ -115,7 +120,7 @@ def add_gold(manifest: Path, answers: Mapping[str, Mapping[str, int]], task: Tas
         )
     rows, _ = read_rows(manifest, (POST_ID, *task.question_ids), (POST_ID,))
     ids = [post_id_of(cells.get(POST_ID)) for _, cells in rows]
-    if left := sorted(set(answers) - set(ids)):
+    if (left := sorted(set(answers) - set(ids))) and not (others and len(left) < len(answers)):
         raise ManifestError(
             f"manifest {manifest}: {len(left)} answered posts are not in it, for example {left[0]!r}; "
             "give the manifest that the queue was made from"
@@ -132,7 +137,7 @@ def add_gold(manifest: Path, answers: Mapping[str, Mapping[str, int]], task: Tas
             write(manifest, given, part)
     except (OSError, pa.ArrowException) as error:
         raise ManifestError(f"{out}: cannot be written: {error}") from error
-    return len(answers)
+    return len(answers) - len(left)
 
 
 def _write_jsonl(manifest: Path, given: list[dict[str, Any]], out: Path) -> None:

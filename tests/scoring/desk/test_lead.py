@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import select
 
+from cli.main import main
 from model.errors import ConfigError
 from scoring.desk import export, policies, queue, reviews
 from scoring.desk.people import RefusedError
@@ -193,6 +196,12 @@ def test_labels_and_answers_come_back_through_the_store(tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path}/scores.db"
         assert read_labels(url) == {"a": 1, "b": 0}
         assert read_answers(url, TASK) == {"a": {"kind": 2}}
+        manifest, out = tmp_path / "posts.jsonl", tmp_path / "gold.jsonl"
+        manifest.write_text('{"post_id": "a", "kind": null}\n{"post_id": "c", "kind": 1}\n')
+        command = ["gold", "--posts", str(manifest), "--task", str(tmp_path / "task.yaml"), "--answers", url]
+        done = CliRunner().invoke(main, [*command, "--out", str(out)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert [json.loads(line)["kind"] for line in out.read_text().splitlines()] == [2, 1]
 
 
 def test_a_lead_sees_no_first_look_of_a_post_that_waits_for_a_second(tmp_path: Path) -> None:
