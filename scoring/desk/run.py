@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -114,6 +115,7 @@ def serve(
             say(line)
         say(f"The desk is at {f'https://{next(iter(names))}' if names else address}. Ctrl-C ends it.")
         app = create_app(desk, ("127.0.0.1", "localhost", *names), secure=bool(names), demo=demo)
+        threading.Thread(target=app.state.web.replay.warm, daemon=True).start()
         proxied = "127.0.0.1" if names else None
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, proxy_headers=bool(names), forwarded_allow_ips=proxied

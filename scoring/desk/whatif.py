@@ -93,6 +93,11 @@ class Replay:
             volumes = [_volume(actions, labelled) for actions in (before_N, after_N)]
             return Difference(len(score_N), volumes[0], volumes[1], moves)
 
+    def warm(self) -> None:
+        """Read what is stored before somebody waits for it: some seconds for 100,000 records."""
+        with self._one:
+            self._refresh()
+
     def _refresh(self) -> None:
         query = select(
             CURRENT.c.post_id, CURRENT.c.score, CURRENT.c.scored_at, CURRENT.c.action, CURRENT.c.audit,
