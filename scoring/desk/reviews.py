@@ -87,7 +87,11 @@ def undo(desk: Desk, user: User) -> Claim:
             raise RefusedError(409, "There is nothing to undo: a review can be taken back for some minutes.")
         post = (REVIEWS.c.model_name == desk.model_name, REVIEWS.c.post_id == last["post_id"])
         later = effective(REVIEWS.c.id).where(*post, REVIEWS.c.id > last["id"], REVIEWS.c.kind.in_(_JUDGING))
-        theirs = (CLAIMS.c.model_name == desk.model_name, CLAIMS.c.user != user.name, CLAIMS.c.until > datetime.now(UTC))
+        theirs = (
+            CLAIMS.c.model_name == desk.model_name,
+            CLAIMS.c.user != user.name,
+            CLAIMS.c.until > datetime.now(UTC),
+        )
         claimed = select(CLAIMS.c.user).where(*theirs, CLAIMS.c.post_id == last["post_id"])
         judging = last["kind"] in _JUDGING
         if judging and (connection.execute(later).first() or connection.execute(claimed).first()):
