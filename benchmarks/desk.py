@@ -61,7 +61,8 @@ def fill(desk: Desk, count: int, rng: np.random.Generator) -> None:
             }
             records.append(
                 Record(
-                    post_id=f"post-{number}", model_name=desk.model_name, model_version=str(1 + 2 * number // count), policy_version=None, latency_ms=None, error=None,
+                    post_id=f"post-{number}", model_name=desk.model_name, model_version=str(1 + 2 * number // count),
+                    policy_version=None, latency_ms=None, error=None,
                     task=desk.task.fingerprint, input_sha256=f"{number:064x}", score=score, logit=None, answers=answers,
                     scored_at=now - timedelta(days=30 * (1 - number / count)),
                     decisions={f"p{point}": score >= point / 200 for point in (60, 70, 80, 90)},
