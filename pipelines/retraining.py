@@ -10,6 +10,7 @@ from typing import Any
 from model.errors import ConfigError
 from model.task import load_task
 from pipelines.entry import CheckedPipeline
+from steps.ingest.posts import group_splits
 from steps.ingest.rows import absolute
 from steps.paths import home
 from steps.retrain import fresh
@@ -41,7 +42,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     from steps.register import history, registry
     from steps.register.names import check_names
     from steps.register.step import register
-    from steps.retrain.step import advance, drift, live, refit
+    from steps.retrain.step import advance, drift, live, refit, refit_options
 
     settings = load_settings(options or {})
     policy, source = load_task(settings.task), _source(settings)
@@ -50,13 +51,15 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     mlflow.set_tracking_uri(tracking_uri(home()))
     champion = history.sync(name).champion
     cursor = fresh.read_cursor(fresh.cursor_path(home(), name))
+    posts = fresh.read_posts(source, fresh.columns_of(policy), policy, settings.ingest.max_reject_share)
     run = fresh.begin(
         fresh.select(
-            fresh.read_posts(source, fresh.columns_of(policy), policy, settings.ingest.max_reject_share),
+            posts,
             cursor.newest if cursor else None,
             fresh.read_labels(settings.retrain.labels) if settings.retrain.labels else {},
             settings.retrain,
             settings.ingest,
+            group_splits(posts, root, settings.ingest) if settings.ingest.group_by else {},
         ),
         root,
         champion.version if champion else None,
@@ -82,7 +85,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
         checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest, profile
     )
     decision, _scores = promote(version, report, page, predictions, shards, table, policy, settings.promote, alarmed)
-    outcome = refit(version, decision, alarmed, settings)
+    outcome = refit(version, decision, alarmed, refit_options(settings))
     advance(version, outcome, run.newest)
 
 

@@ -103,14 +103,14 @@ def recalibrate(name: str, settings: TrainingSettings, experiment: str | None, *
 
 
 def _promised(made: Fitted, held: EvalReport, point: str) -> Decision:
-    """The gate's decision; but a champion that flags is not replaced by a version that can promise nothing."""
+    """The gate's decision; but whether a version that can promise nothing replaces one that flags is a person's."""
     fitted, before = made.report.operating_points.get(point), held.operating_points.get(point)
     if not made.decision.promote or fitted is None or not math.isinf(fitted.threshold):
         return made.decision
     if before is None or math.isinf(before.threshold):
         return made.decision
-    why = f"too few labels since its precision fell: {made.report.unpromised(point)}"
-    return made.decision.model_copy(update={"verdict": "kept", "reason": why})
+    why = f"it would flag nothing at {point}: {made.report.unpromised(point)}"
+    return made.decision.model_copy(update={"verdict": "needs a person", "reason": why})
 
 
 def _verdict(made: Fitted, version: RegisteredVersion, champion: RegisteredVersion, state: RegistryState) -> Decision:

@@ -5,8 +5,9 @@ per scored post: `post_id`, `score`, `decision` (true: flagged at the served thr
 (ISO 8601 with a zone). Of a post that one version scored twice the newest row counts. A row whose `error` says why
 the post has no score counts as neither flagged nor passed.
 
-Where a policy drew posts for people at random (`audit`, in the store), the figures are those of all its posts, from the
-labels of the drawn ones (`steps.survey`). Else each label counts once.
+Where posts were drawn for people with known probabilities, the figures are those of all posts, from the labels of the
+drawn ones (`steps.survey`): by a policy (`audit`, in the store), or by `agentps queue` (a column
+`inclusion_probability` of the labels). Else each label counts once.
 """
 
 from __future__ import annotations
@@ -155,6 +156,13 @@ def live_tables(scores: str | None, labels: str | None, settings: RetrainSetting
     return scored, labelled
 
 
+class AskedPost(Row):
+    """A row of labels that may have come from a queue."""
+
+    post_id: PostId
+    inclusion_probability: Annotated[float | None, Field(gt=0, le=1), Expects("a probability above 0, or null")] = None
+
+
 class ScoredPost(Row):
     """A row of the table of scored posts: a score and a decision, or the error that was instead."""
 
@@ -217,6 +225,8 @@ def _newest(scored: pd.DataFrame, place: str | Path) -> pd.DataFrame:
             first[SCORED_AT].isoformat(),
         )
     table = table.loc[~ahead].reindex(columns=[*COLUMNS, *POLICY_COLUMNS])
+    said = table[list(POLICY_COLUMNS)].astype(object)
+    table[list(POLICY_COLUMNS)] = said.where(said.notna(), None)  # of a table, as of a store without a policy
     return table.sort_values(SCORED_AT, kind="stable").drop_duplicates([POST_ID, MODEL_VERSION], keep="last")
 
 
@@ -239,7 +249,9 @@ def live(
         asked = table[AUDIT_PROBABILITY].notna()
         probability = table.loc[asked, AUDIT_PROBABILITY].astype(float)
         drawn = for_people(table)[asked]
-        figures = estimate(label[asked], flagged[asked], probability, drawn, level=2 * confidence - 1)
+        # of a queue only the drawn posts are known
+        which = None if drawn.all() else drawn
+        figures = estimate(label[asked], flagged[asked], probability, which, level=2 * confidence - 1)
         precision, recall = Drawn.of(figures.precision), Drawn.of(figures.recall)
     else:
         hits = int((known & flagged & positive).sum())
@@ -256,12 +268,12 @@ def live(
 
 
 def is_drawn(table: pd.DataFrame) -> bool:
-    """Whether a policy drew some of these posts for people at random."""
+    """Whether some of these posts were drawn for people at random."""
     return bool(table[AUDIT].eq(True).any())
 
 
 def for_people(table: pd.DataFrame) -> pd.Series[bool]:
-    """Of the posts for which a policy was asked: those that people look at, as `scoring.policy.Outcome.for_people`."""
+    """Those that people look at, as `scoring.policy.Outcome.for_people`."""
     return table[AUDIT].eq(True) | table[ACTION].eq("review")
 
 
@@ -290,4 +302,14 @@ def late_labels(
         )
     newest = min(table[SCORED_AT].max(), pd.Timestamp.now(UTC))  # a wrong clock must not make all other scores old
     table = table[table[SCORED_AT] > newest - timedelta(days=settings.live_days)]
-    return table.assign(**{LABEL: table[POST_ID].map(known_labels).astype(float)})
+    table = table.assign(**{LABEL: table[POST_ID].map(known_labels).astype(float)})
+    if chances := _chances(labels):
+        chance = table[POST_ID].map(chances).astype(float)
+        table = table.assign(**{ACTION: None, AUDIT: chance.notna(), AUDIT_PROBABILITY: chance})
+    return table
+
+
+def _chances(labels: Path) -> dict[str, float]:
+    """With what probability `agentps queue` drew the posts of the labels; empty where they are not its."""
+    rows = checked_rows(labels, AskedPost, "labels", (POST_ID,))
+    return {row.post_id: row.inclusion_probability for _, row in rows if row.inclusion_probability is not None}

@@ -1,4 +1,4 @@
-"""The late labels that a champion's thresholds are fitted to again: those since its precision fell."""
+"""The late labels that a champion's thresholds are fitted to again: those since its precision fell, or the newest."""
 
 from __future__ import annotations
 
@@ -31,27 +31,33 @@ _TESTED = 0.3
 
 
 def since_the_fall(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows since the day from which on fewer of the flagged posts were positive; all, where there is no such day.
+    """The rows since the fall; where none shows, the newest half of the time.
 
     Args:
         table: labelled posts, of `late_labels`.
 
-    A fall that the labels do not show leaves older posts in, which promise too much: then the alarm comes again, with
-    more labels. docs/promise.md compares other choices.
+    docs/promise.md compares this with other choices.
     """
-    day_N = table[SCORED_AT].dt.floor("D")
-    flagged = table[DECISION].astype(bool)
-    days = np.sort(day_N[flagged].unique())
-    by_day = (table[flagged].groupby(day_N[flagged])[LABEL]).agg(["sum", "count"]).reindex(days)
+    since = fall(table)
+    if since is None:
+        oldest, newest = table[SCORED_AT].min(), table[SCORED_AT].max()
+        since = oldest + (newest - oldest) / 2
+    return table[table[SCORED_AT] >= since]
+
+
+def fall(table: pd.DataFrame) -> pd.Timestamp | None:
+    """The day from which on fewer of the flagged posts were positive; None where no day clearly is one."""
+    flagged = table[table[DECISION].astype(bool)]
+    by_day = flagged.groupby(flagged[SCORED_AT].dt.floor("D"))[LABEL].agg(["sum", "count"])
+    if len(by_day) < 2:
+        return None
     k_D, n_D = by_day["sum"].to_numpy(np.float64), by_day["count"].to_numpy(np.float64)
-    if len(days) < 2:
-        return table
-    before = np.cumsum(k_D)[:-1], np.cumsum(n_D)[:-1]
-    after = k_D.sum() - before[0], n_D.sum() - before[1]
-    gain = 2 * (_likelihood(*before) + _likelihood(*after) - _likelihood(k_D.sum(), n_D.sum()))
-    gain = np.where(after[0] / after[1] < before[0] / before[1], gain, 0.0)
+    k_before, n_before = np.cumsum(k_D)[:-1], np.cumsum(n_D)[:-1]
+    k_after, n_after = k_D.sum() - k_before, n_D.sum() - n_before
+    parted = _likelihood(k_before, n_before) + _likelihood(k_after, n_after)
+    gain = np.where(k_after / n_after < k_before / n_before, 2 * (parted - _likelihood(k_D.sum(), n_D.sum())), 0.0)
     best = int(np.argmax(gain))
-    return table[day_N >= days[best + 1]] if gain[best] > _FALL else table
+    return by_day.index[best + 1] if gain[best] > _FALL else None
 
 
 def _likelihood(k: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import mlflow
 import pandas as pd
@@ -25,7 +25,7 @@ from steps.register.registry import RegisteredVersion
 from steps.retrain import fresh
 from steps.retrain.live import live as live_figures
 from steps.retrain.live import scores_place, tell
-from steps.settings import NotifySettings, RetrainSettings, TrainingSettings
+from steps.settings import NotifySettings, RetrainSettings, TrainingSettings, load_settings
 from steps.tables import NoMatchError
 
 logger = get_logger(__name__)
@@ -121,11 +121,20 @@ def drift(
     return own, page
 
 
+def refit_options(settings: TrainingSettings) -> dict[str, Any]:
+    """The sections that `refit` reads."""
+    read = {"posts", "variant", "sample", "ingest", "evaluate", "promote", "retrain"}
+    return settings.model_dump(mode="json", by_alias=True, include=read)
+
+
 @step(experiment_tracker=True, enable_cache=False)  # labels and scores come in at any time
 def refit(
-    version: RegisteredVersion, decision: str, alarmed: str, settings: TrainingSettings
+    version: RegisteredVersion, decision: str, alarmed: str, options: dict[str, Any]
 ) -> Annotated[str, "outcome"]:
     """Where a champion below its promise stays champion: its thresholds, fitted to the newest labels, through the gate.
+
+    Args:
+        options: of `refit_options`; ZenML would check the settings again, and some change as they are read.
 
     Returns the gate's decision on the candidate, and after it, where thresholds were fitted, what became of them.
     """
@@ -133,6 +142,7 @@ def refit(
         return decision
     from steps.promote.recalibrate import recalibrate
 
+    settings = load_settings(options)
     try:
         made = recalibrate(version.name, settings, None, late=True)
     except DataError as error:  # the candidate was judged, and a person was told: this is no reason to repeat it all

@@ -250,6 +250,46 @@ def test_recalibrate_late_fits_to_what_was_labelled_since_the_precision_fell(
     assert "whose live precision is below its promise" in tags[history.REASON]
 
 
+def test_queue_asks_of_posts_that_may_be_flagged_and_writes_down_with_what_probability(
+    add: Add, config: str, tmp_path: Path
+) -> None:
+    first = add(1.0, "promoted")
+    posts(tmp_path, 300, registry.fetch(first))
+    rows = pd.read_json(tmp_path / "posts.jsonl", lines=True)
+    rows.loc[20:, "label"] = None
+    rows.to_json(tmp_path / "posts.jsonl", orient="records", lines=True)
+    rng = np.random.default_rng(0)
+    score = rng.random(300)
+    scored = pd.concat(
+        rows[["post_id"]].assign(score=score, decision=score > least, model_version=version)
+        for version, least in (("1", 0.8), ("0", 0.7))
+    ).assign(scored_at="2026-03-01T00:00:00Z")
+    scored.to_json(tmp_path / "scores.jsonl", orient="records", lines=True)
+    out = tmp_path / "queue.csv"
+    given = ("--posts", tmp_path / "posts.jsonl", "--task", tmp_path / "task.yaml", "--out", out, "-c", config)
+    done = call("queue", "--budget", "60", "--scores", str(tmp_path / "scores.jsonl"), *map(str, given))
+    assert done.exit_code == 0, done.output
+    table = pd.read_csv(out)
+    assert len(table) == 60
+    assert not set(table["post_id"]) & set(rows["post_id"][:20]), "these have labels"
+    assert table["label"].isna().all()
+    assert set(TASK.question_ids) <= set(table.columns)
+    own = score[table["post_id"].str[1:].astype(int)]
+    assert table["score"].tolist() == pytest.approx(own)
+    assert (own > 0.65).mean() > 0.6, "of all posts a third may be flagged"
+    differ = table["reasons"].str.contains("versions differ")
+    assert (differ == ((own > 0.7) & (own <= 0.8))).all()
+    assert table.loc[differ, "inclusion_probability"].min() > table.loc[~differ, "inclusion_probability"].max()
+    # each stands for as many posts as it says: of 280
+    assert (1 / table["inclusion_probability"]).sum() == pytest.approx(280, rel=0.4)
+    too_many = call("queue", "--budget", "281", "--scores", str(tmp_path / "scores.jsonl"), *map(str, given))
+    assert "Error: budget 281: between 1 and 280, the posts that can be asked of, is expected" in too_many.output
+    # filled in, it is a table of labels
+    table.assign(label=1).to_csv(out, index=False)
+    told = call("live", "--scores", str(tmp_path / "scores.jsonl"), "--labels", str(out), "-c", config)
+    assert "live precision 100.0% (from " in told.output
+
+
 def test_live_tells_of_a_champion_below_its_promise(add: Add, config: str, tmp_path: Path) -> None:
     scores, labels, inbox = (tmp_path / name for name in ("scores.jsonl", "labels.jsonl", "inbox"))
     options = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
