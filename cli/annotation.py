@@ -307,14 +307,15 @@ def agreement_(
 @click.command()
 @_posts
 @_task
-@click.option("--answers", required=True, type=_FILE, help="The filled queue (CSV), or Label Studio's JSON export.")
+@click.option("--answers", required=True, help="The filled queue (CSV), Label Studio's export, or the desk's store.")
 @click.option("--out", required=True, type=_OUT, help="The new manifest, in the folder of the old one.")
-def gold(manifest: Path, task: str, answers: Path, out: Path) -> None:
+def gold(manifest: Path, task: str, answers: str, out: Path) -> None:
     """Put people's answers to a queue into the manifest, as its process labels."""
     from model.task import load_task
     from steps.annotate.gold import add_gold, read_answers
+    from steps.retrain.stored import is_store
 
-    _refuse_inputs([out], manifest, answers)
+    _refuse_inputs([out], manifest, Path(answers))
     policy = load_task(task)
-    n = add_gold(manifest, read_answers(answers, policy), policy, out)
+    n = add_gold(manifest, read_answers(answers, policy), policy, out, others=is_store(answers))
     click.echo(f"{n:,} posts have people's answers: {out}")

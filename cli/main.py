@@ -13,6 +13,7 @@ COMMANDS: dict[str, str] = {
     "annotate": "cli.annotation:annotate",
     "compare": "cli.registry:compare",
     "dead-letters": "cli.scoring:dead_letters",
+    "desk": "cli.desk:desk",
     "draft": "cli.draft:draft",
     "fetch": "cli.registry:fetch",
     "gold": "cli.annotation:gold",

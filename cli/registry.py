@@ -158,9 +158,9 @@ def score(posts: str, scores: str | None, policy: Path | None, config: Path | No
 
 @click.command()
 @click.option("--scores", help=f"The scored posts. {_SCORES_HELP}")
-@click.option("--labels", type=click.Path(path_type=Path), help="People's labels since. Default: retrain.labels.")
+@click.option("--labels", help="People's labels since: a file, or the desk's store. Default: retrain.labels.")
 @_config
-def live(scores: str | None, labels: Path | None, config: Path | None) -> None:
+def live(scores: str | None, labels: str | None, config: Path | None) -> None:
     """The champion's precision and recall on what people labelled since. Exit code 1, and a notice, on an alarm."""
     settings, name = _open(config)
     from steps.register.history import champion_of

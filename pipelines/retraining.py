@@ -5,7 +5,6 @@ At its top it imports what tells whether there is anything to do; the steps come
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
@@ -57,7 +56,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
         fresh.select(
             posts,
             cursor.newest if cursor else None,
-            fresh.read_labels(Path(settings.retrain.labels)) if settings.retrain.labels else {},
+            fresh.read_labels(settings.retrain.labels) if settings.retrain.labels else {},
             settings.retrain,
             settings.ingest,
             group_splits(posts, root, settings.ingest) if settings.ingest.group_by else {},

@@ -221,7 +221,8 @@ class RetrainSettings(Chosen):
 
     #: The run ends at once where fewer posts are newer than the retraining cursor.
     min_fresh: int = Field(ge=1)
-    #: A manifest of `post_id` and `label`: people's labels that came after the post; None: the manifest's own only.
+    #: People's labels that came after the post: a manifest of `post_id` and `label`, or the URL of the review desk's
+    #: store. None: the manifest's own only.
     labels: str | None
     #: The scores of production: a store's URL, or a table (see `steps.retrain.live`); None: the store of this machine.
     scores: str | None

@@ -27,6 +27,9 @@ from model.task import Task
 from steps.ingest.groups import split_of
 from steps.ingest.posts import ORIGIN, Post, Reject, fingerprint_of, parse_posts, refuse_too_many
 from steps.ingest.rows import absolute, checked_rows, is_url, json_object, opened, parent_of
+from steps.retrain.reviewed import reviewed_labels
+from steps.retrain.stored import is_store
+from steps.secrets import resolved
 from steps.settings import IngestSettings, RetrainSettings
 from steps.tables import tell_unmatched
 
@@ -197,12 +200,20 @@ def _holds_posts(path: str) -> bool:
     return holds
 
 
-def read_labels(path: Path) -> dict[str, int]:
+def read_labels(place: str | Path) -> dict[str, int]:
     """People's labels by post; the last of a post counts, and null is no label yet.
+
+    Args:
+        place: a file, or the URL of the store whose review desk has them.
 
     Raises:
         ManifestError: the file cannot be read, or a label is not 0, 1 or null.
+        StoreError: the store cannot be read, or is of before the desk.
     """
+    place = resolved(str(place), "retrain.labels")
+    if is_store(place):
+        return reviewed_labels(place)
+    path = Path(place)
     rows = checked_rows(path, row_of(columns=(POST_ID, LABEL)), "labels", (POST_ID, LABEL))
     cells = (row.model_dump() for _, row in rows)
     return {row[POST_ID]: row[LABEL] for row in cells if row[LABEL] is not None}

@@ -142,7 +142,7 @@ def scores_place(given: str | None) -> str | None:
     return store_url() if (home() / STORE_FILE).exists() else None
 
 
-def live_tables(scores: str | None, labels: Path | None, settings: RetrainSettings) -> tuple[str, Path]:
+def live_tables(scores: str | None, labels: str | None, settings: RetrainSettings) -> tuple[str, str]:
     """Where scores and people's labels are: as they are given, else as in the settings.
 
     Raises:
@@ -153,7 +153,7 @@ def live_tables(scores: str | None, labels: Path | None, settings: RetrainSettin
         raise ConfigError("live: people's labels are needed: give --labels, or set retrain.labels")
     if scored is None:
         raise ConfigError("live: no scores: `agentps score` makes some; or give --scores, or set retrain.scores")
-    return scored, Path(labelled)
+    return scored, labelled
 
 
 class AskedPost(Row):
@@ -231,7 +231,7 @@ def _newest(scored: pd.DataFrame, place: str | Path) -> pd.DataFrame:
 
 
 def live(
-    scores: str, labels: Path, model_name: str, version: str, settings: RetrainSettings, confidence: float
+    scores: str, labels: str | Path, model_name: str, version: str, settings: RetrainSettings, confidence: float
 ) -> Live:
     """How `version` did on what it scored in its newest `live_days`, against `live_precision`.
 
@@ -277,7 +277,9 @@ def for_people(table: pd.DataFrame) -> pd.Series[bool]:
     return table[AUDIT].eq(True) | table[ACTION].eq("review")
 
 
-def late_labels(scores: str, labels: Path, model_name: str, version: str, settings: RetrainSettings) -> pd.DataFrame:
+def late_labels(
+    scores: str, labels: str | Path, model_name: str, version: str, settings: RetrainSettings
+) -> pd.DataFrame:
     """What `version` scored in its newest `live_days`, with people's `label` since, NaN where there is none yet.
 
     Args:
@@ -289,7 +291,9 @@ def late_labels(scores: str, labels: Path, model_name: str, version: str, settin
         NoMatchError: there are labels, and none is of a post that any version scored.
     """
     table, known_labels = read_scores(scores, model_name, settings.live_precision), read_labels(labels)
-    tell_unmatched(known_labels, set(table[POST_ID]), f"labels {labels}", f"the scored posts of {masked(scores)}")
+    tell_unmatched(
+        known_labels, set(table[POST_ID]), f"labels {masked(str(labels))}", f"the scored posts of {masked(scores)}"
+    )
     table = table[table[MODEL_VERSION] == version]
     if table[DECISION].isna().any():
         raise ConfigError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import mlflow
@@ -47,7 +46,7 @@ def live(
         logger.info("%s", line)
         return line, ""
     try:
-        found = live_figures(scores, Path(settings.labels), model_name, champion, settings, confidence)
+        found = live_figures(scores, settings.labels, model_name, champion, settings, confidence)
     except NoMatchError as error:  # labels come late: this is no reason not to train
         logger.warning("live precision is not known: %s", error)
         return f"live precision is not known: {error}", ""

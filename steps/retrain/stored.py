@@ -103,11 +103,13 @@ CURRENT = Table(
     Column("model_version", Text, nullable=False),
     Column("action", String(16)),
     Column("score", _DOUBLE),
+    Column("audit", Boolean),
     Index("scoring_current_post", "post_id"),
     Index("scoring_current_score", "model_name", "score", "history_id"),
     Index("scoring_current_day", "model_name", "day", "score", "history_id"),
     Index("scoring_current_version", "model_name", "model_version", "score", "history_id"),
     Index("scoring_current_action", "model_name", "action", "score", "history_id"),
+    Index("scoring_current_audit", "model_name", "audit", "score", "history_id"),
 )
 DEAD_LETTERS = Table(
     "scoring_dead_letters",
