@@ -31,11 +31,12 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx2
 
 from model.errors import AgentPSError, ConfigError
-from scoring import haproxy, ray_settings
+from scoring import haproxy
 from scoring.keys import read_keys
 from scoring.record import Record
 from scoring.score import Input
 from scoring.settings import ServiceSettings
+from steps import ray_settings
 from steps.register.history import champion_of
 
 if TYPE_CHECKING:
