@@ -85,7 +85,7 @@ class FilledBatches:
 
 
 class Node:
-    """The processes of this training that run on this machine."""
+    """The processes of this training that run on this machine. A context manager: it lets the others go at its end."""
 
     def __init__(self) -> None:
         several = distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
@@ -97,6 +97,16 @@ class Node:
         self._number = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))) if several else 0
         # a group of its own: the training's has less patience, and may know GPUs only
         self._group = distributed.new_group(backend="gloo", timeout=_PATIENCE) if several else None
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if (
+            self._group is not None
+        ):  # one that is left to the interpreter's end may wait there for a process that is gone
+            distributed.destroy_process_group(self._group)
+            self._group = None
 
     @property
     def alone(self) -> bool:

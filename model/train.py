@@ -188,23 +188,23 @@ def last_whole_checkpoint(directory: Path) -> Path | None:
 @contextmanager
 def _tower_cache(model: AgentPS, batches: Batches, settings: TrainSettings, work_dir: Path) -> Iterator[None]:
     """Meanwhile `batches` reads the tower's states from disk, where that pays; a machine's processes share a file."""
-    node = Node()
-    train, in_training = batches.images(batches.rows(TRAIN, labelled=False))
-    val, in_evaluation = batches.images(batches.rows(VAL, labelled=True))
-    numbers = np.union1d(train, val)
-    # `work_dir` may be a folder that machines share, and is then further than a disk of one's own
-    folder, name = work_dir, "tower_states"
-    if not node.alone:
-        folder, name = Path(tempfile.gettempdir()), f"tower_states-{work_dir.parent.name}"
-    if node.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"{name}*.bin"):  # by a killed process; one that still reads it keeps it
-            left.unlink(missing_ok=True)
-    # never a file that another process has mapped: truncated under a reader, it reads as zeros
-    path = folder / f"{name}-{os.getpid()}.bin"
-    # a post trains in one process, and is evaluated in each
-    reads = settings.epochs * (in_training * node.size / node.processes + in_evaluation * node.size) / len(numbers)
-    batches.tower_cache = tower_cache(model, batches.shards, numbers, path, reads, node)
+    with Node() as node:
+        train, in_training = batches.images(batches.rows(TRAIN, labelled=False))
+        val, in_evaluation = batches.images(batches.rows(VAL, labelled=True))
+        numbers = np.union1d(train, val)
+        # `work_dir` may be a folder that machines share, and is then further than a disk of one's own
+        folder, name = work_dir, "tower_states"
+        if not node.alone:
+            folder, name = Path(tempfile.gettempdir()), f"tower_states-{work_dir.parent.name}"
+        if node.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(f"{name}*.bin"):  # by a killed process; one that still reads it keeps it
+                left.unlink(missing_ok=True)
+        # never a file that another process has mapped: truncated under a reader, it reads as zeros
+        path = folder / f"{name}-{os.getpid()}.bin"
+        # a post trains in one process, and is evaluated in each
+        reads = settings.epochs * (in_training * node.size / node.processes + in_evaluation * node.size) / len(numbers)
+        batches.tower_cache = tower_cache(model, batches.shards, numbers, path, reads, node)
     try:
         yield
     finally:
