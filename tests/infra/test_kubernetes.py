@@ -184,6 +184,7 @@ def test_the_run_files_hold_options_of_ours(manifests: list[dict[str, Any]], tmp
     assert load_settings(read_options(tmp_path / "training-run.yaml")).fine_tune.engine == "ray"
 
 
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")  # Ray's own models
 def test_the_service_on_ray_is_what_the_manifest_names(
     manifests: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
