@@ -34,7 +34,7 @@ def test_rules_ask_for_metrics_of_the_code_and_the_page_says_what_to_do() -> Non
     code = "".join((REPOSITORY / "scoring" / name).read_text() for name in ("requests.py", "stream/metrics.py"))
     names = {name for rule in RULES for name in re.findall(r"agentps_\w+", rule["expr"])}
     page = (REPOSITORY / "docs" / "alerts.md").read_text()
-    assert len(names) == 9
+    assert len(names) == 10
     for name in names:
         assert f'"{re.sub("_(total|bucket)$", "", name)}"' in code
     for rule in RULES:
