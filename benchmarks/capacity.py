@@ -135,7 +135,8 @@ def record_bytes(task: Task) -> int:
     answers = {q.id: Answer(answer="yes", probability=0.9876) for q in task.questions}
     record = Record(
         post_id="64f1c0ffee64f1c0ffee64f1", model_name="agentps-ucc", model_version="12", task="ucc",
-        input_sha256="0" * 64, scored_at=datetime.now(UTC), logit=1.234567, score=0.7712345,
+        policy_version="1", latency_ms=123.456, error=None, input_sha256="0" * 64,
+        scored_at=datetime.now(UTC), logit=1.234567, score=0.7712345,
         decisions={"p80": True, "p90": False}, answers=answers,
     )  # fmt: skip
     return len(record.model_dump_json())
