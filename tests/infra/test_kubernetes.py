@@ -194,9 +194,12 @@ def test_the_service_on_ray_is_what_the_manifest_names(
     (application,) = config["applications"]
     module, name = application["import_path"].split(":")
     made = getattr(importlib.import_module(module), name)(application["args"])
-    assert [made._bound_deployment.name] == [deployment["name"] for deployment in application["deployments"]]
+    parts = {
+        part._bound_deployment.name: part._bound_deployment for part in (made, made._bound_deployment.init_args[0])
+    }
+    assert {deployment["name"] for deployment in application["deployments"]} == parts.keys()
     for deployment in application["deployments"]:
-        made._bound_deployment.options(**{key: value for key, value in deployment.items() if key != "name"})
+        parts[deployment["name"]].options(**{key: value for key, value in deployment.items() if key != "name"})
     with pytest.raises(ConfigError, match="cheese"):
         getattr(importlib.import_module(module), name)({"model": "m", "service": {"cheese": 1}})
 
