@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _RESTARTS = 20
 #: Ray's own notes of the run, and what no restart would mend.
 _NOTES, _REFUSED = "ray", "refused.json"
+#: The copy of shards that lie where other machines do not reach them.
+_SHARDS = "shards"
 #: Where a worker finds MLflow; its password and keys are in the environment of the cluster's machines already.
 _MLFLOW = ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID")
 
@@ -55,7 +57,8 @@ def train(directory: Path, settings: TrainSettings) -> None:
         _fit(ray, directory, settings, each)
     if (directory / _REFUSED).exists():
         raise AgentPSError(json.loads((directory / _REFUSED).read_text(encoding="utf-8")))
-    shutil.rmtree(directory / _NOTES, ignore_errors=True)
+    for left in (_NOTES, _SHARDS):
+        shutil.rmtree(directory / left, ignore_errors=True)
 
 
 def _fit(ray: ModuleType, directory: Path, settings: TrainSettings, cpus: int) -> None:
@@ -114,7 +117,7 @@ def _share_shards(directory: Path) -> None:
     job = TrainingJob.model_validate_json((directory / JOB).read_text(encoding="utf-8"))
     if ADDRESS not in os.environ or job.shards.resolve().is_relative_to(home().resolve()):
         return
-    copy = directory / "shards"
+    copy = directory / _SHARDS
     if not copy.exists():
         with replacing(copy) as part:
             shutil.copytree(job.shards, part)
