@@ -11,9 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import psutil
 import pytest
 
 from model.data import Shards
@@ -30,6 +30,7 @@ PATIENCE = 400.0  # seconds, on a busy machine
 RUN = """
 import json, sys
 from pathlib import Path
+from typing import Any
 import pandas as pd
 from model.settings import TrainSettings
 from steps.fine_tune.launch import TrainingJob, run
@@ -39,6 +40,7 @@ labels = pd.read_parquet(folder / "labels.parquet")
 job = job.model_copy(update={"train": TrainSettings.model_validate_json(sys.argv[3])})
 run(job, labels, work)
 """
+psutil = pytest.importorskip("psutil", reason="no psutil, which finds the workers")
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 
 
@@ -100,7 +102,7 @@ def history(directory: Path) -> list[dict[str, float]]:
     return [{name: row[name] for name in wanted if name in row} for row in result["history"] if "train_loss" not in row]
 
 
-def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+def workers(process: subprocess.Popen[bytes]) -> list[Any]:
     """Those that train, as Ray names its processes."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
@@ -190,7 +192,7 @@ def test_a_training_whose_workers_are_killed_twice_finishes_by_itself_with_the_s
     process = start(folder, work, **settings)
     killed: set[int] = set()
 
-    def fresh() -> list[psutil.Process]:
+    def fresh() -> list[Any]:
         return sorted((worker for worker in workers(process) if worker.pid not in killed), key=lambda one: one.pid)
 
     for which in (0, -1):
