@@ -57,8 +57,8 @@ def train(directory: Path, settings: TrainSettings) -> None:
         _fit(ray, directory, settings, each)
     if (directory / _REFUSED).exists():
         raise AgentPSError(json.loads((directory / _REFUSED).read_text(encoding="utf-8")))
-    for left in (_NOTES, _SHARDS):
-        shutil.rmtree(directory / left, ignore_errors=True)
+    for name in (_NOTES, _SHARDS):
+        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def _fit(ray: ModuleType, directory: Path, settings: TrainSettings, cpus: int) -> None:
