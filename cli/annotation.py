@@ -1,4 +1,4 @@
-"""Annotation outside of a pipeline: plan, annotate, trial, agreement, queue, gold.
+"""Annotation outside of a pipeline: plan, annotate, trial, agreement, gold.
 
 The endpoint and its key come from OPENAI_BASE_URL and OPENAI_API_KEY; the options from the section `annotate` of
 `configs/default.yaml`, of the file given with `--config`, and of `--set`, the later ones over the earlier.
@@ -302,51 +302,6 @@ def agreement_(
     if out is not None:
         heading, since = f"Task {policy.name}", str(against) if against else None
         write_whole(out, render_agreement(questions, drifts, heading, since))
-
-
-@click.command()
-@_posts
-@_task
-@click.option("--labels", "label_files", multiple=True, required=True, type=_FILE, help="Labels; two or more differ.")
-@click.option("--predictions", type=_FILE, help="A model's answers (evaluate's table): what it doubts of the labels.")
-@click.option("--out", required=True, type=_OUT, help="FILE.csv; FILE.json and FILE.xml (Label Studio) beside it.")
-@_options
-def queue(
-    manifest: Path,
-    task: str,
-    label_files: tuple[Path, ...],
-    predictions: Path | None,
-    out: Path,
-    config: Path | None,
-    changes: tuple[str, ...],
-) -> None:
-    """The posts where annotators disagree, the worst first, to be answered by people."""
-    from model.task import load_task
-    from steps.annotate.disagreement import disagreements, doubtful, write_csv, write_label_studio
-    from steps.tables import tell_unmatched
-
-    if (len(label_files) < 2) == (predictions is None) or out.suffix != ".csv":
-        raise click.UsageError("give two or more --labels, or one and --predictions; --out ends in .csv")
-    outs = [out, out.with_suffix(".json"), out.with_suffix(".xml")]
-    _refuse_inputs(outs, manifest, config, predictions, *label_files)
-    settings, policy = _settings(config, changes), load_task(task)
-    posts = _read(manifest, policy, settings)
-    tables = {path.stem: _labels(path) for path in label_files}
-    if len(tables) < len(label_files):
-        raise click.UsageError("two --labels have the same file name, which names the annotator: rename one")
-    for name, table in tables.items():
-        tell_unmatched(table["post_id"], posts["post_id"], f"labels {name}", f"the posts of {manifest}")
-    if predictions is not None:
-        name, given = next(iter(tables.items()))
-        said = _labels(predictions)
-        tell_unmatched(said["post_id"], given["post_id"], f"predictions {predictions}", f"the posts of labels {name}")
-        found = doubtful(said, given, policy, name=predictions.stem, annotator=name)
-    else:
-        found = disagreements(tables, policy)
-    found = found[found["post_id"].isin(posts["post_id"])]
-    write_csv(found, posts, policy, out)
-    write_label_studio(found, posts, policy, out.with_suffix(".json"), manifest.resolve().parent)
-    click.echo(f"{len(found):,} of {len(posts):,} posts are disputed: {out}")
 
 
 @click.command()

@@ -19,7 +19,7 @@ COMMANDS: dict[str, str] = {
     "live": "cli.registry:live",
     "plan": "cli.annotation:plan",
     "promote": "cli.registry:promote",
-    "queue": "cli.annotation:queue",
+    "queue": "cli.queue:queue",
     "recalibrate": "cli.registry:recalibrate",
     "rollback": "cli.registry:rollback",
     "run-scheduled": "cli.schedule:run_scheduled",

@@ -149,7 +149,7 @@ class PostLimits:
     max_text_characters: int = 50_000
 
     def faults(self, title: str, text: str, n_images: int) -> list[str]:
-        """What is too large, with the option that says so."""
+        """What is too large, with the option that says so. The frames of a video count as images."""
         n_characters = len(title) + len(text)
         found = []
         if n_images > self.max_images:

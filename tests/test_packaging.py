@@ -88,7 +88,7 @@ DEVELOPMENT = _imported(
 
 def test_what_our_code_imports_is_declared() -> None:
     assert len(PRODUCT) > 20
-    extras = [EXTRAS[name] for name in ("serve", "stream", "postgresql")]
+    extras = [EXTRAS[name] for name in ("serve", "stream", "postgresql", "video")]
     assert _undeclared(PRODUCT, _declared(PROJECT["project"]["dependencies"], *extras)) == {}
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
-from model.images import ImageLimits
 from model.settings import PostLimits
 from scoring.score import Score
 from scoring.settings import StreamSettings
@@ -94,7 +93,7 @@ def worker_of(
             sinks=[stack.enter_context(closing(sink_of(url, settings))) for url in settings.sinks],
             store=stack.enter_context(store_of(settings)),
             limits=(
-                ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels),
+                ingest.limits,
                 PostLimits(ingest.max_images, ingest.max_text_characters),
             ),
             picture_waits=settings.picture_waits,

@@ -9,7 +9,6 @@ from zenml import log_metadata, step
 from zenml.logger import get_logger
 
 from materializers.directory import DirectoryMaterializer, ShardDirectory
-from model.images import ImageLimits
 from model.settings import BackboneSettings, SequenceSettings
 from model.task import Task
 from steps.caching import depends_on
@@ -37,7 +36,7 @@ def preprocess(
     if (line := unread(posts, tokenizer)) is not None:
         logger.warning(line)
     root = scratch_folder(home() / "work")
-    limits = ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels)
+    limits = ingest.limits
     n_images = write_shards(root, posts, task, sequence, tokenizer, limits)
     log_metadata({"posts": len(posts), "distinct_images": n_images})
     logger.info("Wrote %s posts and %s distinct images", len(posts), n_images)

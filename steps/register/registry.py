@@ -33,7 +33,7 @@ from model.columns import ERROR, LOGIT, SCORE, answer_column, decision_column, p
 from model.errors import CheckpointError, RegistryError, plain
 from model.images import INGESTED, ImageLimits, decode, read_source
 from model.integrity import MANIFEST, seal, sha256_of
-from model.schema import IMAGES, POST_ID, ROOT, SPLIT, TEST, TEXT, TITLE
+from model.schema import IMAGES, POST_ID, ROOT, SPLIT, TEST, TEXT, TITLE, VIDEO
 from model.settings import PostLimits, answers_questions
 from model.task import Task
 from steps.evaluate.report import EvalReport
@@ -86,7 +86,7 @@ class RegisteredVersion(BaseModel):
 
 def _signature(task: Task, report: EvalReport) -> ModelSignature:
     """What the scorer takes and gives. Any cell is let in, so that a wrong one costs its own post and no other."""
-    optional = [ColSpec(AnyType(), name, required=False) for name in (TITLE, TEXT, POST_ID)]
+    optional = [ColSpec(AnyType(), name, required=False) for name in (TITLE, TEXT, POST_ID, VIDEO)]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, name, required=False) for name in (LOGIT, SCORE)]
     outputs += [ColSpec(DataType.boolean, decision_column(key), required=False) for key in report.operating_points]
     if answers_questions(report.variant):
