@@ -119,10 +119,14 @@ class TrainSettings(Chosen):
     gradient_checkpointing: bool
     #: Processes beside each training one that prepare its batches, so that a GPU does not wait for them.
     loader_workers: int = Field(default=0, ge=0, le=1_024)
-    #: Processes on this machine; more than one runs under torchrun.
+    #: Processes, one a GPU where there are GPUs.
     processes: int = Field(default=1, ge=1)
     #: How the process labels that are trained on are made of the annotator's and people's; plain: the annotator's.
     labels: LabelMethod = "plain"
+    #: `torchrun`: they are on this machine. `ray`: on the machines of the Ray cluster that RAY_ADDRESS names.
+    engine: Literal["torchrun", "ray"] = "torchrun"
+    #: With `ray`: while machines are missing, as few `processes` as this train, to the same result. None: they wait.
+    least_processes: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainSettings:
@@ -130,6 +134,15 @@ class TrainSettings(Chosen):
             raise ValueError(
                 f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch} x processes {self.processes}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _elastic(self) -> TrainSettings:
+        if self.least_processes is not None:
+            if self.engine != "ray":
+                raise ValueError("least_processes is for engine ray: remove it, or set engine to ray")
+            if self.least_processes > self.processes:
+                raise ValueError(f"least_processes {self.least_processes} is more than processes {self.processes}")
         return self
 
 

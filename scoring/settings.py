@@ -217,6 +217,9 @@ class StreamSettings(Chosen):
     watch: float = Field(gt=0, le=3600)
     #: The database of records and dead letters; None: `retrain.scores` where that is one, else SQLite.
     store: str | None
+    #: `HOST:PORT` where Prometheus finds the worker's metrics; None: nowhere. They hold no word of a post, and whoever
+    #: reaches the address reads them.
+    metrics: str | None = Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}$")
     #: Where records also go: `kafka://HOST:PORT/TOPIC`, an `https://` address, or a folder for Parquet files.
     sinks: tuple[str, ...]
 

@@ -29,8 +29,6 @@ LOCKS = sorted(REPOSITORY.glob("requirements*.lock"))
 OURS = [*INSTALLED, "tests", "benchmarks"]
 #: Declared, though nothing of ours imports them.
 NOT_IMPORTED = {
-    "accelerate": "transformers.Trainer runs on it",
-    "kubernetes": "ZenML's Kubernetes orchestrator",
     "mkdocs-material": "make docs",
     "mypy": "make check",
     "pandas-stubs": "mypy",

@@ -15,6 +15,7 @@ from scoring.settings import StreamSettings
 from scoring.store import DeadLetter, Store
 from scoring.stream.filter import filter_of
 from scoring.stream.folder import FolderSource
+from scoring.stream.metrics import told
 from scoring.stream.retriever import FromSql, Retriever, from_message, picture_folder, reader
 from scoring.stream.sink import sink_of
 from scoring.stream.source import Message, folder_of, source_of
@@ -110,7 +111,7 @@ def stream(
     folder = source.folder if isinstance(source, FolderSource) else None
     with worker_of(settings, ingest, score, source.name, folder) as worker:
         say(f"{source.name}: posts are taken, in batches of {settings.batch} at most")
-        with ending(worker.stop):
+        with told(settings.metrics, source, worker), ending(worker.stop):
             try:
                 follow(source, worker, once=once)
             finally:

@@ -66,7 +66,13 @@ def check_machine(settings: TrainingSettings) -> None:
             "`pip install 'agentps[quantization]'`, or remove the option"
         )
     processes = settings.fine_tune.processes
-    if processes > 1:
+    if settings.fine_tune.engine == "ray":
+        if find_spec("ray") is None:
+            raise ConfigError(
+                "fine_tune.engine ray: Ray is not installed: `pip install -e .[serve]`, in the folder of AgentPS, "
+                "installs it; or set torchrun"
+            )
+    elif processes > 1:
         import torch
 
         there, what = (torch.cuda.device_count(), "GPU") if torch.cuda.is_available() else (os.cpu_count() or 1, "core")

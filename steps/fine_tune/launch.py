@@ -1,4 +1,4 @@
-"""Starts a training: in this process, or under torchrun over several.
+"""Starts a training: in this process, under torchrun over several, or on Ray over several machines.
 
 Everything about it is in one job file, so that both ways run the same function.
 """
@@ -43,7 +43,7 @@ from steps.tables import rows_of
 
 logger = logging.getLogger(__name__)
 
-_JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"
+JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"
 #: The digest of the code that began the training.
 _CODE = "code.txt"
 #: Directories of finished trainings that are kept beside the current one.
@@ -102,13 +102,14 @@ def job_directory(job: TrainingJob, labels: pd.DataFrame, root: Path) -> Path:
     return root / recipe.key(
         recipe.TRAINING,
         task=recipe.options(job.task),
-        train=recipe.options(job.train),
+        train=recipe.options(job.train, without=recipe.WHERE),
         backbone=fingerprint(job.backbone),
         # the hashes of its files, wherever they lie
         start=None if job.start is None else sha256_of(job.start / MANIFEST),
         shards=recipe.shards_digest(Shards(job.shards), job.task),
         labels=recipe.table_digest(labels),
         **({} if job.weights is None else {"weights": job.weights}),  # no key of a training without them changes
+        **({} if job.train.processes == 1 else {"several": recipe.SEVERAL}),
     )
 
 
@@ -129,8 +130,12 @@ def run(job: TrainingJob, labels: pd.DataFrame, root: Path) -> tuple[Path, FitRe
         _tell_of_other_code(directory)
         with replacing(directory / _LABELS) as part:
             labels.to_parquet(part, index=False)
-        write_whole(directory / _JOB, job.model_dump_json(indent=1))
-        if job.train.processes == 1:
+        write_whole(directory / JOB, job.model_dump_json(indent=1))
+        if job.train.engine == "ray":
+            from steps.fine_tune.by_ray import train
+
+            train(directory, job.train)
+        elif job.train.processes == 1:
             train_job(directory, [MlflowMetrics()])
         else:
             _train_by_several(directory, job.train.processes)
@@ -184,12 +189,19 @@ def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> Non
         _train_job(directory, callbacks)
 
 
+def train_as_part(directory: Path) -> None:
+    """Train the job of `directory` in this process, one of a training; the first logs to the run MLFLOW_RUN_ID."""
+    if os.environ.get("MLFLOW_RUN_ID") and _rank() == 0:
+        mlflow.start_run()
+    train_job(directory, [MlflowMetrics()])
+
+
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
 def _train_job(directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
-    job = TrainingJob.model_validate_json((directory / _JOB).read_text(encoding="utf-8"))
+    job = TrainingJob.model_validate_json((directory / JOB).read_text(encoding="utf-8"))
     shards = Shards(job.shards)
     set_seed(job.train.seed)
     task = job.task if job.weights is None else with_weights(job.task, job.weights)
@@ -228,9 +240,7 @@ def _main() -> None:
         os.environ |= of_this_process()
         torchrun(["--standalone", f"--nproc_per_node={sys.argv[2]}", "-m", "steps.fine_tune.launch", sys.argv[1]])
         return
-    if os.environ.get("MLFLOW_RUN_ID") and _rank() == 0:
-        mlflow.start_run()
-    train_job(Path(sys.argv[1]), [MlflowMetrics()])
+    train_as_part(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

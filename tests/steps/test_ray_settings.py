@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from model.errors import ConfigError
-from scoring import ray_settings
 from scoring.ray_batch import workers_of
+from steps import ray_settings
 from steps.paths import REPOSITORY
 
 _STARTED = """
@@ -20,7 +20,7 @@ import pipelines.config, scoring.batch, scoring.settings
 from model.errors import DataError
 from scoring.batch import load
 from scoring.ray_batch import _next
-from scoring.ray_settings import running
+from steps.ray_settings import running
 
 print("not imported", "ray" not in sys.modules)
 before = signal.getsignal(signal.SIGTERM)
