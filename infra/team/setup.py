@@ -1,0 +1,207 @@
+"""What each server is told once it answers: `python -m infra.team.setup buckets|mlflow|zenml`; and people's rights."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from infra.team.servers import BUCKETS, clean, run_file
+from infra.team.state import State, load, save_secrets, team_folder
+from model.files import write_whole
+from steps.paths import REPOSITORY
+from steps.register.names import log_name
+
+if TYPE_CHECKING:
+    from mlflow.server.auth.client import AuthServiceClient
+    from zenml.client import Client
+
+#: MLflow's experiments: one per pipeline, with its name.
+EXPERIMENTS = ("agentps_training", "agentps_retraining", "agentps_study")
+STACK = "agentps-team"
+#: ZenML's secret with a user's login to MLflow: private, so that each has one.
+LOGIN = "agentps_mlflow"
+
+
+def as_admin(state: State) -> dict[str, str]:
+    """The environment of one who may everything."""
+    return {
+        "AGENTPS_TEAM": str(state.folder),
+        "MLFLOW_TRACKING_URI": state.url("mlflow"),
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": state.secrets["mlflow_admin"],
+        "ZENML_CONFIG_PATH": str(state.folder / "admin"),
+        "ZENML_STORE_URL": state.url("zenml"),
+        "ZENML_STORE_USERNAME": "admin",
+        "ZENML_STORE_PASSWORD": state.secrets["zenml_admin"],
+    }
+
+
+def buckets(state: State) -> None:
+    import boto3
+
+    client = boto3.client("s3")
+    there = {each["Name"] for each in client.list_buckets()["Buckets"]}
+    for name in BUCKETS:
+        if name not in there:
+            client.create_bucket(Bucket=name)
+
+
+def mlflow(state: State) -> None:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    for name in EXPERIMENTS:
+        if client.get_experiment_by_name(name) is None:
+            client.create_experiment(name)
+    _mlflow_user(state, "service", state.secrets["mlflow_service"], "READ")
+    if "service_key" not in state.secrets:
+        from scoring.keys import new_key
+
+        run_file(state)
+        key = new_key(state.folder / "home" / "keys.yaml", "stream")
+        save_secrets(state.folder, state.secrets | {"service_key": key})
+
+
+def zenml(state: State) -> None:
+    """The stack, for all who use this server: their own process runs a pipeline, artifacts go to the object store."""
+    from zenml.client import Client
+    from zenml.enums import StackComponentType
+
+    parts: dict[str, tuple[str, dict[str, Any]]] = {
+        "orchestrator": ("local", {}),
+        "artifact_store": (
+            "s3",
+            {
+                "path": "s3://zenml",
+                "key": "agentps-zenml",
+                "secret": state.secrets["s3_zenml"],
+                "client_kwargs": {"endpoint_url": state.url("s3"), "region_name": "us-east-1"},
+            },
+        ),
+        # each user's own: a private secret of that name. ZenML hands what else it keeps to all its users
+        "experiment_tracker": (
+            "mlflow",
+            {
+                "tracking_uri": state.url("mlflow"),
+                "tracking_username": f"{{{{{LOGIN}.username}}}}",
+                "tracking_password": f"{{{{{LOGIN}.password}}}}",
+            },
+        ),
+    }
+    client = Client()
+    _login(client, "admin", state.secrets["mlflow_admin"])
+    for key, (flavor, configuration) in parts.items():
+        kind = StackComponentType(key)
+        try:
+            found = client.get_stack_component(kind, STACK, allow_name_prefix_match=False)
+        except KeyError:
+            client.create_stack_component(STACK, flavor, kind, configuration)
+        else:
+            client.update_stack_component(found.id, kind, configuration=configuration)
+    try:
+        client.get_stack(STACK, allow_name_prefix_match=False)
+    except KeyError:
+        client.create_stack(STACK, {StackComponentType(key): STACK for key in parts})
+
+
+def _login(client: Client, name: str, password: str) -> None:
+    """Keep the login to MLflow of the user whom ZenML's `client` is."""
+    values = {"username": name, "password": password}
+    try:
+        found = client.get_secret(LOGIN, private=True, allow_partial_name_match=False)
+    except KeyError:
+        client.create_secret(LOGIN, values, private=True)
+    else:
+        client.update_secret(found.id, add_or_update_values=values)
+
+
+def _auth() -> AuthServiceClient:
+    from mlflow.server.auth.client import AuthServiceClient
+
+    return AuthServiceClient(os.environ["MLFLOW_TRACKING_URI"])
+
+
+def _mlflow_user(state: State, name: str, password: str, models: str) -> None:
+    """Args: models: the permission on the registered models and their histories."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+
+    auth = _auth()
+    try:
+        auth.create_user(name, password)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        auth.update_user_password(name, password)
+    for experiment in map(MlflowClient().get_experiment_by_name, EXPERIMENTS):
+        if experiment is not None:
+            _grant(auth, name, "experiment", experiment.experiment_id, models)
+    for model in state.options.models:
+        _grant(auth, name, "registered_model", model, models)
+        _grant(auth, name, "registered_model", log_name(model), models)
+
+
+def _grant(auth: AuthServiceClient, name: str, kind: str, what: str, permission: str) -> None:
+    auth.grant_user_permission(name, kind, what, permission)
+
+
+def user(state: State, name: str, *, train: bool) -> Path:
+    """Make an account, or give it a new password and key; returns the file of its variables.
+
+    Args:
+        train: it may register into the models and move their champions; else it reads.
+    """
+    from zenml.client import Client
+
+    password = secrets.token_hex(16)
+    _mlflow_user(state, name, password, "EDIT" if train else "READ")
+    client = Client()
+    try:
+        client.get_service_account(name, allow_name_prefix_match=False)
+    except KeyError:
+        client.create_service_account(name)
+    for old in client.list_api_keys(service_account_name_id_or_prefix=name, size=100):
+        client.delete_api_key(name, old.id)
+    key = client.create_api_key(name, f"key-{secrets.token_hex(4)}").key
+    stack = client.get_stack(STACK, allow_name_prefix_match=False)
+    variables = {
+        "MLFLOW_TRACKING_URI": state.url("mlflow"),
+        "MLFLOW_TRACKING_USERNAME": name,
+        "MLFLOW_TRACKING_PASSWORD": password,
+        "ZENML_STORE_URL": state.url("zenml"),
+        "ZENML_STORE_API_KEY": str(key),
+        "ZENML_ACTIVE_STACK_ID": str(stack.id),
+        "AGENTPS_LEDGER": state.database("ledger"),
+        "STORE_URL": state.database("scores"),
+        **state.s3("posts"),
+    }
+    path = state.folder / "users" / f"{name}.env"
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    text = "".join(f"export {variable}={shlex.quote(value)}\n" for variable, value in variables.items())
+    write_whole(path, f"# Who has this file is {name}: . {path}\n{text}", private=True)
+    return path
+
+
+def enter(state: State) -> None:
+    """This process asks as the admin from here on. To be called before MLflow, ZenML or boto3 is imported."""
+    environment = clean(as_admin(state) | state.s3("admin"))
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(REPOSITORY)
+
+
+def main(what: str) -> None:
+    state = load(team_folder())
+    enter(state)
+    {"buckets": buckets, "mlflow": mlflow, "zenml": zenml}[what](state)
+    click.echo(f"{what}: as it should be")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
