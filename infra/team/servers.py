@@ -115,7 +115,8 @@ def _weed(state: State) -> list[str]:
     options = {"dir": state.folder / "s3" / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "filer": "true"}
     options |= {"s3": "true", "s3.ip.bind": state.options.host, "s3.config": state.folder / "s3" / "identities.json"}
     options |= {"s3.port": ports["s3"], "s3.iam": "false", "s3.port.iceberg": 0, "s3.port.lance": 0}
-    options |= {"master.telemetry": "false", "master.volumeSizeLimitMB": 1024, "volume.max": 0, "volume.preStopSeconds": 0}
+    options |= {"master.telemetry": "false", "master.volumeSizeLimitMB": 1024, "volume.max": 0}
+    options["volume.preStopSeconds"] = 0
     for part in ("master", "volume", "filer"):
         options |= {f"{part}.port": ports[f"weed_{part}"], f"{part}.port.grpc": ports[f"weed_{part}_grpc"]}
     options["s3.port.grpc"] = ports["weed_s3_grpc"]
@@ -141,12 +142,8 @@ def _prepare_s3(state: State) -> None:
     pairs = {who: {"accessKey": f"agentps-{who}", "secretKey": state.secrets[f"s3_{who}"]} for who in actions}
     identities = [{"name": who, "credentials": [pairs[who]], "actions": may} for who, may in actions.items()]
     write_whole(folder / "identities.json", json.dumps({"identities": identities}), private=True)
-    keys = {
-        "signing": "volume",
-        "signing.read": "volume_read",
-        "filer_signing": "filer",
-        "filer_signing.read": "filer_read",
-    }
+    keys = {"signing": "volume", "signing.read": "volume_read"}
+    keys |= {"filer_signing": "filer", "filer_signing.read": "filer_read"}
     toml = "".join(f'[jwt.{part}]\nkey = "{state.secrets[f"weed_{name}"]}"\n' for part, name in keys.items())
     write_whole(folder / "security.toml", toml, private=True)
 
@@ -269,7 +266,7 @@ def _no_champion(state: State) -> str | None:
         ):
             return None
     except urllib.error.HTTPError as error:
-        if error.code == 404:
+        if error.code in (400, 404):
             return f"{name} has no champion yet: it starts by itself when there is one"
         return f"MLflow answers {error.code}"
     except OSError:

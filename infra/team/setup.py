@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from infra.team.servers import BUCKETS, clean, run_file
 from infra.team.state import State, load, save_secrets, team_folder
@@ -19,7 +19,6 @@ from steps.register.names import log_name
 
 if TYPE_CHECKING:
     from mlflow.server.auth.client import AuthServiceClient
-    from zenml.client import Client
 
 #: MLflow's experiments: one per pipeline, with its name.
 EXPERIMENTS = ("agentps_training", "agentps_retraining", "agentps_study")
@@ -59,6 +58,8 @@ def mlflow(state: State) -> None:
     for name in EXPERIMENTS:
         if client.get_experiment_by_name(name) is None:
             client.create_experiment(name)
+    for name in [each for model in state.options.models for each in (model, log_name(model))]:
+        _there(client.create_registered_model, name)  # who makes a model may delete it
     _mlflow_user(state, "service", state.secrets["mlflow_service"], "READ")
     if "service_key" not in state.secrets:
         from scoring.keys import new_key
@@ -95,7 +96,7 @@ def zenml(state: State) -> None:
         ),
     }
     client = Client()
-    _login(client, "admin", state.secrets["mlflow_admin"])
+    login()
     for key, (flavor, configuration) in parts.items():
         kind = StackComponentType(key)
         try:
@@ -110,9 +111,12 @@ def zenml(state: State) -> None:
         client.create_stack(STACK, {StackComponentType(key): STACK for key in parts})
 
 
-def _login(client: Client, name: str, password: str) -> None:
-    """Keep the login to MLflow of the user whom ZenML's `client` is."""
-    values = {"username": name, "password": password}
+def login() -> None:
+    """Keep the login to MLflow of the user who asks ZenML, both as the environment has them."""
+    from zenml.client import Client
+
+    values = {name: os.environ[f"MLFLOW_TRACKING_{name.upper()}"] for name in ("username", "password")}
+    client = Client()
     try:
         found = client.get_secret(LOGIN, private=True, allow_partial_name_match=False)
     except KeyError:
@@ -127,28 +131,33 @@ def _auth() -> AuthServiceClient:
     return AuthServiceClient(os.environ["MLFLOW_TRACKING_URI"])
 
 
-def _mlflow_user(state: State, name: str, password: str, models: str) -> None:
-    """Args: models: the permission on the registered models and their histories."""
+def _there(call: Callable[..., object], *arguments: str) -> bool:
+    """Whether what `call` would make is there already; else it makes it."""
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
 
-    auth = _auth()
     try:
-        auth.create_user(name, password)
+        call(*arguments)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+        return True
+    return False
+
+
+def _mlflow_user(state: State, name: str, password: str, permission: str) -> None:
+    """Args: permission: on the experiments, on the models and on their histories."""
+    from mlflow.tracking import MlflowClient
+
+    auth = _auth()
+    if _there(auth.create_user, name, password):
         auth.update_user_password(name, password)
-    for experiment in map(MlflowClient().get_experiment_by_name, EXPERIMENTS):
-        if experiment is not None:
-            _grant(auth, name, "experiment", experiment.experiment_id, models)
-    for model in state.options.models:
-        _grant(auth, name, "registered_model", model, models)
-        _grant(auth, name, "registered_model", log_name(model), models)
-
-
-def _grant(auth: AuthServiceClient, name: str, kind: str, what: str, permission: str) -> None:
-    auth.grant_user_permission(name, kind, what, permission)
+    found = map(MlflowClient().get_experiment_by_name, EXPERIMENTS)
+    granted = [("experiment", each.experiment_id) for each in found if each is not None]
+    granted += [("registered_model", each) for model in state.options.models for each in (model, log_name(model))]
+    for kind, what in granted:
+        if _there(auth.grant_user_permission, name, kind, what, permission):
+            auth.revoke_user_permission(name, kind, what)
+            auth.grant_user_permission(name, kind, what, permission)
 
 
 def user(state: State, name: str, *, train: bool) -> Path:
@@ -177,10 +186,12 @@ def user(state: State, name: str, *, train: bool) -> Path:
         "ZENML_STORE_URL": state.url("zenml"),
         "ZENML_STORE_API_KEY": str(key),
         "ZENML_ACTIVE_STACK_ID": str(stack.id),
-        "AGENTPS_LEDGER": state.database("ledger"),
-        "STORE_URL": state.database("scores"),
-        **state.s3("posts"),
     }
+    if train:
+        variables |= {"AGENTPS_LEDGER": state.database("ledger"), "STORE_URL": state.database("scores")}
+        variables |= state.s3("posts")
+    login = [sys.executable, "-m", "infra.team.setup", "login"]
+    subprocess.run(login, env=clean(variables | {"ZENML_CONFIG_PATH": str(state.folder / "admin" / name)}), check=True)
     path = state.folder / "users" / f"{name}.env"
     path.parent.mkdir(mode=0o700, exist_ok=True)
     text = "".join(f"export {variable}={shlex.quote(value)}\n" for variable, value in variables.items())
@@ -190,17 +201,19 @@ def user(state: State, name: str, *, train: bool) -> Path:
 
 def enter(state: State) -> None:
     """This process asks as the admin from here on. To be called before MLflow, ZenML or boto3 is imported."""
-    environment = clean(as_admin(state) | state.s3("admin"))
+    environment = clean(as_admin(state) | state.s3("admin") | {"ZENML_LOGGING_VERBOSITY": "ERROR"})
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(REPOSITORY)
 
 
 def main(what: str) -> None:
+    if what == "login":
+        login()
+        return
     state = load(team_folder())
     enter(state)
     {"buckets": buckets, "mlflow": mlflow, "zenml": zenml}[what](state)
-    click.echo(f"{what}: as it should be")
 
 
 if __name__ == "__main__":
