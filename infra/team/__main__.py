@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import click
 
@@ -92,6 +93,28 @@ def user(name: str, train: bool) -> None:
     state = load(team_folder())
     setup.enter(state)
     click.echo(f". {setup.user(state, name, train=train)}")
+
+
+@main.command()
+@click.argument("target", type=click.Path(path_type=Path))
+def backup(target: Path) -> None:
+    """Copy all that the running stack keeps into the new folder TARGET, its secrets included."""
+    from infra.team import setup
+    from infra.team.backup import back_up
+
+    state = load(team_folder())
+    setup.enter(state)
+    click.echo(f"{target}: {back_up(state, target)}")
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def restore(source: Path) -> None:
+    """Make a new stack of what `backup` wrote; `make team` starts it."""
+    from infra.team.backup import restore as put_back
+
+    source = source.resolve()
+    click.echo(f"{put_back(source, team_folder())}: make team starts it")
 
 
 def _cli() -> None:

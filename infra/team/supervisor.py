@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +118,39 @@ class _Process:
         return ""
 
 
-def run(state: State, servers: list[Server]) -> None:
-    """Until SIGTERM or Ctrl-C.
+@contextmanager
+def up(state: State, servers: list[Server], ended: Callable[[], bool] = lambda: False) -> Iterator[list[_Process]]:
+    """The servers run while the block does.
+
+    Args:
+        ended: whether to stop while they are being started.
 
     Raises:
-        TeamError: the stack runs already; or a server did not come up the first time: then all are stopped.
+        TeamError: the stack runs already; or a server did not come up: then all are stopped.
+    """
+    (state.folder / _LOGS).mkdir(mode=0o700, exist_ok=True)
+    processes = [_Process(server, state) for server in servers]
+    try:
+        with locked(state.folder / _LOCK, wait=False):
+            try:
+                for process in processes:  # each needs those before it
+                    _bring_up(process, ended)
+                    _tell(state, processes)
+                yield processes
+            except TeamError as error:
+                _tell(state, processes, str(error))
+                raise
+            finally:
+                for process in reversed(processes):
+                    process.stop()
+    except Timeout:
+        raise TeamError(f"the stack of {state.folder} runs already: `make team-stop` stops it") from None
+
+
+def run(state: State, servers: list[Server]) -> None:
+    """Until SIGTERM or Ctrl-C; a server that ends is started again.
+
+    Raises: TeamError as `up`.
     """
     ended = False
 
@@ -132,27 +160,12 @@ def run(state: State, servers: list[Server]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, end)
-    (state.folder / _LOGS).mkdir(mode=0o700, exist_ok=True)
-    processes = [_Process(server, state) for server in servers]
-    try:
-        with locked(state.folder / _LOCK, wait=False):
-            try:
-                for process in processes:  # each needs those before it
-                    _bring_up(process, lambda: ended)
-                    _tell(state, processes)
-                while not ended:
-                    time.sleep(_LOOK)
-                    for process in processes:
-                        process.look()
-                    _tell(state, processes)
-            except TeamError as error:
-                _tell(state, processes, str(error))
-                raise
-            finally:
-                for process in reversed(processes):
-                    process.stop()
-    except Timeout:
-        raise TeamError(f"the stack of {state.folder} runs already") from None
+    with up(state, servers, lambda: ended) as processes:
+        while not ended:
+            time.sleep(_LOOK)
+            for process in processes:
+                process.look()
+            _tell(state, processes)
 
 
 def _bring_up(process: _Process, ended: Callable[[], bool]) -> None:
