@@ -46,6 +46,7 @@ def _refused(username: str) -> str | None:
 
 
 def _foreign(address: str) -> str | None:
-    if not address or urlsplit(address).scheme in _SOURCES:
+    parts = urlsplit(address)
+    if not address or (parts.scheme in _SOURCES and not parts.netloc):  # a client would log in to that host
         return None
     return f"files go through this server: {_SOURCES[0]}:/ is expected"

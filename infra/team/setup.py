@@ -62,11 +62,8 @@ def mlflow(state: State) -> None:
         _there(client.create_registered_model, name)  # who makes a model may delete it
     _mlflow_user(state, "service", state.secrets["mlflow_service"], "READ")
     if "service_key" not in state.secrets:
-        from scoring.keys import new_key
-
         run_file(state)
-        key = new_key(state.folder / "home" / "keys.yaml", "stream")
-        save_secrets(state.folder, state.secrets | {"service_key": key})
+        save_secrets(state.folder, state.secrets | {"service_key": _service_key(state, "stream")})
 
 
 def zenml(state: State) -> None:
@@ -190,6 +187,7 @@ def user(state: State, name: str, *, train: bool) -> Path:
     if train:
         variables |= {"AGENTPS_LEDGER": state.database("ledger"), "STORE_URL": state.database("scores")}
         variables |= state.s3("posts")
+        variables |= {"SERVICE_URL": state.url("service"), "SERVICE_KEY": _service_key(state, name)}
     login = [sys.executable, "-m", "infra.team.setup", "login"]
     subprocess.run(login, env=clean(variables | {"ZENML_CONFIG_PATH": str(state.folder / "admin" / name)}), check=True)
     path = state.folder / "users" / f"{name}.env"
@@ -197,6 +195,12 @@ def user(state: State, name: str, *, train: bool) -> Path:
     text = "".join(f"export {variable}={shlex.quote(value)}\n" for variable, value in variables.items())
     write_whole(path, f"# Who has this file is {name}: . {path}\n{text}", private=True)
     return path
+
+
+def _service_key(state: State, name: str) -> str:
+    from scoring.keys import new_key
+
+    return new_key(state.folder / "home" / "keys.yaml", name)
 
 
 def enter(state: State) -> None:
