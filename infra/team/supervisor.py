@@ -183,7 +183,9 @@ def _bring_up(process: _Process, ended: Callable[[], bool]) -> None:
 
 def _tell(state: State, processes: list[_Process], failed: str | None = None) -> None:
     told = {each.server.name: each.word for each in processes}
-    text = json.dumps({"servers": told, "failed": failed, "up": all(each.settled for each in processes)})
+    pids = {each.server.name: each.process and each.process.pid for each in processes}
+    up = all(each.settled for each in processes)
+    text = json.dumps({"servers": told, "pids": pids, "failed": failed, "up": up})
     path = state.folder / _STATUS
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_whole(path, text)
@@ -201,7 +203,7 @@ def status(folder: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         found: dict[str, Any] = json.loads((folder / _STATUS).read_text(encoding="utf-8"))
         return found
-    return {"servers": {}, "failed": None, "up": False}
+    return {"servers": {}, "pids": {}, "failed": None, "up": False}
 
 
 def start(state: State, say: Callable[[str], None]) -> None:

@@ -109,6 +109,6 @@ def test_a_stack_whose_server_cannot_start_says_which_and_why_and_leaves_nothing
 
     made = state.make(tmp_path)
     (tmp_path / "postgresql").write_text("a file, where a folder is expected")
-    with pytest.raises(TeamError, match="(?i)postgresql"):
+    with pytest.raises(TeamError, match=r"(?i)postgresql"):
         start(made, lambda line: None)
     assert supervisor_of(tmp_path) is None

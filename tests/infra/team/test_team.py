@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import pytest
 
 from infra.team.servers import BUCKETS, clean
+from infra.team.supervisor import status
 from model.integrity import sha256_of
 from steps.paths import REPOSITORY
 from tests.infra.team.conftest import PATIENCE, Team, run
@@ -191,19 +195,13 @@ def test_a_second_start_finds_all_as_it_is(team: Team) -> None:
 
 
 def test_a_server_that_is_killed_is_started_again(team: Team) -> None:
-    found = subprocess.run(
-        ["pgrep", "-f", f"uvicorn zenml.*--port {team.state.ports['zenml']}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.split()
-    for pid in found:
-        subprocess.run(["kill", "-9", pid], check=True)
-    waited = subprocess.run(
-        ["timeout", str(PATIENCE), "sh", "-c", f"until curl -sf {team.state.url('zenml')}/health; do sleep 1; done"],
-        check=False, capture_output=True,
-    )  # fmt: skip
-    assert waited.returncode == 0
+    before = status(team.folder)["pids"]["zenml"]
+    os.kill(before, signal.SIGKILL)
+    end = time.monotonic() + PATIENCE
+    while status(team.folder)["pids"]["zenml"] in (before, None) or status(team.folder)["servers"]["zenml"] != "ready":
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    assert _ask(f"{team.state.url('zenml')}/health") == 200
 
 
 # --- a user's session, a back-up ----------------------------------------------------------------------------------
