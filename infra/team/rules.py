@@ -7,6 +7,7 @@ made by an admin, or by a user who was given `EDIT` or `MANAGE` on its name befo
 
 from __future__ import annotations
 
+from typing import cast
 from urllib.parse import urlsplit
 
 from flask import Response, g, make_response, request
@@ -21,11 +22,16 @@ _SOURCES = ("mlflow-artifacts", "runs", "models", "agentps-history")
 
 
 def authenticate() -> Authorization | Response:
-    """Who asks, by user name and password; or the answer that refuses."""
+    """Who asks, by user name and password; or the answer that refuses.
+
+    MLflow calls it several times for one request. A password's hash is slow on purpose: it is compared once.
+    """
+    if (known := g.get("agentps_user")) is not None:
+        return cast("Authorization", known)
     found = auth.authenticate_request_basic_auth()
-    if isinstance(found, Response) or g.get("agentps_checked"):
+    if isinstance(found, Response):
         return found
-    g.agentps_checked = True  # what follows asks MLflow, which calls this function again
+    g.agentps_user = found  # what follows asks MLflow, which calls this function again
     why = _refused(str(found.username))
     return found if why is None else make_response(f"Permission denied: {why}\n", 403)
 
