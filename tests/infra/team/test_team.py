@@ -207,10 +207,18 @@ def test_a_server_that_is_killed_is_started_again(team: Team) -> None:
 # --- a user's session, a back-up ----------------------------------------------------------------------------------
 
 
+def _home(folder: Path) -> Path:
+    """With the tiny backbone of the repository's own home, where one was made: that takes minutes."""
+    folder.mkdir(exist_ok=True)
+    if (made := REPOSITORY / ".agentps" / "backbones").is_dir():
+        shutil.copytree(made, folder / "backbones")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def session(team: Team, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home of `alice` after her session; its log is in `session.log`."""
-    home = tmp_path_factory.mktemp("alice")
+    home = _home(tmp_path_factory.mktemp("alice"))
     (home / "run.yaml").write_text(RUN)
     script = str(REPOSITORY / "infra/team/session.sh")
     environment = clean({"BIN": str(Path(sys.executable).parent)})
@@ -267,6 +275,38 @@ def test_the_service_scores_for_nobody_without_a_key(team: Team, session: Path, 
     assert _ask(f"{team.state.url('service')}/score", body, headers) == 401
 
 
+def test_posts_in_the_object_store_score_as_on_a_disk_and_those_of_another_bucket_are_refused(
+    team: Team, session: Path, tmp_path: Path
+) -> None:
+    folder = next((session / "sample").iterdir())
+    rows = [json.loads(line) for line in (folder / "posts.jsonl").read_text().splitlines()[:5]]
+    manifest = "".join(
+        json.dumps({key: row[key] for key in ("post_id", "title", "text", "images")}) + "\n" for row in rows
+    )
+    (tmp_path / "few.jsonl").write_text(manifest)
+    client = _s3(team.state.s3("posts"))
+    client.put_object(Bucket="posts", Key="day/few.jsonl", Body=manifest.encode())
+    for name in {name for row in rows for name in row["images"]}:
+        client.upload_file(str(folder / name), "posts", f"day/{name}")
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, tmp_path / name)
+    found = {}
+    for where in (str(tmp_path / "few.jsonl"), "s3://posts/day/few.jsonl"):
+        scores = tmp_path / f"{len(found)}.jsonl"
+        done = _agentps(team, session, "score", "--posts", where, "--scores", str(scores))
+        assert done.returncode == 0, done.stdout
+        records = [json.loads(line) for line in scores.read_text().splitlines()]
+        found[where] = {record["post_id"]: (record["score"], record["error"]) for record in records}
+    here, there = found.values()
+    assert here == there
+    assert set(here) == {row["post_id"] for row in rows}
+    assert all(score is not None for score, _ in here.values())
+    done = _agentps(team, session, "score", "--posts", "s3://mlflow/few.jsonl", "--scores", str(tmp_path / "no.jsonl"))
+    assert done.returncode == 1
+    assert "s3://mlflow/few.jsonl" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
 def _answers(team: Team) -> int:
     from sqlalchemy import create_engine, text
 
@@ -298,9 +338,8 @@ def test_what_was_deleted_comes_back_from_a_back_up_scores_the_same_and_pays_not
     same = ("model_version", "score", "task", "input_sha256")
     assert {name: after[name] for name in same} == {name: before[name] for name in same}
 
-    home = tmp_path / "new"  # a machine on which nothing is cached
-    home.mkdir()
-    (home / "run.yaml").write_text(RUN + "settings: {}\nenable_cache: false\n")
+    home = _home(tmp_path / "new")  # a machine on which nothing is cached
+    (home / "run.yaml").write_text(RUN + "enable_cache: false\n")
     environment = clean(
         team.variables("alice") | {"AGENTPS_HOME": str(home), "ZENML_CONFIG_PATH": str(home / "zenml"), "NO_COLOR": "1"}
     )
