@@ -117,6 +117,33 @@ def restore(source: Path) -> None:
     click.echo(f"{put_back(source, team_folder())}: make team starts it")
 
 
+@main.command()
+def rotate() -> None:
+    """New passwords and keys of the servers; the stack is stopped, and `make team` starts it with them."""
+    from infra.team import setup
+    from infra.team.supervisor import stop as stop_all
+    from infra.team.supervisor import supervisor_of
+
+    state = load(team_folder())
+    if supervisor_of(state.folder) is None:
+        raise click.ClickException("the stack does not run: make team, then rotate: MLflow and ZenML change theirs")
+    setup.enter(state)
+    setup.rotate(state)
+    stop_all(state.folder)
+    click.echo("rotated, and stopped: make team starts it; people take up their files again")
+
+
+@main.command()
+def migrate() -> None:
+    """Bring MLflow's tables up to date after an upgrade of MLflow; the stack is stopped. Take a back-up first."""
+    from infra.team import setup
+
+    state = load(team_folder())
+    setup.enter(state)
+    setup.migrate(state)
+    click.echo("up to date: make team starts it")
+
+
 def _cli() -> None:
     with in_one_message():
         main(standalone_mode=False)

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.team.servers import BUCKETS, clean, run_file
-from infra.team.state import State, load, save_secrets, team_folder
+from infra.team.servers import BUCKETS, clean, run_file, stores
+from infra.team.state import KEPT, State, load, save_secrets, team_folder
+from infra.team.supervisor import up
 from model.files import write_whole
 from steps.paths import REPOSITORY
 from steps.register.names import log_name
@@ -201,6 +202,43 @@ def _service_key(state: State, name: str) -> str:
     from scoring.keys import new_key
 
     return new_key(state.folder / "home" / "keys.yaml", name)
+
+
+def rotate(state: State) -> None:
+    """New secrets of the servers, of this running stack; those of people stay. It is to be started again then.
+
+    Where a server refuses its own, nothing is changed.
+    """
+    from zenml.client import Client
+
+    kept = {name: value for name, value in state.secrets.items() if name in KEPT or name == "service_key"}
+    save_secrets(state.folder, kept)
+    new = load(state.folder).secrets
+    auth = _auth()
+    try:
+        Client().update_user("admin", updated_password=new["zenml_admin"], old_password=state.secrets["zenml_admin"])
+        auth.update_user_password("service", new["mlflow_service"])
+        auth.update_user_password("admin", new["mlflow_admin"])  # the last: this process asks as the admin
+    except BaseException:
+        save_secrets(state.folder, state.secrets)
+        raise
+    for path in (state.folder / "users").glob("*.env"):
+        text = path.read_text(encoding="utf-8")
+        for name, value in state.secrets.items():
+            text = text.replace(value, new[name])
+        write_whole(path, text, private=True)
+
+
+def migrate(state: State) -> None:
+    """MLflow's tables as this version of MLflow has them; those of its users it brings up to date by itself.
+
+    Raises: TeamError where the stack runs.
+    """
+    from mlflow.store.db import utils
+
+    database, *_ = stores(state)
+    with up(state, [database]):
+        utils._upgrade_db(utils.create_sqlalchemy_engine_with_retry(state.database("mlflow")))
 
 
 def enter(state: State) -> None:

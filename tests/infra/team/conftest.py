@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -69,4 +68,3 @@ def team() -> Iterator[Team]:
     finally:
         made.command("stop")
         shutil.rmtree(folder)
-        assert "AGENTPS_TEAM" not in os.environ

@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from infra.team.servers import BUCKETS, clean
+from infra.team.state import KEPT
 from infra.team.supervisor import status
 from model.integrity import sha256_of
 from steps.paths import REPOSITORY
 from tests.infra.team.conftest import PATIENCE, Team, run
 
+ClientError = pytest.importorskip("botocore.exceptions").ClientError
 pytestmark = pytest.mark.team
 
 MODEL = "agentps-ucc"
@@ -126,8 +130,6 @@ def _s3(variables: dict[str, str]) -> Any:
 
 
 def test_a_buckets_key_opens_no_other_bucket_and_a_wrong_one_none(team: Team) -> None:
-    from botocore.exceptions import ClientError
-
     state = team.state
     for own in BUCKETS:
         _s3(state.s3(own)).put_object(Bucket=own, Key="try", Body=b"x")
@@ -308,8 +310,6 @@ def test_posts_in_the_object_store_score_as_on_a_disk_and_those_of_another_bucke
 
 
 def _answers(team: Team) -> int:
-    from sqlalchemy import create_engine, text
-
     with create_engine(team.state.database("ledger")).connect() as connection:
         return int(connection.execute(text("SELECT count(*) FROM answers")).scalar_one())
 
@@ -353,6 +353,33 @@ def test_what_was_deleted_comes_back_from_a_back_up_scores_the_same_and_pays_not
 def _wait_for_service(team: Team) -> None:
     ready = f"until curl -sf {team.state.url('service')}/ready; do sleep 1; done"
     assert run(["timeout", str(PATIENCE), "sh", "-c", ready], clean({})).returncode == 0
+
+
+def test_after_a_rotation_no_password_of_before_opens_and_all_goes_on(team: Team) -> None:
+    before = team.state
+    team.command("rotate")
+    team.command("start")
+    _wait_for_service(team)
+    after = team.state
+    assert {name for name in before.secrets if before.secrets[name] == after.secrets[name]} == {*KEPT, "service_key"}
+    search = f"{after.url('mlflow')}{API}/registered-models/search"
+    assert _ask(search, headers=_basic("admin", before.secrets["mlflow_admin"])) == 401
+    assert _ask(search, headers=_basic("admin", after.secrets["mlflow_admin"])) == 200
+    assert _mlflow(team, "alice", "/registered-models/search") == 200
+    with pytest.raises(ClientError):
+        _s3(before.s3("posts")).list_objects_v2(Bucket="posts")
+    assert _s3(team.variables("alice")).list_objects_v2(Bucket="posts")["KeyCount"] > 0
+    with pytest.raises(OperationalError):
+        create_engine(before.database("scores")).connect()
+    create_engine(team.variables("alice")["STORE_URL"]).connect().close()
+
+
+def test_a_migration_leaves_what_is_up_to_date_as_it_is(team: Team) -> None:
+    assert team.call("migrate").returncode == 1  # it runs
+    team.command("stop")
+    team.command("migrate")
+    team.command("start")
+    assert _mlflow(team, "alice", "/registered-models/search") == 200
 
 
 def test_a_back_up_with_a_changed_file_is_refused_before_anything_is_made(tmp_path: Path) -> None:
