@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import click
 
 from infra.team.databases import binary
 from infra.team.state import exists, load, make, team_folder
+from model.errors import ConfigError
 from steps.edge import in_one_message
 
 #: Program -> the package of Debian that has it.
@@ -42,9 +44,12 @@ def main() -> None:
 def start(host: str | None) -> None:
     """Start what is not started; the first time, make it."""
     from infra.team.supervisor import start as start_all
+    from infra.team.supervisor import supervisor_of
 
     if lines := missing():
         raise click.ClickException("not installed:\n  " + "\n  ".join(lines))
+    if host is not None and supervisor_of(team_folder()) is not None:
+        raise click.ClickException("--host: the stack runs: make team-stop first")
     state = make(team_folder(), host)
     start_all(state, click.echo)
     click.echo(f"MLflow {state.url('mlflow')}  ZenML {state.url('zenml')}  scoring {state.url('service')}")
@@ -90,6 +95,10 @@ def user(name: str, train: bool) -> None:
     """Make an account in MLflow and ZenML, or give it a new password and key; says where its variables are."""
     from infra.team import setup
 
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]{0,31}", name) or name in ("admin", "service", "stream"):
+        raise ConfigError(
+            f"user {name!r:.50}: a letter, then letters, digits, - and _ are expected; and no server's name"
+        )
     state = load(team_folder())
     setup.enter(state)
     click.echo(f". {setup.user(state, name, train=train)}")

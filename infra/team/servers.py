@@ -57,9 +57,9 @@ def clean(environment: dict[str, str]) -> dict[str, str]:
     return kept | quiet | {"PYTHONUNBUFFERED": "1"} | environment
 
 
-def listens(port: int) -> bool:
+def listens(port: int, host: str = "127.0.0.1") -> bool:
     try:
-        socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE).close()
+        socket.create_connection((host, port), timeout=_PATIENCE).close()
     except OSError:
         return False
     return True
@@ -106,7 +106,13 @@ def _stores(state: State) -> list[Server]:
             user="mysql",
             prepare=partial(prepare_mariadb, state),
         ),
-        Server("s3", _weed(state), partial(listens, ports["s3"]), prepare=partial(_prepare_s3, state), after="buckets"),
+        Server(
+            "s3",
+            _weed(state),
+            partial(listens, ports["s3"], state.reached),
+            prepare=partial(_prepare_s3, state),
+            after="buckets",
+        ),
     ]
 
 

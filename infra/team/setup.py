@@ -244,6 +244,7 @@ def migrate(state: State) -> None:
 def enter(state: State) -> None:
     """This process asks as the admin from here on. To be called before MLflow, ZenML or boto3 is imported."""
     environment = clean(as_admin(state) | state.s3("admin") | {"ZENML_LOGGING_VERBOSITY": "ERROR"})
+    (state.folder / "admin").mkdir(mode=0o700, exist_ok=True)  # ZenML keeps its tokens there
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(REPOSITORY)

@@ -125,7 +125,12 @@ def load(folder: Path) -> State:
 def make(folder: Path, host: str | None = None) -> State:
     """The stack of `folder`; a new one gets secrets of its own and ports that are free."""
     if not exists(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        if kept := sorted({"postgresql", "mariadb", "s3"} & {path.name for path in folder.glob("*")}):
+            raise ConfigError(
+                f"{folder} holds {kept[0]} but no {_SECRETS}, without which it cannot be opened: put that back, or "
+                "restore a back-up into an empty folder"
+            )
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         options = _read(folder / _OPTIONS) if (folder / _OPTIONS).exists() else Options()
         _save(folder, options.model_copy(update={"ports": _free(options.ports)}))
         save_secrets(folder, {})

@@ -18,14 +18,15 @@ from filelock import Timeout
 from infra.team.databases import as_user
 from infra.team.servers import Server, clean
 from infra.team.state import State, TeamError
+from model.errors import AgentPSError, DiskError
 from model.files import write_whole
 from steps.locks import holder, locked
 from steps.paths import REPOSITORY
 
 _LOCK, _STATUS, _LOGS = "running.lock", "status.json", "logs"
 #: Seconds: of a server until it answers, the first time; of one to end; between two looks; of the longest pause before
-#: one is started again.
-_START, _END, _LOOK, _LONGEST = 300.0, 90.0, 0.5, 60.0
+#: one is started again; between two questions to one that has answered.
+_START, _END, _LOOK, _LONGEST, _CHECK = 600.0, 90.0, 0.5, 60.0, 15.0
 _WAITS = "waits: "
 
 
@@ -36,7 +37,7 @@ class _Process:
         self.server, self._state = server, state
         self.process: subprocess.Popen[bytes] | None = None
         self.word = "not started"
-        self._failures, self._again, self._ready = 0, 0.0, False
+        self._failures, self._again, self._check, self._ready = 0, 0.0, 0.0, False
 
     @property
     def log(self) -> Path:
@@ -48,7 +49,7 @@ class _Process:
         Raises: TeamError where it cannot be prepared.
         """
         if self.process is not None and (code := self.process.poll()) is not None:
-            self.process, self._ready = None, False
+            self.process, self._ready, self._check = None, False, 0.0
             self._failures += 1
             pause = min(_LONGEST, 2.0**self._failures)
             self._again = time.monotonic() + pause
@@ -58,10 +59,20 @@ class _Process:
                 self.word, self._again = f"{_WAITS}{line}", time.monotonic() + 5
                 return
             self._start()
-        if self.process is not None and not self._ready and self.server.ready():
-            self._ready, self._failures, self.word = True, 0, "ready"
+        if self.process is None or time.monotonic() < self._check:
+            return
+        answers = self.server.ready()
+        if self._ready:
+            self.word, self._check = "ready" if answers else "does not answer", time.monotonic() + _CHECK
+        elif answers:
+            self._ready, self._failures, self.word, self._check = True, 0, "ready", time.monotonic() + _CHECK
             if self.server.after is not None:
                 self._set_up(self.server.after)
+
+    def fail(self, why: str) -> None:
+        """It cannot be started or set up, while the others go on: it is tried again."""
+        self.word, self._failures = why, self._failures + 1
+        self._again = self._check = time.monotonic() + min(_LONGEST, 2.0**self._failures)
 
     def _start(self) -> None:
         self.server.prepare()
@@ -163,9 +174,18 @@ def run(state: State, servers: list[Server]) -> None:
     with up(state, servers, lambda: ended) as processes:
         while not ended:
             time.sleep(_LOOK)
-            for process in processes:
-                process.look()
-            _tell(state, processes)
+            watch(state, processes)
+
+
+def watch(state: State, processes: list[_Process]) -> None:
+    """One look at each of those that are up: what fails now stops no other."""
+    for process in processes:
+        try:
+            process.look()
+        except AgentPSError as error:
+            process.fail(str(error))
+    with suppress(DiskError):  # a full disk
+        _tell(state, processes)
 
 
 def _bring_up(process: _Process, ended: Callable[[], bool]) -> None:

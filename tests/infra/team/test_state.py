@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import yaml
 
-from infra.team import state
-from infra.team.servers import run_file, servers
+from infra.team import state, supervisor
+from infra.team.servers import Server, run_file, servers
 from infra.team.supervisor import start, stop, supervisor_of
 from model.errors import ConfigError
 
@@ -65,6 +69,83 @@ def test_where_no_stack_is_the_message_says_how_to_make_one(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="make team"):
         state.load(tmp_path)
     assert not stop(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["admin", "service", "../x", "a/b", "", "-x"])
+def test_an_account_takes_no_servers_name_and_no_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from infra.team.__main__ import main
+
+    monkeypatch.setenv("AGENTPS_TEAM", str(tmp_path))
+    found = CliRunner().invoke(main, ["user", "--", name])
+    assert isinstance(found.exception, ConfigError)
+
+
+def test_a_folder_whose_secrets_are_gone_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    state.make(tmp_path)
+    (tmp_path / "postgresql").mkdir()
+    (tmp_path / "secrets.json").unlink()
+    with pytest.raises(ConfigError, match=r"secrets\.json"):
+        state.make(tmp_path)
+    assert not (tmp_path / "secrets.json").exists()
+
+
+class _Command(NamedTuple):
+    """A server that is only a command of a shell."""
+
+    words: str
+
+    def of(self, name: str, ready: Callable[[], bool] = lambda: True) -> Server:
+        return Server(name, ["sh", "-c", self.words], ready)
+
+
+def _supervised(folder: Path, *servers: Server) -> threading.Thread:
+    made = state.make(folder)
+    thread = threading.Thread(target=lambda: _until(folder / "end", made, list(servers)))
+    thread.start()
+    return thread
+
+
+def _until(end: Path, made: state.State, servers: list[Server]) -> None:
+    with supervisor.up(made, servers) as processes:
+        while not end.exists():
+            supervisor.watch(made, processes)
+            time.sleep(0.05)
+
+
+def _await(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_server_that_ends_is_started_again_and_the_others_go_on(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    thread = _supervised(
+        tmp_path, _Command("sleep 1000").of("one"), _Command(f"echo >> {runs}; sleep 0.2; exit 3").of("other")
+    )
+    _await(lambda: runs.exists() and len(runs.read_text()) >= 2)
+    told = supervisor.status(tmp_path)
+    assert told["pids"]["one"]
+    (tmp_path / "end").touch()
+    thread.join(60)
+    with pytest.raises(ProcessLookupError):
+        os.kill(told["pids"]["one"], 0)
+
+
+def test_a_server_that_is_silent_later_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_CHECK", 0.1)
+    answers = [True]
+    thread = _supervised(tmp_path, _Command("sleep 1000").of("one", lambda: answers[0]))
+    _await(lambda: supervisor.status(tmp_path)["servers"].get("one") == "ready")
+    answers[0] = False
+    _await(lambda: supervisor.status(tmp_path)["servers"]["one"] == "does not answer")
+    (tmp_path / "end").touch()
+    thread.join(60)
 
 
 def test_no_secret_stands_in_a_command_that_every_user_of_the_machine_can_read(tmp_path: Path) -> None:
