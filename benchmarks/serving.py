@@ -49,7 +49,9 @@ from steps.register import history, registry
 from steps.settings import load_settings
 
 RECORD, PAGE = REPOSITORY / "benchmarks" / "serving.json", REPOSITORY / "docs" / "service.md"
-CLIENTS = 32
+CLIENTS = 64
+#: Posts that come before those that count: at first, each shape of a batch takes longer.
+WARM = 500
 #: Times the measured capacity, and the moves of the champion under load.
 OVERLOAD, MOVES, ROLLBACKS = 3, 20, 5
 NAME = load_settings({}).register_.model_name(load_task("ucc"))
@@ -135,12 +137,12 @@ def offline(n: int) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(THREADS)
-    inputs, rates = posts(n), {}
+    inputs, rates = posts(n + WARM), {}
     scores: list[float | None] = []
-    for batch in (8, 12, 24, 48):
+    for batch in (8, 16, 32, 64):
         score = LocalScore.champion(NAME)
-        score(inputs[:batch])
-        score = LocalScore.champion(NAME)  # another one, that has seen no picture
+        for k in range(n, len(inputs), batch):
+            score(inputs[k : k + batch])
         begin = time.perf_counter()
         parts = [score(inputs[k : k + batch]) for k in range(0, n, batch)]
         rates[str(batch)] = round(n / (time.perf_counter() - begin), 1)
@@ -195,8 +197,9 @@ def mlflow_server(uri: str) -> Any:
     return started(lambda port: [*command, "--port", str(port)], "/ping", os.environ | own)
 
 
-def capacity(url: str, sent: Sequence[bytes], scores: Sequence[float | None]) -> dict[str, Any]:
+def capacity(url: str, warm: Sequence[bytes], sent: Sequence[bytes], scores: Sequence[float | None]) -> dict[str, Any]:
     """A pass over the posts, each new to the service; then another, all seen."""
+    run(closed(f"{url}/score", warm, CLIENTS, len(warm)))
     first = run(closed(f"{url}/score", sent, CLIENTS, len(sent)))
     found = {a.number: json.loads(a.body)["records"][0]["score"] for a in first if a.status == 200}
     differences = [abs(found[k] - scores[k]) for k in found if scores[k] is not None]  # type: ignore[operator]
@@ -239,7 +242,7 @@ def memory(url: str, sent: Sequence[bytes], n: int) -> dict[str, Any]:
 def _replica() -> int:
     """The newest, where several services run on the machine."""
     found = subprocess.run(
-        ["pgrep", "-n", "-f", "^ray::ServeReplica:agentps"], check=True, capture_output=True, text=True
+        ["pgrep", "-n", "-f", "^ray::ServeReplica:agentps:model"], check=True, capture_output=True, text=True
     )
     return int(found.stdout)
 
@@ -376,21 +379,21 @@ def measure(n: int, seconds: float, requests: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=home()) as name:
         folder = Path(name)
         uri = registered_again(folder)
-        inputs = posts(n)
-        sent = bodies(inputs)
+        inputs = posts(n + WARM)
+        sent, warm = bodies(inputs[:n]), bodies(inputs[n:])
         command = [sys.executable, "-m", "benchmarks.serving", "--offline", uri, "--posts", str(n)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
         scores = found.pop("scores")
         record["offline"] = found
         with service(folder, uri) as (process, url):
-            at_best = capacity(url, sent, scores)
+            at_best = capacity(url, warm, sent, scores)
             record["service"] = arms = {"capacity": at_best}
             arms["overload"] = overload(url, sent, at_best["again"]["answered_per_second"], seconds)
             arms["moves"] = moves(url, sent, uri)
             arms["memory"] = memory(url, sent, requests)
             arms["drain"] = drain(process, url, sent)
         sys.stderr.write(json.dumps(record) + "\n")
-        record["mlflow"] = peer(uri, mlflow_bodies(inputs), scores)
+        record["mlflow"] = peer(uri, mlflow_bodies(inputs[:n]), scores)
     return record
 
 

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -206,11 +207,10 @@ class Scorer:
         """
         answers, errors = self._answers(posts)
         scores = self._points.calibration.apply(answers.final_N)
-        table = pd.DataFrame({LOGIT: answers.final_N, SCORE: scores}, index=posts.index)
         unscored = np.isnan(scores)
+        columns: dict[str, Any] = {LOGIT: answers.final_N, SCORE: scores}
         for name, point in self._points.thresholds.items():
-            table[decision_column(name)] = pd.arrays.BooleanArray(scores >= point.threshold, unscored.copy())
-        for name, values in answer_columns(answers, self.task).items():
-            table[name] = pd.Series(values, posts.index)
-        table[ERROR] = pd.Series(errors, posts.index, dtype=object)
-        return table
+            columns[decision_column(name)] = pd.arrays.BooleanArray(scores >= point.threshold, unscored.copy())
+        columns |= answer_columns(answers, self.task)
+        columns[ERROR] = pd.Series(errors, posts.index, dtype=object)
+        return pd.DataFrame(columns, index=posts.index)

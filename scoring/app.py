@@ -19,9 +19,9 @@ from PIL import Image
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from scoring.engine import Served
+from scoring.about import Served
 from scoring.keys import Keys
-from scoring.requests import Read, ScoreAnswer, ScoreRequest, Service, Submit
+from scoring.requests import Read, ScoreAnswer, ScoreRequest, Service
 from scoring.settings import ServiceSettings, load_service
 
 logger = logging.getLogger(__name__)
@@ -55,14 +55,12 @@ def create_app(
     score: Served,
     settings: ServiceSettings | None = None,
     *,
-    submit: Submit | None = None,
     read: Read | None = None,
     who: Callable[..., Any] | None = None,
 ) -> FastAPI:
     """The application. `app.state.service` is what its requests share.
 
     Args:
-        submit: how posts get their records; None: `score`, one request after the other.
         read: the bytes of a picture, or an ImageError, which must not tell more than its sender may know. It is called
             in a thread. None: data URLs, URLs of
             `settings.image_hosts`, and paths under `settings.image_root`.
@@ -72,7 +70,7 @@ def create_app(
         ConfigError: the file of the keys cannot be used.
     """
     settings = settings or load_service()
-    service = Service(score, settings, submit, read)
+    service = Service(score, settings, read)
     who = who or _who_of(settings)
     app = FastAPI(title="AgentPS", description="What a model version says of posts.", redoc_url=None)
     app.state.service = service
@@ -106,7 +104,7 @@ def _add_probes(app: FastAPI, service: Service) -> None:
     @app.get("/ready", response_model=Ready, responses={503: {"model": Ready}})
     async def ready(response: Response) -> Ready:
         """Whether posts are taken, and which version scores them."""
-        status = service.score.status
+        status = service.score.about.status
         response.status_code = 503 if service.draining else 200
         return Ready(
             ready=not service.draining, model=status.model, version=status.version, task=status.task,

@@ -1,4 +1,7 @@
-"""What the service scores with: the champion of the registry, which is watched, and the challenger in its shadow."""
+"""What the service scores with: the champion of the registry, which is watched, and the challenger in its shadow.
+
+`scoring.about` says what the door, in another process, must know of it.
+"""
 
 from __future__ import annotations
 
@@ -11,60 +14,33 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image
 
 from model.checkpoint import read_info
 from model.errors import AgentPSError, CheckpointError, RegistryError
 from model.files import disk_told
-from model.images import ImageLimits, frame_indices
-from model.settings import PostLimits
+from scoring.about import About, Status
 from scoring.record import Record
-from scoring.score import Input, LocalScore, Score
+from scoring.score import Input, LocalScore
 from steps.register import registry
 from steps.register.own_code import scorer_of
 from steps.register.registry import CHALLENGER, CHAMPION
 
 logger = logging.getLogger(__name__)
 
-#: Pixels of a patch, and characters of a token, as most models have them: only how posts compare matters.
-_PATCH, _CHARACTERS = 14, 4
 #: Seconds until a version that could not be loaded is tried again: twice as long each time, up to the second.
 _AGAIN, _AT_MOST = 10.0, 600.0
 #: Posts that wait for the challenger. More are not kept for it.
 _SHADOW_QUEUE = 256
 #: Of the challenger's thread: the champion's has ten times its share of a core.
 _NICE = 10
-
-
-@dataclass(frozen=True)
-class Status:
-    """What `/ready` tells. trouble: which version could not be loaded, while the older one serves."""
-
-    model: str
-    version: str
-    task: str
-    since: datetime
-    challenger: str | None = None
-    trouble: str | None = None
-
-
-class Served(Score, Protocol):
-    """What the service needs: scores, the limits of what is scored, and which version does."""
-
-    @property
-    def limits(self) -> ImageLimits: ...
-    @property
-    def post_limits(self) -> PostLimits: ...
-    @property
-    def status(self) -> Status: ...
-    def tokens(self, post: Input) -> int: ...
 
 
 class _Loaded:
@@ -75,16 +51,15 @@ class _Loaded:
         registered = registry.get(name, version)
         checkpoint = registry.fetch(registered)
         self.score = LocalScore(registered, checkpoint, scorer_of(checkpoint))
-        info = read_info(checkpoint)
+        self.info = read_info(checkpoint)
         self.since = datetime.now(UTC)
-        self._sequence, self.micro_batch = info.sequence, info.train.micro_batch
         self._warm()
 
     def _warm(self) -> None:
         """The first posts take longer: kernels are chosen, memory is asked for, modules are imported."""
         picture = io.BytesIO()
         Image.new("RGB", (64, 48), "grey").save(picture, "PNG")
-        albums = [(picture.getvalue(),)] * self.micro_batch
+        albums = [(picture.getvalue(),)] * self.info.train.micro_batch
         for record in self.score([Input(f"warm-{k}", "warm", "up", album) for k, album in enumerate(albums)]):
             if record.error is not None:
                 raise CheckpointError(f"version {record.model_version} cannot score: {record.error}")
@@ -92,16 +67,6 @@ class _Loaded:
     @property
     def version(self) -> str:
         return self.score.version.version
-
-    def tokens(self, n_images: int, characters: int) -> int:
-        sequence = self._sequence
-        frames = len(frame_indices(max(n_images, 1), sequence.frames, repeat=sequence.repeat_frames))
-        side = max(1, sequence.image_size // _PATCH // sequence.frame_pooling)
-        questions = sequence.max_tokens - sequence.max_text_tokens
-        return frames * side**2 + min(characters // _CHARACTERS, sequence.max_text_tokens) + questions
-
-    def longest(self) -> int:
-        return self.tokens(self._sequence.frames, self._sequence.max_text_tokens * _CHARACTERS)
 
 
 class Engine:
@@ -144,34 +109,23 @@ class Engine:
         return records
 
     @property
-    def limits(self) -> ImageLimits:
-        return self._champion.score.limits
-
-    @property
-    def post_limits(self) -> PostLimits:
-        return self._champion.score.post_limits
-
-    @property
-    def batch_tokens(self) -> int:
-        """Of a micro-batch of posts that are as long as posts can be."""
-        return self._champion.micro_batch * self._champion.longest()
-
-    def tokens(self, post: Input) -> int:
-        """About as many as the model will read of the post; a post that cannot be scored costs none."""
-        if post.error is not None:
-            return 0
-        return self._champion.tokens(len(post.images), len(post.title) + len(post.text))
-
-    @property
-    def status(self) -> Status:
+    def about(self) -> About:
         champion, shadow = self._champion, self._shadow
-        return Status(
-            model=self.name,
-            version=champion.version,
-            task=champion.score.task.fingerprint,
-            since=champion.since,
-            challenger=shadow.version if shadow is not None else None,
-            trouble=self._trouble,
+        info = champion.info
+        return About(
+            status=Status(
+                model=self.name,
+                version=champion.version,
+                task=champion.score.task.fingerprint,
+                since=champion.since,
+                challenger=shadow.version if shadow is not None else None,
+                trouble=self._trouble,
+            ),
+            limits=info.limits,
+            post_limits=info.post_limits,
+            sequence=info.sequence,
+            micro_batch=info.train.micro_batch,
+            shadow=dict(shadow.counts) if shadow is not None else {},
         )
 
     # --- the watch ----------------------------------------------------------------------------------
@@ -247,11 +201,12 @@ class Shadow:
 
     folder: gets a JSON Lines file for each pair of versions and day, a line `{"served": record, "shadow": record}`.
     share: of the posts, drawn by a hash of the id: every version sees the same ones.
+    counts: posts that were kept, left out because too many waited, or failed.
     """
 
     folder: Path
     share: float
-    count: Callable[[str, int], None] = lambda result, n: None
+    counts: Counter[str] = field(default_factory=Counter)
     _score: LocalScore | None = None
     _posts: queue.Queue[tuple[Input, Record] | None] = field(default_factory=lambda: queue.Queue(_SHADOW_QUEUE))
 
@@ -275,7 +230,7 @@ class Shadow:
                 try:
                     self._posts.put_nowait(pair)
                 except queue.Full:
-                    self.count("left out", 1)
+                    self.counts["left out"] += 1
 
     def close(self) -> None:
         with suppress(queue.Full):
@@ -289,10 +244,10 @@ class Shadow:
                 continue
             try:
                 self._keep(score.version.version, pair[1], score([pair[0]])[0])
-                self.count("kept", 1)
+                self.counts["kept"] += 1
             except Exception as error:  # noqa: BLE001  # a challenger may be anything: the champion goes on
                 logger.error("challenger %s: post not scored: %s", score.version.version, type(error).__name__)
-                self.count("failed", 1)
+                self.counts["failed"] += 1
 
     def _keep(self, version: str, served: Record, shadow: Record) -> None:
         line = json.dumps({"served": served.model_dump(mode="json"), "shadow": shadow.model_dump(mode="json")})

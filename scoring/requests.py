@@ -7,7 +7,7 @@ import functools
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
 import jiter
 from fastapi import HTTPException, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
 from pydantic import BaseModel, Field, ValidationError, create_model
 from starlette.requests import ClientDisconnect
 
@@ -22,16 +23,13 @@ from model.errors import DataError, ImageError, cut
 from model.images import read_source
 from model.post import Row, row_of
 from model.schema import IMAGES, POST_ID, TEXT, TITLE
-from scoring.engine import Served
+from scoring.about import Served
 from scoring.record import Record
 from scoring.score import Input, read_input
 from scoring.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from scoring.fetch import Fetch
-
-if TYPE_CHECKING:
-    pass
 
 #: Faults of a request that its answer names.
 _NAMED = 10
@@ -47,7 +45,6 @@ _SMALL = 2**18
 #: Seconds that a rate looks back, at least.
 _WINDOW = 10.0
 
-Submit = Callable[[Sequence[Input]], Awaitable[list[Record]]]
 Read = Callable[[Any], bytes]
 
 
@@ -91,7 +88,6 @@ class _Metrics:
         new = functools.partial(Counter, registry=self.registry)
         self.requests = new("agentps_requests", "Requests to /score, by the status of their answer.", ["status"])
         self.posts = new("agentps_posts", "Posts that were answered.", ["version", "result"])
-        self.shadow = new("agentps_shadow_posts", "Posts for the challenger.", ["result"])
         self.latency = Histogram(
             "agentps_latency_seconds", "From a request's arrival to its answer.", registry=self.registry
         )
@@ -104,12 +100,20 @@ class _Metrics:
         trouble = Gauge(
             "agentps_version_trouble", "1: the registry names a version that cannot be loaded.", registry=self.registry
         )
-        trouble.set_function(lambda: float(service.score.status.trouble is not None))
+        trouble.set_function(lambda: float(service.score.about.status.trouble is not None))
         self._version = Gauge("agentps_version_info", "Serves now.", ["model", "version"], registry=self.registry)
         self._score = service.score
+        self.registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """What is counted where the posts are scored."""
+        shadow = CounterMetricFamily("agentps_shadow_posts", "Posts for the challenger.", labels=["result"])
+        for result, n in self._score.about.shadow.items():
+            shadow.add_metric([result], n)
+        yield shadow
 
     def render(self) -> bytes:
-        status = self._score.status
+        status = self._score.about.status
         self._version.clear()
         self._version.labels(status.model, status.version).set(1)
         return generate_latest(self.registry)
@@ -118,25 +122,16 @@ class _Metrics:
 class Service:
     """What the requests share: room for bytes and posts, and how fast posts leave."""
 
-    def __init__(self, score: Served, settings: ServiceSettings, submit: Submit | None, read: Read | None) -> None:
+    def __init__(self, score: Served, settings: ServiceSettings, read: Read | None) -> None:
         self.score, self.settings = score, settings
         self.bytes = self.posts = self.requests = 0
         self.draining = False
         self.metrics = _Metrics(self)
         self._readers = ThreadPoolExecutor(4, "read")
-        self._submit, self._read = submit or self._in_turn(), read or self._read_source
+        self._read = read or self._read_source
         self._fetch = _fetch_of(settings) if read is None else None
         self._reads_fast = read is None and settings.image_root is None
         self._left: list[tuple[float, int]] = [(time.monotonic(), 0)]
-
-    def _in_turn(self) -> Submit:
-        """Without Ray: one request after the other."""
-        one = ThreadPoolExecutor(1, "score")
-
-        async def submit(inputs: Sequence[Input]) -> list[Record]:
-            return await asyncio.get_running_loop().run_in_executor(one, self.score, inputs)
-
-        return submit
 
     def _read_source(self, source: Any) -> bytes:
         folder = self.settings.image_root
@@ -144,7 +139,7 @@ class Service:
             raise ImageError("an image is sent as a data URL (data:image/jpeg;base64,...); no path or URL is read here")
         if isinstance(source, str) and source.startswith(("http:", "https:")):
             raise ImageError("no URL is read here: send the image as a data URL")
-        return read_source(source, self.score.limits, folder=folder)
+        return read_source(source, self.score.about.limits, folder=folder)
 
     # --- room ---------------------------------------------------------------------------------------
 
@@ -252,8 +247,8 @@ class Service:
         if self._fetch is None:
             return {}
         albums = [getattr(post, IMAGES) for post in posts]
-        wanted = [album for album in albums if not self.score.post_limits.faults("", "", len(album))]
-        return await self._fetch.all(chain(*wanted), self.score.limits, lambda n: self._hold(n, taken))
+        wanted = [album for album in albums if not self.score.about.post_limits.faults("", "", len(album))]
+        return await self._fetch.all(chain(*wanted), self.score.about.limits, lambda n: self._hold(n, taken))
 
     def _inputs(self, posts: Sequence[Row], fetched: Mapping[str, bytes | ImageError]) -> list[Input]:
         """Base64, files, and whatever `read` waits for."""
@@ -264,7 +259,7 @@ class Service:
                 raise found
             return self._read(source) if found is None else found
 
-        limits = self.score.post_limits
+        limits = self.score.about.post_limits
         try:
             return [read_input(post.model_dump(), read, limits) for post in posts]
         except DataError as error:
@@ -276,7 +271,7 @@ class Service:
             raise self.busy(f"{self.posts} posts wait, and {n} find no room")
         self.posts += n
         try:
-            records = await self._submit(inputs)
+            records = await self.score.submit(inputs)
         finally:
             self.posts -= n
         self.left(n)

@@ -1,6 +1,7 @@
-"""The service on Ray Serve: `agentps serve`. HAProxy takes the requests, a replica reads, batches and scores them.
+"""The service on Ray Serve: `agentps serve`. HAProxy takes requests, the door reads and batches them, the model scores.
 
-The replica watches the registry itself: a new champion needs no deployment, so nothing between a client and the answer
+Door and model are processes: Python runs one thread of a process at a time, and in one either would wait for the other.
+The model's watches the registry itself: a new champion needs no deployment, so nothing between a client and the answer
 restarts for it.
 """
 
@@ -23,27 +24,29 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import httpx2
+from fastapi import HTTPException
 
 from model.errors import AgentPSError, ConfigError
 from scoring import haproxy, ray_settings
+from scoring.about import About, Status
+from scoring.app import create_app
 from scoring.keys import read_keys
 from scoring.record import Record
 from scoring.score import Input
 from scoring.settings import ServiceSettings
 from steps.register.history import champion_of
 
-if TYPE_CHECKING:
-    from scoring.engine import Status
-
 logger = logging.getLogger(__name__)
 
-_APP, _REPLICA = "agentps", "score"
+_APP, _DOOR, _MODEL = "agentps", "door", "model"
+#: Seconds until the door asks again which version scores, at most.
+_ABOUT = 1.0
 #: In the folder that the service gets: its log, and the folder of the challenger's records.
 LOG, SHADOW = "serve.log", "shadow"
 _LOG_BYTES = 10_000_000
@@ -89,8 +92,8 @@ def padded_tokens(waiting: Sequence[_Waiting]) -> int:
     return len(waiting) * max(post.tokens for post in waiting)
 
 
-class Replica:
-    """One process that scores: the application, and its batches."""
+class Model:
+    """The process that scores."""
 
     def __init__(self, name: str, settings: ServiceSettings, tracking_uri: str, folder: str) -> None:
         """
@@ -104,68 +107,105 @@ class Replica:
         import torch
         from transformers.utils.logging import disable_progress_bar
 
-        from scoring.app import create_app
         from scoring.engine import Engine, Shadow
 
-        log = RotatingFileHandler(Path(folder) / LOG, maxBytes=_LOG_BYTES, backupCount=2, encoding="utf-8")
-        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", handlers=[log])
+        _log_to(folder)
         disable_progress_bar()
         torch.set_num_threads(settings.threads or max(1, cores() - 1))
         mlflow.set_tracking_uri(tracking_uri)
         shadow = Shadow(Path(folder) / SHADOW, settings.shadow_share) if settings.shadow_share else None
-        self._settings = settings
         self._engine = Engine(name, settings.poll, shadow)
         self._one = ThreadPoolExecutor(1, "score")
-        self._application = create_app(self._engine, settings, submit=self._submit)
-        self._service = self._application.state.service
-        if shadow is not None:
-            shadow.count = lambda result, n: self._service.metrics.shadow.labels(result).inc(n)
-        self._batch: Callable[[_Waiting], Any] | None = None
         self._engine.start()
+
+    async def score(self, posts: Sequence[Input]) -> list[Record]:
+        """A batch."""
+        return await asyncio.get_running_loop().run_in_executor(self._one, self._engine, posts)
+
+    async def about(self) -> About:
+        return self._engine.about
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # it was not made whole
+            self._engine.close()
+
+
+class Door:
+    """The process that reads requests: the application, and its batches. A `Served`."""
+
+    about: About
+
+    async def __init__(self, model: Any, settings: ServiceSettings, folder: str) -> None:  # type: ignore[misc]
+        """
+        Args:
+            model: the handle of `Model`.
+            folder: gets the log.
+        """
+        _log_to(folder)
+        self._model, self._settings = model, settings
+        self.about = await model.about.remote()
+        self._following = asyncio.create_task(self._follow())
+        self._batch = self._batched()
+        self._application = create_app(self, settings)
 
     def __serve_build_asgi_app__(self) -> Any:
         """What Ray Serve asks for the application."""
         return self._application
 
+    async def _follow(self) -> None:
+        """`about`, again and again."""
+        from ray.exceptions import RayError
+
+        while True:
+            await asyncio.sleep(min(self._settings.poll, _ABOUT))
+            try:
+                self.about = await self._model.about.remote()
+            except RayError as error:  # Ray starts it again
+                trouble = f"the process that scores does not answer ({type(error).__name__})"
+                self.about = replace(self.about, status=replace(self.about.status, trouble=trouble))
+
     def _batched(self) -> Callable[[_Waiting], Any]:
         from ray import serve
 
-        budget = self._settings.batch_tokens or self._engine.batch_tokens
-
         async def batch(waiting: list[_Waiting]) -> list[Record]:
-            self._service.metrics.batch.observe(len(waiting))
-            posts = [each.post for each in waiting]
-            return await asyncio.get_running_loop().run_in_executor(self._one, self._engine, posts)
+            self._application.state.service.metrics.batch.observe(len(waiting))
+            return cast("list[Record]", await self._model.score.remote([each.post for each in waiting]))
 
+        self._budget = self._settings.batch_tokens or self.about.batch_tokens
         batched = serve.batch(
-            max_batch_size=budget,
+            max_batch_size=self._budget,
             batch_wait_timeout_s=self._settings.batch_wait,
             batch_size_fn=padded_tokens,
             max_concurrent_batches=_BATCHES,
         )
         made: Any = batched(batch)
         made.set_max_batch_size.__self__.queue.queue = InOrder()
-        self._budget = budget
         return cast("Callable[[_Waiting], Any]", made)
 
-    async def _submit(self, inputs: Sequence[Input]) -> list[Record]:
-        if self._batch is None:  # made in the loop that it works in
-            self._batch = self._batched()
+    async def submit(self, inputs: Sequence[Input]) -> list[Record]:
+        """Raises: HTTPException: the process that scores has ended."""
+        from ray.exceptions import RayError
+
         # a post that is longer than the budget is a batch by itself
-        waiting = [_Waiting(post, min(self._engine.tokens(post), self._budget)) for post in inputs]
-        return list(await asyncio.gather(*map(self._batch, waiting)))
+        waiting = [_Waiting(post, min(self.about.tokens(post), self._budget)) for post in inputs]
+        try:
+            return list(await asyncio.gather(*map(self._batch, waiting)))
+        except RayError as error:
+            logger.error("not scored: %s", type(error).__name__)
+            raise HTTPException(503, "the process that scores starts again", {"Retry-After": "10"}) from None
 
     async def status(self) -> Status:
-        return self._engine.status
+        return self.about.status
 
     async def drain(self) -> int:
         """See `Service.drain`."""
-        left: int = await self._service.drain(self._settings.drain)
+        left: int = await self._application.state.service.drain(self._settings.drain)
         return left
 
-    def __del__(self) -> None:
-        with suppress(AttributeError):  # it was not made whole
-            self._engine.close()
+
+def _log_to(folder: str) -> None:
+    log = RotatingFileHandler(Path(folder) / LOG, maxBytes=_LOG_BYTES, backupCount=2, encoding="utf-8")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", handlers=[log])
 
 
 def cores() -> int:
@@ -244,17 +284,23 @@ def _close_door(folder: Path) -> None:
 def _deployment(name: str, settings: ServiceSettings, tracking_uri: str, folder: Path) -> Any:
     from ray import serve
 
-    replica = serve.deployment(
-        name=_REPLICA,
+    common: dict[str, Any] = {
+        "graceful_shutdown_timeout_s": settings.drain,
+        "max_constructor_retry_count": 1,
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+    }
+    model = serve.deployment(
+        name=_MODEL, max_ongoing_requests=_BATCHES + 2, ray_actor_options={"num_cpus": 1}, **common
+    )(Model).bind(name, settings, tracking_uri, str(folder))  # fmt: skip
+    door = serve.deployment(
+        name=_DOOR,
         max_ongoing_requests=settings.queue_posts + _MORE_REQUESTS,
         max_queued_requests=_AT_ONCE,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
-        graceful_shutdown_timeout_s=settings.drain,
-        max_constructor_retry_count=1,
         ray_actor_options={"num_cpus": 1},
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
-    )(serve.ingress()(Replica))
-    return replica.bind(name, settings, tracking_uri, str(folder))
+        **common,
+    )(serve.ingress()(Door))
+    return door.bind(model, settings, str(folder))
 
 
 def serve_until(

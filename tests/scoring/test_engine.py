@@ -93,16 +93,16 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one_serving_and_says_so(
     point(NAME, registry.CHAMPION, "4")
     for _ in range(3):  # not loaded again at each look
         engine.look()
-    assert engine.status.version == "1"
-    assert engine.status.trouble == "version 4 cannot be loaded (CheckpointError)"
+    assert engine.about.status.version == "1"
+    assert engine.about.status.trouble == "version 4 cannot be loaded (CheckpointError)"
     assert [record.model_version for record in engine(posts(tmp_path, 2))] == ["1", "1"]
     assert [each.levelno for each in caplog.records if "version 4" in each.message] == [logging.ERROR]
     point(NAME, registry.CHAMPION, "3")
     engine.look()
-    assert (engine.status.version, engine.status.trouble) == ("3", None)
+    assert (engine.about.status.version, engine.about.status.trouble) == ("3", None)
     MlflowClient().delete_registered_model_alias(NAME, registry.CHAMPION)
     engine.look()
-    assert (engine.status.version, engine.status.trouble) == ("3", "there is no champion any more")
+    assert (engine.about.status.version, engine.about.status.trouble) == ("3", "there is no champion any more")
 
 
 def lost(name: str) -> dict[str, str]:
@@ -117,25 +117,24 @@ def test_a_registry_that_does_not_answer_leaves_the_old_one_serving(
     with monkeypatch.context() as patch:
         patch.setattr(registry, "aliases_of", lost)
         engine.look()
-    assert engine.status.trouble == "the registry does not answer (RegistryError)"
+    assert engine.about.status.trouble == "the registry does not answer (RegistryError)"
     assert [record.model_version for record in engine(posts(tmp_path, 2))] == ["1", "1"]
     engine.look()
-    assert engine.status.trouble is None
+    assert engine.about.status.trouble is None
 
 
 def test_the_challenger_scores_its_share_and_both_records_are_kept(engines: ExitStack, tmp_path: Path) -> None:
-    counts: dict[str, int] = {}
-    shadow = Shadow(tmp_path / "shadow", 0.5, lambda result, n: counts.update({result: counts.get(result, 0) + n}))
+    shadow = Shadow(tmp_path / "shadow", 0.5)
     engine = Engine(NAME, poll=60, shadow=shadow)
     engines.callback(engine.close)
     sent = posts(tmp_path, 40)
     engine(sent)
     point(NAME, registry.CHALLENGER, "2")
     engine.look()
-    assert engine.status.challenger == "2"
+    assert engine.about.status.challenger == "2"
     served = engine([*sent, Input("bad", error="no image")])
     expected = [post.post_id for post in sent if drawn(post.post_id, 0.5)]
-    until(lambda: counts.get("kept") == len(expected))
+    until(lambda: shadow.counts.get("kept") == len(expected))
     (file,) = (tmp_path / "shadow").iterdir()
     pairs = [json.loads(line) for line in file.read_text().splitlines()]
     assert [pair["shadow"]["post_id"] for pair in pairs] == expected
@@ -143,12 +142,11 @@ def test_the_challenger_scores_its_share_and_both_records_are_kept(engines: Exit
     assert [Record.model_validate(pair["served"]) for pair in pairs] == [r for r in served if r.post_id in expected]
     point(NAME, registry.CHAMPION, "2")
     engine.look()
-    assert engine.status.challenger is None, "the champion needs no shadow of itself"
+    assert engine.about.status.challenger is None, "the champion needs no shadow of itself"
 
 
 def test_a_slow_challenger_delays_nobody(engines: ExitStack, tmp_path: Path) -> None:
-    counts: dict[str, int] = {}
-    shadow = Shadow(tmp_path / "shadow", 1, lambda result, n: counts.update({result: counts.get(result, 0) + n}))
+    shadow = Shadow(tmp_path / "shadow", 1)
     engine = Engine(NAME, poll=60, shadow=shadow)
     engines.callback(engine.close)
     hang = threading.Event()
@@ -165,9 +163,9 @@ def test_a_slow_challenger_delays_nobody(engines: ExitStack, tmp_path: Path) -> 
     sent = posts(tmp_path, 40)
     for _ in range(8):
         assert len(engine(sent)) == 40
-    until(lambda: counts.get("left out", 0) >= 8 * 40 - 256 - 1)
+    until(lambda: shadow.counts.get("left out", 0) >= 8 * 40 - 256 - 1)
     hang.set()
-    until(lambda: counts.get("failed", 0) >= 256)
+    until(lambda: shadow.counts.get("failed", 0) >= 256)
 
 
 def test_a_post_on_which_a_version_breaks_costs_no_other(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import BytesIO
@@ -17,7 +19,7 @@ from PIL import Image
 
 from model.images import ImageLimits
 from model.settings import PostLimits
-from scoring.engine import Status
+from scoring.about import Status
 from scoring.record import Record
 from scoring.score import Input
 
@@ -30,9 +32,19 @@ class Stub:
     def __init__(self) -> None:
         self.limits, self.post_limits = ImageLimits(max_bytes=10_000, max_pixels=10_000), PostLimits(max_images=3)
         self.status = Status(model="m", version="7", task="t", since=BIRTH)
+        self.shadow: dict[str, int] = {}
+        self._one = ThreadPoolExecutor(1)
         self.gate = threading.Event()
         self.gate.set()
         self.calls: list[list[str]] = []
+
+    @property
+    def about(self) -> Any:
+        return self
+
+    async def submit(self, inputs: Sequence[Input]) -> list[Record]:
+        """One request after the other."""
+        return await asyncio.get_running_loop().run_in_executor(self._one, self, inputs)
 
     def tokens(self, post: Input) -> int:
         return len(post.images)
