@@ -36,7 +36,7 @@ sample: {train: 300, val: 100, test: 200, difficulty: easy}
 annotate: {ledger: "env:AGENTPS_LEDGER"}
 fine_tune: {epochs: 1}
 evaluate: {bootstrap: 20}
-promote: {floor: 0.0, guessing: 1.0, bootstrap: 50}
+promote: {floor: 0.0, guessing: 1.0, bootstrap: 100}
 """
 
 
@@ -156,27 +156,32 @@ def test_zenml_answers_nobody_without_a_login(team: Team) -> None:
 
 
 def test_a_worker_without_the_token_joins_no_ray(tmp_path: Path) -> None:
-    """Ray as the service starts it; `ray.init` from another process is the worker."""
+    """Ray as the service starts it. A worker that is refused tries on, so it gets a minute."""
     script = (
         "from scoring.ray_settings import running\n"
-        "import sys, time\n"
+        "import sys\n"
         "with running() as ray:\n"
         "    print(ray.get_runtime_context().gcs_address, flush=True)\n"
-        "    sys.stdin.read()\n"
+        "    for line in sys.stdin:\n"
+        "        print(len(ray.nodes()), flush=True)\n"
     )
     head = subprocess.Popen(
         [sys.executable, "-c", script], cwd=REPOSITORY, env=clean({}), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
+    assert head.stdout is not None
+    assert head.stdin is not None
     try:
-        assert head.stdout is not None
         address = head.stdout.readline().strip()
         assert address
         for token in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
-            ray = [str(Path(sys.executable).with_name("ray")), "start", f"--address={address}"]
+            ray = ["timeout", "60", str(Path(sys.executable).with_name("ray")), "start", f"--address={address}"]
             done = run([*ray, f"--temp-dir={tmp_path}"], clean(token))
             assert done.returncode != 0
             assert "Ray runtime started" not in done.stdout
+            head.stdin.write("\n")
+            head.stdin.flush()
+            assert head.stdout.readline() == "1\n"
     finally:
         head.communicate(timeout=PATIENCE)
 
