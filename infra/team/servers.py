@@ -27,7 +27,7 @@ from model.files import write_whole
 _OURS = ("MLFLOW_", "ZENML_", "AWS_", "RAY_", "AGENTPS_")
 #: Seconds.
 _PATIENCE = 5
-_AGENTPS = str(Path(sys.executable).with_name("agentps"))
+AGENTPS = str(Path(sys.executable).with_name("agentps"))
 
 
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ def _no_champion(state: State) -> str | None:
 
 
 def _service(state: State) -> Server:
-    command = [_AGENTPS, "serve", "-c", str(state.folder / "home" / "run.yaml")]
+    command = [AGENTPS, "serve", "-c", str(state.folder / "home" / "run.yaml")]
     return Server(
         "service",
         command,
@@ -294,7 +294,7 @@ def _service(state: State) -> Server:
 
 
 def _stream(state: State) -> Server:
-    command = [_AGENTPS, "stream", "-c", str(state.folder / "home" / "run.yaml")]
+    command = [AGENTPS, "stream", "-c", str(state.folder / "home" / "run.yaml")]
 
     def waits() -> str | None:
         return None if answers(f"{state.url('service')}/ready") else "the service takes no posts yet"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.team.servers import BUCKETS, clean, run_file, stores
+from infra.team.servers import AGENTPS, BUCKETS, clean, run_file, stores
 from infra.team.state import KEPT, State, load, save_secrets, team_folder
 from infra.team.supervisor import up
 from model.files import write_whole
@@ -53,17 +53,17 @@ def buckets(state: State) -> None:
 
 
 def mlflow(state: State) -> None:
-    from mlflow.tracking import MlflowClient
+    from mlflow import create_experiment, get_experiment_by_name
 
-    client = MlflowClient()
+    from steps.register.registry import create_model
+
     for name in EXPERIMENTS:
-        if client.get_experiment_by_name(name) is None:
-            client.create_experiment(name)
+        if get_experiment_by_name(name) is None:
+            create_experiment(name)
     for name in [each for model in state.options.models for each in (model, log_name(model))]:
-        _there(client.create_registered_model, name)  # who makes a model may delete it
+        create_model(name)  # who makes a model may delete it
     _mlflow_user(state, "service", state.secrets["mlflow_service"], "READ")
     if "service_key" not in state.secrets:
-        run_file(state)
         save_secrets(state.folder, state.secrets | {"service_key": _service_key(state, "stream")})
 
 
@@ -144,12 +144,12 @@ def _there(call: Callable[..., object], *arguments: str) -> bool:
 
 def _mlflow_user(state: State, name: str, password: str, permission: str) -> None:
     """Args: permission: on the experiments, on the models and on their histories."""
-    from mlflow.tracking import MlflowClient
+    from mlflow import get_experiment_by_name
 
     auth = _auth()
     if _there(auth.create_user, name, password):
         auth.update_user_password(name, password)
-    found = map(MlflowClient().get_experiment_by_name, EXPERIMENTS)
+    found = map(get_experiment_by_name, EXPERIMENTS)
     granted = [("experiment", each.experiment_id) for each in found if each is not None]
     granted += [("registered_model", each) for model in state.options.models for each in (model, log_name(model))]
     for kind, what in granted:
@@ -199,9 +199,9 @@ def user(state: State, name: str, *, train: bool) -> Path:
 
 
 def _service_key(state: State, name: str) -> str:
-    from scoring.keys import new_key
-
-    return new_key(state.folder / "home" / "keys.yaml", name)
+    command = [AGENTPS, "key", name, "-c", str(run_file(state))]
+    environment = clean({"AGENTPS_HOME": str(state.folder / "home")})
+    return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def rotate(state: State) -> None:
