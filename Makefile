@@ -66,6 +66,7 @@ bench-serving: setup $(SCORING) ## batch, service and stream with the champion o
 	$(BIN)/python -m benchmarks.batch_scoring kills
 	$(BIN)/python -m benchmarks.batch_scoring real
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.same_scores
 	$(BIN)/python -m benchmarks.stream_scoring
 
 .PHONY: check

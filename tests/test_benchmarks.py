@@ -8,7 +8,16 @@ from types import ModuleType
 
 import pytest
 
-from benchmarks import batch_scoring, gate_power, growth, overhead, preprocessing, quantization, stream_scoring
+from benchmarks import (
+    batch_scoring,
+    gate_power,
+    growth,
+    overhead,
+    preprocessing,
+    quantization,
+    same_scores,
+    stream_scoring,
+)
 from benchmarks.record import PAGE
 
 
@@ -21,6 +30,7 @@ from benchmarks.record import PAGE
         (quantization, quantization.PAGE),
         (batch_scoring, batch_scoring.PAGE),
         (stream_scoring, stream_scoring.PAGE),
+        (same_scores, same_scores.PAGE),
     ],
 )
 def test_the_pages_tables_are_made_of_the_record(benchmark: ModuleType, page: Path) -> None:
