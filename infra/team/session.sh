@@ -15,7 +15,7 @@ second="$AGENTPS_HOME/second.yaml"
 # serves VERSION: wait until the service says that it scores with this version
 serves() {
     for _ in $(seq 300); do
-        curl -s "$SERVICE_URL/ready" | grep -q "\"version\": *\"$1\"" && return
+        grep -q "\"version\": *\"$1\"" <<< "$(curl -s "$SERVICE_URL/ready")" && return
         sleep 2
     done
     echo "the service does not serve version $1: $(curl -s "$SERVICE_URL/ready")" >&2
@@ -28,7 +28,7 @@ score() {
 "$bin/zenml" pipeline run agentps_training -c "$run"
 "$bin/agentps" fetch -c "$run" # every file of the champion is held to its sha256
 first=$("$bin/agentps" history -c "$run" --on "$(date -u +%F\ %T -d '+1 minute')")
-image=$(find "$AGENTPS_HOME/sample" -name '*.jpg' | sort | head -n 1)
+image=$(find "$AGENTPS_HOME/sample" -name '*.jpg' -print -quit)
 printf '{"posts": [{"post_id": "1", "title": "A walk", "images": ["data:image/jpeg;base64,%s"]}]}' \
     "$(base64 -w0 "$image")" > "$AGENTPS_HOME/post.json"
 serves "$first"
