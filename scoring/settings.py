@@ -196,7 +196,8 @@ class StreamSettings(Chosen):
     kafka: dict[str, str | int | float | bool]
     #: Messages between two commits, at most: all of them come again where the worker is killed.
     batch: int = Field(ge=1, le=10_000)
-    #: The folder that the paths of pictures in messages lie in. None: that of a folder source; no paths from a broker.
+    #: The folder, or fsspec URL, that the paths of pictures in messages lie in. None: that of a folder source; no paths
+    #: from a broker.
     images: str | None
     #: Hosts whose https URLs may be named as pictures, as in `service.image_hosts`; none: no URL is.
     image_hosts: tuple[Annotated[str, Field(min_length=1)], ...]
