@@ -14,6 +14,8 @@ KEY := $(shell { pwd -P; cat requirements*.lock pyproject.toml infra/install.sh 
 INSTALLED := $(VENV)/installed-$(KEY)
 # What scoring in production needs beside it.
 SCORING := $(VENV)/scoring-$(KEY)
+# And what a team's servers need beside that.
+TEAM := $(VENV)/team-$(KEY)
 
 .PHONY: help
 help: ## list the targets
@@ -38,6 +40,12 @@ serve: setup $(SCORING) ## the scoring service with the champion, on this machin
 	$(BIN)/agentps serve $(if $(CONFIG),-c "$$CONFIG")
 stream: setup $(SCORING) ## the stream worker (CONFIG=FILE says where posts come from and where records go)
 	$(BIN)/agentps stream $(if $(CONFIG),-c "$$CONFIG")
+
+.PHONY: team team-stop
+team: setup $(TEAM) ## start a team's servers on this machine: databases, object store, MLflow, ZenML, scoring (docs/team.md)
+	@$(BIN)/python -m infra.team start
+team-stop: $(TEAM) ## stop them; what they keep stays
+	@$(BIN)/python -m infra.team stop
 
 .PHONY: test
 test: setup $(SCORING) ## run the tests
@@ -80,7 +88,7 @@ clean: ## remove what the project made: .venv, .zen, caches, schedule, stack; of
 	-@test ! -x $(BIN)/zenml || $(BIN)/python -m infra.local_stack --remove
 	rm -rf $(VENV) .zen .hypothesis .pytest_cache .mypy_cache .ruff_cache *.egg-info build site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	@test ! -d .agentps || find .agentps -mindepth 1 -maxdepth 1 ! -name 'annotations.db*' ! -name 'scores.db*' ! -name schedule.env -exec rm -rf {} +
+	@test ! -d .agentps || find .agentps -mindepth 1 -maxdepth 1 ! -name 'annotations.db*' ! -name 'scores.db*' ! -name schedule.env ! -name team -exec rm -rf {} +
 	@rmdir .agentps 2> /dev/null || test ! -d .agentps || { \
 	    echo "kept, because answers are paid for, and scores and keys are yours:" .agentps/*; \
 	    echo "to delete them too: rm -r .agentps"; }
@@ -90,4 +98,8 @@ $(INSTALLED):
 
 $(SCORING): $(INSTALLED)
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --require-hashes --no-deps --only-binary :all: -r requirements-scoring.lock
+	@touch $@
+
+$(TEAM): $(SCORING)
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --require-hashes --no-deps --only-binary :all: -r requirements-team.lock
 	@touch $@

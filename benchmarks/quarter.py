@@ -1,6 +1,7 @@
 """A simulated quarter: weekly retrainings on posts whose mix changes in the middle.
 
-    .venv/bin/python -m benchmarks.quarter
+    .venv/bin/python -m benchmarks.quarter                          # twelve weeks: a core for one to two hours
+    .venv/bin/python -m benchmarks.quarter --weeks 6 --changed 3    # six weeks, the third has the new mix
 
 Writes `benchmarks/quarter.json` (delete it to run the quarter again), and from it `docs/quarter.md` and
 `docs/images/quarter.png`. What runs is what a user runs: the schedule (`infra.schedule.run`, on a clock of its own)
@@ -11,6 +12,7 @@ lies under `.agentps/quarter`, ZenML's database too.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -35,6 +37,7 @@ import numpy as np
 import pandas as pd
 import yaml
 from mlflow import MlflowClient
+from scipy.stats import binomtest
 
 from benchmarks.record import write
 from infra.local_stack import tracking_uri
@@ -63,7 +66,7 @@ MODEL = "agentps-ucc"
 #: Days before the quarter that the first champion is trained on; then so many weeks. Posts per day.
 HISTORY_DAYS, WEEKS, PER_DAY = 28, 12, 150
 FIRST_MONDAY = datetime(2026, 6, 29, tzinfo=UTC)
-#: The share of people's own albums that carry their watermark; from the first day of week CHANGED on the second.
+#: The share of people's own albums that carry their watermark; from the first day of week `changed` on the second.
 SIGNED, CHANGED = (0.05, 0.8), 7
 #: Every so manieth post of the history is `split: test`: the benchmark.
 BENCHMARK_EVERY = 10
@@ -72,9 +75,9 @@ LABEL_DELAY = timedelta(days=2)
 PRECISION = 80
 #: From the champion's weights; the first champion gets six, from scratch.
 WEEKLY_EPOCHS = 2
-#: From this week on, in the first whose champion is not the first one, `champion` goes back on Tuesday evening and
-#: forward on Thursday evening.
-ROLLBACK_WEEK = 9
+#: So many weeks after the change, in the first whose champion is not the first one, `champion` goes back on Tuesday
+#: evening and forward on Thursday evening.
+ROLLBACK_AFTER = 2
 _SEED = 11
 
 
@@ -96,13 +99,13 @@ def compose(rng: np.random.Generator, signed: float) -> sample.SamplePost:
     return replace(post, overlays=overlays, counts=post.counts | {"watermark": len(overlays) if is_signed else 0})
 
 
-def render_day(folder: Path, day: int, per_day: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def render_day(folder: Path, day: int, per_day: int, changed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The manifest's rows with the late label, and truths. Day 0 is the first of the quarter, the history is before."""
     task, rows, truths = load_task("ucc"), [], []
     (folder / "images" / f"{day:+04d}").mkdir(parents=True, exist_ok=True)
     for index in range(per_day):
         rng = np.random.default_rng((_SEED, day + HISTORY_DAYS, index))
-        post = compose(rng, SIGNED[day >= 7 * (CHANGED - 1)])
+        post = compose(rng, SIGNED[day >= 7 * (changed - 1)])
         names, hashes = sample.write_album(folder, f"images/{day:+04d}/{index:04d}", post, rng)
         answers = {q.id: q.class_of(post.counts[q.id], len(names)) for q in task.questions}
         post_id = f"{day:+04d}-{index:04d}"
@@ -258,7 +261,8 @@ def last_run() -> dict[str, Any]:
     experiment = client.get_experiment_by_name("agentps_retraining")
     if experiment is None:
         raise SystemExit("no retraining was run: see its log")
-    run = client.search_runs([experiment.experiment_id], max_results=1)[0]
+    runs = client.search_runs([experiment.experiment_id], max_results=2)
+    run = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)  # not that of thresholds fitted again
     lines = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/drift/drift.json")["lines"]
     figures = run.data.metrics
     return {
@@ -271,13 +275,15 @@ def last_run() -> dict[str, Any]:
     }
 
 
-def run(weeks: int = WEEKS, per_day: int = PER_DAY) -> dict[str, Any]:
+def run(weeks: int = WEEKS, changed: int = CHANGED, per_day: int = PER_DAY) -> dict[str, Any]:
     shutil.rmtree(HOME, ignore_errors=True)
     (HOME / "posts").mkdir(parents=True)
     began = time.monotonic()
     numbers = list(range(-HISTORY_DAYS, 7 * weeks))
     with ProcessPoolExecutor() as pool:
-        rendered = list(pool.map(render_day, *zip(*((HOME / "posts", day, per_day) for day in numbers), strict=True)))
+        rendered = list(
+            pool.map(render_day, *zip(*((HOME / "posts", day, per_day, changed) for day in numbers), strict=True))
+        )
     truth = pd.DataFrame([one for _, truths in rendered for one in truths])
     quarter = Quarter(HOME, {day: rows for day, (rows, _) in zip(numbers, rendered, strict=True)}, per_day)
     foreign = {name: os.environ.pop(name, None) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "TZ")}
@@ -291,7 +297,7 @@ def run(weeks: int = WEEKS, per_day: int = PER_DAY) -> dict[str, Any]:
     try:
         with SimulatedAnnotator(truth, load_task("ucc")) as server:
             os.environ.update(OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY=server.api_key)
-            record = live_through(quarter, weeks)
+            record = live_through(quarter, weeks, changed)
             attempts, distinct = quarter.attempts()
             record["annotation"] = {"requests": server.requests, "attempts": attempts, "posts": distinct}
     finally:
@@ -305,7 +311,7 @@ def run(weeks: int = WEEKS, per_day: int = PER_DAY) -> dict[str, Any]:
     return record
 
 
-def live_through(quarter: Quarter, weeks: int) -> dict[str, Any]:
+def live_through(quarter: Quarter, weeks: int, changed: int) -> dict[str, Any]:
     for day in range(-HISTORY_DAYS, 0):
         quarter.arrive(day)
     six = timedelta(hours=6)
@@ -313,7 +319,7 @@ def live_through(quarter: Quarter, weeks: int) -> dict[str, Any]:
     first, rollback = champion(), None
     for week in range(1, weeks + 1):
         serving = champion()
-        doubted = rollback is None and week >= ROLLBACK_WEEK and serving != first
+        doubted = rollback is None and week >= changed + ROLLBACK_AFTER and serving != first
         for day in range(7 * (week - 1), 7 * week):
             quarter.serve(day, champion(), first)
             if doubted and day % 7 == 1:
@@ -326,7 +332,8 @@ def live_through(quarter: Quarter, weeks: int) -> dict[str, Any]:
         now = FIRST_MONDAY + timedelta(weeks=week) + six
         one = quarter.retrain(quarter.weekly, now)
         runs.append(one | {"served": serving, "week": week} | decided() | last_run())
-        (HOME / "partial.json").write_text(json.dumps(runs, indent=1), encoding="utf-8")
+        partial = {"runs": runs, "weeks": weekly_figures(quarter.served)}
+        (HOME / "partial.json").write_text(json.dumps(partial, indent=1), encoding="utf-8")
     # a week without a post
     versions = n_versions()
     idle = quarter.retrain(quarter.weekly, FIRST_MONDAY + timedelta(weeks=weeks + 1) + six)
@@ -334,6 +341,7 @@ def live_through(quarter: Quarter, weeks: int) -> dict[str, Any]:
     idle |= {"versions_made": n_versions() - versions, "said": logs[-1].read_text().splitlines()[-1]}
     return {
         "posts_a_day": quarter.per_day,
+        "changed": changed,
         "weeks": weekly_figures(quarter.served),
         "runs": runs,
         "idle": idle,
@@ -387,7 +395,7 @@ def plot(record: dict[str, Any]) -> None:
             shares = [(one["week"], Share(*one[side][metric])) for one in record["weeks"]]
             weeks, values = zip(*((week, 100 * share.k / share.n) for week, share in shares if share.n), strict=True)
             axis.plot(weeks, values, marker="o", markersize=4, label=name)
-        axis.axvline(CHANGED - 0.5, color="grey", linewidth=0.8, linestyle=":")
+        axis.axvline(record["changed"] - 0.5, color="grey", linewidth=0.8, linestyle=":")
         axis.set_title(f"live {metric} by week, %", fontsize=10)
         axis.grid(alpha=0.2)
     axes[0].axhline(PRECISION, color="grey", linewidth=0.8)
@@ -420,9 +428,11 @@ days; later runs train {epochs} epochs from the champion's weights on the window
 
 Live precision and recall on all posts of a week, once they are labelled:
 
-| week | served | precision | recall | precision without retraining | recall without retraining |
+| week | served | precision, 95 % interval | recall | precision without retraining | recall without retraining |
 |---|---|---|---|---|---|
 {served}
+
+{kept}
 
 {summary}
 
@@ -465,37 +475,62 @@ def _share(pair: list[int]) -> str:
     return "–" if share.value is None else f"{share.value:.1%}"
 
 
+def _bounds(pair: list[int]) -> tuple[float, float]:
+    found = binomtest(*pair).proportion_ci(0.95, method="exact")
+    return float(found.low), float(found.high)
+
+
+def _interval(pair: list[int]) -> str:
+    low, high = _bounds(pair) if pair[1] else (0.0, 1.0)
+    return f"{_share(pair)} [{low:.1%}, {high:.1%}]"
+
+
+def _kept(weeks: list[dict[str, Any]], changed: int) -> str:
+    """In which weeks the served precision's interval covers or exceeds the promise."""
+    broken = [one["week"] for one in weeks if _bounds(one["with"]["precision"])[1] < PRECISION / 100]
+    before, after = ([week for week in broken if (week < changed) is side] for side in (True, False))
+    again = next((one["week"] for one in weeks if one["week"] >= changed and one["week"] not in broken), None)
+    said = f"Before the change the interval lies below the promise of {PRECISION} % in "
+    said += f"week {', '.join(map(str, before))}" if before else "no week"
+    said += f"; after it in week {', '.join(map(str, after))}" if after else "; after it in none"
+    if after:
+        said += f": kept again from week {again} on, after {again - changed} retrainings" if again else ": to the end"
+    return f"{said}."
+
+
 def _pooled(weeks: list[dict[str, Any]], side: str, metric: str) -> str:
     return str(Share(*(sum(one[side][metric][k] for one in weeks) for k in (0, 1))))
 
 
 def page(record: dict[str, Any]) -> str:
-    weeks, runs = record["weeks"], record["runs"]
+    weeks, runs, changed = record["weeks"], record["runs"], record["changed"]
     served = {run["week"]: run["served"] for run in runs[1:]}
-    after = [one for one in weeks if one["week"] > CHANGED]
+    after = [one for one in weeks if one["week"] > changed]
     alarms = [(run["week"], line) for run in runs for line in run["alarms"]]
     annotation, back, idle = record["annotation"], record["rollback"], record["idle"]
+    others = [("with", "recall"), ("without", "precision"), ("without", "recall")]
     if annotation["requests"] != annotation["posts"]:
         raise SystemExit(f"{annotation}: a post was asked twice; the page says otherwise")
     return _PAGE.format(
         weeks=len(weeks),
         minutes=record["minutes"],
         per_day=record["posts_a_day"],
-        before=CHANGED - 1,
-        changed=CHANGED,
+        before=changed - 1,
+        changed=changed,
         signed=SIGNED,
         delay=LABEL_DELAY.days,
         precision=PRECISION,
         history=HISTORY_DAYS,
         epochs=WEEKLY_EPOCHS,
         served="\n".join(
-            f"| {one['week']} | version {served[one['week']]} | "
-            + " | ".join(_share(one[side][metric]) for side in _SIDES for metric in ("precision", "recall"))
+            f"| {one['week']} | version {served[one['week']]} | {_interval(one['with']['precision'])} | "
+            + " | ".join(_share(one[side][metric]) for side, metric in others)
             + " |"
             for one in weeks
         ),
+        kept=_kept(weeks, changed),
         summary=(
-            f"After the first week of the new mix (weeks {CHANGED + 1} to {len(weeks)} together): with retraining "
+            f"After the first week of the new mix (weeks {changed + 1} to {len(weeks)} together): with retraining "
             f"precision {_pooled(after, 'with', 'precision')} and recall {_pooled(after, 'with', 'recall')}; without, "
             f"precision {_pooled(after, 'without', 'precision')} and recall {_pooled(after, 'without', 'recall')}."
         ),
@@ -536,8 +571,12 @@ def _row(run: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weeks", type=int, default=WEEKS)
+    parser.add_argument("--changed", type=int, default=CHANGED, help="the first week of the new mix")
+    asked = parser.parse_args()
     if not RECORD.exists():
-        write(RECORD, run())
+        write(RECORD, run(asked.weeks, asked.changed))
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     plot(record)
     write_whole(PAGE, page(record))

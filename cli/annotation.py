@@ -1,4 +1,4 @@
-"""Annotation outside of a pipeline: plan, annotate, trial, agreement, queue, gold.
+"""Annotation outside of a pipeline: plan, annotate, trial, agreement, gold.
 
 The endpoint and its key come from OPENAI_BASE_URL and OPENAI_API_KEY; the options from the section `annotate` of
 `configs/default.yaml`, of the file given with `--config`, and of `--set`, the later ones over the earlier.
@@ -307,59 +307,15 @@ def agreement_(
 @click.command()
 @_posts
 @_task
-@click.option("--labels", "label_files", multiple=True, required=True, type=_FILE, help="Labels; two or more differ.")
-@click.option("--predictions", type=_FILE, help="A model's answers (evaluate's table): what it doubts of the labels.")
-@click.option("--out", required=True, type=_OUT, help="FILE.csv; FILE.json and FILE.xml (Label Studio) beside it.")
-@_options
-def queue(
-    manifest: Path,
-    task: str,
-    label_files: tuple[Path, ...],
-    predictions: Path | None,
-    out: Path,
-    config: Path | None,
-    changes: tuple[str, ...],
-) -> None:
-    """The posts where annotators disagree, the worst first, to be answered by people."""
-    from model.task import load_task
-    from steps.annotate.disagreement import disagreements, doubtful, write_csv, write_label_studio
-    from steps.tables import tell_unmatched
-
-    if (len(label_files) < 2) == (predictions is None) or out.suffix != ".csv":
-        raise click.UsageError("give two or more --labels, or one and --predictions; --out ends in .csv")
-    outs = [out, out.with_suffix(".json"), out.with_suffix(".xml")]
-    _refuse_inputs(outs, manifest, config, predictions, *label_files)
-    settings, policy = _settings(config, changes), load_task(task)
-    posts = _read(manifest, policy, settings)
-    tables = {path.stem: _labels(path) for path in label_files}
-    if len(tables) < len(label_files):
-        raise click.UsageError("two --labels have the same file name, which names the annotator: rename one")
-    for name, table in tables.items():
-        tell_unmatched(table["post_id"], posts["post_id"], f"labels {name}", f"the posts of {manifest}")
-    if predictions is not None:
-        name, given = next(iter(tables.items()))
-        said = _labels(predictions)
-        tell_unmatched(said["post_id"], given["post_id"], f"predictions {predictions}", f"the posts of labels {name}")
-        found = doubtful(said, given, policy, name=predictions.stem, annotator=name)
-    else:
-        found = disagreements(tables, policy)
-    found = found[found["post_id"].isin(posts["post_id"])]
-    write_csv(found, posts, policy, out)
-    write_label_studio(found, posts, policy, out.with_suffix(".json"), manifest.resolve().parent)
-    click.echo(f"{len(found):,} of {len(posts):,} posts are disputed: {out}")
-
-
-@click.command()
-@_posts
-@_task
-@click.option("--answers", required=True, type=_FILE, help="The filled queue (CSV), or Label Studio's JSON export.")
+@click.option("--answers", required=True, help="The filled queue (CSV), Label Studio's export, or the desk's store.")
 @click.option("--out", required=True, type=_OUT, help="The new manifest, in the folder of the old one.")
-def gold(manifest: Path, task: str, answers: Path, out: Path) -> None:
+def gold(manifest: Path, task: str, answers: str, out: Path) -> None:
     """Put people's answers to a queue into the manifest, as its process labels."""
     from model.task import load_task
     from steps.annotate.gold import add_gold, read_answers
+    from steps.retrain.stored import is_store
 
-    _refuse_inputs([out], manifest, answers)
+    _refuse_inputs([out], manifest, Path(answers))
     policy = load_task(task)
-    n = add_gold(manifest, read_answers(answers, policy), policy, out)
+    n = add_gold(manifest, read_answers(answers, policy), policy, out, others=is_store(answers))
     click.echo(f"{n:,} posts have people's answers: {out}")

@@ -158,9 +158,9 @@ def score(posts: str, scores: str | None, policy: Path | None, config: Path | No
 
 @click.command()
 @click.option("--scores", help=f"The scored posts. {_SCORES_HELP}")
-@click.option("--labels", type=click.Path(path_type=Path), help="People's labels since. Default: retrain.labels.")
+@click.option("--labels", help="People's labels since: a file, or the desk's store. Default: retrain.labels.")
 @_config
-def live(scores: str | None, labels: Path | None, config: Path | None) -> None:
+def live(scores: str | None, labels: str | None, config: Path | None) -> None:
     """The champion's precision and recall on what people labelled since. Exit code 1, and a notice, on an alarm."""
     settings, name = _open(config)
     from steps.register.history import champion_of
@@ -168,7 +168,7 @@ def live(scores: str | None, labels: Path | None, config: Path | None) -> None:
     from steps.retrain.live import live_tables, tell
 
     scored, labelled = live_tables(scores, labels, settings.retrain)
-    found = figures(scored, labelled, name, champion_of(name).version, settings.retrain)
+    found = figures(scored, labelled, name, champion_of(name).version, settings.retrain, settings.evaluate.confidence)
     click.echo(f"{name} {found.line}")
     if found.alarm:
         for undelivered in tell(name, found, settings.notify):
@@ -177,8 +177,13 @@ def live(scores: str | None, labels: Path | None, config: Path | None) -> None:
 
 
 @click.command()
+@click.option(
+    "--late",
+    is_flag=True,
+    help="On what the champion scored since its precision fell, with people's labels since (retrain.labels).",
+)
 @_config
-def recalibrate(config: Path | None) -> None:
+def recalibrate(late: bool, config: Path | None) -> None:
     """Fit the champion's calibration and thresholds again, on the config's posts: a new version, through the gate."""
     settings, name = _open(config)
     from infra.local_stack import LOCAL_STACK, load_stack
@@ -187,7 +192,7 @@ def recalibrate(config: Path | None) -> None:
     from steps.register import history
     from steps.register.mirror import spread
 
-    made = fit_again(name, settings, load_stack(LOCAL_STACK, home()).experiments.names[0])
+    made = fit_again(name, settings, load_stack(LOCAL_STACK, home()).experiments.names[0], late=late)
     spread(history.sync(name), settings.promote.target)
     said = f"{name} version {made.version.version}: {made.decision.verdict}: {made.decision.reason}"
     click.echo(f"{made.report.table()}\n\n{said}")

@@ -60,5 +60,5 @@ fi
 pip install --no-deps --no-build-isolation -e .
 pip check
 cp infra/*.pth "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-rm -f .venv/installed-* .venv/scoring-*
+rm -f .venv/installed-* .venv/scoring-* .venv/team-*
 touch "$stamp"

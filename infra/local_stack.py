@@ -337,7 +337,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _set_up(home_dir: Path, *, remove: bool) -> str:
     """What was done, in a line."""
     stack = load_stack(LOCAL_STACK, home_dir)
-    if not remove and is_current(stack, REPOSITORY, home_dir):
+    # where ZenML keeps what is active: elsewhere in an image, whose own files cannot be changed
+    repository = Path(os.environ.get("ZENML_REPOSITORY_PATH") or REPOSITORY)
+    if not remove and is_current(stack, repository, home_dir):
         return f"stack {stack.name}: active"
     # of all who share ZenML's database, then of all who share the home: two would make the same tables
     with (
@@ -345,13 +347,13 @@ def _set_up(home_dir: Path, *, remove: bool) -> str:
         locked(home_dir / "locks" / "set-up.lock", "another set-up of the same home"),
     ):
         if remove:
-            removed = unregister(stack, REPOSITORY)
+            removed = unregister(stack, repository)
             _stamp_path(home_dir).unlink(missing_ok=True)
             return f"stack {stack.name}: {'removed' if removed else 'was not registered'}"
         if (line := sick_database()) is not None:  # ZenML and MLflow would try for minutes
             raise ConfigError(line)
-        register(stack, REPOSITORY)
-        write_stamp(stack, REPOSITORY, home_dir)
+        register(stack, repository)
+        write_stamp(stack, repository, home_dir)
         return f"stack {stack.name}: registered and active, artifacts in {home_dir}"
 
 

@@ -26,7 +26,12 @@ TORCH_CPU = {
         "0b8f7d0423027ae8b90c7977c627f3379f325363a08224dffad9b4b2d684a83d",
     )
 }
-COMMON, SCORING = "requirements.lock", "requirements-scoring.lock"
+COMMON, SCORING, TEAM = "requirements.lock", "requirements-scoring.lock", "requirements-team.lock"
+#: Lock -> the extra that it adds, and what that is for. Each lacks what those before it have.
+_MORE = {
+    SCORING: ("test-scoring", "the service, the stream, PostgreSQL"),
+    TEAM: ("team", "the team's stack: MLflow's login, the object store"),
+}
 _HEADERS = {
     COMMON: "the dependencies of pyproject.toml, its extra `dev`, and theirs, but torch",
     "requirements-torch.lock": "torch as PyPI has it, and the CUDA libraries that it needs on Linux",
@@ -63,8 +68,8 @@ def split(resolved: str) -> dict[str, str]:
     return {name: _file(header, entries) for (name, header), entries in zip(_HEADERS.items(), files, strict=True)}
 
 
-def beyond(common: str, resolved: str) -> str:
-    """The content of the lock of scoring: of what uv `resolved` together with it, what the `common` lock lacks.
+def beyond(common: str, resolved: str, name: str = SCORING) -> str:
+    """The content of the lock `name`: of what uv `resolved` together with it, what the `common` locks lack.
 
     Raises:
         ValueError: as `split`; or a package has another version than in the common lock.
@@ -75,8 +80,10 @@ def beyond(common: str, resolved: str) -> str:
     for match in found.values():
         if match and known.get(match[1], match[2]) != match[2]:
             raise ValueError(f"{match[0]}: {COMMON} has {known[match[1]]}")
+    extra, what = _MORE[name]
+    known_locks = " and ".join([COMMON, *list(_MORE)[: list(_MORE).index(name)]])
     return _file(
-        "the extra `test-scoring` (the service, the stream, PostgreSQL) beyond requirements.lock",
+        f"the extra `{extra}` ({what}) beyond {known_locks}",
         [entry for entry, match in found.items() if match and match[1] not in known],
     )
 
@@ -100,5 +107,8 @@ def resolve(uv: str, *options: str) -> str:
 if __name__ == "__main__":
     for name, text in split(resolve(sys.argv[1])).items():
         write_whole(REPOSITORY / name, text)
-    more = resolve(sys.argv[1], "--extra", "test-scoring", "--constraint", COMMON)
-    write_whole(REPOSITORY / SCORING, beyond((REPOSITORY / COMMON).read_text(), more))
+    before = [COMMON]
+    for name, (extra, _) in _MORE.items():
+        more = resolve(sys.argv[1], "--extra", extra, *(word for lock in before for word in ("--constraint", lock)))
+        write_whole(REPOSITORY / name, beyond("".join((REPOSITORY / lock).read_text() for lock in before), more, name))
+        before.append(name)

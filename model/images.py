@@ -72,12 +72,16 @@ _METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """The largest image that is read. Sides in pixels; aspect is the longer side over the shorter."""
+    """The largest image, and the largest video, that is read. Sides in pixels; aspect is the longer side over the
+    shorter.
+    """
 
     max_bytes: int
     max_pixels: int
     max_side: int = 30_000
     max_aspect: float = 100.0
+    max_video_bytes: int = 200_000_000
+    max_video_seconds: float = 600.0
 
 
 #: For an image that is held to the sha256 of one that ingest found within its limits: there is one set of limits.

@@ -24,12 +24,13 @@ from pydantic import (
     PlainValidator,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
     create_model,
     model_validator,
 )
 
-from .schema import LABEL
+from .schema import IMAGES, LABEL, VIDEO
 from .task import Question, Task
 
 #: Characters of a cell that a message shows.
@@ -78,6 +79,12 @@ def _time(cell: Any) -> datetime:
         raise ValueError(str(error)) from None
 
 
+def _one_or_a_video(images: list[str], info: ValidationInfo) -> list[str]:
+    if not images and info.data.get(VIDEO, "faulty") is None:
+        raise ValueError("no image, and no video")
+    return images
+
+
 def _nullable(**schema: Any) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [schema, {"type": "null"}]})
 
@@ -111,26 +118,38 @@ class Row(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, cells: Any) -> Any:
-        """NaN, NaT and NA are how pandas writes null; an array is how it reads a list."""
+        """NaN, NaT and NA are how pandas writes null; an array is how it reads a list.
+
+        The images of a post that has a video may be missing.
+        """
         if not isinstance(cells, Mapping):
             return cells
-        return {
+        given = {
             name: cell.tolist() if isinstance(cell, np.ndarray) else cell
             for name, cell in cells.items()
             if cell is not None and cell is not pd.NaT and cell is not pd.NA
             if not (isinstance(cell, float) and cell != cell)
         }
+        if VIDEO in given and VIDEO in cls.model_fields:
+            given.setdefault(IMAGES, [])
+        return given
 
 
 class Post(Row):
     """One post. `row_of` adds a column for each question of a task."""
 
     post_id: Annotated[PostId, Field(description="unique; a whole number is read as its decimal text")]
+    video: Annotated[
+        Annotated[str, Field(pattern=r"\S")] | None,
+        Field(description="a path as those of `images`; MP4, MOV, WebM or MKV, of which 16 frames follow the images"),
+        Expects("a path or null"),
+    ] = None
     images: Annotated[
         list[Annotated[str, Field(pattern=r"\S")]],
+        AfterValidator(_one_or_a_video),
         Field(
-            min_length=1,
-            description="paths relative to the manifest, inside its folder (links followed); JPEG, PNG or WebP",
+            description="paths relative to the manifest, inside its folder (links followed); JPEG, PNG or WebP; may be "
+            "left out where there is a `video`",
         ),
         Expects("a list of one or more paths"),
     ]

@@ -22,9 +22,10 @@ from .errors import DataError, ImageError
 from .images import ImageLimits, Source, decode, frame_indices, read_source, to_frame
 from .post import parse, row_of, shown
 from .prompt import Prompt
-from .schema import IMAGE_SHA256, IMAGES, NO_FRAME, ROOT, TEXT, TITLE
+from .schema import IMAGE_SHA256, IMAGES, NO_FRAME, ROOT, TEXT, TITLE, VIDEO, VIDEO_SHA256
 from .settings import PostLimits
 from .text import encode_post_text
+from .video import FRAMES, frames, read_video
 
 _TEXTS = row_of(columns=(TITLE, TEXT))
 #: Of a whole number that is read as text: Python refuses to write out much longer ones.
@@ -64,6 +65,7 @@ class RawPost:
     """A post whose cells are right; whether its images can be read is not known yet.
 
     root, image_sha256: see `model.images.read_source`; of images that are given without a table's root, None.
+    video: its frames follow the images; None: there is none, or its frames are among the images.
     """
 
     title: str
@@ -71,6 +73,12 @@ class RawPost:
     images: Sequence[Source]
     root: str | None
     image_sha256: Sequence[str | None]
+    video: Source | None = None
+
+    @property
+    def n_images(self) -> int:
+        """With the frames of the video."""
+        return len(self.images) + FRAMES * (self.video is not None)
 
 
 def raw_post(cells: Mapping[str, Any], limits: PostLimits) -> RawPost:
@@ -82,14 +90,19 @@ def raw_post(cells: Mapping[str, Any], limits: PostLimits) -> RawPost:
     texts, faults = parse(_TEXTS, {name: _digits(cells.get(name)) for name in (TITLE, TEXT)})
     given = cells.get(IMAGE_SHA256)
     images, hashes = _listed(cells.get(IMAGES)), _listed(given)
-    if images is None or not images:
+    # as ingest wrote it, the frames are there
+    video = None if _is_null(cells.get(VIDEO)) or isinstance(cells.get(VIDEO_SHA256), str) else cells[VIDEO]
+    if video is not None and _is_null(cells.get(IMAGES)):
+        images = []
+    if images is None or (not images and video is None):
         faults.append(f"{IMAGES}: {shown(cells.get(IMAGES))}; a list of one or more images is expected")
     elif not _is_null(given) and (hashes is None or len(hashes) != len(images)):
         faults.append(
             f"{IMAGE_SHA256}: {shown(given)}; null, or one hash for each of the {len(images)} images is expected"
         )
     if texts is not None:
-        faults += limits.faults(getattr(texts, TITLE), getattr(texts, TEXT), len(images or ()))
+        n_images = len(images or ()) + FRAMES * (video is not None)
+        faults += limits.faults(getattr(texts, TITLE), getattr(texts, TEXT), n_images)
     if texts is None or images is None or faults:
         raise DataError("; ".join(faults))
     root = cells.get(ROOT)
@@ -99,7 +112,12 @@ def raw_post(cells: Mapping[str, Any], limits: PostLimits) -> RawPost:
         images=images,
         root=root if isinstance(root, str) else None,
         image_sha256=hashes or [None] * len(images),
+        video=video,
     )
+
+
+def _named(source: Source) -> str:
+    return f" {source[:_NAME]!r}" if isinstance(source, str) else ""
 
 
 def _listed(cell: Any) -> list[Any] | None:
@@ -162,10 +180,10 @@ class PostReader:
     def shown(self, post: RawPost) -> list[int]:
         """The places of the images that its frames show."""
         sequence = self._loaded.info.sequence
-        return frame_indices(len(post.images), sequence.frames, repeat=sequence.repeat_frames)
+        return frame_indices(post.n_images, sequence.frames, repeat=sequence.repeat_frames)
 
     def album(self, post: RawPost, read: dict[bytes, np.ndarray | Tensor]) -> list[bytes]:
-        """The keys of a post's images in their order.
+        """The keys of a post's images in their order, those of its video's frames behind them.
 
         Every image must be one that ingest would let into training; only those that a frame shows become a frame.
 
@@ -180,17 +198,27 @@ class PostReader:
         for place, (source, sha256) in enumerate(zip(post.images, post.image_sha256, strict=True)):
             try:
                 data = read_source(source, limits, root=post.root, sha256=sha256, folder=self._image_root)
-                key = hashlib.sha256(data).digest()
-                kept = read.get(key, self._seen.get(key))
-                if place in shown_places:
-                    read[key] = self._frame(data, limits) if kept is None else kept
-                elif kept is None:
-                    decode(data, limits, least_side=1)  # as ingest does
+                keys.append(self._key(data, place in shown_places, read))
             except ImageError as error:
-                name = f" {source[:_NAME]!r}" if isinstance(source, str) else ""
-                raise ImageError(f"image {place + 1}{name}: {error}") from None
-            keys.append(key)
+                raise ImageError(f"image {place + 1}{_named(source)}: {error}") from None
+        if post.video is not None:
+            try:
+                found = frames(read_video(post.video, limits, root=post.root, folder=self._image_root), limits)
+            except ImageError as error:
+                raise ImageError(f"video{_named(post.video)}: {error}") from None
+            keys += [self._key(jpeg, place in shown_places, read) for place, jpeg in enumerate(found, len(keys))]
         return keys
+
+    def _key(self, data: bytes, is_shown: bool, read: dict[bytes, np.ndarray | Tensor]) -> bytes:
+        """Of an image, which is read where it was not before."""
+        limits = self._loaded.info.limits
+        key = hashlib.sha256(data).digest()
+        kept = read.get(key, self._seen.get(key))
+        if is_shown:
+            read[key] = self._frame(data, limits) if kept is None else kept
+        elif kept is None:
+            decode(data, limits, least_side=1)  # as ingest does
+        return key
 
     def _frame(self, data: bytes, limits: ImageLimits) -> np.ndarray:
         size = self._loaded.info.sequence.image_size

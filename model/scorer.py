@@ -194,9 +194,10 @@ class Scorer:
 
         Args:
             posts: `images`: for each post a list of the files' bytes, of their base64 text or data URLs, or of paths
-                under `image_root`; `title` and `text` may be null or absent. With `root` and `image_sha256`, as ingest
-                makes them, names of files under `root` are held to these hashes: who takes posts from others leaves
-                these two columns out. `post_id` is named in an error.
+                under `image_root`; `video`: one video as bytes, data URL or such a path, beside the images or instead
+                of them; `title` and `text` may be null or absent. With `root` and `image_sha256`, as ingest makes them,
+                names of files under `root` are held to these hashes: who takes posts from others leaves these two
+                columns out. `post_id` is named in an error.
 
         Returns:
             The columns of `model.columns`: logit, score, a decision for each operating point (nullable boolean),

@@ -23,10 +23,12 @@ def answers_questions(variant: Variant) -> bool:
     return variant not in ("siglip", "vanilla")
 
 
+#: What is done about an annotator's errors, given people's process labels of some training posts (see
+#: `steps.fine_tune.methods`).
+LabelMethod = Literal["plain", "gold", "weighted", "dropped", "relabelled"]
+
 #: The backbone built here from `LlavaOnevisionConfig`: no download, seconds on a CPU.
 TINY = "tiny"
-#: The one that preprocess makes for the posts of a run (`model.own`), and keeps with their shards.
-OWN = "own"
 
 #: NumPy's own generator, which is seeded beside torch's, takes no larger one.
 MAX_SEED = 2**32 - 1
@@ -37,7 +39,7 @@ _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 class BackboneSettings(Chosen):
     """The pretrained backbone to start from, of one of the kinds in `model.backbones`."""
 
-    #: `tiny`, `own`, a model hub's id, or a local directory in its format.
+    #: `tiny`, a model hub's id, or a local directory in its format.
     name: str = Field(min_length=1)
     #: A commit of the hub's repository; required for a hub's id, so that a version can be loaded again.
     revision: str | None = None
@@ -47,8 +49,8 @@ class BackboneSettings(Chosen):
 
     @model_validator(mode="after")
     def _pinned(self) -> BackboneSettings:
-        if self.name in (TINY, OWN) and self.revision is not None:
-            raise ValueError(f"the {self.name} backbone has no revision: remove `revision`")
+        if self.name == TINY and self.revision is not None:
+            raise ValueError("the tiny backbone has no revision: remove `revision`")
         if self.revision is not None and not _COMMIT.match(self.revision):
             raise ValueError(
                 f"revision {self.revision!r}: a branch or tag can move: give the commit, 40 hexadecimal digits"
@@ -117,8 +119,14 @@ class TrainSettings(Chosen):
     gradient_checkpointing: bool
     #: Processes beside each training one that prepare its batches, so that a GPU does not wait for them.
     loader_workers: int = Field(default=0, ge=0, le=1_024)
-    #: Processes on this machine; more than one runs under torchrun.
+    #: Processes, one a GPU where there are GPUs.
     processes: int = Field(default=1, ge=1)
+    #: How the process labels that are trained on are made of the annotator's and people's; plain: the annotator's.
+    labels: LabelMethod = "plain"
+    #: `torchrun`: they are on this machine. `ray`: on the machines of the Ray cluster that RAY_ADDRESS names.
+    engine: Literal["torchrun", "ray"] = "torchrun"
+    #: With `ray`: while machines are missing, as few `processes` as this train, to the same result. None: they wait.
+    least_processes: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _whole_micro_batches(self) -> TrainSettings:
@@ -126,6 +134,15 @@ class TrainSettings(Chosen):
             raise ValueError(
                 f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch} x processes {self.processes}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _elastic(self) -> TrainSettings:
+        if self.least_processes is not None:
+            if self.engine != "ray":
+                raise ValueError("least_processes is for engine ray: remove it, or set engine to ray")
+            if self.least_processes > self.processes:
+                raise ValueError(f"least_processes {self.least_processes} is more than processes {self.processes}")
         return self
 
 
@@ -138,7 +155,7 @@ class PostLimits:
     max_text_characters: int = 50_000
 
     def faults(self, title: str, text: str, n_images: int) -> list[str]:
-        """What is too large, with the option that says so."""
+        """What is too large, with the option that says so. The frames of a video count as images."""
         n_characters = len(title) + len(text)
         found = []
         if n_images > self.max_images:

@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from .agentps import AgentPS
 from .data import Shards
 from .files import free_bytes, is_full
+from .processes import Node
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +42,19 @@ class TowerCache:
     disk give the room first.
     """
 
-    def __init__(self, path: Path, numbers: np.ndarray, shape_PW: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(
+        self, path: Path, numbers: np.ndarray, shape_PW: tuple[int, ...], dtype: torch.dtype, *, joins: bool = False
+    ) -> None:
         """
         Args:
-            path: a file that this call replaces.
+            path: a file that this call replaces; `joins`: that another process has made by the same arguments.
             numbers: int64, ascending: of the images that the cache will hold.
         """
         self._numbers, self._dtype = numbers, dtype
         stored = np.int16 if dtype == torch.bfloat16 else np.float32  # NumPy has no bfloat16: its bits
-        self._states_NPW = np.memmap(path, dtype=stored, mode="w+", shape=(len(numbers), *shape_PW))
+        self._states_NPW = np.memmap(path, dtype=stored, mode="r+" if joins else "w+", shape=(len(numbers), *shape_PW))
+        #: `path`, `shape_PW`, `dtype`: for another process, which joins.
+        self.made_by = (path, shape_PW, dtype)
         self._path, self._image_bytes = path, self._states_NPW.nbytes // len(numbers)
 
     def take(self, start: int, end: int) -> None:
@@ -82,19 +88,40 @@ class TowerCache:
         )
 
 
-def tower_cache(model: AgentPS, shards: Shards, numbers: np.ndarray, path: Path, reads: float) -> TowerCache | None:
+def tower_cache(
+    model: AgentPS, shards: Shards, numbers: np.ndarray, path: Path, reads: float, node: Node | None = None
+) -> TowerCache | None:
     """The states of the images `numbers`, computed now into `path`; None where that would not pay, or has no room.
 
     Args:
         numbers: int64, ascending; only these may be read.
         path: a file that this call replaces; the caller removes it.
-        reads: how often an image will be read, on average.
+        reads: how often an image will be read on this machine, on average.
+        node: all processes of the training call this; each of a machine computes its share into the path of the first.
     """
+    node = node or Node()
     device = next(model.parameters()).device
 
     def encode(chunk: np.ndarray) -> Tensor:
         return model.tower_states(torch.from_numpy(shards.images(chunk)).to(device)).cpu()
 
+    cache = _with_room(encode, numbers, path, reads) if node.rank == 0 else None
+    made = node.share(cache.made_by if cache is not None else None)
+    if made is None:
+        return None
+    cache = cache or TowerCache(made[0], numbers, *made[1:], joins=True)
+    chunks = range(_CHUNK, len(numbers), _CHUNK)  # the first one was the sample
+    for start in chunks[node.rank :: node.size]:
+        chunk = numbers[start : start + _CHUNK]
+        cache[chunk] = encode(chunk)
+    node.wait()
+    return cache
+
+
+def _with_room(
+    encode: Callable[[np.ndarray], Tensor], numbers: np.ndarray, path: Path, reads: float
+) -> TowerCache | None:
+    """A cache that the disk has given its room; None where it would not pay, or has no room."""
     sample = numbers[:_CHUNK]
     encode(sample)  # the first call also prepares kernels
     started = time.perf_counter()
@@ -119,19 +146,14 @@ def tower_cache(model: AgentPS, shards: Shards, numbers: np.ndarray, path: Path,
         )
         if saved > 0:
             cache.take(len(sample), len(numbers))
+            return cache
+        path.unlink()
     except OSError as error:
         if not is_full(error):
             raise
         path.unlink(missing_ok=True)
         _tell_without(path, size, os.strerror(error.errno or errno.ENOSPC))
-        return None
-    if saved <= 0:
-        path.unlink()
-        return None
-    for start in range(len(sample), len(numbers), _CHUNK):
-        chunk = numbers[start : start + _CHUNK]
-        cache[chunk] = encode(chunk)
-    return cache
+    return None
 
 
 def _saved(cache: TowerCache, sample: np.ndarray, states: Tensor, reads: float, encode_s: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
@@ -25,6 +27,7 @@ from .device import best_device
 from .errors import DataError
 from .files import replacing
 from .loss import label_weight
+from .processes import FilledBatches, FilledDataset, Node, StepSampler, micro_batches
 from .schema import TRAIN, VAL
 from .scorer import predict_rows
 from .settings import TrainSettings
@@ -112,11 +115,19 @@ class _Trainer(Trainer):
         return (loss, answers) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: torch.utils.data.Dataset[int] | None = None) -> Any:
-        rows = cast(PostDataset, train_dataset or self.train_dataset).rows
-        n_frames = self._batches.n_frames(rows)
-        if (n_frames == n_frames[:1]).all():
+        dataset = cast(PostDataset, train_dataset or self.train_dataset)
+        n_frames, batch, several = self._batches.n_frames(dataset.rows), self._settings.batch, self.args.world_size > 1
+        order: Any
+        if not (n_frames == n_frames[:1]).all():
+            order = AlbumSampler(n_frames, batch, self._settings.seed)
+        elif not several:
             return super()._get_train_sampler(train_dataset)
-        return AlbumSampler(n_frames, self._settings.batch, self._settings.seed)
+        else:  # what accelerate makes of Trainer's own sampler
+            order = SeedableRandomSampler(dataset, data_seed=self.args.data_seed)
+        if not several:
+            return order
+        places = self.args.gradient_accumulation_steps * self._settings.micro_batch * self.args.world_size
+        return StepSampler(order, len(dataset), batch, places)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Average precision on val; the best weights so far are kept beside the checkpoints."""
@@ -176,20 +187,24 @@ def last_whole_checkpoint(directory: Path) -> Path | None:
 
 @contextmanager
 def _tower_cache(model: AgentPS, batches: Batches, settings: TrainSettings, work_dir: Path) -> Iterator[None]:
-    """Meanwhile `batches` reads the tower's states from disk, where that pays."""
-    if settings.processes > 1:  # each would write all of it
-        yield
-        return
-    train, in_training = batches.images(batches.rows(TRAIN, labelled=False))
-    val, in_evaluation = batches.images(batches.rows(VAL, labelled=True))
-    numbers = np.union1d(train, val)
-    work_dir.mkdir(parents=True, exist_ok=True)
-    for left in work_dir.glob("tower_states*.bin"):  # by a killed process; one that still reads it keeps it
-        left.unlink(missing_ok=True)
-    # never a file that another process has mapped: truncated under a reader, it reads as zeros
-    path = work_dir / f"tower_states-{os.getpid()}.bin"
-    reads = settings.epochs * (in_training + in_evaluation) / len(numbers)
-    batches.tower_cache = tower_cache(model, batches.shards, numbers, path, reads)
+    """Meanwhile `batches` reads the tower's states from disk, where that pays; a machine's processes share a file."""
+    with Node() as node:
+        train, in_training = batches.images(batches.rows(TRAIN, labelled=False))
+        val, in_evaluation = batches.images(batches.rows(VAL, labelled=True))
+        numbers = np.union1d(train, val)
+        # `work_dir` may be a folder that machines share, and is then further than a disk of one's own
+        folder, name = work_dir, "tower_states"
+        if not node.alone:
+            folder, name = Path(tempfile.gettempdir()), f"tower_states-{work_dir.parent.name}"
+        if node.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            for left in folder.glob(f"{name}*.bin"):  # by a killed process; one that still reads it keeps it
+                left.unlink(missing_ok=True)
+        # never a file that another process has mapped: truncated under a reader, it reads as zeros
+        path = folder / f"{name}-{os.getpid()}.bin"
+        # a post trains in one process, and is evaluated in each
+        reads = settings.epochs * (in_training * node.size / node.processes + in_evaluation * node.size) / len(numbers)
+        batches.tower_cache = tower_cache(model, batches.shards, numbers, path, reads, node)
     try:
         yield
     finally:
@@ -220,7 +235,6 @@ def fit(
         output_dir=str(work_dir),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.micro_batch,
-        gradient_accumulation_steps=settings.batch // (settings.micro_batch * settings.processes),
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=round(settings.warmup_share * steps_per_epoch * settings.epochs),
@@ -240,14 +254,17 @@ def fit(
         use_cpu=best_device().type == "cpu",
         ddp_find_unused_parameters=False,
     )
+    # as many as there are: Ray may start fewer than `processes`, and the study trains in one
+    several = arguments.world_size > 1
+    arguments.gradient_accumulation_steps = micro_batches(settings.batch, settings.micro_batch, arguments.world_size)
     if settings.gradient_checkpointing:  # not by Trainer: our module has no such method
         model.language_model.activation_checkpointing_enable()
     trainer = _Trainer(
         model=model,
         args=arguments,
-        train_dataset=PostDataset(train_rows),
+        train_dataset=FilledDataset(train_rows) if several else PostDataset(train_rows),
         eval_dataset=PostDataset(batches.rows(VAL, labelled=True)),
-        data_collator=batches,
+        data_collator=FilledBatches(batches, train_rows) if several else batches,
         callbacks=list(callbacks),
         batches=batches,
         settings=settings,

@@ -5,12 +5,12 @@ At its top it imports what tells whether there is anything to do; the steps come
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
 from model.task import load_task
 from pipelines.entry import CheckedPipeline
+from steps.ingest.posts import group_splits
 from steps.ingest.rows import absolute
 from steps.paths import home
 from steps.retrain import fresh
@@ -34,7 +34,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     import mlflow
 
     from infra.local_stack import tracking_uri
-    from pipelines.training import prepare
+    from pipelines.training import improved, prepare
     from steps.evaluate.step import evaluate
     from steps.fine_tune.ahead import check_start
     from steps.fine_tune.step import fine_tune
@@ -42,7 +42,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     from steps.register import history, registry
     from steps.register.names import check_names
     from steps.register.step import register
-    from steps.retrain.step import advance, drift, live
+    from steps.retrain.step import advance, drift, live, refit, refit_options
 
     settings = load_settings(options or {})
     policy, source = load_task(settings.task), _source(settings)
@@ -51,13 +51,15 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     mlflow.set_tracking_uri(tracking_uri(home()))
     champion = history.sync(name).champion
     cursor = fresh.read_cursor(fresh.cursor_path(home(), name))
+    posts = fresh.read_posts(source, fresh.columns_of(policy), policy, settings.ingest.max_reject_share)
     run = fresh.begin(
         fresh.select(
-            fresh.read_posts(source, fresh.columns_of(policy), policy, settings.ingest.max_reject_share),
+            posts,
             cursor.newest if cursor else None,
-            fresh.read_labels(Path(settings.retrain.labels)) if settings.retrain.labels else {},
+            fresh.read_labels(settings.retrain.labels) if settings.retrain.labels else {},
             settings.retrain,
             settings.ingest,
+            group_splits(posts, root, settings.ingest) if settings.ingest.group_by else {},
         ),
         root,
         champion.version if champion else None,
@@ -67,15 +69,15 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     if start is not None:
         check_start(registry.fetch(registry.get(name, start), policy), policy, settings)
 
-    _live, alarmed = live(name, run.champion, settings.retrain, settings.notify)
+    _live, alarmed = live(name, run.champion, settings.retrain, settings.notify, settings.evaluate.confidence)
     chosen = settings.model_copy(update={"posts": str(run.manifest)})
     fingerprint, table, labels, shards = prepare(chosen, policy, root, run.fingerprint)
     profile, _page = drift(
         table, labels, shards, policy, settings.backbone, name, run.champion, run.since, settings.retrain
     )
-    checkpoint = fine_tune(
-        shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune, name, start, after=["drift"]
-    )
+    taught, weights = improved(settings, policy, shards, labels, fingerprint, name, start)
+    options_of = (settings.backbone, fingerprint, settings.fine_tune, name, start, weights)
+    checkpoint = fine_tune(shards, taught, policy, *options_of, after=["drift"])
     report, page, predictions = evaluate(
         checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotate.source, settings.evaluate
     )
@@ -83,7 +85,8 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
         checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest, profile
     )
     decision, _scores = promote(version, report, page, predictions, shards, table, policy, settings.promote, alarmed)
-    advance(version, decision, run.newest)
+    outcome = refit(version, decision, alarmed, refit_options(settings))
+    advance(version, outcome, run.newest)
 
 
 agentps_retraining = CheckedPipeline(

@@ -56,6 +56,26 @@ def prepare(
     return fingerprint, table, labels, shards
 
 
+def improved(
+    settings: TrainingSettings,
+    policy: Task,
+    shards: Any,
+    labels: Any,
+    fingerprint: str,
+    name: str | None = None,
+    start: str | None = None,
+) -> tuple[Any, Any]:
+    """The labels that are trained on, by `fine_tune.labels`, and the questions' weights; None: the task's."""
+    if settings.fine_tune.labels == "plain":
+        return labels, None
+    from steps.fine_tune.step import improve_labels
+
+    made: tuple[Any, Any] = improve_labels(
+        shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune, name, start
+    )
+    return made
+
+
 def _training(options: dict[str, Any] | None = None) -> None:
     """`options`: laid over `configs/default.yaml`, key by key."""
     settings = load_settings(options or {})
@@ -67,7 +87,8 @@ def _training(options: dict[str, Any] | None = None) -> None:
     from steps.promote.step import promote
     from steps.register.step import register
 
-    checkpoint = fine_tune(shards, labels, policy, settings.backbone, fingerprint, settings.fine_tune)
+    taught, weights = improved(settings, policy, shards, labels, fingerprint)
+    checkpoint = fine_tune(shards, taught, policy, settings.backbone, fingerprint, settings.fine_tune, weights=weights)
     report, page, predictions = evaluate(
         checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotate.source, settings.evaluate
     )

@@ -26,18 +26,18 @@ import pyarrow.parquet as pq
 from pydantic import AwareDatetime, ValidationError
 
 from model.columns import ERROR, decision_column
-from model.errors import ConfigError, DataError, ImageError, ManifestError
+from model.errors import ConfigError, DataError, ManifestError
 from model.files import disk_told, replacing, write_whole
-from model.images import ImageLimits, read_source
+from model.images import ImageLimits
 from model.post import post_id_of
-from model.schema import IMAGES, POST_ID, TEXT, TITLE
+from model.schema import IMAGES, POST_ID, TEXT, TITLE, VIDEO
 from model.settings import PostLimits
 from model.strict import Strict, explain_validation
+from scoring.files import picture_reader, video_reader
 from scoring.plan import IdsHash, Shard, fingerprint, plan, read_plan, sources_of
 from scoring.record import Record, to_table
 from scoring.score import Input, LocalScore, Score, read_input
 from scoring.settings import ScoringSettings
-from steps.ingest.posts import namer
 from steps.ingest.rows import is_url
 from steps.ingest.streamed import Reader
 from steps.locks import locked
@@ -110,40 +110,26 @@ class Done:
 # --- posts to records ---------------------------------------------------------------------------------------
 
 
-def picture_reader(root: str, limits: ImageLimits) -> Callable[[Any], bytes]:
-    """Reads the pictures that a manifest names, by ingest's rules: files under its folder, links followed."""
-    name_of = namer(root)
-
-    def read(source: Any) -> bytes:
-        if not isinstance(source, str) or not source.strip():
-            raise ImageError("no path of a file under the manifest's folder")
-        try:
-            name = name_of(source)
-        except ValueError as error:
-            raise ImageError(str(error)) from None
-        return read_source(name, limits, root=root)
-
-    return read
-
-
 def records_of(
     rows: Iterable[Mapping[str, Any]],
     score: BatchScore,
     read: Callable[[Any], bytes],
     now: datetime,
     readers: int = 1,
+    read_video: Callable[[Any], tuple[str, list[bytes]]] | None = None,
 ) -> Iterator[Record]:
     """A record for each row, in order, so many at a time that memory stays flat.
 
     Args:
         rows: of a manifest, each with a usable `post_id`.
-        read: see `scoring.score.read_input`.
+        read, read_video: see `scoring.score.read_input`.
         now: `scored_at`.
         readers: posts whose pictures are read at the same time.
     """
     chunk: list[Input] = []
     n_bytes = 0
-    for post in _inputs(rows, partial(read_input, read=read, limits=score.post_limits), readers):
+    make = partial(read_input, read=read, limits=score.post_limits, read_video=read_video)
+    for post in _inputs(rows, make, readers):
         chunk.append(post)
         n_bytes += sum(map(len, post.images))
         if len(chunk) == _CHUNK or n_bytes >= _CHUNK_BYTES:
@@ -170,9 +156,10 @@ class ShardScorer:
 
     def __init__(self, score: BatchScore, job: Job, sources: Sequence[str], folder: Path) -> None:
         self._score, self._job, self._sources, self._folder = score, job, sources, folder
-        self._reader = Reader((POST_ID, TITLE, TEXT, IMAGES))
+        self._reader = Reader((POST_ID, TITLE, TEXT, IMAGES, VIDEO))
         root = folder_of(job.posts)
         self._read, self._readers = picture_reader(root, score.limits), _READERS if is_url(root) else 1
+        self._watch = video_reader(root, score.limits)
 
     def __call__(self, shard: Shard) -> Done:
         """
@@ -181,7 +168,7 @@ class ShardScorer:
             DiskError: the file cannot be written; it is not there then.
         """
         rows = self._rows(shard)
-        records = list(records_of(rows, self._score, self._read, self._job.scored_at, self._readers))
+        records = list(records_of(rows, self._score, self._read, self._job.scored_at, self._readers, self._watch))
         table = to_table(records, self._score.schema)
         with replacing(file_of(self._folder, shard)) as part:
             pq.write_table(table, part)

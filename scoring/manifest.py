@@ -16,8 +16,9 @@ import pyarrow as pa
 from model.errors import ConfigError, ManifestError
 from model.metrics import point_name
 from model.post import post_id_of, shown
-from model.schema import IMAGES, POST_ID, TEXT, TITLE
-from scoring.batch import BatchScore, picture_reader
+from model.schema import IMAGES, POST_ID, TEXT, TITLE, VIDEO
+from scoring.batch import BatchScore
+from scoring.files import picture_reader, video_reader
 from scoring.plan import sources_of
 from scoring.policy import Policy
 from scoring.record import Record
@@ -94,9 +95,9 @@ def score_manifest(name: str, posts: str, settings: TrainingSettings, place: str
     sources = sources_of(posts)
     rejects = _look(posts, sources, settings.ingest.max_reject_share)
     left_out = {(reject.manifest, reject.row) for reject in rejects}
-    read = picture_reader(folder_of(posts), score.limits)
+    read, watch = picture_reader(folder_of(posts), score.limits), video_reader(folder_of(posts), score.limits)
     with keeping(place, name, champion.version, point, score.schema, rules) as kept:
-        done = score_new(score, _rows(sources, left_out), read, kept, point, datetime.now(UTC))
+        done = score_new(score, _rows(sources, left_out), read, kept, point, datetime.now(UTC), watch)
     if done.errors and not done.scored and not done.before:
         raise ManifestError(
             f"posts {posts}: not one of {len(done.errors):,} posts could be scored, the first: {done.errors[0]}. The "
@@ -117,13 +118,14 @@ def score_new(
     kept: Kept,
     point: str,
     now: datetime,
+    read_video: Callable[[Any], tuple[str, list[bytes]]] | None = None,
 ) -> Scored:
     """Score and keep the posts that the version has no score for. Killed, the next call goes on with those that are
     left. A post that cannot be scored is kept with its `error`, and is tried again by the next call.
 
     Args:
         rows: of a manifest, each with a usable `post_id`.
-        read: see `scoring.score.read_input`.
+        read, read_video: see `scoring.score.read_input`.
         point: the operating point whose flags are counted.
     """
     done = Scored()
@@ -144,7 +146,7 @@ def score_new(
             if known.get(post_id, "") is None:
                 done.before += 1
                 continue
-            post = read_input(row, read, score.post_limits)
+            post = read_input(row, read, score.post_limits, read_video)
             if post.sha256 is not None and post.sha256 == known.get(post_id):
                 done.before += 1
                 continue
@@ -183,7 +185,7 @@ def _look(posts: str, sources: Sequence[str], max_share: float) -> list[Reject]:
 
 def _rows(sources: Sequence[str], left_out: Collection[tuple[str, int]]) -> Iterator[Mapping[str, Any]]:
     for source in sources:
-        for row in stream(source, (POST_ID, TITLE, TEXT, IMAGES)):
+        for row in stream(source, (POST_ID, TITLE, TEXT, IMAGES, VIDEO)):
             if (source, row.number) not in left_out:
                 yield row.cells or {}
 

@@ -129,6 +129,11 @@ class Policy:
             raise ConfigError(f"policy {path}: no such file: give the path of a policy in YAML") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"policy {path}: cannot be read as YAML: {error}") from error
+        return cls.parse(raw, path)
+
+    @classmethod
+    def parse(cls, raw: object, path: Path) -> Policy:
+        """What a policy's file holds. path: for messages; a task's path is relative to it. Raises: as `load`."""
         if not isinstance(raw, dict):
             raise ConfigError(f"policy {path}: a mapping was expected, found {type(raw).__name__}")
         try:

@@ -14,7 +14,7 @@ from typing import Any
 from model.errors import ConfigError
 from scoring.batch import Done, Job, Make, ShardScorer
 from scoring.plan import Shard
-from scoring.ray_settings import ADDRESS, LEAST_CPUS, running
+from steps.ray_settings import ADDRESS, LEAST_CPUS, running
 
 #: A worker that dies is started again, and its shard given to it again, so many times.
 _TRIES = 3

@@ -23,8 +23,9 @@ from model.columns import ERROR, LOGIT, SCORE, answer_column, decision_column, p
 from model.errors import DataError, ImageError
 from model.images import ImageLimits
 from model.post import parse, post_id_of, row_of, shown
-from model.schema import IMAGES, POST_ID, TEXT, TITLE
+from model.schema import IMAGES, POST_ID, TEXT, TITLE, VIDEO
 from model.settings import PostLimits
+from model.video import FRAMES
 from scoring.record import Answer, Record, columns_of
 from steps.register import history, registry
 from steps.register.own_code import scorer_of
@@ -40,7 +41,8 @@ _TEXTS = row_of(columns=(TITLE, TEXT))
 class Input:
     """A post as it is scored.
 
-    images: the bytes of the encoded pictures, in their order. error: why it cannot be scored; None where it can.
+    images: the bytes of the encoded pictures, in their order; behind them the frames of the video, where there is one.
+    error: why it cannot be scored; None where it can. video_sha256: of the video's file.
     """
 
     post_id: str
@@ -48,22 +50,31 @@ class Input:
     text: str = ""
     images: tuple[bytes, ...] = ()
     error: str | None = None
+    video_sha256: str | None = None
 
     @cached_property
     def sha256(self) -> str | None:
-        """Of title, text and pictures; None where they were not read."""
+        """Of title, text, pictures and video; None where they were not read."""
         if self.error is not None:
             return None
-        pictures = [hashlib.sha256(image).hexdigest() for image in self.images]
+        own = self.images if self.video_sha256 is None else self.images[:-FRAMES]
+        pictures = [hashlib.sha256(image).hexdigest() for image in own]
+        pictures += [] if self.video_sha256 is None else [self.video_sha256]
         return hashlib.sha256(json.dumps([self.title, self.text, pictures]).encode()).hexdigest()
 
 
-def read_input(cells: Mapping[str, Any], read: Callable[[Any], bytes], limits: PostLimits) -> Input:
+def read_input(
+    cells: Mapping[str, Any],
+    read: Callable[[Any], bytes],
+    limits: PostLimits,
+    read_video: Callable[[Any], tuple[str, list[bytes]]] | None = None,
+) -> Input:
     """A post by the rules of a manifest's row. What is wrong with it, but for its id, is in `error`.
 
     Args:
-        cells: `post_id`, `title`, `text` and `images`; others are not read.
+        cells: `post_id`, `title`, `text`, `images` and `video`; others are not read.
         read: the bytes of a picture, or an ImageError.
+        read_video: the sha256 and the frames of a video, or an ImageError; None: no video is read.
 
     Raises:
         DataError: it has no usable `post_id`, so no record can be of it.
@@ -75,11 +86,16 @@ def read_input(cells: Mapping[str, Any], read: Callable[[Any], bytes], limits: P
     images = cells.get(IMAGES)
     if isinstance(images, np.ndarray):  # how pandas reads a list
         images = images.tolist()
-    if not isinstance(images, list | tuple) or not images:
+    video = cells.get(VIDEO)
+    if video is not None and images is None:
+        images = []
+    if not isinstance(images, list | tuple) or (not images and video is None):
         faults.append(f"{IMAGES}: {shown(images)}; a list of one or more images is expected")
         images = []
     title, text = (getattr(texts, TITLE), getattr(texts, TEXT)) if texts else ("", "")
-    faults += limits.faults(title, text, len(images))
+    faults += limits.faults(title, text, len(images) + FRAMES * (video is not None))
+    if video is not None and read_video is None:
+        faults.append(f"{VIDEO}: no video is read here: send its frames as images")
     data: list[bytes] = []
     for number, image in enumerate([] if faults else images, 1):
         try:
@@ -87,9 +103,16 @@ def read_input(cells: Mapping[str, Any], read: Callable[[Any], bytes], limits: P
         except ImageError as error:
             faults.append(f"image {number}: {error}")
             break
+    sha256 = None
+    if video is not None and read_video is not None and not faults:
+        try:
+            sha256, shown_frames = read_video(video)
+            data += shown_frames
+        except ImageError as error:
+            faults.append(f"video: {error}")
     if faults:
         return Input(post_id, error="; ".join(faults))
-    return Input(post_id, title, text, tuple(data))
+    return Input(post_id, title, text, tuple(data), video_sha256=sha256)
 
 
 class Score(Protocol):

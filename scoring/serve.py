@@ -33,13 +33,14 @@ import httpx2
 from fastapi import HTTPException
 
 from model.errors import AgentPSError, ConfigError
-from scoring import haproxy, ray_settings
+from scoring import haproxy
 from scoring.about import About, Status
 from scoring.app import create_app
 from scoring.keys import read_keys
 from scoring.record import Record
 from scoring.score import Input
 from scoring.settings import ServiceSettings
+from steps import ray_settings
 from steps.register.history import champion_of
 
 logger = logging.getLogger(__name__)

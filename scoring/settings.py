@@ -196,7 +196,8 @@ class StreamSettings(Chosen):
     kafka: dict[str, str | int | float | bool]
     #: Messages between two commits, at most: all of them come again where the worker is killed.
     batch: int = Field(ge=1, le=10_000)
-    #: The folder that the paths of pictures in messages lie in. None: that of a folder source; no paths from a broker.
+    #: The folder, or fsspec URL, that the paths of pictures in messages lie in. None: that of a folder source; no paths
+    #: from a broker.
     images: str | None
     #: Hosts whose https URLs may be named as pictures, as in `service.image_hosts`; none: no URL is.
     image_hosts: tuple[Annotated[str, Field(min_length=1)], ...]
@@ -217,6 +218,9 @@ class StreamSettings(Chosen):
     watch: float = Field(gt=0, le=3600)
     #: The database of records and dead letters; None: `retrain.scores` where that is one, else SQLite.
     store: str | None
+    #: `HOST:PORT` where Prometheus finds the worker's metrics; None: nowhere. They hold no word of a post, and whoever
+    #: reaches the address reads them.
+    metrics: str | None = Field(pattern=r"^(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}$")
     #: Where records also go: `kafka://HOST:PORT/TOPIC`, an `https://` address, or a folder for Parquet files.
     sinks: tuple[str, ...]
 

@@ -120,7 +120,7 @@ class Store:
         each is made, do not matter.
         """
         rows = [_row(record, outcome) for record, outcome in scored]
-        return self._do(lambda connection: sum(self._put(connection, part) for part in _parts(rows)), writes=True)
+        return self.do(lambda connection: sum(self._put(connection, part) for part in _parts(rows)), writes=True)
 
     def _put(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> int:
         # RETURNING makes one statement of many rows, whose ids then ascend in their order
@@ -235,7 +235,7 @@ class Store:
             for row in rows:  # bodies may be large
                 connection.execute(upsert, row)
 
-        self._do(write, writes=True)
+        self.do(write, writes=True)
 
     def dead_letters(
         self, *, source: str | None = None, ids: Iterable[int] | None = None, after: int = 0, limit: int = 1_000
@@ -272,14 +272,14 @@ class Store:
                 done = update(DEAD_LETTERS).where(these, DEAD_LETTERS.c.resolved_at.is_(None))
                 connection.execute(done.values(resolved_at=datetime.now(UTC)))
 
-        self._do(write, writes=True)
+        self.do(write, writes=True)
 
     # --- the database
 
     def _rows(self, query: Select[Any]) -> Sequence[RowMapping]:
-        return self._do(lambda connection: connection.execute(query).mappings().all())
+        return self.do(lambda connection: connection.execute(query).mappings().all())
 
-    def _do(self, function: Callable[[Connection], _T], *, writes: bool = False) -> _T:
+    def do(self, function: Callable[[Connection], _T], *, writes: bool = False) -> _T:
         """In one transaction, which is begun again where the server is restarted meanwhile: all of ours may be."""
         until, told = time.monotonic() + _PATIENCE, False
         with explained(self.name, STORE):

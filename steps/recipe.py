@@ -27,6 +27,11 @@ from model.task import Task
 
 #: From a post's shards and labels to trained weights and their metrics: `model/`, `steps/evaluate/`, `steps/study/`.
 TRAINING = 1
+#: Beside it, of trainings in several processes: how the posts are shared among them. 1 trained some posts of an epoch's
+#: begin twice where the processes did not share them evenly.
+SEVERAL = 2
+#: Options that say where a training runs, and how fast, but not what comes out.
+WHERE = frozenset({"engine", "least_processes"})
 #: From the sample's texts and images to the tiny backbone: `model/tiny.py`, `steps/ingest/sample.py`.
 TINY_BACKBONE = 1
 

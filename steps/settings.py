@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from model.errors import ConfigError
+from model.images import ImageLimits
 from model.metrics import accuracy_name, comparable_names, is_accuracy
 from model.schema import SPLITS
 from model.settings import (
@@ -80,11 +81,24 @@ class IngestSettings(Chosen):
     max_image_bytes: int = Field(gt=0, le=2**40)
     max_image_pixels: int = Field(gt=0, le=2**40)
     max_images: int = Field(ge=1, le=100_000)
+    max_video_bytes: int = Field(default=ImageLimits.max_video_bytes, gt=0, le=2**40)
+    max_video_seconds: float = Field(default=ImageLimits.max_video_seconds, gt=0, le=86_400)
     #: Of title and text together.
     max_text_characters: int = Field(default=PostLimits.max_text_characters, ge=1)
     #: Split of a post that names none: shares of val and test, by a hash of its post_id.
     val_share: float = Field(gt=0, lt=1)
     test_share: float = Field(gt=0, lt=1)
+    #: What posts may not share across splits: those that do are put into one. Empty: each post by its id alone.
+    group_by: tuple[Literal["image", "text"], ...] = ()
+
+    @property
+    def limits(self) -> ImageLimits:
+        return ImageLimits(
+            max_bytes=self.max_image_bytes,
+            max_pixels=self.max_image_pixels,
+            max_video_bytes=self.max_video_bytes,
+            max_video_seconds=self.max_video_seconds,
+        )
 
     @property
     def post_limits(self) -> PostLimits:
@@ -207,7 +221,8 @@ class RetrainSettings(Chosen):
 
     #: The run ends at once where fewer posts are newer than the retraining cursor.
     min_fresh: int = Field(ge=1)
-    #: A manifest of `post_id` and `label`: people's labels that came after the post; None: the manifest's own only.
+    #: People's labels that came after the post: a manifest of `post_id` and `label`, or the URL of the review desk's
+    #: store. None: the manifest's own only.
     labels: str | None
     #: The scores of production: a store's URL, or a table (see `steps.retrain.live`); None: the store of this machine.
     scores: str | None

@@ -33,6 +33,14 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes minutes runs where its marker is asked for."""
+    if "ray" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("ray") is not None:
+                item.add_marker(pytest.mark.skip(reason="takes minutes: `pytest -m ray` runs it"))
+
+
 @pytest.fixture
 def agentps_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty `$AGENTPS_HOME`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
+from steps.retrain import reviewed  # noqa: F401  # its tables stand in METADATA, too
 from steps.retrain.stored import METADATA, VERSION_TABLE
 
 context.configure(

@@ -170,6 +170,9 @@ class BrokerSource:
         for message in taken:
             await message.ack()
 
+    def behind(self) -> None:
+        """The broker's own metrics say it."""
+
     def close(self) -> None:
         if self._broker is not None:
             self._loop.ask(self._broker.stop(), 6 * _ANSWER)

@@ -126,6 +126,9 @@ class FolderSource:
                     f"{path}: is done, and cannot be moved to {done} ({error.strerror}): give the right to do that"
                 ) from error
 
+    def behind(self) -> int:
+        return len(self._seen)
+
     def close(self) -> None:
         self._held.close()
 

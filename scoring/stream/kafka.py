@@ -147,6 +147,20 @@ class KafkaSource:
             if error.args[0].name() != "_NO_OFFSET":
                 raise AwayError(f"{self.name}: {error.args[0].str()}") from error
 
+    def behind(self) -> int | None:
+        from confluent_kafka import KafkaException
+
+        if self._subscriber is None or self._subscriber.consumer is None:
+            return None
+        consumer = self._consumer.consumer
+        try:
+            places = consumer.position(consumer.assignment())
+            ends = [(place, *consumer.get_watermark_offsets(place, cached=True)) for place in places]
+        except (KafkaException, RuntimeError):  # it is being closed, or its partitions are being handed out
+            return None
+        # an offset below 0: nothing was taken from there yet
+        return sum(max(0, high - (place.offset if place.offset >= 0 else low)) for place, low, high in ends)
+
     def close(self) -> None:
         if self._broker is not None:
             self._loop.ask(self._broker.stop())

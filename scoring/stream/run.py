@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
-from model.images import ImageLimits
 from model.settings import PostLimits
 from scoring.score import Score
 from scoring.settings import StreamSettings
 from scoring.store import DeadLetter, Store
 from scoring.stream.filter import filter_of
 from scoring.stream.folder import FolderSource
+from scoring.stream.metrics import told
 from scoring.stream.retriever import FromSql, Retriever, from_message, picture_folder, reader
 from scoring.stream.sink import sink_of
 from scoring.stream.source import Message, folder_of, source_of
@@ -93,7 +93,7 @@ def worker_of(
             sinks=[stack.enter_context(closing(sink_of(url, settings))) for url in settings.sinks],
             store=stack.enter_context(store_of(settings)),
             limits=(
-                ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels),
+                ingest.limits,
                 PostLimits(ingest.max_images, ingest.max_text_characters),
             ),
             picture_waits=settings.picture_waits,
@@ -111,7 +111,7 @@ def stream(
     folder = source.folder if isinstance(source, FolderSource) else None
     with worker_of(settings, ingest, score, source.name, folder) as worker:
         say(f"{source.name}: posts are taken, in batches of {settings.batch} at most")
-        with ending(worker.stop):
+        with told(settings.metrics, source, worker), ending(worker.stop):
             try:
                 follow(source, worker, once=once)
             finally:

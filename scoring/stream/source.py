@@ -49,6 +49,13 @@ class Source(Protocol):
         """What `take` gave last is done with. Raises: AwayError: it will come again."""
         ...
 
+    def behind(self) -> int | None:
+        """Messages that are still to be taken, as far as this worker knows, of a folder files; None: it cannot tell.
+
+        Asked by another thread, at any time; it waits for nobody.
+        """
+        ...
+
     def close(self) -> None:
         """What was taken and not committed comes again, to whoever takes next."""
         ...

@@ -78,6 +78,10 @@ class Worker:
     picture_waits: Sequence[float] = ()
     stop: threading.Event = field(default_factory=threading.Event)
     tally: Tally = field(default_factory=Tally)
+    #: Something does not answer now.
+    waits: bool = False
+    #: When all that the source had given was last done, in seconds since 1970; at first, the worker's begin.
+    committed: float = field(default_factory=time.time)
 
     def process(self, messages: Sequence[Message], *, again: bool = False) -> dict[str, DeadLetter]:
         """Score, decide, and write: all of the batch, or an error and nothing is to be committed.
@@ -94,7 +98,16 @@ class Worker:
         return _Batch(self, messages, again).run()
 
     def patiently(self, ask: Callable[[], _T]) -> _T:
-        return patiently(ask, self.stop)
+        def watched() -> _T:
+            try:
+                found = ask()
+            except AwayError:
+                self.waits = True
+                raise
+            self.waits = False
+            return found
+
+        return patiently(watched, self.stop)
 
 
 class _Batch:
@@ -265,7 +278,7 @@ def follow(source: Source, worker: Worker, *, once: bool = False) -> None:
             if messages:
                 worker.process(messages)
                 quiet_since = time.monotonic()
-            _commit(source)
+            _commit(source, worker)
             if once and time.monotonic() - quiet_since > source.settles:
                 return
     except StoppedError as error:
@@ -274,9 +287,10 @@ def follow(source: Source, worker: Worker, *, once: bool = False) -> None:
         source.close()
 
 
-def _commit(source: Source) -> None:
+def _commit(source: Source, worker: Worker) -> None:
     try:
         source.commit()
+        worker.committed = time.time()
     except AwayError as error:  # it is in the store: who takes it again finds it unchanged
         logger.warning("%s: a batch is done, and could not be committed: it comes again", error)
 

@@ -91,13 +91,37 @@ def annotate_posts(
         RuntimeError: called from within a running event loop.
     """
     started = time.perf_counter()
+    requests = Requests(posts, task, settings, price)
+    plan, known = make_plan(requests, ledger)
+    tally = ask_all(requests, ledger, known, base_url=base_url, api_key=api_key, on_progress=on_progress)
+    result = _result(requests, plan, known, tally, time.perf_counter() - started)
+    if result.missing > settings.max_missing_share * result.total:
+        raise AnnotationError(_too_many_missing(requests, known | tally.answers, ledger))
+    return result
+
+
+def ask_all(
+    requests: Requests,
+    ledger: Ledger,
+    known: dict[str, LedgerAnswer],
+    *,
+    base_url: str | None,
+    api_key: str | None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Tally:
+    """Ask what is not settled of `requests`. Everything that comes back is in the ledger.
+
+    Args:
+        known: what the ledger knows of them.
+
+    Raises: as `annotate_posts`.
+    """
+    settings, price = requests.settings, requests.price
     if settings.max_cost is not None and price is None:
         raise AnnotationError(
             f"annotator {settings.source}: annotate.max_cost is set, but {settings.model!r} has no price; add it to "
             "configs/prices.yaml, or set annotate.max_cost to null"
         )
-    requests = Requests(posts, task, settings, price)
-    plan, known = make_plan(requests, ledger)
     outlook = Outlook(requests, known)
     todo = outlook.first(todo_of(requests, known))
     tally = Tally(len(todo), price, settings.max_cost, outlook, on_progress)
@@ -109,10 +133,7 @@ def annotate_posts(
             raise AnnotationError(_too_many_missing(requests, answers, ledger, stopped=True)) from None
         finally:
             ledger.release()
-    result = _result(requests, plan, known, tally, time.perf_counter() - started)
-    if result.missing > settings.max_missing_share * result.total:
-        raise AnnotationError(_too_many_missing(requests, known | tally.answers, ledger))
-    return result
+    return tally
 
 
 def _result(

@@ -17,20 +17,26 @@ from model.post import columns_of, parse, post_id_of, row_of, shown
 from model.schema import POST_ID
 from model.task import Task
 from steps.ingest.rows import is_csv, json_object, json_value, opened, read_rows, refuse_input
+from steps.retrain.reviewed import reviewed_answers
+from steps.retrain.stored import is_store
+from steps.secrets import masked, resolved
 
 #: post_id -> question id -> class index
 Answers = dict[str, dict[str, int]]
 
 
-def read_answers(path: Path, task: Task) -> Answers:
-    """People's answers, of a filled CSV (JSON Lines and Parquet do, too) or of Label Studio's JSON export.
+def read_answers(place: str | Path, task: Task) -> Answers:
+    """People's answers, of a filled CSV (JSON Lines and Parquet do, too), of Label Studio's JSON export, or of the
+    store whose review desk has them, by its URL.
 
     Where several people answered a question of a post differently it is left out, as is one that nobody answered.
 
     Raises:
         ManifestError: the file cannot be read, holds no answer, or one that is no class of its question.
     """
-    row = row_of(task, (POST_ID, *task.question_ids))
+    if is_store(str(place)):
+        return _reviewed(str(place), task)
+    path, row = Path(place), row_of(task, (POST_ID, *task.question_ids))
     if path.suffix == ".json":
         rows = _exported(path)
     else:
@@ -57,6 +63,21 @@ def read_answers(path: Path, task: Task) -> Answers:
     return {post: given for post, given in agreed.items() if given}
 
 
+def _reviewed(url: str, task: Task) -> Answers:
+    sizes = {question.id: len(question.classes) for question in task.questions}
+    answers = reviewed_answers(resolved(url, "--answers"))
+    for post_id, given in answers.items():
+        for name, index in given.items():
+            if not 0 <= index < sizes.get(name, 0):
+                raise ManifestError(
+                    f"answers of post {shown(post_id)}: {name} has no class {index} in task {task.name}: give the task "
+                    "that the desk was started with"
+                )
+    if not answers:
+        raise ManifestError(f"answers {masked(url)}: nobody at the desk has answered a question of a post yet")
+    return answers
+
+
 def _exported(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """One row per choice that a person made; the number is that of the Label Studio task in the file."""
     try:
@@ -74,10 +95,15 @@ def _exported(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ) from error
 
 
-def add_gold(manifest: Path, answers: Mapping[str, Mapping[str, int]], task: Task, out: Path) -> int:
+def add_gold(
+    manifest: Path, answers: Mapping[str, Mapping[str, int]], task: Task, out: Path, *, others: bool = False
+) -> int:
     """Write `manifest` with people's answers as its process labels; all else stays as it is, types included.
 
     A column that holds the names of classes gets names, any other one indices.
+
+    Args:
+        others: there may be answers to posts of other manifests, too: a store has those of all.
 
     Returns:
         The number of posts that got an answer.
@@ -94,7 +120,7 @@ def add_gold(manifest: Path, answers: Mapping[str, Mapping[str, int]], task: Tas
         )
     rows, _ = read_rows(manifest, (POST_ID, *task.question_ids), (POST_ID,))
     ids = [post_id_of(cells.get(POST_ID)) for _, cells in rows]
-    if left := sorted(set(answers) - set(ids)):
+    if (left := sorted(set(answers) - set(ids))) and not (others and len(left) < len(answers)):
         raise ManifestError(
             f"manifest {manifest}: {len(left)} answered posts are not in it, for example {left[0]!r}; "
             "give the manifest that the queue was made from"
@@ -111,7 +137,7 @@ def add_gold(manifest: Path, answers: Mapping[str, Mapping[str, int]], task: Tas
             write(manifest, given, part)
     except (OSError, pa.ArrowException) as error:
         raise ManifestError(f"{out}: cannot be written: {error}") from error
-    return len(answers)
+    return len(answers) - len(left)
 
 
 def _write_jsonl(manifest: Path, given: list[dict[str, Any]], out: Path) -> None:

@@ -52,7 +52,8 @@ class Missing(StrEnum):
 UNPAID = frozenset({Missing.RATE_LIMITED, Missing.SERVER_ERROR, Missing.CONNECTION, Missing.REJECTED})
 
 _LOOKUP_CHUNK = 500  # bound parameters of one statement; SQLite's lowest limit is 999
-_RAW_CHARACTERS = 4000
+#: Of a reply that are kept: a whole draft of a task (see `steps.annotate.draft`).
+RAW_CHARACTERS = 40_000
 #: A process without a sign of life for this long has lost its leases; it gives one four times as often.
 LEASE_SECONDS = 60.0
 
@@ -367,7 +368,7 @@ def _row(attempt: Attempt) -> dict[str, Any]:
         "attempt": attempt.attempt,
         "post_id": storable(attempt.post_id),
         "model": storable(attempt.model),
-        "raw": storable(attempt.raw, _RAW_CHARACTERS),
+        "raw": storable(attempt.raw, RAW_CHARACTERS),
         "counts": list(attempt.counts) if attempt.counts is not None else None,
         "missing": attempt.missing and attempt.missing.value,
         "prompt_tokens": attempt.prompt_tokens,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -55,7 +55,7 @@ def parse_answer(text: str, n: int) -> list[int]:
     Raises:
         AnswerError: other text (MALFORMED), or more or fewer numbers than `n` (WRONG_NUMBER).
     """
-    numbers = _numbers(_unwrapped(text).translate(_FULL_WIDTH).strip())
+    numbers = _numbers(unwrapped(text).translate(_FULL_WIDTH).strip())
     if numbers is None:
         raise AnswerError(Missing.MALFORMED)
     if len(numbers) != n:
@@ -87,7 +87,7 @@ def _without(text: str, pairs: tuple[tuple[str, str], ...]) -> str | None:
     return None
 
 
-def _unwrapped(text: str) -> str:
+def unwrapped(text: str) -> str:
     """`text` without the closed blocks of reasoning before it and the code fence around it."""
     text = text.strip()
     if (thoughts := _THOUGHTS.match(text)) is not None:
@@ -107,7 +107,7 @@ def parse_object(text: str, ids: tuple[str, ...]) -> list[int]:
             (WRONG_NUMBER).
     """
     try:
-        pairs = json.loads(_unwrapped(text), object_pairs_hook=_Pairs)
+        pairs = json.loads(unwrapped(text), object_pairs_hook=_Pairs)
     except (ValueError, RecursionError):
         raise AnswerError(Missing.MALFORMED) from None
     if not isinstance(pairs, _Pairs) or len({key for key, _ in pairs}) != len(pairs):
@@ -159,6 +159,8 @@ class Asked:
     form: str
     #: Names of the fields that were sent beside model and messages.
     fields: Collection[str] = ()
+    #: Reads another text than numbers, or raises AnswerError; None: numbers by `form`.
+    read: Callable[[str], list[int]] | None = None
 
 
 def read_reply(status: int, headers: Mapping[str, str], body: bytes, asked: Asked) -> Reply:
@@ -206,6 +208,8 @@ def _counts(text: str | None, asked: Asked) -> list[int]:
     """
     if text is None:
         raise AnswerError(Missing.MALFORMED)
+    if asked.read is not None:
+        return asked.read(text)
     task = asked.task
     if asked.form == "json_schema":
         counts = parse_object(text, task.question_ids)

@@ -23,7 +23,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,6 +113,7 @@ class SimulatedAnnotator:
         truth: the sample's hidden truth: post_id, images_sha256 (list of hex), n_images, and the
             true count of each question of the task.
         task: the questions, in the order in which they are asked.
+        texts: answers to requests without images, by their text.
 
     Raises:
         AnnotationError: the task asks what the sample has no truth for, or the server does not start.
@@ -121,7 +122,7 @@ class SimulatedAnnotator:
     #: What the client is to send as its key; the server does not look at it.
     api_key = "simulated"
 
-    def __init__(self, truth: pd.DataFrame, task: Task) -> None:
+    def __init__(self, truth: pd.DataFrame, task: Task, texts: Mapping[str, str] | None = None) -> None:
         unknown = [id_ for id_ in task.question_ids if id_ not in ACCURACY or id_ not in truth.columns]
         if unknown:
             raise AnnotationError(
@@ -130,6 +131,8 @@ class SimulatedAnnotator:
                 "process labels, or `annotator: openai` to ask a real annotator"
             )
         self._messages = _messages(truth, task)
+        for text, answer in (texts or {}).items():
+            self._messages[album_key([text])] = {"role": "assistant", "content": answer, "refusal": None}
         self._process: subprocess.Popen[bytes] | None = None
         self._port = 0
         self._served = 0
@@ -250,19 +253,25 @@ class _App:
             request = json.loads(body)
             parts = request["messages"][-1]["content"]
             urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
-            characters = sum(len(part["text"]) for part in parts if part["type"] == "text")
+            text = "".join(part["text"] for part in parts if part["type"] == "text")
             images = [base64.b64decode(url.partition(";base64,")[2], validate=True) for url in urls]
             model = request["model"]
         except (ValueError, KeyError, TypeError, IndexError) as error:
             return 400, _error(f"the request is no chat completion with base64 images: {error!r}")
-        message = self._messages.get(album_key([hashlib.sha256(image).hexdigest() for image in images]))
+        known_by = [hashlib.sha256(image).hexdigest() for image in images] if images else [text]
+        message = self._messages.get(album_key(known_by))
+        if message is None and not images:
+            return 404, _error(
+                "the simulated annotator drafts a task of the shipped policy only, configs/tasks/ucc.md: set "
+                "`annotator: openai` to ask a real LLM about another one"
+            )
         if message is None:
             return 404, _error(
                 "the simulated annotator knows only the embedded sample, and no post of it has these "
                 f"{len(images)} images: set `annotator: openai` to ask a real annotator, or `annotator: human` to use "
                 "the manifest's own process labels"
             )
-        prompt, completion = characters // 4 + 85 * len(images), len(message["content"] or message["refusal"])
+        prompt, completion = len(text) // 4 + 85 * len(images), len(message["content"] or message["refusal"])
         return 200, {
             "id": f"chatcmpl-simulated-{self._served}",
             "object": "chat.completion",

@@ -44,6 +44,7 @@ def promised_threshold(
     min_precision: float,
     confidence: float,
     weights: ArrayLike | None = None,
+    probability: ArrayLike | None = None,
 ) -> float:
     """The threshold of highest recall among those whose precision is promised; inf where none can be.
 
@@ -54,6 +55,8 @@ def promised_threshold(
         confidence: the least probability that it is kept, between 0 and 1.
         weights: (N,), how much likelier each post is among those that will be served than among these. As many posts
             as their weights allow are drawn from these, so that they are a draw from those; the others are not used.
+        probability: (N,), above 0, with which each post was drawn for people, whatever its label is (`steps.queue`). Of
+            the posts above a threshold as many as make their draws alike are used: all, where their probability is one.
 
     Raises:
         ValueError: no posts, a NaN score, a label other than 0 and 1, a share that is none, or a negative weight.
@@ -61,12 +64,15 @@ def promised_threshold(
     score_N, label_N, weight_N = checked(scores, labels, weights)
     if not (0 < min_precision < 1 and 0 < confidence < 1):
         raise ValueError(f"precision {min_precision}, confidence {confidence}: shares between 0 and 1 are expected")
+    chance_N = np.ones(len(score_N)) if probability is None else np.asarray(probability, dtype=np.float64)
+    if chance_N.shape != score_N.shape or not ((chance_N > 0) & (chance_N <= 1)).all():
+        raise ValueError("probability: one per post, above 0 and at most 1, is expected")
     if weights is not None:
         if not (weight_N >= 0).all() or not weight_N.any():
             raise ValueError("weights: none below 0, and one above it, are expected")
         drawn_N = np.random.default_rng(0).random(len(weight_N)) * weight_N.max() < weight_N
-        score_N, label_N = score_N[drawn_N], label_N[drawn_N]
-    curve = _curve(score_N, label_N, min_precision, confidence)
+        score_N, label_N, chance_N = score_N[drawn_N], label_N[drawn_N], chance_N[drawn_N]
+    curve = _curve(score_N, label_N, chance_N, min_precision, confidence)
     rejected = np.flatnonzero(_rejected(curve, min_precision, 1 - confidence))
     if not len(rejected):
         return math.inf
@@ -101,9 +107,16 @@ def _fewest(min_precision: float, confidence: float) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(min_precision))
 
 
-def _curve(score_N: NDArray[np.float64], label_N: NDArray[np.bool_], min_precision: float, confidence: float) -> _Curve:
+def _curve(
+    score_N: NDArray[np.float64],
+    label_N: NDArray[np.bool_],
+    chance_N: NDArray[np.float64],
+    min_precision: float,
+    confidence: float,
+) -> _Curve:
     """A threshold lies just above the score of the next post, which is not flagged. Given that score, the flagged
-    posts are a draw from all posts above it, ties or not; so their labels follow a binomial distribution.
+    posts are a draw from all posts above it, ties or not; so their labels follow a binomial distribution. Of posts of
+    different chances those count that the smallest chance above the threshold would have drawn, too.
     """
     n, rank = len(score_N), float(_STARTS[0] * _fewest(min_precision, confidence))
     ranks = []
@@ -115,6 +128,11 @@ def _curve(score_N: NDArray[np.float64], label_N: NDArray[np.bool_], min_precisi
     above = descending[[*ranks, n]]
     flagged = np.searchsorted(-descending[:-1], -above, side="left").astype(np.int64)
     positive = np.append(0, np.cumsum(label_N[order]))[flagged]
+    if (chance_N != chance_N[:1]).any():
+        chance_N, label_N, place_N = chance_N[order], label_N[order], np.random.default_rng(0).random(n)
+        for number, count in enumerate(flagged):
+            taken = place_N[:count] * chance_N[:count] < chance_N[:count].min(initial=1.0)
+            flagged[number], positive[number] = taken.sum(), (taken & label_N[:count]).sum()
     return _Curve(np.array([*ranks, n]), above, flagged, positive)
 
 

@@ -1,4 +1,4 @@
-"""Starts a training: in this process, or under torchrun over several.
+"""Starts a training: in this process, under torchrun over several, or on Ray over several machines.
 
 Everything about it is in one job file, so that both ways run the same function.
 """
@@ -29,12 +29,13 @@ from model.errors import AgentPSError
 from model.files import disk_told, replacing, write_whole
 from model.integrity import MANIFEST, sha256_of
 from model.schema import POST_ID, SPLIT, TRAIN
-from model.settings import OWN, TINY, BackboneSettings, TrainSettings
+from model.settings import TINY, BackboneSettings, TrainSettings
 from model.task import Task
 from model.train import FitResult, fit
 from steps import recipe
 from steps.caching import code_digest
 from steps.fine_tune.backbone import fingerprint
+from steps.fine_tune.methods import with_weights
 from steps.lifetime import end_with_parent, of_this_process
 from steps.locks import locked
 from steps.paths import REPOSITORY
@@ -42,7 +43,7 @@ from steps.tables import rows_of
 
 logger = logging.getLogger(__name__)
 
-_JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"
+JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"
 #: The digest of the code that began the training.
 _CODE = "code.txt"
 #: Directories of finished trainings that are kept beside the current one.
@@ -66,6 +67,8 @@ class TrainingJob(BaseModel):
     provenance: dict[str, Any]
     #: A registered checkpoint whose weights are trained further; None: the backbone's, with fresh heads.
     start: Path | None = None
+    #: The questions' weights in the loss, by id, where they are others than the task's.
+    weights: dict[str, float] | None = None
 
 
 class MlflowMetrics(TrainerCallback):
@@ -99,12 +102,14 @@ def job_directory(job: TrainingJob, labels: pd.DataFrame, root: Path) -> Path:
     return root / recipe.key(
         recipe.TRAINING,
         task=recipe.options(job.task),
-        train=recipe.options(job.train),
-        backbone=fingerprint(job.resolved_backbone if job.backbone.name == OWN else job.backbone),
+        train=recipe.options(job.train, without=recipe.WHERE),
+        backbone=fingerprint(job.backbone),
         # the hashes of its files, wherever they lie
         start=None if job.start is None else sha256_of(job.start / MANIFEST),
         shards=recipe.shards_digest(Shards(job.shards), job.task),
         labels=recipe.table_digest(labels),
+        **({} if job.weights is None else {"weights": job.weights}),  # no key of a training without them changes
+        **({} if job.train.processes == 1 else {"several": recipe.SEVERAL}),
     )
 
 
@@ -125,8 +130,12 @@ def run(job: TrainingJob, labels: pd.DataFrame, root: Path) -> tuple[Path, FitRe
         _tell_of_other_code(directory)
         with replacing(directory / _LABELS) as part:
             labels.to_parquet(part, index=False)
-        write_whole(directory / _JOB, job.model_dump_json(indent=1))
-        if job.train.processes == 1:
+        write_whole(directory / JOB, job.model_dump_json(indent=1))
+        if job.train.engine == "ray":
+            from steps.fine_tune.by_ray import train
+
+            train(directory, job.train)
+        elif job.train.processes == 1:
             train_job(directory, [MlflowMetrics()])
         else:
             _train_by_several(directory, job.train.processes)
@@ -180,15 +189,23 @@ def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> Non
         _train_job(directory, callbacks)
 
 
+def train_as_part(directory: Path) -> None:
+    """Train the job of `directory` in this process, one of a training; the first logs to the run MLFLOW_RUN_ID."""
+    if os.environ.get("MLFLOW_RUN_ID") and _rank() == 0:
+        mlflow.start_run()
+    train_job(directory, [MlflowMetrics()])
+
+
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
 def _train_job(directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
-    job = TrainingJob.model_validate_json((directory / _JOB).read_text(encoding="utf-8"))
+    job = TrainingJob.model_validate_json((directory / JOB).read_text(encoding="utf-8"))
     shards = Shards(job.shards)
     set_seed(job.train.seed)
-    network, tokenizer, prompt = checkpoint.build(job.resolved_backbone, job.task, shards.sequence, job.train)
+    task = job.task if job.weights is None else with_weights(job.task, job.weights)
+    network, tokenizer, prompt = checkpoint.build(job.resolved_backbone, task, shards.sequence, job.train)
     if job.start is not None:
         checkpoint.start_from(network, job.start, job.task, job.resolved_backbone)
     labels, train = pd.read_parquet(directory / _LABELS), shards.posts[SPLIT] == TRAIN
@@ -205,7 +222,7 @@ def _train_job(directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
             sequence=shards.sequence,
             train=job.train,
             backbone=job.resolved_backbone,
-            embed_backbone=job.backbone.name in (TINY, OWN),
+            embed_backbone=job.backbone.name == TINY,
             provenance={**job.provenance, "commit": _commit(), **{name: version(name) for name in _PACKAGES}},
         )
         write_whole(directory / _RESULT, json.dumps(asdict(result)))
@@ -223,9 +240,7 @@ def _main() -> None:
         os.environ |= of_this_process()
         torchrun(["--standalone", f"--nproc_per_node={sys.argv[2]}", "-m", "steps.fine_tune.launch", sys.argv[1]])
         return
-    if os.environ.get("MLFLOW_RUN_ID") and _rank() == 0:
-        mlflow.start_run()
-    train_job(Path(sys.argv[1]), [MlflowMetrics()])
+    train_as_part(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -23,19 +24,20 @@ import pandas as pd
 
 from model import schema
 from model.errors import ImageError, ManifestError, plain
-from model.images import MOST_PATH, ImageLimits, decode, read_source
+from model.images import MOST_PATH
 from model.post import Row, columns_of, parse, post_id_of, row_of, shown
 from model.settings import PostLimits
 from model.task import Task
+from model.video import FRAMES
+from steps.ingest.groups import grouped, split_of
+from steps.ingest.pdq import Hash
+from steps.ingest.pictures import Clip, Picture, compared, frames_mark, hash_images, read_videos, with_frames
 from steps.ingest.rows import absolute, is_url, opened, parent_of, read_rows
-from steps.parallel import ordered_map
 from steps.settings import IngestSettings
 
 logger = logging.getLogger(__name__)
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
-#: Images handed to a worker process together.
-_CHUNK = 64
 #: Rejects named in an error's message.
 _SHOWN = 5
 #: Of a post that is not in a table yet, and a column of the manifests that retraining writes: the file and the row that
@@ -69,9 +71,11 @@ class IngestResult:
 
     posts: one row per usable post: post_id, created_at (datetime64[us, UTC], NaT where absent), title,
         text, images (names relative to root), root (an absolute local folder, or an fsspec URL), image_sha256,
-        label, one Int8 column per question, split; and language where the manifest has it.
+        label, one Int8 column per question, split; language where the manifest has it; and where it has videos, video
+        and video_sha256: the images of such a post end with the frames of its video, and root is where these lie.
     rejects: one row for every other one: the fields of `Reject`.
-    counts: rows, posts, rejected, images, files (distinct), labelled, train, val, test.
+    counts: rows, posts, rejected, images, files (distinct), labelled, train, val, test; and with `group_by` groups (of
+        two or more posts), largest_group, posts_across (of groups that lie in more than one split).
     """
 
     posts: pd.DataFrame
@@ -102,14 +106,11 @@ def read_manifest(
     named = partial(_check_post, name_of=namer(folder), limits=settings.post_limits)
     found, rejects = parse_posts(path, row_of(task), named, chosen=root is not None)
     n_rows = len(found) + len(rejects)
-    usable, broken = _hash_images(found, folder, settings, workers)
+    usable, broken, hashes = _with_hashes(found, folder, settings, workers)
     rejects += broken
     refuse_too_many(path, rejects, n_rows, settings.max_reject_share, none_left=not usable)
-    for post in usable:
-        post[schema.SPLIT] = post[schema.SPLIT] or split_of(
-            post[schema.POST_ID], settings.val_share, settings.test_share
-        )
-    table = _table(usable, task, folder)
+    groups = _split(usable, hashes, settings, folder)
+    table = _table(usable, task)
     counts = {
         "rows": n_rows,
         "posts": len(table),
@@ -118,6 +119,7 @@ def read_manifest(
         "files": len({name for names in table[schema.IMAGES] for name in names}),
         "labelled": int(table[schema.LABEL].notna().sum()),
         **{split: int((table[schema.SPLIT] == split).sum()) for split in schema.SPLITS},
+        **groups,
     }
     return IngestResult(posts=table, rejects=_rejects_table(rejects), counts=counts)
 
@@ -194,20 +196,29 @@ def manifest_fingerprint(path: str | Path) -> str:
     Raises:
         ManifestError: as `read_manifest`, for faults of the file as a whole.
     """
-    rows = read_rows(path, schema.REQUIRED_COLUMNS, schema.REQUIRED_COLUMNS)[0]
-    lists = [cells[schema.IMAGES] for _, cells in rows if isinstance(cells.get(schema.IMAGES), list)]
-    names = [name for names in lists for name in names if isinstance(name, str)]
+    rows = read_rows(path, (*schema.REQUIRED_COLUMNS, schema.VIDEO), schema.REQUIRED_COLUMNS)[0]
     with opened(path, "manifest") as file:
-        return fingerprint_of(file.read(), names, parent_of(path))
+        return fingerprint_of(file.read(), [cells for _, cells in rows], parent_of(path))
 
 
-def fingerprint_of(manifest: bytes, names: Iterable[str], root: str) -> str:
-    """The same of a manifest's bytes and of the names of its images under `root`; a missing file counts as missing."""
+def fingerprint_of(manifest: bytes, posts: Sequence[Mapping[str, Any]], root: str) -> str:
+    """The same of a manifest's bytes and of its posts' files under `root`; a missing file counts as missing."""
     state = _url_states(root) if is_url(root) else partial(_state, root)
     digest = hashlib.sha256(hashlib.sha256(manifest).digest())
-    for name in dict.fromkeys(names):
+    for name in dict.fromkeys(name for post in posts for name in _files_of(post)):
         digest.update(json.dumps([name, state(name)]).encode())
+    if any(isinstance(post.get(schema.VIDEO), str) for post in posts):
+        digest.update(frames_mark().encode())
     return digest.hexdigest()
+
+
+def _files_of(post: Mapping[str, Any]) -> list[str]:
+    images = post.get(schema.IMAGES)
+    return [
+        name
+        for name in [*(images if isinstance(images, list) else ()), post.get(schema.VIDEO)]
+        if isinstance(name, str)
+    ]
 
 
 def _state(root: str, name: str) -> list[int] | None:
@@ -227,14 +238,6 @@ def _url_states(root: str) -> Callable[[str], str | None]:
     return lambda name: found.get(f"{folder.rstrip('/')}/{posixpath.normpath(name)}")
 
 
-def split_of(post_id: str, val_share: float, test_share: float) -> str:
-    """The split of a post that names none: by a hash of its id alone, so it stays as posts arrive."""
-    place = int.from_bytes(hashlib.sha256(post_id.encode()).digest()[:8]) / 2**64
-    if place < test_share:
-        return schema.TEST
-    return schema.VAL if place < test_share + val_share else schema.TRAIN
-
-
 # --- images -----------------------------------------------------------------------------------
 
 
@@ -246,10 +249,12 @@ def namer(root: str) -> Callable[[str], str]:
 
 
 def _check_post(post: Post, name_of: Callable[[str], str], limits: PostLimits) -> None:
-    names = post[schema.IMAGES]
-    if faults := limits.faults(post[schema.TITLE], post[schema.TEXT], len(names)):
+    names, video = post[schema.IMAGES], post[schema.VIDEO]
+    if faults := limits.faults(post[schema.TITLE], post[schema.TEXT], len(names) + FRAMES * bool(video)):
         raise ValueError("; ".join(faults))
     post[schema.IMAGES] = [name_of(name) for name in names]
+    if video:
+        post[schema.VIDEO] = name_of(video)
 
 
 def _refuse_no_name(name: str) -> None:
@@ -292,41 +297,66 @@ def _real_path(path: str, real_folder: Callable[[str], str]) -> str:
     return os.path.realpath(path) if is_link else path
 
 
-def _hash_images(
+def _with_hashes(
     posts: list[Post], root: str, settings: IngestSettings, workers: int | None
-) -> tuple[list[Post], list[Reject]]:
-    """The posts whose images can be read, with the hashes; each distinct file is read once."""
-    names = list(dict.fromkeys(name for post in posts for name in post[schema.IMAGES]))
-    limits = ImageLimits(max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels)
-    logger.info("decoding %d images", len(names))
-    checked = ordered_map(partial(_hash_image, root=root, limits=limits), names, chunk=_CHUNK, workers=workers)
-    hashes = dict(zip(names, checked, strict=True))
+) -> tuple[list[Post], list[Reject], dict[str, Hash]]:
+    """The posts whose files can be read, with the hashes of these; and by those the perceptual ones."""
+    images = hash_images((name for post in posts for name in post[schema.IMAGES]), root, settings, workers)
+    videos = read_videos((post[schema.VIDEO] for post in posts if post[schema.VIDEO]), root, settings, workers)
     usable, rejects = [], []
     for post in posts:
-        found = {name: hashes[name] for name in post[schema.IMAGES]}
-        faults = [f"image {plain(name)}: {error}" for name, error in found.items() if isinstance(error, ImageError)]
+        found: dict[str, Picture | Clip | ImageError] = {
+            f"image {plain(name)}": images[name] for name in post[schema.IMAGES]
+        }
+        if post[schema.VIDEO]:
+            found[f"video {plain(post[schema.VIDEO])}"] = videos[post[schema.VIDEO]]
+        faults = [f"{name}: {error}" for name, error in found.items() if isinstance(error, ImageError)]
         if faults:
             manifest, row = post[ORIGIN]
             rejects.append(Reject(manifest, row, post[schema.POST_ID], "; ".join(faults)))
         else:
-            usable.append(post | {schema.IMAGE_SHA256: [found[name] for name in post[schema.IMAGES]]})
-    return usable, rejects
+            hashes = [getattr(images[name], "sha256", "") for name in post[schema.IMAGES]]
+            clip = videos.get(post[schema.VIDEO])
+            usable.append(with_frames(post | {schema.IMAGE_SHA256: hashes}, clip, root, settings))
+    alike = {one.sha256: one.alike for one in images.values() if isinstance(one, Picture) and one.alike is not None}
+    for clip in videos.values():
+        alike |= clip.alike if isinstance(clip, Clip) else {}
+    return usable, rejects, alike
 
 
-def _hash_image(name: str, root: str, limits: ImageLimits) -> str | ImageError:
-    """The sha256 of a file's bytes, or why it cannot be used."""
-    try:
-        data = read_source(name, limits, root=root)
-        decode(data, limits, least_side=1)  # all of the file is read, and no more pixels made than needed
-    except ImageError as error:
-        return error
-    return hashlib.sha256(data).hexdigest()
+def _split(posts: list[Post], hashes: Mapping[str, Hash], settings: IngestSettings, root: str) -> dict[str, int]:
+    """Give each post its split; returns counts of the groups, where there are any."""
+    if not settings.group_by:
+        for post in posts:
+            post[schema.SPLIT] = post[schema.SPLIT] or split_of(
+                post[schema.POST_ID], settings.val_share, settings.test_share
+            )
+        return {}
+    found = grouped(posts, [compared(post, hashes) for post in posts], hashes, settings, root)
+    for post, split in zip(posts, found.splits, strict=True):
+        post[schema.SPLIT] = split
+    return {"groups": found.groups, "largest_group": found.largest, "posts_across": found.across}
+
+
+def group_splits(posts: Sequence[Post], root: str, settings: IngestSettings) -> dict[str, str]:
+    """By the ids of posts whose images were not read yet, the splits that ingest will give them with `group_by`.
+
+    A post that ingest will reject has none.
+    """
+    named, usable = partial(_check_post, name_of=namer(root), limits=settings.post_limits), []
+    for post in map(dict, posts):
+        with suppress(ValueError):
+            named(post)
+            usable.append(post)
+    usable, _, hashes = _with_hashes(usable, root, settings, None)
+    _split(usable, hashes, settings, root)
+    return {post[schema.POST_ID]: post[schema.SPLIT] for post in usable}
 
 
 # --- tables -----------------------------------------------------------------------------------
 
 
-def _table(posts: Sequence[Post], task: Task, root: str) -> pd.DataFrame:
+def _table(posts: Sequence[Post], task: Task) -> pd.DataFrame:
     dtypes = {
         schema.POST_ID: "str",
         schema.CREATED_AT: "datetime64[us, UTC]",
@@ -341,7 +371,9 @@ def _table(posts: Sequence[Post], task: Task, root: str) -> pd.DataFrame:
     }
     if any(post[schema.LANGUAGE] is not None for post in posts):
         dtypes[schema.LANGUAGE] = "str"
-    cells = {name: [root if name == schema.ROOT else post[name] for post in posts] for name in dtypes}
+    if any(post[schema.VIDEO] is not None for post in posts):
+        dtypes |= {schema.VIDEO: "str", schema.VIDEO_SHA256: "str"}
+    cells = {name: [post[name] for post in posts] for name in dtypes}
     return pd.DataFrame({name: pd.Series(cells[name], dtype=dtype) for name, dtype in dtypes.items()})
 
 

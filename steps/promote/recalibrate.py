@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pandas as pd
 from model.checkpoint_info import read_info, read_operating_points
 from model.columns import ERROR, LOGIT, SCORE, answer_column, probability_column
 from model.errors import DataError
-from model.metrics import BRIER_SKILL
+from model.metrics import BRIER_SKILL, point_name
 from model.schema import LABEL, POST_ID, SPLIT, TEST, VAL
 from steps.evaluate.predictions import calibrated
 from steps.evaluate.report import EvalReport, build_report
@@ -26,6 +27,7 @@ from steps.register.moves import RegistryState
 from steps.register.own_code import scorer_of
 from steps.register.reach import answered
 from steps.register.registry import RegisteredVersion
+from steps.retrain.newest import newest_posts
 from steps.settings import SAMPLE, EvaluateSettings, PromoteSettings, TrainingSettings
 from steps.tables import rows_of
 
@@ -53,24 +55,33 @@ class Recalibrated:
 
 
 @answered()
-def recalibrate(name: str, settings: TrainingSettings, experiment: str) -> Recalibrated:
+def recalibrate(name: str, settings: TrainingSettings, experiment: str | None, *, late: bool = False) -> Recalibrated:
     """A new version of the model's champion, fitted again on the posts of `settings`, through the gate.
 
     Args:
-        experiment: MLflow's, for the run that the version belongs to.
+        experiment: MLflow's, for the run that the version belongs to; None: below the run that is active.
+        late: fit on what the champion scored since its precision fell and people labelled since (`retrain.labels`).
+            The live figures show that its promise is broken, so the gate takes it for stale.
 
     Raises:
         RegistryError: there is no champion.
-        DataError: as `fit`.
+        DataError: as `fit` and `newest_posts`.
     """
     champion = history.champion_of(name)
     checkpoint = registry.fetch(champion)
     task = read_info(checkpoint).task
-    manifest = render_sample(settings.sample, home()) if settings.posts == SAMPLE else settings.posts
-    posts = read_manifest(manifest, task, settings.ingest).posts
-    made = fit(checkpoint, registry.report_of(champion), posts, settings.evaluate, settings.promote)
-    mlflow.set_experiment(experiment)
-    with mlflow.start_run(run_name=f"recalibrate version {champion.version}"):
+    if late:
+        posts, fingerprint = newest_posts(name, champion, settings, task)
+    else:
+        manifest = render_sample(settings.sample, home()) if settings.posts == SAMPLE else settings.posts
+        posts, fingerprint = read_manifest(manifest, task, settings.ingest).posts, manifest_fingerprint(manifest)
+    held = registry.report_of(champion)
+    made = fit(checkpoint, held, posts, settings.evaluate, settings.promote, alarmed=late)
+    if late:
+        made = replace(made, decision=_promised(made, held, point_name(settings.retrain.live_precision)))
+    if experiment is not None:
+        mlflow.set_experiment(experiment)
+    with mlflow.start_run(run_name=f"recalibrate version {champion.version}", nested=experiment is None):
         mlflow.log_metrics(made.report.mlflow_metrics())
         version, _ = registry.register(
             checkpoint,
@@ -82,12 +93,25 @@ def recalibrate(name: str, settings: TrainingSettings, experiment: str) -> Recal
             tags={
                 "agentps.variant": made.report.variant,
                 "agentps.annotator": made.report.annotator,
-                "agentps.data": manifest_fingerprint(manifest),
+                "agentps.data": fingerprint,
                 "agentps.recalibrated_from": champion.version,
             },
+            profile=registry.profile_of(champion),
+            posts=posts,
         )
     history.challenge(version)
     return Recalibrated(version, made.report, history.settle(version, partial(_verdict, made, version, champion)))
+
+
+def _promised(made: Fitted, held: EvalReport, point: str) -> Decision:
+    """The gate's decision; but whether a version that can promise nothing replaces one that flags is a person's."""
+    fitted, before = made.report.operating_points.get(point), held.operating_points.get(point)
+    if not made.decision.promote or fitted is None or not math.isinf(fitted.threshold):
+        return made.decision
+    if before is None or math.isinf(before.threshold):
+        return made.decision
+    why = f"it would flag nothing at {point}: {made.report.unpromised(point)}"
+    return made.decision.model_copy(update={"verdict": "needs a person", "reason": why})
 
 
 def _verdict(made: Fitted, version: RegisteredVersion, champion: RegisteredVersion, state: RegistryState) -> Decision:
@@ -102,7 +126,13 @@ def _verdict(made: Fitted, version: RegisteredVersion, champion: RegisteredVersi
 
 
 def fit(
-    checkpoint: Path, held: EvalReport, posts: pd.DataFrame, evaluate: EvaluateSettings, promote: PromoteSettings
+    checkpoint: Path,
+    held: EvalReport,
+    posts: pd.DataFrame,
+    evaluate: EvaluateSettings,
+    promote: PromoteSettings,
+    *,
+    alarmed: bool = False,
 ) -> Fitted:
     """Fit on the val posts of `posts`, measure on its test posts, and ask the gate.
 
@@ -110,6 +140,7 @@ def fit(
         checkpoint: the champion's, as registered.
         held: the champion's report.
         posts: see `steps.ingest.posts`.
+        alarmed: the champion's live precision is below its promise.
 
     Raises:
         DataError: val or test has no labelled positive post, or a post that the champion cannot score.
@@ -154,5 +185,6 @@ def fit(
             slices=slices_of(rows_of(posts, judged[POST_ID].tolist(), "posts")),
         ),
         settings,
+        alarmed=alarmed,
     )
     return Fitted(report, pd.concat([val, test], ignore_index=True), decision)

@@ -18,6 +18,11 @@ MAX_BYTES = 50_000_000_000
 _ORDER = "order"
 
 
+def entry(key: str) -> Path:
+    """Where the folder of `key` is, if it is kept."""
+    return home() / "versions" / key
+
+
 def kept(key: str, is_whole: Callable[[Path], bool], fill: Callable[[Path], object]) -> Path:
     """The folder of `key`; the ones that were not used for longest make room for a new one.
 
@@ -29,17 +34,17 @@ def kept(key: str, is_whole: Callable[[Path], bool], fill: Callable[[Path], obje
     Raises:
         RegistryError: it cannot be written.
     """
-    root = home() / "versions"
+    folder = entry(key)
+    root = folder.parent
     try:
         with locked(home() / "locks" / "versions.lock", f"the versions that are kept in {root}"):
             for left in root.glob("*.part"):  # of a process that was killed: a live one would hold the lock
                 _remove(left)
-            entry = root / key
-            if not (entry.is_dir() and is_whole(entry)):
-                with replacing(entry) as part:
+            if not (folder.is_dir() and is_whole(folder)):
+                with replacing(folder) as part:
                     fill(part)
             _use(root, key)
-            return entry
+            return folder
     except OSError as error:
         raise RegistryError(f"{root}: a version cannot be kept: {error}: make room, or let it be written") from error
 

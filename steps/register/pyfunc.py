@@ -32,7 +32,7 @@ CODE = "code/model"
 #: The environment variable that names the folder whose files a post's sender may name; unset: none.
 IMAGE_ROOT = "AGENTPS_IMAGE_ROOT"
 #: What is read of a post that is sent: no `root`, which would be a folder of the sender's choice.
-_COLUMNS = ("post_id", "title", "text", "images")
+_COLUMNS = ("post_id", "title", "text", "images", "video")
 #: How the text of a picture begins: a data URL, and the base64 of a JPEG, a PNG and a WebP.
 _PICTURES = ("data:", "/9j/", "iVBORw0KGgo", "UklGR")
 

@@ -7,7 +7,6 @@ before. A version's tags say what it was made of and what the gate said of it.
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import re
 import shutil
@@ -27,27 +26,27 @@ from mlflow.pyfunc import PyFuncModel
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from model.columns import ERROR, LOGIT, SCORE, answer_column, decision_column, probability_column
 from model.errors import CheckpointError, RegistryError, plain
 from model.images import INGESTED, ImageLimits, decode, read_source
 from model.integrity import MANIFEST, seal, sha256_of
-from model.schema import IMAGES, POST_ID, ROOT, SPLIT, TEST, TEXT, TITLE
+from model.schema import IMAGES, POST_ID, ROOT, SPLIT, TEST, TEXT, TITLE, VIDEO
 from model.settings import PostLimits, answers_questions
 from model.task import Task
 from steps.evaluate.report import EvalReport
 from steps.register import pyfunc
+from steps.register.manifest import VERSION_MANIFEST, expected_files
 from steps.register.own_code import MODEL
 from steps.register.pyfunc import CODE
 from steps.register.reach import answered, told, turn
-from steps.register.stored import CHECKPOINT, MLMODEL, one_file, stored, whole
+from steps.register.stored import CHECKPOINT, FILES, MLMODEL, one_file, stored, whole
 
 logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
-_CONTENT, _FILES, _TASK = "agentps.content", "agentps.files", "agentps.task"
-_FILE_HASHES = TypeAdapter(dict[str, str])
+_CONTENT, _TASK = "agentps.content", "agentps.task"
 #: One for each call of `register`: versions that share it are one, asked for twice.
 _ATTEMPT = "agentps.attempt"
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -86,7 +85,7 @@ class RegisteredVersion(BaseModel):
 
 def _signature(task: Task, report: EvalReport) -> ModelSignature:
     """What the scorer takes and gives. Any cell is let in, so that a wrong one costs its own post and no other."""
-    optional = [ColSpec(AnyType(), name, required=False) for name in (TITLE, TEXT, POST_ID)]
+    optional = [ColSpec(AnyType(), name, required=False) for name in (TITLE, TEXT, POST_ID, VIDEO)]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, name, required=False) for name in (LOGIT, SCORE)]
     outputs += [ColSpec(DataType.boolean, decision_column(key), required=False) for key in report.operating_points]
     if answers_questions(report.variant):
@@ -172,17 +171,20 @@ def register(
     profile: pd.DataFrame | None = None,
     limits: ImageLimits | None = None,
     post_limits: PostLimits | None = None,
+    posts: pd.DataFrame | None = None,
 ) -> tuple[RegisteredVersion, bool]:
     """Log the checkpoint with its code, operating points, report and predictions as a pyfunc and make it a version.
 
-    The same content is registered once: an interrupted call is finished by the next. The hashes of
-    all files go into the version's tags, and are what `fetch` holds the files to.
+    The same content is registered once: an interrupted call is finished by the next. The hashes of all files go into
+    the version's manifest, whose own hash is a tag: `fetch` holds the files to them. The version's description is its
+    model card.
 
     Args:
         checkpoint: a trained one gets today's code; that of a registered version keeps its own.
         profile: of the training posts (see `steps.retrain.profile`), for `profile_of`.
         limits, post_limits: of the images and posts that were trained on, and so of those that are scored; None: as the
             checkpoint says.
+        posts: the table of ingest, for the card; None: the card says nothing of them.
 
     Returns:
         The version, and whether it is new.
@@ -191,6 +193,7 @@ def register(
         CheckpointError: the checkpoint holds a pickle, or answers another task.
     """
     from model.checkpoint_info import OperatingPoints, check_task, read_info, write_info, write_operating_points
+    from steps.register.card import card
 
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "checkpoint"
@@ -217,7 +220,8 @@ def register(
         known = find_by_content(name, files[MANIFEST])
         if known is None:
             packages = (*_REQUIREMENTS, *_QUANTIZATION) if info.backbone.quantization else _REQUIREMENTS
-            _create(directory, report, task, example, name, packages, {**tags, **ours}, files)
+            described = card(report, predictions, task, info, posts)
+            _create(directory, report, task, example, name, packages, {**tags, **ours}, files, described)
     version = known or find_by_content(name, files[MANIFEST])
     if version is None:
         raise RegistryError(f"model {name}: the version that was just registered is not there any more: run again")
@@ -233,8 +237,9 @@ def _create(
     packages: tuple[str, ...],
     tags: dict[str, str],
     sealed: dict[str, str],
+    description: str,
 ) -> None:
-    """Args: sealed: the hashes of the files in `directory`."""
+    """Args: sealed: the hashes of the files in `directory`. description: the model card."""
     info = mlflow.pyfunc.log_model(
         name="model",
         python_model=str(pyfunc.__file__),
@@ -254,8 +259,9 @@ def _create(
                 name,
                 source=info.model_uri,
                 run_id=info.run_id,
-                tags={**tags, _FILES: json.dumps(files, sort_keys=True)},
+                tags={**tags, VERSION_MANIFEST: files[FILES]},
                 model_id=info.model_id,
+                description=description,
             )
 
 
@@ -293,23 +299,7 @@ def tags_of(version: RegisteredVersion) -> dict[str, str]:
 
 
 def _expected_files(version: RegisteredVersion) -> dict[str, str]:
-    """The sha256 of each file by its path in the version; of its checkpoint alone, where it was registered before the
-    others were hashed.
-    """
-    tag = tags_of(version).get(_FILES)
-    if tag is None:
-        raise RegistryError(
-            f"model {version.name} version {version.version}: no tag {_FILES} with the hashes of its files: it was "
-            f"not registered by this pipeline; move the alias `{CHAMPION}` to a version that was"
-        )
-    try:
-        files = _FILE_HASHES.validate_json(tag)
-    except ValidationError as error:
-        raise RegistryError(
-            f"model {version.name} version {version.version}: its tag {_FILES} is no mapping of files to hashes "
-            f"({error.errors()[0]['msg']}): somebody changed it; register the checkpoint again"
-        ) from error
-    return files if MLMODEL in files else {f"{CHECKPOINT}/{file}": digest for file, digest in files.items()}
+    return expected_files(_uri(version), tags_of(version), f"model {version.name} version {version.version}")
 
 
 def _uri(version: RegisteredVersion) -> str:

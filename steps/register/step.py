@@ -9,7 +9,6 @@ from zenml import log_metadata, step
 from zenml.logger import get_logger
 
 from materializers.directory import CheckpointDirectory
-from model.images import ImageLimits
 from model.task import Task
 from steps.caching import depends_on
 from steps.evaluate.report import EvalReport
@@ -51,8 +50,9 @@ def register(
             "agentps.data": data_fingerprint,
         },
         profile=profile,
-        limits=ImageLimits(max_bytes=ingest.max_image_bytes, max_pixels=ingest.max_image_pixels),
+        limits=ingest.limits,
         post_limits=ingest.post_limits,
+        posts=posts,
     )
     challenge(version)
     log_metadata({"name": version.name, "version": version.version, "new": is_new})

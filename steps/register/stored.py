@@ -16,19 +16,20 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME, ModelsArtifactRepository
 
 from model.errors import CheckpointError, RegistryError
-from model.integrity import hashes, refuse_pickles
+from model.files import write_whole
+from model.integrity import hashes, refuse_pickles, sha256_of
 from steps.register import cache
 from steps.register.pyfunc import differences
 from steps.register.reach import place, told
 
-#: Where the checkpoint lies in a version, and what MLflow describes the version in.
-CHECKPOINT, MLMODEL = "artifacts/checkpoint", "MLmodel"
+#: Where the checkpoint lies in a version, what MLflow describes the version in, and the manifest: the hashes of all.
+CHECKPOINT, MLMODEL, FILES = "artifacts/checkpoint", "MLmodel", "files.json"
 #: MLflow adds it to a version's folder when it reads from there.
 _META = REGISTERED_MODEL_META_FILE_NAME
 
 
 def stored(uri: str, ours: dict[str, str]) -> dict[str, str]:
-    """The hashes of a version's files as the artifact store gives them back.
+    """The hashes of a version's files as the artifact store gives them back, and of its manifest, which it then gets.
 
     Args:
         ours: the hashes of those that this project wrote, by their paths; MLflow wrote the others.
@@ -47,8 +48,13 @@ def stored(uri: str, ours: dict[str, str]) -> dict[str, str]:
             raise RegistryError(
                 f"{uri}: the artifact store gives back other bytes than it got: {', '.join(wrong[:5])}: check the store"
             )
+        manifest = folder / FILES if not local else Path(scratch) / FILES
+        write_whole(manifest, json.dumps(found, indent=1, sort_keys=True))
+        store.log_artifact(str(manifest))
+        found[FILES] = sha256_of(manifest)
+        one_file(uri, FILES, found[FILES])
         if not local:  # the gate reads it next
-            cache.kept(_key(found), lambda entry: not _faults(entry, found), partial(shutil.move, folder))
+            cache.kept(key_of(found), lambda entry: not _faults(entry, found), partial(shutil.move, folder))
     return found
 
 
@@ -79,7 +85,7 @@ def whole(uri: str, expected: dict[str, str]) -> Path:
         store = _store(uri)
         folder = _folder(store)
         if folder is None:
-            return cache.kept(_key(expected), lambda entry: not _faults(entry, expected), fill)
+            return cache.kept(key_of(expected), lambda entry: not _faults(entry, expected), fill)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder")
         check(folder)
@@ -132,5 +138,8 @@ def _faults(folder: Path, expected: dict[str, str]) -> list[str]:
     return differences(folder / CHECKPOINT, inner)
 
 
-def _key(files: dict[str, str]) -> str:
+def key_of(files: dict[str, str]) -> str:
+    """The name under which a version is kept: that of its manifest, where it has one."""
+    if FILES in files:
+        return files[FILES][:32]
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]

@@ -14,17 +14,22 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 
 from pydantic import AliasChoices, AwareDatetime, Field, ValidationError
 
 from model.errors import ManifestError, plain
 from model.files import disk_told, write_whole
 from model.post import row_of
-from model.schema import CREATED_AT, IMAGES, LABEL, MANIFEST_COLUMNS, POST_ID, SPLIT, TEST
+from model.schema import CREATED_AT, LABEL, MANIFEST_COLUMNS, POST_ID, SPLIT, TEST
 from model.strict import Strict
 from model.task import Task
-from steps.ingest.posts import ORIGIN, Post, Reject, fingerprint_of, parse_posts, refuse_too_many, split_of
+from steps.ingest.groups import split_of
+from steps.ingest.posts import ORIGIN, Post, Reject, fingerprint_of, parse_posts, refuse_too_many
 from steps.ingest.rows import absolute, checked_rows, is_url, json_object, opened, parent_of
+from steps.retrain.reviewed import reviewed_labels
+from steps.retrain.stored import is_store
+from steps.secrets import resolved
 from steps.settings import IngestSettings, RetrainSettings
 from steps.tables import tell_unmatched
 
@@ -195,12 +200,20 @@ def _holds_posts(path: str) -> bool:
     return holds
 
 
-def read_labels(path: Path) -> dict[str, int]:
+def read_labels(place: str | Path) -> dict[str, int]:
     """People's labels by post; the last of a post counts, and null is no label yet.
+
+    Args:
+        place: a file, or the URL of the store whose review desk has them.
 
     Raises:
         ManifestError: the file cannot be read, or a label is not 0, 1 or null.
+        StoreError: the store cannot be read, or is of before the desk.
     """
+    place = resolved(str(place), "retrain.labels")
+    if is_store(place):
+        return reviewed_labels(place)
+    path = Path(place)
     rows = checked_rows(path, row_of(columns=(POST_ID, LABEL)), "labels", (POST_ID, LABEL))
     cells = (row.model_dump() for _, row in rows)
     return {row[POST_ID]: row[LABEL] for row in cells if row[LABEL] is not None}
@@ -242,6 +255,7 @@ def select(
     labels: Mapping[str, int],
     settings: RetrainSettings,
     ingest: IngestSettings,
+    sides: Mapping[str, str] = MappingProxyType({}),
 ) -> Selection:
     """The posts that are trained on, that pick thresholds, and that test.
 
@@ -252,6 +266,7 @@ def select(
     Args:
         since: the retraining cursor, None before the first retraining.
         labels: people's later labels by post id; they replace the manifest's.
+        sides: by post id, the splits of posts that are grouped by what they share (`ingest.group_by`).
 
     Raises:
         NoMatchError: there are labels, and none is of a post.
@@ -267,7 +282,8 @@ def select(
     for post in posts:
         fresh = since is None or post[CREATED_AT] > since
         n_fresh += fresh
-        split = post.get(SPLIT) or split_of(post[POST_ID], ingest.val_share, ingest.test_share)
+        split = post.get(SPLIT) or sides.get(post[POST_ID])
+        split = split or split_of(post[POST_ID], ingest.val_share, ingest.test_share)
         label = labels.get(post[POST_ID], post.get(LABEL))
         row = post | {SPLIT: split, LABEL: label}
         if split == TEST:
@@ -322,8 +338,7 @@ def begin(selection: Selection, root: str | Path, champion: str | None, folder: 
     for old in sorted(others, key=lambda path: path.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(old)
     kept = directory / "run.json"
-    names = [name for row in selection.rows for name in row.get(IMAGES, ())]
-    fingerprint = fingerprint_of(text.encode(), names, str(root))
+    fingerprint = fingerprint_of(text.encode(), selection.rows, str(root))
     if not kept.exists():
         write_whole(directory / "posts.jsonl", text)
         made = Run(

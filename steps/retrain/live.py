@@ -4,6 +4,10 @@ Scores are in a store (`scoring.store`), or in a table. A table of scored posts 
 per scored post: `post_id`, `score`, `decision` (true: flagged at the served threshold), `model_version`, `scored_at`
 (ISO 8601 with a zone). Of a post that one version scored twice the newest row counts. A row whose `error` says why
 the post has no score counts as neither flagged nor passed.
+
+Where posts were drawn for people with known probabilities, the figures are those of all posts, from the labels of the
+drawn ones (`steps.survey`): by a policy (`audit`, in the store), or by `agentps queue` (a column
+`inclusion_probability` of the labels). Else each label counts once.
 """
 
 from __future__ import annotations
@@ -22,19 +26,19 @@ from model.columns import DECISION, MODEL_VERSION, SCORE, SCORED_AT
 from model.errors import ConfigError, ManifestError
 from model.metrics import point_name
 from model.post import Expects, PostId, Row, Time
-from model.schema import POST_ID
+from model.schema import LABEL, POST_ID
 from steps.ingest.rows import checked_rows
 from steps.notify import send
 from steps.paths import STORE_FILE, home, store_url
 from steps.retrain.fresh import is_to_come, read_labels
-from steps.retrain.stored import COLUMNS, is_store, read_stored
+from steps.retrain.stored import ACTION, AUDIT, AUDIT_PROBABILITY, COLUMNS, POLICY_COLUMNS, is_store, read_stored
 from steps.secrets import masked, resolved
 from steps.settings import NotifySettings, RetrainSettings
+from steps.survey import Estimate, estimate
 from steps.tables import tell_unmatched
 
 logger = logging.getLogger(__name__)
 
-LEVEL = 0.95
 #: Where a row of a table stands, for messages.
 _WHERE = "where"
 _PROBABILITY, _BOOLEAN = "a number from 0 to 1", "true or false"
@@ -42,7 +46,7 @@ _PROBABILITY, _BOOLEAN = "a number from 0 to 1", "true or false"
 
 @dataclass(frozen=True)
 class Share:
-    """k of n; None, where n is 0. high: the exact upper bound, one-sided, 95 %."""
+    """k of n; None, where n is 0."""
 
     k: int
     n: int
@@ -51,41 +55,70 @@ class Share:
     def value(self) -> float | None:
         return self.k / self.n if self.n else None
 
-    @property
-    def high(self) -> float:
+    def upper(self, confidence: float) -> float:
+        """The exact upper bound, one-sided."""
         if not self.n:
             return 1.0
         from scipy.stats import binomtest  # 0.7 s that a run in which this step is cached does without
 
-        return float(binomtest(self.k, self.n, alternative="less").proportion_ci(LEVEL, method="exact").high)
+        return float(binomtest(self.k, self.n, alternative="less").proportion_ci(confidence, method="exact").high)
 
     def __str__(self) -> str:
         return "undefined" if not self.n else f"{self.k / self.n:.1%} ({self.k:,} of {self.n:,})"
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A figure of all posts, from the labels of those that were drawn. high: its upper bound, one-sided, with the
+    confidence of `live`.
+    """
+
+    value: float | None
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, found: Estimate) -> Drawn:
+        return cls(found.value, found.high, found.labelled)
+
+    def upper(self, _confidence: float) -> float:
+        return self.high
+
+    def __str__(self) -> str:
+        return "undefined" if self.value is None else f"{self.value:.1%} (from {self.n:,} posts drawn for people)"
+
+
+@dataclass(frozen=True)
 class Live:
     """One version on posts that it scored and people labelled since.
 
-    precision: of the flagged, those that people call positive. recall: the reverse; it says something of all posts
-    only where people label without looking at the decision.
+    precision: of the flagged, those that people call positive. recall: the reverse; a `Share` of it says something of
+    all posts only where people label without looking at the decision.
     """
 
     version: str
     scored: int
     labelled: int
-    precision: Share
-    recall: Share
+    precision: Share | Drawn
+    recall: Share | Drawn
     target: float
+    confidence: float = 0.95
+
+    @property
+    def high(self) -> float:
+        """The precision's upper bound, one-sided."""
+        return self.precision.upper(self.confidence)
 
     @property
     def alarm(self) -> bool:
-        """With 95 % confidence the precision is below the target."""
-        return self.precision.high < self.target
+        """With the confidence the precision is below the target. So a model that keeps its promise alarms in at most
+        1 - confidence of the weeks.
+        """
+        return self.high < self.target
 
     @property
     def line(self) -> str:
-        bound = f", at most {self.precision.high:.1%} with {LEVEL:.0%} confidence" if self.precision.n else ""
+        bound = f", at most {self.high:.1%} with {self.confidence:.0%} confidence" if self.precision.n else ""
         verdict = "BELOW" if self.alarm else "not shown to be below"
         return (
             f"version {self.version}: {self.labelled:,} of {self.scored:,} scored posts are labelled; live precision "
@@ -109,7 +142,7 @@ def scores_place(given: str | None) -> str | None:
     return store_url() if (home() / STORE_FILE).exists() else None
 
 
-def live_tables(scores: str | None, labels: Path | None, settings: RetrainSettings) -> tuple[str, Path]:
+def live_tables(scores: str | None, labels: str | None, settings: RetrainSettings) -> tuple[str, str]:
     """Where scores and people's labels are: as they are given, else as in the settings.
 
     Raises:
@@ -120,7 +153,14 @@ def live_tables(scores: str | None, labels: Path | None, settings: RetrainSettin
         raise ConfigError("live: people's labels are needed: give --labels, or set retrain.labels")
     if scored is None:
         raise ConfigError("live: no scores: `agentps score` makes some; or give --scores, or set retrain.scores")
-    return scored, Path(labelled)
+    return scored, labelled
+
+
+class AskedPost(Row):
+    """A row of labels that may have come from a queue."""
+
+    post_id: PostId
+    inclusion_probability: Annotated[float | None, Field(gt=0, le=1), Expects("a probability above 0, or null")] = None
 
 
 class ScoredPost(Row):
@@ -184,12 +224,63 @@ def _newest(scored: pd.DataFrame, place: str | Path) -> pd.DataFrame:
             first.get(_WHERE, masked(str(place))),
             first[SCORED_AT].isoformat(),
         )
-    table = table.loc[~ahead, list(COLUMNS)]
+    table = table.loc[~ahead].reindex(columns=[*COLUMNS, *POLICY_COLUMNS])
+    said = table[list(POLICY_COLUMNS)].astype(object)
+    table[list(POLICY_COLUMNS)] = said.where(said.notna(), None)  # of a table, as of a store without a policy
     return table.sort_values(SCORED_AT, kind="stable").drop_duplicates([POST_ID, MODEL_VERSION], keep="last")
 
 
-def live(scores: str, labels: Path, model_name: str, version: str, settings: RetrainSettings) -> Live:
+def live(
+    scores: str, labels: str | Path, model_name: str, version: str, settings: RetrainSettings, confidence: float
+) -> Live:
     """How `version` did on what it scored in its newest `live_days`, against `live_precision`.
+
+    Args:
+        confidence: of the alarm.
+
+    Raises: as `late_labels`.
+    """
+    table = late_labels(scores, labels, model_name, version, settings)
+    label, flagged = table[LABEL], table[DECISION].astype(bool)
+    known, positive = label.notna(), label == 1
+    precision: Share | Drawn
+    recall: Share | Drawn
+    if is_drawn(table):
+        asked = table[AUDIT_PROBABILITY].notna()
+        probability = table.loc[asked, AUDIT_PROBABILITY].astype(float)
+        drawn = for_people(table)[asked]
+        # of a queue only the drawn posts are known
+        which = None if drawn.all() else drawn
+        figures = estimate(label[asked], flagged[asked], probability, which, level=2 * confidence - 1)
+        precision, recall = Drawn.of(figures.precision), Drawn.of(figures.recall)
+    else:
+        hits = int((known & flagged & positive).sum())
+        precision, recall = Share(hits, int((known & flagged).sum())), Share(hits, int((known & positive).sum()))
+    return Live(
+        version=version,
+        scored=len(table),
+        labelled=int(known.sum()),
+        precision=precision,
+        recall=recall,
+        target=settings.live_precision / 100,
+        confidence=confidence,
+    )
+
+
+def is_drawn(table: pd.DataFrame) -> bool:
+    """Whether some of these posts were drawn for people at random."""
+    return bool(table[AUDIT].eq(True).any())
+
+
+def for_people(table: pd.DataFrame) -> pd.Series[bool]:
+    """Those that people look at, as `scoring.policy.Outcome.for_people`."""
+    return table[AUDIT].eq(True) | table[ACTION].eq("review")
+
+
+def late_labels(
+    scores: str, labels: str | Path, model_name: str, version: str, settings: RetrainSettings
+) -> pd.DataFrame:
+    """What `version` scored in its newest `live_days`, with people's `label` since, NaN where there is none yet.
 
     Args:
         scores: see `read_scores`.
@@ -200,7 +291,9 @@ def live(scores: str, labels: Path, model_name: str, version: str, settings: Ret
         NoMatchError: there are labels, and none is of a post that any version scored.
     """
     table, known_labels = read_scores(scores, model_name, settings.live_precision), read_labels(labels)
-    tell_unmatched(known_labels, set(table[POST_ID]), f"labels {labels}", f"the scored posts of {masked(scores)}")
+    tell_unmatched(
+        known_labels, set(table[POST_ID]), f"labels {masked(str(labels))}", f"the scored posts of {masked(scores)}"
+    )
     table = table[table[MODEL_VERSION] == version]
     if table[DECISION].isna().any():
         raise ConfigError(
@@ -209,15 +302,14 @@ def live(scores: str, labels: Path, model_name: str, version: str, settings: Ret
         )
     newest = min(table[SCORED_AT].max(), pd.Timestamp.now(UTC))  # a wrong clock must not make all other scores old
     table = table[table[SCORED_AT] > newest - timedelta(days=settings.live_days)]
-    label = table[POST_ID].map(known_labels)
-    known = label.notna()
-    flagged, positive = table.loc[known, DECISION].astype(bool), label[known] == 1
-    hits = int((flagged & positive).sum())
-    return Live(
-        version=version,
-        scored=len(table),
-        labelled=int(known.sum()),
-        precision=Share(hits, int(flagged.sum())),
-        recall=Share(hits, int(positive.sum())),
-        target=settings.live_precision / 100,
-    )
+    table = table.assign(**{LABEL: table[POST_ID].map(known_labels).astype(float)})
+    if chances := _chances(labels):
+        chance = table[POST_ID].map(chances).astype(float)
+        table = table.assign(**{ACTION: None, AUDIT: chance.notna(), AUDIT_PROBABILITY: chance})
+    return table
+
+
+def _chances(labels: Path) -> dict[str, float]:
+    """With what probability `agentps queue` drew the posts of the labels; empty where they are not its."""
+    rows = checked_rows(labels, AskedPost, "labels", (POST_ID,))
+    return {row.post_id: row.inclusion_probability for _, row in rows if row.inclusion_probability is not None}

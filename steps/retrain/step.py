@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import mlflow
 import pandas as pd
@@ -20,12 +19,13 @@ from model.task import Task
 from steps.caching import depends_on
 from steps.paths import home
 from steps.publish import page_path, publish
-from steps.register import registry
+from steps.register import history, registry
+from steps.register.mirror import spread
 from steps.register.registry import RegisteredVersion
 from steps.retrain import fresh
 from steps.retrain.live import live as live_figures
 from steps.retrain.live import scores_place, tell
-from steps.settings import NotifySettings, RetrainSettings
+from steps.settings import NotifySettings, RetrainSettings, TrainingSettings, load_settings
 from steps.tables import NoMatchError
 
 logger = get_logger(__name__)
@@ -33,7 +33,7 @@ logger = get_logger(__name__)
 
 @step(experiment_tracker=True, enable_cache=False)  # labels and scores come in at any time
 def live(
-    model_name: str, champion: str | None, settings: RetrainSettings, notify: NotifySettings
+    model_name: str, champion: str | None, settings: RetrainSettings, notify: NotifySettings, confidence: float
 ) -> tuple[Annotated[str, "live"], Annotated[str, "alarmed"]]:
     """How the champion did on what people labelled since; a person is told where that is below its promise.
 
@@ -46,13 +46,13 @@ def live(
         logger.info("%s", line)
         return line, ""
     try:
-        found = live_figures(scores, Path(settings.labels), model_name, champion, settings)
+        found = live_figures(scores, settings.labels, model_name, champion, settings, confidence)
     except NoMatchError as error:  # labels come late: this is no reason not to train
         logger.warning("live precision is not known: %s", error)
         return f"live precision is not known: {error}", ""
     figures = {
         "live_precision": found.precision.value,
-        "live_precision_high": found.precision.high,
+        "live_precision_high": found.high,
         "live_recall": found.recall.value,
         "live_labelled": float(found.labelled),
     }
@@ -91,7 +91,7 @@ def drift(
     from steps.retrain.drift import Difference, compare, records, render
     from steps.retrain.profile import profile as profile_of
 
-    own = profile_of(posts, labels, task, Shards(shards.path), resolve(backbone, home(), shards.path))
+    own = profile_of(posts, labels, task, Shards(shards.path), resolve(backbone, home()))
     version = registry.get(model_name, champion) if champion is not None else None
     reference = registry.profile_of(version) if version is not None else None
     lines: list[Difference] = []
@@ -119,6 +119,40 @@ def drift(
             f"{', '.join(drifted)}; the page is {page_path('drift')}. Look at them, then set retrain.on_drift to warn"
         )
     return own, page
+
+
+def refit_options(settings: TrainingSettings) -> dict[str, Any]:
+    """The sections that `refit` reads."""
+    read = {"posts", "variant", "sample", "ingest", "evaluate", "promote", "retrain"}
+    return settings.model_dump(mode="json", by_alias=True, include=read)
+
+
+@step(experiment_tracker=True, enable_cache=False)  # labels and scores come in at any time
+def refit(
+    version: RegisteredVersion, decision: str, alarmed: str, options: dict[str, Any]
+) -> Annotated[str, "outcome"]:
+    """Where a champion below its promise stays champion: its thresholds, fitted to the newest labels, through the gate.
+
+    Args:
+        options: of `refit_options`; ZenML would check the settings again, and some change as they are read.
+
+    Returns the gate's decision on the candidate, and after it, where thresholds were fitted, what became of them.
+    """
+    if not alarmed or history.sync(version.name).aliases.get(registry.CHAMPION) != alarmed:
+        return decision
+    from steps.promote.recalibrate import recalibrate
+
+    settings = load_settings(options)
+    try:
+        made = recalibrate(version.name, settings, None, late=True)
+    except DataError as error:  # the candidate was judged, and a person was told: this is no reason to repeat it all
+        logger.warning("the thresholds of version %s stay as they are: %s", alarmed, error)
+        return f"{decision}; thresholds stay: {error}"
+    spread(history.sync(version.name), settings.promote.target)
+    said = f"thresholds fitted again, version {made.version.version} {made.decision.verdict}: {made.decision.reason}"
+    log_metadata({"refit": said})
+    logger.info("%s\n%s", made.report.table(), said)
+    return f"{decision}; {said}"
 
 
 @step(enable_cache=False)

@@ -55,6 +55,9 @@ class UtcTime(TypeDecorator[datetime]):
 
 
 COLUMNS = (POST_ID, SCORE, DECISION, MODEL_VERSION, SCORED_AT)
+#: What the store has beside, where a policy was asked: see `scoring.policy.Outcome`.
+ACTION, AUDIT, AUDIT_PROBABILITY = "action", "audit", "audit_probability"
+POLICY_COLUMNS = (ACTION, AUDIT, AUDIT_PROBABILITY)
 #: SQLite numbers rows by themselves only where the type is INTEGER.
 _ID = BigInteger().with_variant(Integer, "sqlite")
 _JSON = JSON(none_as_null=True)  # PostgreSQL's JSONB would put the keys in another order
@@ -100,11 +103,13 @@ CURRENT = Table(
     Column("model_version", Text, nullable=False),
     Column("action", String(16)),
     Column("score", _DOUBLE),
+    Column("audit", Boolean),
     Index("scoring_current_post", "post_id"),
     Index("scoring_current_score", "model_name", "score", "history_id"),
     Index("scoring_current_day", "model_name", "day", "score", "history_id"),
     Index("scoring_current_version", "model_name", "model_version", "score", "history_id"),
     Index("scoring_current_action", "model_name", "action", "score", "history_id"),
+    Index("scoring_current_audit", "model_name", "audit", "score", "history_id"),
 )
 DEAD_LETTERS = Table(
     "scoring_dead_letters",
@@ -142,12 +147,12 @@ def is_store(place: str) -> bool:
 
 
 def scores_in(engine: Engine, model_name: str, point: str) -> Iterator[dict[str, Any]]:
-    """Each score of a model, in the order of arrival, in the columns of a table of scored posts.
+    """Each score of a model, in the order of arrival, in the columns of a table of scored posts and those of a policy.
 
     Args:
         point: the operating point whose decision is told, as `p80`; None: a version that has none.
     """
-    columns = [HISTORY.c[name] for name in (POST_ID, SCORE, "decisions", MODEL_VERSION, SCORED_AT)]
+    columns = [HISTORY.c[name] for name in (POST_ID, SCORE, "decisions", MODEL_VERSION, SCORED_AT, *POLICY_COLUMNS)]
     of_model = (HISTORY.c.model_name == model_name) & HISTORY.c.error.is_(None)
     wanted = select(*columns).where(of_model).order_by(HISTORY.c.id).execution_options(yield_per=10_000)
     with engine.connect() as connection:
@@ -167,6 +172,6 @@ def read_stored(url: str, model_name: str, point: str) -> pd.DataFrame:
         with explained(name, STORE):
             if not inspect(engine).has_table(HISTORY.name):
                 raise StoreError(f"{STORE.what} {name}: it holds nothing yet; `agentps score` fills it")
-            return pd.DataFrame(list(scores_in(engine, model_name, point)), columns=list(COLUMNS))
+            return pd.DataFrame(list(scores_in(engine, model_name, point)), columns=[*COLUMNS, *POLICY_COLUMNS])
     finally:
         engine.dispose()

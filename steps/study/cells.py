@@ -8,9 +8,9 @@ from typing import get_args
 from pydantic import BaseModel, ConfigDict
 
 from model.errors import ConfigError
-from model.settings import Variant, answers_questions
+from model.settings import LabelMethod, Variant, answers_questions
 from model.task import Task
-from steps.study.settings import LabelMethod, StudySettings, StudyTable
+from steps.study.settings import StudySettings, StudyTable
 
 #: Where the process labels of the training posts come from: nowhere (a variant that reads none), the annotator, people;
 #: or made up (see `steps.study.labels`), as "symmetric-80".

@@ -299,7 +299,7 @@ class _Writer:
         text = (
             f"`{self._settings.variant}`, {self._posts:,} training posts labelled by the annotator, and people's "
             f"labels of {self._settings.gold_share:.0%} of them, with which the methods may do what "
-            "`steps/study/methods.py` says."
+            "`steps/fine_tune/methods.py` says."
         )
         return self._section("## What can be done about the annotator's errors", text, table)
 

@@ -44,7 +44,7 @@ def cell_key(cell: Cell, inputs: Inputs, shards: dict[str, Any], labels: str) ->
         recipe.TRAINING,
         cell=recipe.options(cell),
         task=recipe.options(inputs.task),
-        train=recipe.options(inputs.train, without={"variant", "seed"}),
+        train=recipe.options(inputs.train, without={"variant", "seed", *recipe.WHERE}),
         backbone=inputs.backbone_id,
         precisions=inputs.evaluate.precisions,
         shards=shards,

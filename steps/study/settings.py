@@ -6,15 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from model.settings import MAX_SEED, Variant, answers_questions
+from model.settings import MAX_SEED, LabelMethod, Variant, answers_questions
 from model.strict import Chosen
 from steps.paths import DEFAULT_CONFIG, REPOSITORY, STUDY_CONFIG
 from steps.settings import SAMPLE, TrainingSettings, load_options
 
 #: What the study can be asked for; each is one table of its report.
 StudyTable = Literal["variants", "sizes", "questions", "noise", "methods"]
-#: What is done about the annotator's errors (see `steps.study.methods`).
-LabelMethod = Literal["plain", "gold", "weighted", "dropped", "relabelled"]
 
 
 class StudySettings(Chosen):
@@ -81,6 +79,12 @@ class StudyRunSettings(TrainingSettings):
     def _own_output(self) -> StudyRunSettings:
         if self.posts != SAMPLE and (REPOSITORY / self.study.output).resolve() == REPOSITORY / "docs":
             raise ValueError("study.output: docs holds the embedded sample's results: name a folder for your own")
+        return self
+
+    @model_validator(mode="after")
+    def _method_of_each_cell(self) -> StudyRunSettings:
+        if self.fine_tune.labels != "plain":
+            raise ValueError("fine_tune.labels: the study compares the methods: name them in study.methods")
         return self
 
 

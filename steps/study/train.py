@@ -26,8 +26,8 @@ from model.task import Task
 from model.train import FitResult, fit
 from steps.evaluate.predictions import prediction_tables
 from steps.evaluate.report import build_report, labelled
+from steps.fine_tune.methods import taught
 from steps.settings import EvaluateSettings
-from steps.study import methods
 from steps.study.cells import ANNOTATOR, NONE, PEOPLE, Cell
 from steps.study.labels import corrupted, draws, gold_subset
 from steps.study.records import Record, encoded_ranks
@@ -125,21 +125,14 @@ def _labels(
     if cell.method == "plain":
         return labels, task
     gold = people[gold_subset(people[POST_ID].tolist(), inputs.gold_share)]
-    told = methods.question_informedness(labels, gold, task)
-    if cell.method == "weighted":
-        return methods.with_gold(labels, gold), methods.weighted(task, told)
-    if cell.method == "gold":
-        return methods.with_gold(labels, gold), task
-    if cell.method == "dropped":
-        return methods.with_gold(methods.without_uninformative(labels, told), gold), task
     rows = np.flatnonzero((shards.posts[SPLIT] == TRAIN).to_numpy())
     final = shards.posts[LABEL].iloc[rows].reset_index(drop=True)
-    made = methods.with_gold(labels, gold)
-    for training in ("first", "second"):
+
+    def answers_of(made: pd.DataFrame, training: str) -> dict[str, np.ndarray]:
         network, prompt, _ = _fit(task, train, shards, made, inputs, work / training)
-        answers = predict(network, in_chunks(rows, train.micro_batch, Batches(shards, prompt, task))).questions
-        made = methods.relabelled(labels, answers, final, gold, task)
-    return made, task
+        return predict(network, in_chunks(rows, train.micro_batch, Batches(shards, prompt, task))).questions
+
+    return taught(cell.method, labels, gold, final, task, answers_of)
 
 
 def _fit(

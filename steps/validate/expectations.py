@@ -39,6 +39,10 @@ POSTS, LABELS = "posts", "labels"
 Between, InSet = gxe.ExpectColumnValuesToBeBetween, gxe.ExpectColumnValuesToBeInSet
 Null, NotNull = gxe.ExpectColumnValuesToBeNull, gxe.ExpectColumnValuesToNotBeNull
 _SHARED = ((IMAGE_SHARED, "an image"), (TEXT_SHARED, "title and text"))
+_REMEDY = (
+    "`ingest.group_by: [image, text]` puts posts that share one into one split; it leaves a post where the column "
+    "`split` of the manifest has it, and where an ingest with it had it before"
+)
 
 
 def validate_posts(
@@ -90,7 +94,8 @@ def validate_posts(
 def build_suite(task: Task, settings: ValidateSettings, *, max_images: int) -> dict[str, gx.ExpectationSuite]:
     """The suites of the tables `posts` and `labels`, as `validate_posts` prepares them.
 
-    Each expectation's `meta` holds `rule`, its name, and `expected`, in words.
+    Each expectation's `meta` holds `rule`, its name, and in words `expected` and `remedy` (empty: none but to correct
+    the posts).
     """
     posts = [
         *_keys(),
@@ -159,6 +164,7 @@ def _split(split: str, settings: ValidateSettings) -> list[Expectation]:
                 f"leakage of {what} in {split}",
                 f"at most {leaked:g} of the posts share {what} with another split",
                 column,
+                remedy=_REMEDY,
                 mostly=1 - leaked,
                 **here,
             )
@@ -169,7 +175,7 @@ def _split(split: str, settings: ValidateSettings) -> list[Expectation]:
 
 def _leakage() -> list[Expectation]:
     return [
-        _warning(Null, f"leakage of {what}", f"no post shares {what} with another split", column)
+        _warning(Null, f"leakage of {what}", f"no post shares {what} with another split", column, remedy=_REMEDY)
         for column, what in _SHARED
     ]
 
@@ -235,12 +241,19 @@ def _classes(question_id: str, classes: tuple[str, ...], what: str) -> Expectati
 
 
 def _rule(
-    severity: Severity, kind: type[Expectation], name: str, expected: str, column: str | None = None, **arguments: Any
+    severity: Severity,
+    kind: type[Expectation],
+    name: str,
+    expected: str,
+    column: str | None = None,
+    remedy: str = "",
+    **arguments: Any,
 ) -> Expectation:
     """`kind` on `column`; None: of the whole table, or its columns are among the arguments."""
     if column is not None:
         arguments["column"] = column
-    return kind(severity=FailureSeverity(severity), meta={"rule": name, "expected": expected}, **arguments)
+    meta = {"rule": name, "expected": expected, "remedy": remedy}
+    return kind(severity=FailureSeverity(severity), meta=meta, **arguments)
 
 
 _critical, _warning = partial(_rule, "critical"), partial(_rule, "warning")

@@ -31,7 +31,7 @@ class ValidationOutcome:
 
     passed: no critical rule is broken.
     results: JSON-able: `splits`, one entry per split with its counts; `rules`, one entry per rule with
-        table, rule, severity, passed, column, expected, observed and the first broken rows.
+        table, rule, severity, passed, column, expected, remedy, observed and the first broken rows.
     """
 
     passed: bool
@@ -60,6 +60,7 @@ def read_result(table: str, item: dict[str, Any]) -> dict[str, Any]:
         "passed": item["success"],
         "column": columns[0] if columns else None,
         "expected": meta["expected"],
+        "remedy": meta["remedy"],
         "observed": observed,
         "rows": [
             {
@@ -82,7 +83,9 @@ def _exception(info: dict[Hashable, Any]) -> str | None:
 def finding_of(rule: dict[str, Any]) -> Finding:
     message = f"{rule['table']}, {rule['rule']}: expected {rule['expected']}; found {words(rule['observed'])}"
     rows = "; ".join(f"row {row['row']} ({row['post_id'] or 'no id'}): {row['found']}" for row in rule["rows"])
-    return Finding(rule["rule"], rule["severity"], rule["column"], plain(f"{message}: {rows}" if rows else message))
+    message = f"{message}: {rows}" if rows else message
+    message = f"{message}. {rule['remedy']}" if rule["remedy"] else message
+    return Finding(rule["rule"], rule["severity"], rule["column"], plain(message))
 
 
 def words(value: Any) -> str:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from model import schema
 from model.task import Task
+from model.video import FRAMES
 
 # Derived columns.
 ROW = "row"  # 1-based place in the table
@@ -27,13 +28,22 @@ def prepare_posts(posts: pd.DataFrame, task: Task) -> pd.DataFrame:
     table[ROW] = range(1, len(table) + 1)
     table[N_IMAGES] = posts[schema.IMAGES].map(_length)
     table[CHARACTERS] = posts[schema.TITLE].map(_length) + posts[schema.TEXT].map(_length)
-    images = posts[schema.IMAGE_SHA256].explode().dropna()
+    images = _files(posts).explode().dropna()
     table[IMAGE_SHARED] = _shared_across_splits(images, posts)
     both = (posts[schema.TITLE].map(_length) > 0) & (posts[schema.TEXT].map(_length) > 0)
     words = posts[both].groupby([schema.TITLE, schema.TEXT], sort=False).ngroup()
     table[TEXT_SHARED] = _shared_across_splits(words, posts)
     table[NEWEST_TRAIN] = posts.loc[posts[schema.SPLIT] == schema.TRAIN, schema.CREATED_AT].max()
     return table
+
+
+def _files(posts: pd.DataFrame) -> pd.Series:
+    """The hashes of each post's images, and of its video in place of its frames: many videos begin black."""
+    if schema.VIDEO_SHA256 not in posts:
+        return posts[schema.IMAGE_SHA256]
+    pairs = zip(posts[schema.IMAGE_SHA256], posts[schema.VIDEO_SHA256], strict=True)
+    files = [[*own[:-FRAMES], video] if isinstance(video, str) else own for own, video in pairs]
+    return pd.Series(files, index=posts.index, dtype=object)
 
 
 def prepare_labels(labels: pd.DataFrame, posts: pd.DataFrame, task: Task) -> pd.DataFrame:

@@ -217,6 +217,79 @@ def test_recalibrate_makes_a_version_of_the_same_weights_that_goes_through_the_g
     assert history.sync(NAME).aliases == {"champion": "2", "previous": "1", "challenger": "2"}
 
 
+def test_recalibrate_late_fits_to_what_was_labelled_since_the_precision_fell(
+    add: Add, config: str, tmp_path: Path
+) -> None:
+    """Six days on which all that was flagged was right, then six on which half of it was."""
+    first = add(1.0, "promoted")
+    posts(tmp_path, 1200, registry.fetch(first))
+    rows = pd.read_json(tmp_path / "posts.jsonl", lines=True).drop(columns="split")
+    full = rows.assign(images=[[str(tmp_path / name) for name in album] for album in rows["images"]])
+    found = Scorer.from_directory(registry.fetch(first), image_root="/").score(full)["score"]
+    flagged, day = found.rank(pct=True) > 0.5, np.arange(1200) // 100
+    right = np.where(day < 6, flagged, np.random.default_rng(0).random(1200) < found.rank(pct=True) ** 3)
+    created = [f"2026-03-{one + 1:02}T00:00:00+00:00" for one in day]
+    rows.assign(created_at=created).drop(columns="label").to_json(
+        tmp_path / "posts.jsonl", orient="records", lines=True
+    )
+    scores = rows[["post_id"]].assign(score=found, decision=flagged, model_version="1", scored_at=created)
+    scores.to_json(tmp_path / "scores.jsonl", orient="records", lines=True)
+    rows[["post_id"]].assign(label=right.astype(int)).to_json(tmp_path / "labels.jsonl", orient="records", lines=True)
+    options = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    options["retrain"] = {name: str(tmp_path / f"{name}.jsonl") for name in ("scores", "labels")}
+    Path(config).write_text(yaml.safe_dump(options), encoding="utf-8")
+    mlflow.end_run()
+    mlflow.create_experiment("agentps_training", artifact_location=(tmp_path / "artifacts").as_uri())
+    done = call("recalibrate", "--late", "-c", config)
+    assert done.exit_code == 0, done.output
+    made = registry.report_of(registry.get(NAME, "2"))
+    assert made.n_val + made.n_posts == 600, "of the six days since"
+    assert 0.2 < made.n_posts / 600 < 0.4
+    tags = registry.tags_of(registry.get(NAME, "2"))
+    assert tags["agentps.recalibrated_from"] == "1"
+    assert "whose live precision is below its promise" in tags[history.REASON]
+
+
+def test_queue_asks_of_posts_that_may_be_flagged_and_writes_down_with_what_probability(
+    add: Add, config: str, tmp_path: Path
+) -> None:
+    first = add(1.0, "promoted")
+    posts(tmp_path, 300, registry.fetch(first))
+    rows = pd.read_json(tmp_path / "posts.jsonl", lines=True)
+    rows.loc[20:, "label"] = None
+    rows.to_json(tmp_path / "posts.jsonl", orient="records", lines=True)
+    rng = np.random.default_rng(0)
+    score = rng.random(300)
+    scored = pd.concat(
+        rows[["post_id"]].assign(score=score, decision=score > least, model_version=version)
+        for version, least in (("1", 0.8), ("0", 0.7))
+    ).assign(scored_at="2026-03-01T00:00:00Z")
+    scored.to_json(tmp_path / "scores.jsonl", orient="records", lines=True)
+    out = tmp_path / "queue.csv"
+    given = ("--posts", tmp_path / "posts.jsonl", "--task", tmp_path / "task.yaml", "--out", out, "-c", config)
+    done = call("queue", "--budget", "60", "--scores", str(tmp_path / "scores.jsonl"), *map(str, given))
+    assert done.exit_code == 0, done.output
+    table = pd.read_csv(out)
+    assert len(table) == 60
+    assert not set(table["post_id"]) & set(rows["post_id"][:20]), "these have labels"
+    assert table["label"].isna().all()
+    assert set(TASK.question_ids) <= set(table.columns)
+    own = score[table["post_id"].str[1:].astype(int)]
+    assert table["score"].tolist() == pytest.approx(own)
+    assert (own > 0.65).mean() > 0.6, "of all posts a third may be flagged"
+    differ = table["reasons"].str.contains("versions differ")
+    assert (differ == ((own > 0.7) & (own <= 0.8))).all()
+    assert table.loc[differ, "inclusion_probability"].min() > table.loc[~differ, "inclusion_probability"].max()
+    # each stands for as many posts as it says: of 280
+    assert (1 / table["inclusion_probability"]).sum() == pytest.approx(280, rel=0.4)
+    too_many = call("queue", "--budget", "281", "--scores", str(tmp_path / "scores.jsonl"), *map(str, given))
+    assert "Error: budget 281: between 1 and 280, the posts that can be asked of, is expected" in too_many.output
+    # filled in, it is a table of labels
+    table.assign(label=1).to_csv(out, index=False)
+    told = call("live", "--scores", str(tmp_path / "scores.jsonl"), "--labels", str(out), "-c", config)
+    assert "live precision 100.0% (from " in told.output
+
+
 def test_live_tells_of_a_champion_below_its_promise(add: Add, config: str, tmp_path: Path) -> None:
     scores, labels, inbox = (tmp_path / name for name in ("scores.jsonl", "labels.jsonl", "inbox"))
     options = yaml.safe_load(Path(config).read_text(encoding="utf-8"))

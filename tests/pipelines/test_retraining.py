@@ -15,7 +15,7 @@ pytestmark = pytest.mark.pipeline
 
 MODEL = "agentps-fresh_listings"
 STEPS = ["live", "ingest", "annotate", "validate", "preprocess", "drift", "fine_tune", "evaluate", "register",
-         "promote", "advance"]  # fmt: skip
+         "promote", "refit", "advance"]  # fmt: skip
 FIRST = 110
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 import yaml
 from mlflow import MlflowClient
 
-from model.schema import IMAGES, TEXT, TITLE
+from model.schema import IMAGES, TEXT, TITLE, VIDEO
 from steps.paths import REPOSITORY
 
 ZENML = Path(sys.executable).with_name("zenml")
@@ -142,10 +142,10 @@ class Workspace:
         return self.start(self.command(config), **environment).wait()
 
     def score(self, model_uri: str, posts: pd.DataFrame) -> pd.DataFrame:
-        """The registered model's answers to `title`, `text` and `images`, from a process outside of the copy."""
+        """The registered model's answers to title, text, images and video, from a process outside of the copy."""
         folder = self.root / "elsewhere"
         folder.mkdir(exist_ok=True)
-        posts[[TITLE, TEXT, IMAGES]].to_parquet(folder / "posts.parquet")
+        posts[[name for name in (TITLE, TEXT, IMAGES, VIDEO) if name in posts]].to_parquet(folder / "posts.parquet")
         environment = {k: v for k, v in self.environment.items() if k not in ("PYTHONPATH", "AGENTPS_HOME")}
         command = [sys.executable, "-c", _SCORE, model_uri]
         environment["MLFLOW_TRACKING_URI"] = self._mlflow_uri

@@ -36,6 +36,7 @@ from model.settings import BackboneSettings
 from model.task import Task
 from scoring import batch
 from scoring.batch import Counts, load, records_of, score_batch, told
+from scoring.files import picture_reader
 from scoring.record import Record
 from scoring.score import Input, LocalScore, read_input
 from steps.ingest.posts import read_manifest
@@ -468,7 +469,7 @@ def test_ray_and_local_write_the_same_bytes_the_scores_of_local_score_and_of_eva
         assert files(tmp_path / "ray" / folder.name) == files(folder)
     table = pd.read_parquet(folder)
     score = LocalScore.of(version)
-    read = batch.picture_reader(str(manifest.parent), score.limits)
+    read = picture_reader(str(manifest.parent), score.limits)
     inputs = [read_input(json.loads(line), read, score.post_limits) for line in manifest.read_text().splitlines()]
     assert table["score"].tolist() == pytest.approx([record.score for record in score(inputs, NOW)], abs=1e-12)
     assert table["input_sha256"].tolist() == [found.sha256 for found in inputs]

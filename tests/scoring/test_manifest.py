@@ -130,7 +130,7 @@ def test_live_figures_are_those_of_a_table(url: str, tmp_path: Path) -> None:
         score(Stub(score=0.3), place, MANY[:50])
         score(Stub(), place, MANY[50:80])
         score(Stub(version="8"), place, MANY)
-    found = [live(place, labels, "m", "7", settings) for place in places]
+    found = [live(place, labels, "m", "7", settings, 0.95) for place in places]
     assert found[0] == found[1]
     assert (found[0].scored, found[0].labelled, found[0].precision.k, found[0].precision.n) == (80, 80, 15, 30)
     one, other = (
@@ -151,7 +151,7 @@ def test_a_version_without_the_precision_s_threshold_is_told_by_live(url: str, t
     labels.write_text('{"post_id": "a", "label": 1}\n')
     score(Stub(), url)
     with pytest.raises(ConfigError, match="m version 7 has no threshold for 95 % precision"):
-        live(url, labels, "m", "7", load_settings({"retrain": {"live_precision": 95}}).retrain)
+        live(url, labels, "m", "7", load_settings({"retrain": {"live_precision": 95}}).retrain, 0.95)
 
 
 # --- the manifest

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
-_START_S = 120
+_START_S = 600
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def mlflow_server(folder: Path) -> Iterator[str]:
         yield url
     finally:
         server.terminate()
-        server.wait(timeout=30)
+        server.wait(timeout=300)
 
 
 def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

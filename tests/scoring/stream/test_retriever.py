@@ -137,3 +137,35 @@ def test_the_folder_of_pictures_must_be_there(tmp_path: Path) -> None:
         picture_folder(str(tmp_path / "none"), None)
     assert picture_folder(None, None) is None
     assert picture_folder(None, tmp_path) == str(tmp_path.resolve())
+
+
+@pytest.fixture
+def bucket() -> str:
+    """An object store in this process, as fsspec has one."""
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    files.pipe({"/bucket/pictures/a.png": b"png", "/bucket/secret": b"s", "/bucket/pictures/large": b"x" * 1001})
+    return "memory://bucket/pictures"
+
+
+def test_pictures_below_the_url_of_an_object_store_are_read_and_nothing_else_of_it(bucket: str) -> None:
+    read = reader(LIMITS, picture_folder(bucket, None))
+    assert read("a.png") == read(f"{bucket}/a.png") == b"png"
+    assert len(read(PICTURE)) > 0
+    for outside in ("../secret", "memory://bucket/secret", "/bucket/secret", "b/../../secret", "s3://other/a.png"):
+        with pytest.raises(ImageError):
+            read(outside)
+    with pytest.raises(ImageError, match=r"1,001 bytes|1001"):
+        read("large")
+
+
+def test_a_picture_that_is_not_in_the_object_store_yet_may_come_later(bucket: str) -> None:
+    with pytest.raises(MissingError, match="no such file"):
+        reader(LIMITS, bucket)("b.png")
+
+
+@pytest.mark.parametrize("url", ["https://cdn.example/x", "file:///etc", "local:///etc", "nowhere://x"])
+def test_pictures_url_is_that_of_an_object_store(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"stream\.images"):
+        picture_folder(url, None)

@@ -122,10 +122,11 @@ def test_a_training_that_cannot_fit_is_told_with_what_to_change(monkeypatch: pyt
             assert "about 10 GB, a small card has 9 GB: lower fine_tune.micro_batch from 8" in line
 
 
-def test_the_command_tells_of_the_own_backbone_without_making_it() -> None:
-    result = CliRunner().invoke(main, ["size", "-c", str(REPOSITORY / "configs" / "own-posts.yaml"), "--posts", "3000"])
+def test_the_command_tells_of_the_tiny_backbone_without_making_it() -> None:
+    result = CliRunner().invoke(main, ["size", "--posts", "3000"])
     assert result.exit_code == 0, result.output
-    assert "own: 1,1" in result.output
+    assert "tiny: " in result.output
+    assert "3,000 posts" in result.output
     assert all(device.name in result.output for device in DEVICES)
 
 

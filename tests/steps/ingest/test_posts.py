@@ -24,7 +24,8 @@ from PIL import Image
 
 from model.errors import ManifestError
 from model.images import ImageLimits, read_source
-from steps.ingest.posts import RejectsError, manifest_fingerprint, read_manifest, split_of
+from steps.ingest.groups import split_of
+from steps.ingest.posts import RejectsError, manifest_fingerprint, read_manifest
 from steps.settings import IngestSettings
 from tests.support.tasks import DEMO as TASK
 
@@ -402,7 +403,7 @@ def test_each_distinct_file_is_read_once(folder: Path, monkeypatch: pytest.Monke
         reads.append(source)
         return read_source(source, limits, **where)
 
-    monkeypatch.setattr("steps.ingest.posts.read_source", counting)
+    monkeypatch.setattr("steps.ingest.pictures.read_source", counting)
     rows = [post(f"p{i}", images=["a.jpg", "inside.jpg", "b.png"]) for i in range(200)]
     result = read_manifest(write(folder, rows), TASK, settings())
     assert sorted(reads) == ["a.jpg", "b.png"]

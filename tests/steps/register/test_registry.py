@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -106,6 +107,48 @@ def test_a_version_asks_for_the_library_of_weights_in_4_bits_where_it_has_them(
     version, _ = register(write_checkpoint(tracking / "checkpoint", backbone, settings), posts)
     needed = Path(mlflow.pyfunc.get_model_dependencies(version.source)).read_text(encoding="utf-8")
     assert ("bitsandbytes==" in needed) == (quantization is not None)
+
+
+def with_hashes_in_a_tag(version: registry.RegisteredVersion, files: dict[str, str] | str) -> None:
+    """Make it one that was registered before versions had a manifest."""
+    client = MlflowClient()
+    client.delete_model_version_tag(version.name, version.version, "agentps.manifest")
+    text = files if isinstance(files, str) else json.dumps(files)
+    client.set_model_version_tag(version.name, version.version, "agentps.files", text)
+
+
+def test_a_version_s_hashes_are_in_its_manifest_and_one_hash_of_that_in_its_tags(
+    tracking: Path, tiny_backbone: BackboneSettings, posts: pd.DataFrame
+) -> None:
+    version, _ = register(write(tracking, tiny_backbone), posts)
+    folder = registry.fetch(version).parent.parent
+    tags, manifest = registry.tags_of(version), folder / "files.json"
+    assert tags["agentps.manifest"] == hashlib.sha256(manifest.read_bytes()).hexdigest()
+    assert max(map(len, tags.values())) <= 64, "no page of JSON among the tags"
+    listed = json.loads(manifest.read_text(encoding="utf-8"))
+    assert listed == {file: digest for file, digest in hashes(folder).items() if file != "files.json"}
+
+    before = manifest.read_text(encoding="utf-8")
+    listed["pyfunc.py"] = "0" * 64
+    manifest.write_text(json.dumps(listed), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"files\.json has sha256 .* was registered"):
+        registry.fetch(version)
+    manifest.write_text(before, encoding="utf-8")
+    assert registry.fetch(version)
+
+
+def test_a_version_with_its_hashes_in_a_tag_as_before_there_were_manifests_is_read_and_run(
+    tracking: Path, tiny_backbone: BackboneSettings, posts: pd.DataFrame
+) -> None:
+    version, _ = register(write(tracking, tiny_backbone), posts)
+    folder = registry.fetch(version).parent.parent
+    (folder / "files.json").unlink()
+    with_hashes_in_a_tag(version, hashes(folder))
+    assert registry.report_of(version) == report()
+    assert len(registry.load(version).predict(posts)) == 3
+    flip_one_bit(registry.fetch(version))
+    with pytest.raises(CheckpointError, match=r"trained\.safetensors has sha256"):
+        registry.fetch(version)
 
 
 def test_two_runs_that_register_the_same_at_once_make_one_version(
@@ -248,7 +291,7 @@ def test_a_version_of_before_all_files_were_hashed_is_fetched_but_not_run_by_the
 ) -> None:
     version, _ = register(write(tracking, tiny_backbone), posts)
     directory = registry.fetch(version)
-    MlflowClient().set_model_version_tag(NAME, "1", "agentps.files", json.dumps(hashes(directory)))
+    with_hashes_in_a_tag(version, hashes(directory))
     assert registry.fetch(version) == directory
     assert registry.report_of(version) == report()
     assert registry.profile_of(version) is None
@@ -297,7 +340,7 @@ def test_a_champion_that_this_pipeline_did_not_write_cannot_be_compared_with(tra
 
     info = mlflow.pyfunc.log_model(name="other", python_model=Other(), pip_requirements=[])
     mlflow.register_model(info.model_uri, NAME)
-    with pytest.raises(RegistryError, match=r"version 1: no tag agentps\.files .*move the alias `champion`"):
+    with pytest.raises(RegistryError, match=r"version 1: no tag agentps\.manifest .*move the alias `champion`"):
         registry.report_of(registry.get(NAME, "1"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from model.errors import CheckpointError, RegistryError
 from model.settings import BackboneSettings
 from steps.promote.gate import Decision
 from steps.register import history, registry
-from tests.steps.register.test_registry import PREDICTIONS, report
+from tests.steps.register.test_registry import PREDICTIONS, report, with_hashes_in_a_tag
 from tests.support.mlflow_server import mlflow_server
 from tests.support.tiny import TASK, train_settings, write_checkpoint, write_images
 
@@ -97,7 +98,7 @@ def test_versions_are_registered_promoted_published_rolled_back_and_read_back(
 
 
 def test_the_files_of_a_version_come_through_the_server_and_are_held_to_their_hashes(
-    line: list[registry.RegisteredVersion],
+    line: list[registry.RegisteredVersion], agentps_home: Path
 ) -> None:
     version = line[1]
     directory = registry.fetch(version, TASK)
@@ -107,10 +108,14 @@ def test_the_files_of_a_version_come_through_the_server_and_are_held_to_their_ha
     assert (directory / "checkpoint.json").is_file()
     found = registry.find_by_content(NAME, registry.tags_of(version)["agentps.content"])
     assert found == registry.get(NAME, version.version) == version, "what a call returns does not depend on the call"
-    MlflowClient().set_model_version_tag(NAME, version.version, "agentps.files", '{"checkpoint.json": "00"}')
+    shutil.rmtree(agentps_home / "versions")
+    registry.fetch(version)
+    kept = registry.tags_of(version)["agentps.manifest"][:32]
+    assert (agentps_home / "versions" / kept / "files.json").is_file(), "kept by its manifest, which is read from there"
+    with_hashes_in_a_tag(version, {"checkpoint.json": "00"})
     with pytest.raises(CheckpointError, match=r"checkpoint\.json has sha256"):
         registry.fetch(version)
     for garbage in ("{", "[]", '{"MLmodel": 7}'):
-        MlflowClient().set_model_version_tag(NAME, version.version, "agentps.files", garbage)
-        with pytest.raises(RegistryError, match=r"its tag agentps\.files is no mapping of files to hashes"):
+        with_hashes_in_a_tag(version, garbage)
+        with pytest.raises(RegistryError, match=r"its tag agentps\.files leads to no mapping of files to hashes"):
             registry.fetch(version)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from model.errors import ManifestError
 from model.task import load_task
-from steps.ingest.posts import RejectsError, read_manifest, split_of
+from steps.ingest.groups import split_of
+from steps.ingest.posts import RejectsError, read_manifest
 from steps.retrain import fresh
 from steps.retrain.fresh import Cursor, advance, begin, read_cursor, read_labels, read_posts, select, too_little
 from steps.settings import IngestSettings, RetrainSettings, load_settings

@@ -1,0 +1,133 @@
+"""How long each page of the review desk takes as the store grows: `python -m benchmarks.desk --posts 10000 100000`.
+
+Real HTTP on loopback, records with five questions, a sixth of them flagged, a fiftieth drawn for people, and a tenth of
+them labelled already. Prints a table of milliseconds of CPU, the client's included: the median and the worst of the
+tries, and the first one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import requests
+import uvicorn
+from sqlalchemy import insert
+
+from model.images import ImageLimits
+from model.task import load_task
+from scoring.desk.app import create_app
+from scoring.desk.people import People
+from scoring.desk.posts import Posts
+from scoring.desk.work import Desk
+from scoring.policy import Policy
+from scoring.record import Answer, Record
+from scoring.store import Store
+from steps.retrain.reviewed import LABELS
+
+PAGES = {
+    "queue": "/queue",
+    "queue, last day": "/queue?day={day}",
+    "queue, an answer": "/queue?answer=watermark:yes",
+    "queue, a rare answer and day": "/queue?answer=watermark:yes&day=2020-01-01",
+    "near the threshold": "/queue?queue=near",
+    "random share": "/queue?queue=audit",
+    "post": "/post?id=post-1",
+    "errors": "/errors",
+    "quality": "/quality",
+    "what if": "/what-if",
+    "what if, other rules": "/what-if?asked=1&precision=90&when+0=watermark+and+score+>+0.4&action+0=review",
+    "audit trail": "/trail",
+}
+
+
+def fill(desk: Desk, count: int, rng: np.random.Generator) -> None:
+    now = datetime.now(UTC)
+    for start in range(0, count, 2_000):
+        records = []
+        for number in range(start, min(count, start + 2_000)):
+            score = float(rng.beta(0.5, 2.5))
+            answers = {
+                question.id: Answer(answer=question.classes[int(rng.random() < 0.3)], probability=float(rng.random()))
+                for question in desk.task.questions
+            }
+            records.append(
+                Record(
+                    post_id=f"post-{number}", model_name=desk.model_name, model_version=str(1 + 2 * number // count),
+                    policy_version=None, latency_ms=None, error=None,
+                    task=desk.task.fingerprint, input_sha256=f"{number:064x}", score=score, logit=None, answers=answers,
+                    scored_at=now - timedelta(days=30 * (1 - number / count)),
+                    decisions={f"p{point}": score >= point / 200 for point in (60, 70, 80, 90)},
+                )
+            )  # fmt: skip
+        desk.store.put([(record, desk.policy.decide(record)) for record in records])
+    labels = [
+        {"model_name": desk.model_name, "post_id": f"post-{n}", "input_sha256": f"{n:064x}", "state": "done",
+         "first_by": "ann", "label": int(n % 3 == 0), "answers": {}, "at": now}
+        for n in range(0, count, 10)
+    ]  # fmt: skip
+    desk.store.do(lambda connection: connection.execute(insert(LABELS), labels), writes=True)
+
+
+@contextmanager
+def served(desk: Desk) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(create_app(desk), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def measure(folder: Path, count: int, tries: int) -> dict[str, list[float]]:
+    policy = {"name": "b", "version": 1, "task": "ucc", "precision": 80, "audit": {"flag": 0.05, "pass": 0.02}}
+    with Store.open(f"sqlite:///{folder}/scores-{count}.db") as store:
+        desk = Desk(
+            store=store, model_name="m", task=load_task("ucc"), policy=Policy.parse(policy, folder / "policy.yaml"),
+            posts=Posts(None, ImageLimits(10**7, 10**7)),
+            thresholds=lambda version: {f"p{point}": point / 200 for point in (60, 70, 80, 90)},
+        )  # fmt: skip
+        fill(desk, count, np.random.default_rng(0))
+        people = People(store)
+        token = people.enter_by_link(people.add("olga", "owner"), "a password of some length")
+        found: dict[str, list[float]] = {}
+        with served(desk) as address, requests.Session() as session:
+            session.cookies.set("agentps_desk", token)
+            for name, path in PAGES.items():
+                url = address + path.format(day=datetime.now(UTC).date())
+                for _ in range(tries + 1):
+                    begun = time.process_time()
+                    session.get(url).raise_for_status()
+                    found.setdefault(name, []).append(1_000 * (time.process_time() - begun))
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--posts", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--tries", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = {count: measure(Path(folder), count, options.tries) for count in options.posts}
+    print("| page | " + " | ".join(f"{count:,} posts: median, worst; first" for count in found) + " |")  # noqa: T201
+    print("|---" * (1 + len(found)) + "|")  # noqa: T201
+    for page in PAGES:
+        cells = (
+            f"{statistics.median(times[page][1:]):.0f}, {max(times[page][1:]):.0f}, {times[page][0]:.0f}"
+            for times in found.values()
+        )
+        print(f"| {page} | " + " | ".join(cells) + " |")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

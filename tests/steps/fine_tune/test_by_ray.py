@@ -1,0 +1,215 @@
+"""Training by Ray Train: the result of one process, whatever dies meanwhile. `pytest -m ray` runs them all."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from model.data import Shards
+from model.errors import ConfigError
+from model.schema import LABEL_SOURCE, POST_ID
+from model.settings import BackboneSettings
+from steps.fine_tune import ahead
+from steps.fine_tune.launch import TrainingJob, job_directory
+from steps.paths import REPOSITORY
+from steps.settings import load_settings
+from tests.support.tiny import TASK, train_settings, write_posts
+
+PATIENCE = 400.0  # seconds, on a busy machine
+RUN = """
+import json, sys
+from pathlib import Path
+from typing import Any
+import pandas as pd
+from model.settings import TrainSettings
+from steps.fine_tune.launch import TrainingJob, run
+folder, work = Path(sys.argv[1]), Path(sys.argv[2])
+job = TrainingJob.model_validate_json((folder / "job.json").read_text())
+labels = pd.read_parquet(folder / "labels.parquet")
+job = job.model_copy(update={"train": TrainSettings.model_validate_json(sys.argv[3])})
+run(job, labels, work)
+"""
+psutil = pytest.importorskip("psutil", reason="no psutil, which finds the workers")
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_backbone: BackboneSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job whose posts divide by nothing: 19 posts of train in steps of 4."""
+    folder = tmp_path_factory.mktemp("job")
+    shards = write_posts(folder / "shards", tiny_backbone, train=19, val=8, test=2)
+    job = TrainingJob(
+        task=TASK,
+        train=train_settings(),
+        backbone=tiny_backbone,
+        resolved_backbone=tiny_backbone,
+        shards=shards.root,
+        provenance={},
+    )
+    (folder / "job.json").write_text(job.model_dump_json())
+    labels = Shards(job.shards).posts[[POST_ID, *TASK.question_ids]].assign(**{LABEL_SOURCE: "human"})
+    labels.to_parquet(folder / "labels.parquet")
+    return folder
+
+
+def start(folder: Path, work: Path, **settings: object) -> subprocess.Popen[bytes]:
+    options = {"epochs": 2, "batch": 4, "micro_batch": 2, "head_dropout": 0.1} | settings
+    command = [sys.executable, "-c", RUN, str(folder), str(work), train_settings(**options).model_dump_json()]
+    work.mkdir(exist_ok=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with (work / "output.txt").open("w") as output:
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, start_new_session=True
+        )
+
+
+def finish(process: subprocess.Popen[bytes], work: Path) -> Path:
+    """The directory of the finished training."""
+    try:
+        assert process.wait(PATIENCE) == 0, (work / "output.txt").read_text()[-4000:]
+    finally:
+        process.kill()
+    (directory,) = (path.parent for path in work.glob("*/result.json"))
+    return directory
+
+
+def parameters(directory: Path) -> bytes:
+    return (directory / "checkpoint" / "trained.safetensors").read_bytes()
+
+
+def difference(one: Path, other: Path) -> float:
+    from safetensors.torch import load_file
+
+    left, right = (load_file(path / "checkpoint" / "trained.safetensors") for path in (one, other))
+    assert left.keys() == right.keys()
+    return max(float((left[name] - right[name]).abs().max()) for name in left)
+
+
+def history(directory: Path) -> list[dict[str, float]]:
+    wanted = ("loss", "eval_average_precision", "step")
+    result = json.loads((directory / "result.json").read_text())
+    return [{name: row[name] for name in wanted if name in row} for row in result["history"] if "train_loss" not in row]
+
+
+def workers(process: subprocess.Popen[bytes]) -> list[Any]:
+    """Those that train, as Ray names its processes."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                found.append(child)
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+def wait_for(moment: Callable[[], bool], process: subprocess.Popen[bytes], work: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not moment():
+        assert process.poll() is None, (work / "output.txt").read_text()[-4000:]
+        assert time.monotonic() < deadline, (work / "output.txt").read_text()[-4000:]
+        time.sleep(0.02)
+
+
+def checkpoints(work: Path) -> set[str]:
+    return {path.parent.name for path in work.glob("*/trainer/checkpoint-*/trainer_state.json")}
+
+
+def test_where_a_training_runs_does_not_name_it_and_how_posts_are_shared_names_those_of_several(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from steps import recipe
+
+    job = TrainingJob.model_validate_json((folder / "job.json").read_text())
+    labels = pd.read_parquet(folder / "labels.parquet")
+
+    def name(**settings: object) -> str:
+        return job_directory(job.model_copy(update={"train": train_settings(**settings)}), labels, Path()).name
+
+    alone, two = name(), name(processes=2, micro_batch=2)
+    assert name(engine="ray") == alone
+    assert name(engine="ray", processes=2, micro_batch=2, least_processes=1) == two != alone
+    monkeypatch.setattr(recipe, "SEVERAL", recipe.SEVERAL + 1)
+    assert (name(), name(processes=2, micro_batch=2) == two) == (alone, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"least_processes": 1, "processes": 2, "micro_batch": 1}, "least_processes is for engine ray"),
+        (
+            {"engine": "ray", "least_processes": 3, "processes": 2, "micro_batch": 1},
+            "least_processes 3 is more than processes 2",
+        ),
+    ],
+)
+def test_an_elastic_number_that_cannot_be_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings({"fine_tune": options})
+
+
+def test_without_ray_the_engine_is_refused_before_anybody_is_paid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"fine_tune\.engine ray: Ray is not installed: `pip install -e \.\[serve\]`"):
+        ahead.check_machine(load_settings({"fine_tune": {"engine": "ray"}}))
+
+
+@needs_ray
+@pytest.mark.ray
+def test_two_processes_by_torchrun_and_by_ray_train_what_one_does_though_posts_divide_unevenly(
+    folder: Path, tmp_path: Path
+) -> None:
+    settings = {"head_dropout": 0.0}
+    alone = finish(start(folder, tmp_path / "alone", **settings, micro_batch=4), tmp_path / "alone")
+    torchrun = finish(start(folder, tmp_path / "torchrun", **settings, processes=2), tmp_path / "torchrun")
+    ray = finish(start(folder, tmp_path / "ray", **settings, processes=2, engine="ray"), tmp_path / "ray")
+    assert parameters(ray) == parameters(torchrun)
+    assert difference(ray, alone) <= 1e-4
+    assert len(history(alone)) > 4
+    for one, other in zip(history(alone), history(ray), strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+
+@needs_ray
+@pytest.mark.ray
+def test_a_training_whose_workers_are_killed_twice_finishes_by_itself_with_the_same_parameters(
+    folder: Path, tmp_path: Path
+) -> None:
+    settings = {"engine": "ray", "processes": 2, "epochs": 12, "saves_per_epoch": 5}
+    expected = finish(start(folder, tmp_path / "whole", **settings), tmp_path / "whole")
+    work = tmp_path / "killed"
+    process = start(folder, work, **settings)
+    killed: set[int] = set()
+
+    def fresh() -> list[Any]:
+        return sorted((worker for worker in workers(process) if worker.pid not in killed), key=lambda one: one.pid)
+
+    for which in (0, -1):
+        seen = checkpoints(work)
+        wait_for(lambda seen=seen: bool(checkpoints(work) - seen) and len(fresh()) == 2, process, work)
+        alive = fresh()
+        alive[which].send_signal(signal.SIGKILL)
+        killed |= {worker.pid for worker in alive}
+    directory = finish(process, work)
+    assert json.loads((directory / "result.json").read_text())["resumed_from_step"] > 0
+    assert parameters(directory) == parameters(expected)
+
+
+@needs_ray
+@pytest.mark.ray
+def test_what_no_restart_mends_ends_the_training_in_its_own_words(folder: Path, tmp_path: Path) -> None:
+    process = start(folder, tmp_path / "work", engine="ray", processes=2, learning_rate=1e30, max_grad_norm=1e30)
+    assert process.wait(PATIENCE) == 1
+    last = (tmp_path / "work" / "output.txt").read_text().splitlines()[-1]
+    assert last.startswith("model.errors.AgentPSError: the training diverged: after epoch")
