@@ -35,11 +35,13 @@ study-quick: setup ## the same code on few and small cells, in minutes; results 
 setup: $(INSTALLED) ## install the locked dependencies into .venv, register and activate the local stack
 	@$(BIN)/python -m infra.local_stack
 
-.PHONY: serve stream
+.PHONY: serve stream desk
 serve: setup $(SCORING) ## the scoring service with the champion, on this machine (CONFIG=FILE: on that file)
 	$(BIN)/agentps serve $(if $(CONFIG),-c "$$CONFIG")
 stream: setup $(SCORING) ## the stream worker (CONFIG=FILE says where posts come from and where records go)
 	$(BIN)/agentps stream $(if $(CONFIG),-c "$$CONFIG")
+desk: setup $(SCORING) ## the review desk, on posts of the sample after `make train`; docs/desk.md tells of your own
+	$(BIN)/agentps desk --demo
 
 .PHONY: team team-stop
 team: setup $(TEAM) ## start a team's servers on this machine: databases, object store, MLflow, ZenML, scoring (docs/team.md)
