@@ -88,6 +88,7 @@ def improve_labels(
     from steps.fine_tune.improve import improved
 
     job = _job(shards, labels, task, backbone, data_fingerprint, settings, model_name, start)
+    _tell_memory(job)
     made, weights, changed = improved(job, labels, home() / "work" / "fine_tune")
     log_metadata({"method": settings.labels, **{f"changed_{id_}": share for id_, share in changed.items()}})
     shares = ", ".join(f"{id_} {share:.1%}" for id_, share in changed.items())
@@ -100,7 +101,7 @@ def _tell_memory(job: TrainingJob) -> None:
     from model.data import Shards
     from steps.fine_tune.size import too_large, work
 
-    if job.backbone.name == TINY:  # it fits everywhere
+    if job.backbone.name == TINY or job.train.engine == "ray":  # it fits everywhere; the machines are others
         return
     sequence = Shards(job.shards).sequence
     try:

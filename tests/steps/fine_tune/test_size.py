@@ -13,13 +13,17 @@ from click.testing import CliRunner
 from benchmarks.record import table
 from cli.main import main
 from model import checkpoint
+from model.data import Shards
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings
 from model.task import Task, load_task
 from pipelines.config import read_options
+from steps.fine_tune import step
+from steps.fine_tune.launch import TrainingJob
 from steps.fine_tune.size import DEVICES, H200, Device, Work, too_large, work
 from steps.paths import REPOSITORY
 from steps.settings import TrainingSettings, load_settings
 from tests.support.families import write
+from tests.support.tiny import TASK, train_settings
 
 #: Parameters by the hub's pages, with the language-model head where it is no copy of the embedding (it is left out
 #: here); and its rows and columns.
@@ -120,6 +124,24 @@ def test_a_training_that_cannot_fit_is_told_with_what_to_change(monkeypatch: pyt
         assert (line is not None) == told
         if line is not None:
             assert "about 10 GB, a small card has 9 GB: lower fine_tune.micro_batch from 8" in line
+
+
+def test_fine_tune_warns_before_a_training_that_cannot_fit(
+    tiny_shards: Shards, tiny_backbone: BackboneSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(step.logger, "warning", lambda line, *values: told.append(line % values))
+    job = TrainingJob(
+        task=TASK, train=train_settings(), backbone=tiny_backbone, resolved_backbone=tiny_backbone,
+        shards=tiny_shards.root, provenance={},
+    )  # fmt: skip
+    for memory in (1e12, 1e6):
+        monkeypatch.setattr(
+            "steps.fine_tune.size.this_machine", lambda _, m=memory: Device("a small card", 1e14, 1e12, m)
+        )
+        step._tell_memory(job)
+    assert len(told) == 1
+    assert "a small card has 0 GB: lower fine_tune.micro_batch" in told[0]
 
 
 def test_the_command_tells_of_the_tiny_backbone_without_making_it() -> None:
