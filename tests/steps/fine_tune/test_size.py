@@ -116,14 +116,14 @@ def test_the_bytes_are_those_of_a_real_step(family: str, lora: dict[str, int] | 
 
 def test_a_training_that_cannot_fit_is_told_with_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
     settings, _, found = profile("smolvlm2-256m")
-    for memory, told in ((9e9, True), (12e9, False)):
+    for memory, told in ((8e9, True), (12e9, False)):
         monkeypatch.setattr(
             "steps.fine_tune.size.this_machine", lambda _, m=memory: Device("a small card", 1e14, 1e12, m)
         )
         line = too_large(found, settings.fine_tune)
         assert (line is not None) == told
         if line is not None:
-            assert "about 10 GB, a small card has 9 GB: lower fine_tune.micro_batch from 8" in line
+            assert "about 9 GB, a small card has 8 GB: lower fine_tune.micro_batch from 8" in line
 
 
 def test_fine_tune_warns_before_a_training_that_cannot_fit(
