@@ -52,17 +52,21 @@ class _Connection:
             self._streams = None
         return Answer(number, start, time.perf_counter() - start, status, b"retry-after:" in headers, said)
 
-    async def _exchange(self, body: bytes) -> tuple[int, bytes, bytes]:
+    async def _exchange(self, sent: bytes) -> tuple[int, bytes, bytes]:
         assert self._streams is not None
         reader, writer = self._streams
         head = f"POST {self._where.path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        writer.write(f"{head}Content-Length: {len(sent)}\r\n\r\n".encode() + sent)
         await writer.drain()
         headers = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = headers.partition(b"content-length:")[2].split(b"\r\n", 1)[0]
-        if not length:  # of a server that is ending
+        if length:
+            body = await reader.readexactly(int(length))
+        elif b"transfer-encoding: chunked" in headers:
+            body = await reader.readuntil(b"0\r\n\r\n")
+        else:  # of a server that is ending
             raise EOFError
-        return int(headers.split(b" ", 2)[1]), headers, await reader.readexactly(int(length))
+        return int(headers.split(b" ", 2)[1]), headers, body
 
 
 async def closed(

@@ -57,9 +57,8 @@ _SILENT = 60
 _FRONT = 60
 #: Batches that are made or scored at one time: the next one is ready when one ends.
 _BATCHES = 2
-#: Requests that may be read beyond the posts that may wait, and those that come in one moment: each waits in Ray's own
-#: queue until it has its place.
-_MORE_REQUESTS, _AT_ONCE = 16, 32
+#: Requests that may be read beyond the posts that may wait.
+_MORE_REQUESTS = 16
 
 
 @dataclass(frozen=True)
@@ -296,7 +295,7 @@ def _deployment(name: str, settings: ServiceSettings, tracking_uri: str, folder:
     door = serve.deployment(
         name=_DOOR,
         max_ongoing_requests=settings.queue_posts + _MORE_REQUESTS,
-        max_queued_requests=_AT_ONCE,
+        max_queued_requests=settings.queue_posts,  # no fewer than HAProxy lets through, which may come in one moment
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         ray_actor_options={"num_cpus": 1},
         **common,

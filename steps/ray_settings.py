@@ -29,6 +29,8 @@ _ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     # Ray's own proxy answers fewer requests the more there are
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # Ray's own value is 15: beside any other work on the machine, its processes would get next to nothing
+    "RAY_worker_niceness": "0",
     # an actor that asked for no GPU sees those of the machine as they are
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -16,6 +16,7 @@ from benchmarks import (
     preprocessing,
     quantization,
     same_scores,
+    serving,
     stream_scoring,
 )
 from benchmarks.record import PAGE
@@ -31,6 +32,7 @@ from benchmarks.record import PAGE
         (batch_scoring, batch_scoring.PAGE),
         (stream_scoring, stream_scoring.PAGE),
         (same_scores, same_scores.PAGE),
+        (serving, serving.PAGE),
     ],
 )
 def test_the_pages_tables_are_made_of_the_record(benchmark: ModuleType, page: Path) -> None:
