@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import time
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -39,7 +39,7 @@ def clip(codec: str, container: str, distance: int) -> bytes:
     large = np.asarray(photo(width + 300, height + 300))
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=RATE, bit_rate=2_500_000)
+        stream = cast("av.VideoStream", output.add_stream(codec, rate=RATE, bit_rate=2_500_000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.gop_size = distance
         stream.options = {"preset": "veryfast"}
@@ -52,7 +52,7 @@ def clip(codec: str, container: str, distance: int) -> bytes:
 
 def all_pictures(data: bytes) -> int:
     """The plain path: every picture, of which 16 are kept."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         container.streams.video[0].codec_context.thread_count = 1
         kept = [frame for k, frame in enumerate(container.decode(video=0)) if k % (SECONDS * RATE // FRAMES) == 0]
         return len([frame.to_image() for frame in kept[:FRAMES]])

@@ -29,9 +29,12 @@ LOCKS = sorted(REPOSITORY.glob("requirements*.lock"))
 OURS = [*INSTALLED, "tests", "benchmarks"]
 #: Declared, though nothing of ours imports them.
 NOT_IMPORTED = {
+    "axe-playwright-python": "tests of the desk's pages, by importorskip",
+    "kubernetes-validate": "tests of the manifests, by importorskip",
     "mkdocs-material": "make docs",
     "mypy": "make check",
     "pandas-stubs": "mypy",
+    "playwright": "tests of the desk's pages, by importorskip",
     "psycopg": "SQLAlchemy's driver of PostgreSQL",
     "pytest-xdist": "make test",
     "ruff": "make check",

@@ -303,13 +303,17 @@ def late_labels(
     newest = min(table[SCORED_AT].max(), pd.Timestamp.now(UTC))  # a wrong clock must not make all other scores old
     table = table[table[SCORED_AT] > newest - timedelta(days=settings.live_days)]
     table = table.assign(**{LABEL: table[POST_ID].map(known_labels).astype(float)})
-    if chances := _chances(labels):
+    if isinstance(labels, Path) and (
+        chances := _chances(labels)
+    ):  # what the desk's posts were drawn by is in the scores
         chance = table[POST_ID].map(chances).astype(float)
         table = table.assign(**{ACTION: None, AUDIT: chance.notna(), AUDIT_PROBABILITY: chance})
     return table
 
 
-def _chances(labels: Path) -> dict[str, float]:
+def _chances(labels: str) -> dict[str, float]:
     """With what probability `agentps queue` drew the posts of the labels; empty where they are not its."""
-    rows = checked_rows(labels, AskedPost, "labels", (POST_ID,))
+    if is_store(labels):
+        return {}
+    rows = checked_rows(Path(labels), AskedPost, "labels", (POST_ID,))
     return {row.post_id: row.inclusion_probability for _, row in rows if row.inclusion_probability is not None}
