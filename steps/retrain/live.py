@@ -303,9 +303,7 @@ def late_labels(
     newest = min(table[SCORED_AT].max(), pd.Timestamp.now(UTC))  # a wrong clock must not make all other scores old
     table = table[table[SCORED_AT] > newest - timedelta(days=settings.live_days)]
     table = table.assign(**{LABEL: table[POST_ID].map(known_labels).astype(float)})
-    if isinstance(labels, Path) and (
-        chances := _chances(labels)
-    ):  # what the desk's posts were drawn by is in the scores
+    if chances := _chances(resolved(str(labels), "retrain.labels")):
         chance = table[POST_ID].map(chances).astype(float)
         table = table.assign(**{ACTION: None, AUDIT: chance.notna(), AUDIT_PROBABILITY: chance})
     return table
