@@ -1,8 +1,8 @@
 """How long each page of the review desk takes as the store grows: `python -m benchmarks.desk --posts 10000 100000`.
 
 Real HTTP on loopback, records with five questions, a sixth of them flagged, a fiftieth drawn for people, and a tenth of
-them labelled already. Prints a table of milliseconds: the median and the worst of the tries, and the first one. Other work
-on the machine counts in.
+them labelled already. Prints a table of milliseconds: the median and the worst of the tries, and the first one. Other
+work on the machine counts in.
 """
 
 from __future__ import annotations
