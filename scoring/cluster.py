@@ -24,9 +24,9 @@ def app(args: Mapping[str, Any]) -> Any:
     """
     import mlflow
 
-    from scoring.serve import _deployment
+    from scoring.serve import deployment
 
     settings = load_service(args.get("service"), "args of the application, service")
     folder = home()
     folder.mkdir(parents=True, exist_ok=True)
-    return _deployment(args["model"], settings, mlflow.get_tracking_uri(), folder)
+    return deployment(args["model"], settings, mlflow.get_tracking_uri(), folder)

@@ -155,12 +155,13 @@ class Door:
     async def _follow(self) -> None:
         """`about`, again and again."""
         from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
 
         while True:
             await asyncio.sleep(min(self._settings.poll, _ABOUT))
             try:
                 self.about = await self._model.about.remote()
-            except RayError as error:  # Ray starts it again
+            except (RayError, RayServeException) as error:  # Ray starts it again
                 trouble = f"the process that scores does not answer ({type(error).__name__})"
                 self.about = replace(self.about, status=replace(self.about.status, trouble=trouble))
 
@@ -185,12 +186,13 @@ class Door:
     async def submit(self, inputs: Sequence[Input]) -> list[Record]:
         """Raises: HTTPException: the process that scores has ended."""
         from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
 
         # a post that is longer than the budget is a batch by itself
         waiting = [_Waiting(post, min(self.about.tokens(post), self._budget)) for post in inputs]
         try:
             return list(await asyncio.gather(*map(self._batch, waiting)))
-        except RayError as error:
+        except (RayError, RayServeException) as error:
             logger.error("not scored: %s", type(error).__name__)
             raise HTTPException(503, "the process that scores starts again", {"Retry-After": "10"}) from None
 
@@ -281,7 +283,8 @@ def _close_door(folder: Path) -> None:
                 os.kill(int(found[1]), signal.SIGUSR1)
 
 
-def _deployment(name: str, settings: ServiceSettings, tracking_uri: str, folder: Path) -> Any:
+def deployment(name: str, settings: ServiceSettings, tracking_uri: str, folder: Path) -> Any:
+    """Door and model, bound to each other: what `serve.run` takes. folder: as of `serve_until`; it must exist."""
     from ray import serve
 
     common: dict[str, Any] = {
@@ -341,7 +344,7 @@ def serve_until(
         serve.start(http_options={"host": settings.host, "port": settings.port})
         try:
             try:
-                handle = serve.run(_deployment(name, settings, tracking_uri, folder), name=_APP)
+                handle = serve.run(deployment(name, settings, tracking_uri, folder), name=_APP)
             except RuntimeError as error:
                 raise AgentPSError(f"the service did not start: {_why(error)}") from error
             url = _address(settings)
