@@ -56,7 +56,7 @@ def whom_to_ask(
     scored = read_scores(place, champion.name, settings.live_precision)
     tell_unmatched(posts[POST_ID], set(scored[POST_ID]), "the posts", "the scored posts")
     ours = scored[scored[MODEL_VERSION] == champion.version].set_index(POST_ID)
-    known = read_labels(Path(settings.labels)) if settings.labels else {}
+    known = read_labels(settings.labels) if settings.labels else {}
     table = posts[posts[POST_ID].isin(ours.index)].reset_index(drop=True)
     table[LABEL] = table[POST_ID].map(known).astype(float).fillna(table[LABEL].astype(float))
     table[SCORE], table[DECISION] = (table[POST_ID].map(ours[column]) for column in (SCORE, DECISION))

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from sqlalchemy import insert
 from zenml.client import Client
 
 from cli.main import COMMANDS, main
@@ -27,6 +28,7 @@ from steps.evaluate.report import EvalReport, build_report
 from steps.paths import REPOSITORY, store_url
 from steps.promote.gate import Decision
 from steps.register import history, registry
+from steps.retrain.reviewed import LABELS
 from steps.settings import load_settings
 from tests.support.tiny import SEQUENCE, TASK, train_settings, write_checkpoint, write_images
 
@@ -288,6 +290,18 @@ def test_queue_asks_of_posts_that_may_be_flagged_and_writes_down_with_what_proba
     table.assign(label=1).to_csv(out, index=False)
     told = call("live", "--scores", str(tmp_path / "scores.jsonl"), "--labels", str(out), "-c", config)
     assert "live precision 100.0% (from " in told.output
+    # whom the desk's people labelled is not asked of either, and measures the champion
+    flagged = rows["post_id"][int(np.flatnonzero(score[20:] > 0.8)[0]) + 20]
+    url = f"sqlite:///{tmp_path / 'desk.db'}"
+    label = {"model_name": NAME, "post_id": flagged, "state": "done", "first_by": "ann", "label": 0, "answers": {}}
+    with Store.open(url) as store:
+        store.do(lambda c: c.execute(insert(LABELS).values(label | {"at": datetime.now(UTC)})), writes=True)
+    options = yaml.safe_load(Path(config).read_text(encoding="utf-8")) | {"retrain": {"labels": url}}
+    Path(config).write_text(yaml.safe_dump(options), encoding="utf-8")
+    too_many = call("queue", "--budget", "280", "--scores", str(tmp_path / "scores.jsonl"), *map(str, given))
+    assert "Error: budget 280: between 1 and 279, the posts that can be asked of, is expected" in too_many.output
+    told = call("live", "--scores", str(tmp_path / "scores.jsonl"), "-c", config)
+    assert "live precision 0.0% (0 of 1)" in told.output, told.output
 
 
 def test_live_tells_of_a_champion_below_its_promise(add: Add, config: str, tmp_path: Path) -> None:
