@@ -118,7 +118,8 @@ def test_pictures_are_blurred_and_grey_until_asked(desk: Desk, chromium: Any) ->
     assert page.evaluate(style) == "none"
     page.keyboard.press("v")
     assert page.evaluate(style) == "blur(16px) grayscale(1)"
-    assert page.evaluate("document.querySelector('.pictures img').naturalWidth") == 240
+    # It loads beside the page.
+    page.wait_for_function("document.querySelector('.pictures img').naturalWidth == 240", timeout=_LONG)
 
 
 def test_a_letter_in_the_note_is_a_letter(desk: Desk, chromium: Any) -> None:
