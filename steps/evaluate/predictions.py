@@ -18,6 +18,7 @@ from model.prompt import Prompt
 from model.schema import LABEL, POST_ID, SPLIT, TEST, VAL
 from model.scorer import answer_columns, predict_rows
 from model.task import Task
+from steps.survey import weights_of
 
 
 def predict_splits(checkpoint: Path, shards: Path) -> tuple[pd.DataFrame, pd.DataFrame, Calibration, CheckpointInfo]:
@@ -44,6 +45,8 @@ def prediction_tables(
 def calibrated(val: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, Calibration]:
     """The predictions tables of val and test with their scores, by the calibration that is fitted on val."""
     labelled = val[val[LABEL].notna()]
-    calibration = fit_calibration(labelled[LOGIT].to_numpy(), labelled[LABEL].to_numpy(dtype=np.int64) == 1)
+    calibration = fit_calibration(
+        labelled[LOGIT].to_numpy(), labelled[LABEL].to_numpy(dtype=np.int64) == 1, weights_of(labelled)
+    )
     val, test = (table.assign(**{SCORE: calibration.apply(table[LOGIT].to_numpy())}) for table in (val, test))
     return val, test, calibration
