@@ -18,6 +18,7 @@ from model.prompt import Prompt
 from model.schema import LABEL, POST_ID, SPLIT, TEST, VAL
 from model.scorer import answer_columns, predict_rows
 from model.task import Task
+from steps.queue import PROBABILITY
 from steps.survey import weights_of
 
 
@@ -37,7 +38,8 @@ def prediction_tables(
     for split in (VAL, TEST):
         rows = batches.rows(split, labelled=False)
         answers = predict_rows(network, batches, rows, micro_batch)
-        table = shards.posts.iloc[rows][[POST_ID, SPLIT, LABEL, *task.question_ids]].reset_index(drop=True)
+        drawn = {PROBABILITY} & {*shards.posts}
+        table = shards.posts.iloc[rows][[POST_ID, SPLIT, LABEL, *task.question_ids, *drawn]].reset_index(drop=True)
         tables[split] = table.assign(**{LOGIT: answers.final_N, **answer_columns(answers, task)})
     return calibrated(tables[VAL], tables[TEST])
 

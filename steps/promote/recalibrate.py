@@ -162,7 +162,7 @@ def fit(
             )
         answers = [column(id_) for id_ in task.question_ids for column in (answer_column, probability_column)]
         said = found[[LOGIT, *(name for name in answers if name in found)]]
-        drawn = [PROBABILITY] if PROBABILITY in rows else []
+        drawn = {PROBABILITY} & {*rows}
         tables[split] = rows[[POST_ID, SPLIT, LABEL, *task.question_ids, *drawn]].join(said)
     val, test, calibration = calibrated(tables[VAL], tables[TEST])
     report = build_report(

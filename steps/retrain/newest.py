@@ -93,10 +93,13 @@ def newest_posts(
     if len(table):
         table = since_the_fall(table)
     label = dict(zip(table[POST_ID], table[LABEL].astype(int), strict=True))
+    drawn = {} if PROBABILITY not in table else dict(zip(table[POST_ID], table[PROBABILITY], strict=True))
     until = _trained_until(champion)
     source = fresh.absolute(settings.posts)
     rows = [
-        post | {LABEL: label[post[POST_ID]], SPLIT: TEST if _place("test", post[POST_ID]) < _TESTED else VAL}
+        post
+        | {LABEL: label[post[POST_ID]], SPLIT: TEST if _place("test", post[POST_ID]) < _TESTED else VAL}
+        | ({PROBABILITY: drawn[post[POST_ID]]} if drawn else {})
         for post in fresh.read_posts(source, fresh.columns_of(task), task, settings.ingest.max_reject_share)
         if post[POST_ID] in label and (until is None or post[CREATED_AT] > until)
     ]
@@ -109,10 +112,7 @@ def newest_posts(
     root = fresh.folder_of(source)
     folder: Path = home() / "work" / "recalibrate"
     run = fresh.begin(fresh.Selection(rows, until, newest, len(rows)), root, champion.version, folder)
-    found = read_manifest(run.manifest, task, settings.ingest, root=root).posts
-    if PROBABILITY in table:
-        found[PROBABILITY] = found[POST_ID].map(table.set_index(POST_ID)[PROBABILITY])
-    return found, run.fingerprint
+    return read_manifest(run.manifest, task, settings.ingest, root=root).posts, run.fingerprint
 
 
 def _trained_until(champion: RegisteredVersion) -> datetime | None:
