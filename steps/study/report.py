@@ -310,14 +310,9 @@ class _Writer:
         if not tried:
             return ""
 
-        def best(vals: Callable[[Row], float]) -> str:
-            return max(tried, key=vals).cell.method
-
-        whole = best(lambda row: float(np.mean([record.best_val_average_precision for record in row.records])))
-        each = [
-            best(lambda row, place=place: row.records[place].best_val_average_precision)
-            for place in range(len(tried[0].records))
-        ]
+        vals = np.array([[record.best_val_average_precision for record in row.records] for row in tried])
+        whole = tried[int(vals.mean(axis=1).argmax())].cell.method
+        each = [tried[int(place)].cell.method for place in vals.argmax(axis=0)]
         by_itself = f"; each seed by itself: {', '.join(f'`{name}`' for name in each)}" if len(each) > 1 else ""
         return f"By val, the mean of the seeds, `{whole}` is chosen{by_itself}."
 
