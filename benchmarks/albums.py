@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.fft
 from matplotlib.cbook import get_sample_data
 from matplotlib.image import imread
 from PIL import Image, ImageDraw, ImageFilter
@@ -93,20 +94,20 @@ def _photographs() -> list[Image.Image]:
 
 def _noise(rng: np.random.Generator, steep: float) -> np.ndarray:
     """float (SIDE, SIDE) of mean 0 and deviation 1: noise of all scales, the coarse ones strongest."""
-    y, x = np.meshgrid(*[np.fft.fftfreq(SIDE)] * 2, indexing="ij")
-    spectrum = np.fft.fft2(rng.normal(size=(SIDE, SIDE))) / (np.hypot(x, y) + 1 / SIDE) ** steep
-    found = np.fft.ifft2(spectrum).real
+    y_S1, x_1H = scipy.fft.fftfreq(SIDE)[:, None], scipy.fft.rfftfreq(SIDE)[None]
+    fall_SH = ((np.hypot(x_1H, y_S1) + 1 / SIDE) ** -steep).astype(np.float32)
+    found = scipy.fft.irfft2(scipy.fft.rfft2(rng.standard_normal((SIDE, SIDE), np.float32)) * fall_SH)
     return np.asarray((found - found.mean()) / found.std())
 
 
 def _ground(rng: np.random.Generator, photographs: list[Image.Image]) -> Image.Image:
-    if rng.random() < 0.5:
+    if rng.random() < 0.2:
         photo = photographs[rng.integers(len(photographs))]
         side = int(rng.integers(120, 400))
         left, top = int(rng.integers(photo.width - side)), int(rng.integers(photo.height - side))
         return photo.crop((left, top, left + side, top + side)).resize((SIDE, SIDE))
     base, spread = rng.integers(40, 220, 3), rng.normal(0, 18, 3)
-    noise = _noise(rng, rng.uniform(0.6, 1.6))[..., None]
+    noise = _noise(rng, rng.uniform(1.2, 2.2))[..., None] * np.float32(rng.uniform(0.2, 1))
     return Image.fromarray(np.clip(base + noise * (spread + 14), 0, 255).astype(np.uint8))
 
 
@@ -145,9 +146,9 @@ def _outline(draw: ImageDraw.ImageDraw, kind: str, rng: np.random.Generator) -> 
 
 def _perspective(rng: np.random.Generator) -> list[float]:
     """PIL's eight numbers, of a random view: scale, turn, place and tilt."""
-    turn, scale = rng.normal(0, 0.22), 1 / rng.uniform(0.6, 1.15)
+    turn, scale = rng.normal(0, 0.15), 1 / rng.uniform(0.9, 1.45)
     c, s = scale * np.cos(turn), scale * np.sin(turn)
-    x, y = 112 + rng.normal(0, 16, 2)
+    x, y = 112 + rng.normal(0, 9, 2)
     tilt = rng.normal(0, 0.0007, 2)
     return [c, -s, 112 - c * x + s * y, s, c, 112 - s * x - c * y, *tilt]
 
@@ -167,26 +168,28 @@ def picture(
     if damaged:
         at, pen = rng.normal(112, 18, 2), ImageDraw.Draw(marks)
         for _ in range(int(rng.integers(2, 5))):
-            to = at + rng.normal(0, 26, 2)
-            pen.line((*at, *to), fill=255, width=int(rng.integers(5, 9)))
+            to = at + rng.normal(0, 34, 2)
+            pen.line((*at, *to), fill=255, width=int(rng.integers(7, 12)))
             at = to
     view = _perspective(rng)
     mask, marks = (m.transform((SIDE, SIDE), Image.Transform.PERSPECTIVE, view, Image.Resampling.BILINEAR)
                    for m in (mask, marks))  # fmt: skip
-    shadow = mask.transform((SIDE, SIDE), Image.Transform.AFFINE, (1, 0.2, -30, 0, 1, -8))
-    dark = np.asarray(shadow.filter(ImageFilter.GaussianBlur(9)), dtype=np.float32)[..., None] / 255
-    pixels = np.asarray(ground, dtype=np.float32) * (1 - rng.uniform(0.2, 0.6) * dark)
-    light = _noise(rng, 2.2) * 0.12 + 1 + np.linspace(-1, 1, SIDE) * rng.normal(0, 0.25)
-    shade = (np.array(COLOURS[colour]) + rng.normal(0, 12, 3)) * np.clip(light, 0.4, 1.6)[..., None]
+    shadow = mask.transform((SIDE, SIDE), Image.Transform.AFFINE, (1, 0.2, -30, 0, 1, -8)).reduce(4)
+    soft = shadow.filter(ImageFilter.GaussianBlur(9 / 4)).resize((SIDE, SIDE))
+    dark = np.asarray(soft, dtype=np.float32)[..., None] / 255
+    pixels = np.asarray(ground, dtype=np.float32) * (1 - np.float32(rng.uniform(0.2, 0.6)) * dark)
+    light = _noise(rng, 2.2) * 0.12 + 1 + np.linspace(-1, 1, SIDE, dtype=np.float32) * np.float32(rng.normal(0, 0.25))
+    tint = (np.array(COLOURS[colour]) + rng.normal(0, 12, 3)).astype(np.float32)
+    shade = tint * np.clip(light, 0.4, 1.6)[..., None]
     inside = np.asarray(mask, dtype=np.float32)[..., None] / 255
     mark = np.asarray(marks, dtype=np.float32)[..., None] / 255 * inside
     contrast = 15 if np.mean(COLOURS[colour]) > 110 else 200
     pixels = pixels * (1 - inside) + shade * inside
     pixels = pixels * (1 - 0.75 * mark) + contrast * 0.75 * mark
     if watermark:
-        pixels = pixels + 120 * np.asarray(_writing(rng), dtype=np.float32)[..., None] / 255
-    cast = rng.normal(1, 0.07, 3) * rng.uniform(0.65, 1.2)
-    pixels = pixels * cast + rng.normal(0, rng.uniform(2, 9), pixels.shape)
+        pixels = pixels + 170 * np.asarray(_writing(rng), dtype=np.float32)[..., None] / 255
+    cast = (rng.normal(1, 0.05, 3) * rng.uniform(0.75, 1.15)).astype(np.float32)
+    pixels = pixels * cast + np.float32(rng.uniform(2, 9)) * rng.standard_normal(pixels.shape, np.float32)
     found = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
     return found.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1.0)))
 
@@ -196,7 +199,7 @@ def _writing(rng: np.random.Generator) -> Image.Image:
     layer = Image.new("L", (SIDE, SIDE))
     letters = "".join(rng.choice(list("ABCDEFGHKLMNPRSTUVW"), int(rng.integers(8, 14))))
     ImageDraw.Draw(layer).text((int(rng.integers(0, 40)), int(rng.integers(20, 180))), letters, 255,
-                               font_size=int(rng.integers(34, 48)))  # fmt: skip
+                               font_size=int(rng.integers(40, 56)))  # fmt: skip
     return layer.rotate(float(rng.uniform(-30, 30)), Image.Resampling.BILINEAR)
 
 
@@ -217,7 +220,7 @@ def _post(number: int, seed: int, folder: str) -> dict[str, Any]:
     count = int(rng.integers(1, 7))
     title_kind, title_colour = kind if says["shows_title"] else other, another if says["colour"] else colour
     shown = (np.arange(count) < np.ceil(count * rng.uniform(0.5, 1))) if says["shows_title"] else np.ones(count, bool)
-    marked = {name: rng.permutation(count) < (rng.integers(1, count + 1) if says[name] else 0)
+    marked = {name: rng.permutation(count) < (rng.integers(-(-count // 2), count + 1) if says[name] else 0)
               for name in ("watermark", "damaged")}  # fmt: skip
     names = []
     for k, is_shown in enumerate(rng.permutation(shown)):

@@ -1,8 +1,8 @@
 """A small network for a user's own posts, trained from nothing: convolutions, and a Qwen2 that starts at random.
 
-All of it is trained together, by process and final labels. So what other kinds call the tower does nothing here: its
-states are the pixels. The convolutions stand in the place of the projector, which is trained, and in training they see
-each picture mirrored or not, and moved by a few pixels.
+All of it is trained together, by process and final labels, after the convolutions were taught for a while alone
+(`model.eyes`). So what other kinds call the tower does nothing here: its states are the pixels. The convolutions stand
+in the place of the projector, which is trained, and in training they see each picture mirrored or not, and moved.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Model
 
 from ..errors import ConfigError
-from ..eyes import Eyes
+from ..eyes import GRID, Eyes
 from ..family import Family
 
 
@@ -29,7 +29,7 @@ class OwnVisionConfig(PreTrainedConfig):
 
 class OwnConfig(PreTrainedConfig):
     model_type = "agentps_own"
-    sub_configs_defaults = {"vision_config": OwnVisionConfig, "text_config": Qwen2Config}
+    sub_configs_defaults = {"vision_config": OwnVisionConfig, "text_config": Qwen2Config}  # type: ignore[dict-item]
 
     vision_config: dict[str, Any] | PreTrainedConfig | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None
@@ -55,7 +55,7 @@ class OwnModel(PreTrainedModel):
             super()._init_weights(module)
 
     def get_input_embeddings(self) -> nn.Module:
-        return cast(nn.Module, self.language_model.get_input_embeddings())
+        return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
@@ -67,6 +67,7 @@ class Own(Family):
     tower = ""
     projectors = ("eyes",)
     text_types = ("qwen2",)
+    untaught = True
     #: Pixels a side of what stands for a patch.
     _PATCH = 8
 
@@ -84,7 +85,7 @@ class Own(Family):
             raise ConfigError(f"preprocess.image_size is {image_size}, the backbone was made for {least}")
         if image_size % unit:
             raise ConfigError(f"preprocess.image_size is {image_size}: a multiple of {unit} is expected")
-        return int(image_size // 2 ** len(self.vision.channels))
+        return GRID
 
     def tower_states(self, model: PreTrainedModel, pixels_UCHW: Tensor) -> Tensor:
         return F.pixel_unshuffle(pixels_UCHW, self._PATCH).flatten(2).transpose(1, 2)

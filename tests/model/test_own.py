@@ -17,7 +17,7 @@ from model.settings import BackboneSettings, SequenceSettings, TrainSettings
 from model.task import Task
 
 SEQUENCE = SequenceSettings(
-    frames=4, repeat_frames=False, frame_pooling=4, image_size=64, max_text_tokens=196, max_tokens=256
+    frames=4, repeat_frames=False, frame_pooling=2, image_size=64, max_text_tokens=196, max_tokens=256
 )
 TRAIN = TrainSettings(
     variant="agentps_answers", seed=0, lora=None, train_projector=True, head_hidden=8, epochs=1, batch=4,
@@ -89,7 +89,7 @@ def test_the_states_of_the_tower_are_the_pixels_as_they_were(own: BackboneSettin
     pixels = model.family.normalize(images)
     seen = model.family.frame_tokens(base, model.tower_states(images))[0]
     assert torch.equal(seen, base.eyes(pixels))
-    assert seen.shape == (3, 16, 96)
+    assert seen.shape == (3, 4, 96)
 
 
 def test_a_picture_is_seen_mirrored_and_moved_in_training_only() -> None:
