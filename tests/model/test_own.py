@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from model import checkpoint
+from model.agentps import AgentPS
+from model.backbone import load_tokenizer
 from model.backbones.agentps_own import OwnModel
-from model.eyes import shifted
+from model.data import FRAMES, TEXT_IDS, Batches, Shards, ShardWriter
+from model.eyes import shifted, teach
 from model.own import build_own, own_parts
 from model.prompt import Prompt
+from model.schema import LABEL, POST_ID, SPLIT
+from model.schema import TRAIN as TRAIN_SPLIT
 from model.settings import BackboneSettings, SequenceSettings, TrainSettings
 from model.task import Task
+from model.text import encode_post_text
 
 SEQUENCE = SequenceSettings(
     frames=4, repeat_frames=False, frame_pooling=2, image_size=64, max_text_tokens=196, max_tokens=256
@@ -146,3 +154,71 @@ def test_a_size_that_does_not_halve_four_times_is_refused_with_those_that_do() -
     config, tokenizer = own_parts([], TASK, 72)
     with pytest.raises(Exception, match="image_size is 72: a multiple of 16 is expected"):
         checkpoint.check_fits(config, tokenizer, TASK, SEQUENCE.model_copy(update={"image_size": 72}))
+
+
+COLOURS = {"crimson": (200, 30, 40), "navy": (30, 40, 160), "olive": (110, 120, 40)}
+
+
+@pytest.fixture
+def coloured(tmp_path: Path) -> tuple[AgentPS, Batches, dict[str, int]]:
+    """Albums of one colour, which the title says and no label; and each colour's token."""
+    texts = [f"{name} mug" for name in COLOURS]
+    backbone = BackboneSettings(name=str(build_own(tmp_path / "backbone", texts * 50, TASK, 64)))
+    tokenizer, rng = load_tokenizer(backbone), np.random.default_rng(0)
+    tokens = {name: tokenizer.encode(name, add_special_tokens=False)[0] for name in COLOURS}
+    with ShardWriter(tmp_path / "shards", SEQUENCE, "own") as writer:
+        rows = []
+        for number in range(96):
+            name = list(COLOURS)[number % 3]
+            shown = 1 + number % 4
+            noise = rng.normal(0, 20, (shown, 64, 64, 3)) + COLOURS[name]
+            rows.append(
+                {POST_ID: str(number), SPLIT: TRAIN_SPLIT, LABEL: number // 3 % 2,
+                 **dict.fromkeys(TASK.question_ids, number // 6 % 2),
+                 FRAMES: [writer.add(one) for one in noise.clip(0, 255).astype(np.uint8)],
+                 TEXT_IDS: encode_post_text(tokenizer, f"{name} mug", "", 24)}
+            )  # fmt: skip
+        writer.add_posts(pd.DataFrame(rows).astype(dict.fromkeys((LABEL, *TASK.question_ids), "Int8")))
+    torch.manual_seed(0)
+    model, _, prompt = checkpoint.build(backbone, TASK, SEQUENCE, TRAIN)
+    return model, Batches(Shards(tmp_path / "shards"), prompt, TASK), tokens
+
+
+def share_beside_their_word(model: AgentPS, tokens: dict[str, int]) -> float:
+    """Of new pictures of one colour, those whose nearest word of the three is their colour's."""
+    model.eval()
+    rng = np.random.default_rng(1)
+    words_3D = cast(torch.nn.Embedding, model.base.get_input_embeddings()).weight[list(tokens.values())]
+    found = []
+    for index, colour in enumerate(COLOURS.values()):
+        noise = rng.normal(0, 20, (8, 64, 64, 3)) + colour
+        images = torch.from_numpy(noise.clip(0, 255).astype(np.uint8))
+        with torch.no_grad():
+            mean_UD = model.frame_tokens(model.tower_states(images))[0].mean(1)
+        found += ((mean_UD @ words_3D.T).argmax(1) == index).tolist()
+    return float(np.mean(found))
+
+
+def test_pictures_get_a_place_beside_the_words_of_their_titles(
+    coloured: tuple[AgentPS, Batches, dict[str, int]],
+) -> None:
+    model, batches, tokens = coloured
+    assert share_beside_their_word(model, tokens) < 0.7
+    teach(model, batches, TRAIN.model_copy(update={"epochs": 32}))
+    assert share_beside_their_word(model, tokens) == 1.0
+
+
+def test_lessons_are_the_same_for_the_same_seed_and_teach_neither_language_model_nor_heads(
+    coloured: tuple[AgentPS, Batches, dict[str, int]],
+) -> None:
+    model, batches, _ = coloured
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = []
+    for _ in range(2):
+        model.load_state_dict(start)
+        teach(model, batches, TRAIN)
+        found.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in start)
+    changed = {name for name in start if not torch.equal(start[name], found[0][name])}
+    assert {name.removeprefix("backbone.").split(".")[0] for name in changed} == {"eyes", "language_model"}
+    assert {name for name in changed if "language_model" in name} == {"backbone.language_model.embed_tokens.weight"}
