@@ -6,7 +6,7 @@ writes FOLDER/posts.jsonl, its pictures (JPEG, 224 pixels) and FOLDER/task.yaml.
 perspective, with shading, a shadow and a cast of colour, on a textured ground (noise of many scales, or a piece of the
 photographs that scikit-learn and matplotlib bring), with noise, blur and JPEG's own loss. Nothing of them is committed.
 
-What makes it hard: each of the five questions is about one trait among many, two of them need picture and title
+What makes it hard: each of the five questions is about one trait among many, one of them needs picture and title
 together, and the decision is a rule on the answers, of which 3 % of the posts are labelled otherwise.
 """
 
@@ -41,6 +41,8 @@ THINGS = {
     "lamp": ("lamp", "desk lamp", "reading light"),
     "chair": ("chair", "stool", "seat"),
 }
+#: Of them those that stand in a home.
+HOME = ("chair", "lamp", "clock")
 _FILLER = (
     "barely used", "from a home without pets", "pick up in the evening", "see my other ads", "selling because we move",
     "smoke free", "bought last year", "works as it should", "price is firm", "no returns please", "first come",
@@ -63,9 +65,9 @@ questions:
     ask: Do at least half of all the pictures of this album really show the thing that its title names?
     annotate: Count the pictures that show what '{title}' names. ONLY return the number.
     rule: share >= 0.5
-  - id: colour
-    ask: Does the thing in these pictures have another colour than the one that the title promises to buyers?
-    annotate: Is the colour another than '{title}' says? ONLY return 1 or 0.
+  - id: home
+    ask: Is the thing in these pictures a piece for the home, like a chair, a lamp or a clock?
+    annotate: Is it a chair, a lamp or a clock? ONLY return 1 or 0.
     answer: class
   - id: watermark
     ask: Is there a watermark or any other line of foreign writing across one or more of these pictures?
@@ -212,13 +214,10 @@ def _post(number: int, seed: int, folder: str) -> dict[str, Any]:
     rng = np.random.default_rng((seed, number))
     photographs = _photographs()
     kind, colour = (str(rng.choice(list(names))) for names in (THINGS, COLOURS))
-    other, another = (
-        str(rng.choice([n for n in names if n != own])) for names, own in ((THINGS, kind), (COLOURS, colour))
-    )
+    other = str(rng.choice([name for name in THINGS if name != kind]))
     says = {name: bool(rng.random() < share) for name, share in (
-        ("shows_title", 0.65), ("colour", 0.3), ("watermark", 0.3), ("damaged", 0.3), ("elsewhere", 0.3))}  # fmt: skip
+        ("shows_title", 0.65), ("watermark", 0.3), ("damaged", 0.3), ("elsewhere", 0.3))}  # fmt: skip
     count = int(rng.integers(1, 7))
-    title_kind, title_colour = kind if says["shows_title"] else other, another if says["colour"] else colour
     shown = (np.arange(count) < np.ceil(count * rng.uniform(0.5, 1))) if says["shows_title"] else np.ones(count, bool)
     marked = {name: rng.permutation(count) < (rng.integers(-(-count // 2), count + 1) if says[name] else 0)
               for name in ("watermark", "damaged")}  # fmt: skip
@@ -230,12 +229,14 @@ def _post(number: int, seed: int, folder: str) -> dict[str, Any]:
         image.save(Path(folder) / names[-1], quality=int(rng.integers(60, 92)))
     words = _some(rng, _FILLER, int(rng.integers(1, 5)))
     words += _some(rng, _ELSEWHERE, 1) if says["elsewhere"] else _some(rng, _HERE, int(rng.integers(0, 2)))
-    flags = says["colour"] + says["watermark"] + says["damaged"]
-    remove = (not says["shows_title"] and flags >= 1) or (says["elsewhere"] and flags >= 1) or flags == 3
+    says["home"] = kind in HOME
+    flags = says["home"] + says["watermark"] + says["damaged"]
+    remove = (says["elsewhere"] and flags >= 1) or (not says["shows_title"] and flags >= 2) or flags == 3
     rng.shuffle(words)
+    named = str(rng.choice(THINGS[kind if says["shows_title"] else other]))
     return {
         "post_id": f"album-{number:05d}",
-        "title": " ".join([title_colour, str(rng.choice(THINGS[title_kind])), *_some(rng, _FILLER, 1)]),
+        "title": " ".join([colour, named, *_some(rng, _FILLER, 1)]),
         "text": ", ".join(words),
         "images": names,
         "label": int(remove != (rng.random() < 0.03)),

@@ -23,13 +23,11 @@ if TYPE_CHECKING:
 
 #: Pictures that pass the convolutions together where nothing is trained.
 _AT_ONCE = 16
-#: Tokens along a side of a frame.
-GRID = 2
 #: Size of a visual token's numbers: that of the word embeddings at the start.
 _SCALE = 0.1
 #: Lessons before the training, in epochs for each of its own.
 _LESSONS = 0.25
-_LEARNING_RATE = 2e-3
+_LEARNING_RATE = 4e-3
 #: Of a post's text, that the pictures are to foretell: its title, in most cases.
 _FIRST_TOKENS = 12
 
@@ -51,10 +49,10 @@ class _Block(nn.Module):
 
 
 class Eyes(nn.Module):
-    """Pixels (U, 3, S, S) to (U, GRID², D), row by row of a frame's square.
+    """Pixels (U, 3, S, S) to (U, 1, D): a picture is one token.
 
-    A token holds the means of every block in its part of the frame, and the maxima of the last: colours are seen by
-    the first blocks, things by the last.
+    It holds the means of every block, and the maxima of the last: colours are seen by the first blocks, things by the
+    last.
     """
 
     def __init__(self, channels: tuple[int, ...] | list[int], width: int) -> None:
@@ -75,10 +73,10 @@ class Eyes(nn.Module):
         found = []
         for block in self.blocks:
             x = block(x)
-            found.append(F.adaptive_avg_pool2d(x, GRID))
-        found.append(F.adaptive_max_pool2d(x, GRID))
-        tokens_UKD = self.out(torch.cat(found, dim=1).flatten(2).transpose(1, 2))
-        return _SCALE * F.layer_norm(tokens_UKD, tokens_UKD.shape[-1:])
+            found.append(x.mean((2, 3)))
+        found.append(x.amax((2, 3)))
+        token_UD = self.out(torch.cat(found, dim=1))
+        return _SCALE * F.layer_norm(token_UD, token_UD.shape[-1:]).unsqueeze(1)
 
 
 def shifted(pixels_UCSS: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config, Qwen2Model
 
 from ..errors import ConfigError
-from ..eyes import GRID, Eyes
+from ..eyes import Eyes
 from ..family import Family
 
 
@@ -23,7 +23,7 @@ class OwnVisionConfig(PreTrainedConfig):
     model_type = "agentps_own_vision"
 
     #: Of each convolution that halves the side.
-    channels: tuple[int, ...] | list[int] = (24, 48, 96, 96)
+    channels: tuple[int, ...] | list[int] = (24, 48, 96)
     image_size: int = 64
 
 
@@ -85,7 +85,7 @@ class Own(Family):
             raise ConfigError(f"preprocess.image_size is {image_size}, the backbone was made for {least}")
         if image_size % unit:
             raise ConfigError(f"preprocess.image_size is {image_size}: a multiple of {unit} is expected")
-        return GRID
+        return 1
 
     def tower_states(self, model: PreTrainedModel, pixels_UCHW: Tensor) -> Tensor:
         return F.pixel_unshuffle(pixels_UCHW, self._PATCH).flatten(2).transpose(1, 2)

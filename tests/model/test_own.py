@@ -97,7 +97,7 @@ def test_the_states_of_the_tower_are_the_pixels_as_they_were(own: BackboneSettin
     pixels = model.family.normalize(images)
     seen = model.family.frame_tokens(base, model.tower_states(images))[0]
     assert torch.equal(seen, base.eyes(pixels))
-    assert seen.shape == (3, 4, 96)
+    assert seen.shape == (3, 1, 96)
 
 
 def test_a_picture_is_seen_mirrored_and_moved_in_training_only() -> None:
