@@ -150,10 +150,10 @@ def test_the_same_posts_make_the_same_backbone(tmp_path: Path) -> None:
         assert (made[0] / name).read_bytes() == (made[1] / name).read_bytes()
 
 
-def test_a_size_that_does_not_halve_four_times_is_refused_with_those_that_do() -> None:
-    config, tokenizer = own_parts([], TASK, 72)
-    with pytest.raises(Exception, match="image_size is 72: a multiple of 16 is expected"):
-        checkpoint.check_fits(config, tokenizer, TASK, SEQUENCE.model_copy(update={"image_size": 72}))
+def test_a_size_that_does_not_halve_three_times_is_refused_with_those_that_do() -> None:
+    config, tokenizer = own_parts([], TASK, 68)
+    with pytest.raises(Exception, match="image_size is 68: a multiple of 8 is expected"):
+        checkpoint.check_fits(config, tokenizer, TASK, SEQUENCE.model_copy(update={"image_size": 68}))
 
 
 COLOURS = {"crimson": (200, 30, 40), "navy": (30, 40, 160), "olive": (110, 120, 40)}
