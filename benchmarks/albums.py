@@ -1,8 +1,12 @@
-"""Albums of photo-like pictures with people's process labels, to try what a backbone learns from a user's own posts.
+"""What a backbone learns from albums of photo-like pictures with people's process labels.
 
-    .venv/bin/python -m benchmarks.albums FOLDER [--posts 4000] [--seed 0]
+    .venv/bin/python -m benchmarks.albums FOLDER            # writes FOLDER/posts.jsonl, its pictures, FOLDER/task.yaml
+    .venv/bin/python -m benchmarks.albums FOLDER --train    # and trains on them: two cores for an hour
 
-writes FOLDER/posts.jsonl, its pictures (JPEG, 224 pixels) and FOLDER/task.yaml. The pictures are rendered: a thing in
+`--train` writes `benchmarks/albums.json` and the table of `docs/own-posts.md`: the backbone `own` by its profile, AgentPS
+and vanilla with three seeds each, and beside them the default backbone. What is in the record is not trained again.
+
+The pictures have 224 pixels a side, as JPEG, and are rendered: a thing in
 perspective, with shading, a shadow and a cast of colour, on a textured ground (noise of many scales, or a piece of the
 photographs that scikit-learn and matplotlib bring), with noise, blur and JPEG's own loss. Nothing of them is committed.
 
@@ -25,8 +29,32 @@ from matplotlib.image import imread
 from PIL import Image, ImageDraw, ImageFilter
 from sklearn.datasets import load_sample_images
 
+from benchmarks.record import machine, put, table
+from benchmarks.record import write as write_record
+from model.backbone import load_tokenizer
+from model.data import Shards
+from model.own import build_own
+from model.schema import POST_ID, SPLIT, TEXT, TITLE, TRAIN
+from model.settings import OWN, Variant
+from model.task import load_task
+from pipelines.config import read_options
+from steps.fine_tune.backbone import fingerprint, own_folder, resolve
+from steps.ingest.posts import read_manifest
 from steps.parallel import ordered_map
+from steps.paths import REPOSITORY
+from steps.preprocess.shards import write_shards
+from steps.settings import load_settings
+from steps.study.cells import PEOPLE, cell_of
+from steps.study.run import Study
+from steps.study.train import Inputs
 
+RECORD, PAGE = REPOSITORY / "benchmarks" / "albums.json", REPOSITORY / "docs" / "own-posts.md"
+POSTS = 5_000
+#: Profile, variants, number of seeds.
+CELLS: tuple[tuple[str, tuple[Variant, ...], int], ...] = (
+    ("own-posts", ("agentps_answers", "vanilla"), 3),
+    ("default", ("agentps_answers",), 1),
+)
 SIDE = 224
 COLOURS = {
     "red": (190, 35, 40), "blue": (40, 70, 180), "green": (40, 130, 60), "yellow": (215, 185, 40),
@@ -209,9 +237,9 @@ def _some(rng: np.random.Generator, phrases: tuple[str, ...], count: int) -> lis
     return [str(p).format(n=int(rng.integers(10**6, 10**7))) for p in rng.choice(phrases, count, replace=False)]
 
 
-def _post(number: int, seed: int, folder: str) -> dict[str, Any]:
+def _post(number: int, folder: str) -> dict[str, Any]:
     """Renders one post's pictures; its row of the manifest."""
-    rng = np.random.default_rng((seed, number))
+    rng = np.random.default_rng((0, number))
     photographs = _photographs()
     kind, colour = (str(rng.choice(list(names))) for names in (THINGS, COLOURS))
     other = str(rng.choice([name for name in THINGS if name != kind]))
@@ -244,22 +272,88 @@ def _post(number: int, seed: int, folder: str) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, posts: int, seed: int) -> None:
+def write(folder: Path, posts: int) -> None:
     """The manifest with its pictures, and the task beside it."""
     (folder / "img").mkdir(parents=True, exist_ok=True)
-    rows = ordered_map(partial(_post, seed=seed, folder=str(folder)), list(range(posts)), chunk=32)
+    rows = ordered_map(partial(_post, folder=str(folder)), list(range(posts)), chunk=32)
     lines = [json.dumps(row) for row in rows]
     (folder / "posts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "task.yaml").write_text(TASK, encoding="utf-8")
 
 
+def inputs_of(folder: Path, profile: str) -> Inputs:
+    """The posts as shards, with the backbone of the profile."""
+    settings, task = (
+        load_settings(read_options(REPOSITORY / "configs" / f"{profile}.yaml")),
+        load_task(folder / "task.yaml"),
+    )
+    posts = read_manifest(folder / "posts.jsonl", task, settings.ingest).posts
+    root = folder / profile
+    if not root.exists():
+        if settings.backbone.name == OWN:
+            train = posts[posts[SPLIT] == TRAIN]
+            build_own(own_folder(root), [*train[TITLE], *train[TEXT]], task, settings.preprocess.image_size)
+        tokenizer = load_tokenizer(resolve(settings.backbone, folder, root))
+        write_shards(root, posts, task, settings.preprocess, tokenizer, settings.ingest.limits)
+    people = posts.loc[posts[SPLIT] == TRAIN, [POST_ID, *task.question_ids]]
+    people.to_parquet(folder / "labels.parquet", index=False)
+    backbone = resolve(settings.backbone, folder, root)
+    return Inputs(
+        shards=root, labels=folder / "labels.parquet", task=task, train=settings.fine_tune, backbone=backbone,
+        backbone_id=fingerprint(backbone), evaluate=settings.evaluate, gold_share=1.0, work=folder / "work",
+    )  # fmt: skip
+
+
+def train(folder: Path) -> dict[str, Any]:
+    """Every cell of the record: two at a time, each on one core."""
+    rows = []
+    for profile, variants, seeds in CELLS:
+        inputs = inputs_of(folder, profile)
+        (folder / "work").mkdir(exist_ok=True)
+        runner, posts = Study(inputs, folder / f"{profile}.jsonl"), Shards(inputs.shards).posts
+        count = int((posts[SPLIT] == TRAIN).sum())
+        cells = [
+            cell_of(inputs.task, variant, count, PEOPLE).beside(seed) for seed in range(seeds) for variant in variants
+        ]
+        runner.run(cells, workers=2)
+        for cell in cells:
+            record = runner.record(cell)
+            assert record is not None
+            names = ("average_precision", "recall_at_precision_60", "recall_at_precision_80")
+            found = {name: record.metrics[name] for name in names}
+            rows.append(
+                {"profile": profile, "variant": cell.variant, "seed": cell.seed, **found, "seconds": record.seconds}
+            )
+    return {"machine": machine("torch", "transformers"), "train_posts": count, "rows": rows}
+
+
+def tables(record: dict[str, Any]) -> dict[str, str]:
+    by_cell: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in record["rows"]:
+        by_cell.setdefault((row["profile"], row["variant"]), []).append(row)
+    lines = [
+        [f"`{profile}`, {variant}", len(rows)]
+        + [" ".join(f"{row['average_precision']:.3f}" for row in rows)]
+        + [
+            " ".join(f"{100 * row[name]:.0f}" for row in rows)
+            for name in ("recall_at_precision_60", "recall_at_precision_80")
+        ]
+        for (profile, variant), rows in by_cell.items()
+    ]
+    return {"albums": table(["profile, variant", "seeds", "average precision", "R@P60, %", "R@P80, %"], lines)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--posts", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", action="store_true")
     options = parser.parse_args()
-    write(options.folder, options.posts, options.seed)
+    if not (options.folder / "task.yaml").exists():
+        write(options.folder, POSTS)
+    if options.train:
+        record = train(options.folder)
+        write_record(RECORD, record)
+        put(tables(record), PAGE)
 
 
 if __name__ == "__main__":

@@ -72,9 +72,8 @@ def resolve(
     if backbone.name == OWN:
         if shards is None:
             raise ConfigError(
-                f"backbone.name {OWN}: it is made anew of the posts of each training, and of no others, so it can be "
-                "neither studied nor trained further: take another backbone, or in a retraining set retrain.start to "
-                "scratch"
+                f"backbone.name {OWN}: it is made anew of the posts of each training, so it cannot be trained further: "
+                "set retrain.start to scratch, or take another backbone"
             )
         return backbone.model_copy(update={"name": str(own_folder(shards))})
     if backbone.name != TINY:
