@@ -3,8 +3,9 @@
     .venv/bin/python -m benchmarks.albums FOLDER            # writes FOLDER/posts.jsonl, its pictures, FOLDER/task.yaml
     .venv/bin/python -m benchmarks.albums FOLDER --train    # and trains on them: two cores for an hour
 
-`--train` writes `benchmarks/albums.json` and the table of `docs/own-posts.md`: the backbone `own` by its profile, AgentPS
-and vanilla with three seeds each, and beside them the default backbone. What is in the record is not trained again.
+`--train` writes `benchmarks/albums.json` and the table of `docs/own-posts.md`: the backbone `own` by its profile,
+AgentPS and vanilla with three seeds each, and beside them the default backbone. A training that is finished is kept in
+the folder, and not run again.
 
 The pictures have 224 pixels a side, as JPEG, and are rendered: a thing in
 perspective, with shading, a shadow and a cast of colour, on a textured ground (noise of many scales, or a piece of the
@@ -50,6 +51,7 @@ from steps.study.train import Inputs
 
 RECORD, PAGE = REPOSITORY / "benchmarks" / "albums.json", REPOSITORY / "docs" / "own-posts.md"
 POSTS = 5_000
+RECALLS = ("recall_at_p60", "recall_at_p80")
 #: Profile, variants, number of seeds.
 CELLS: tuple[tuple[str, tuple[Variant, ...], int], ...] = (
     ("own-posts", ("agentps_answers", "vanilla"), 3),
@@ -283,10 +285,8 @@ def write(folder: Path, posts: int) -> None:
 
 def inputs_of(folder: Path, profile: str) -> Inputs:
     """The posts as shards, with the backbone of the profile."""
-    settings, task = (
-        load_settings(read_options(REPOSITORY / "configs" / f"{profile}.yaml")),
-        load_task(folder / "task.yaml"),
-    )
+    task = load_task(folder / "task.yaml")
+    settings = load_settings(read_options(REPOSITORY / "configs" / f"{profile}.yaml"))
     posts = read_manifest(folder / "posts.jsonl", task, settings.ingest).posts
     root = folder / profile
     if not root.exists():
@@ -319,11 +319,8 @@ def train(folder: Path) -> dict[str, Any]:
         for cell in cells:
             record = runner.record(cell)
             assert record is not None
-            names = ("average_precision", "recall_at_precision_60", "recall_at_precision_80")
-            found = {name: record.metrics[name] for name in names}
-            rows.append(
-                {"profile": profile, "variant": cell.variant, "seed": cell.seed, **found, "seconds": record.seconds}
-            )
+            found = {name: record.metrics[name] for name in ("average_precision", *RECALLS)}
+            rows.append({"profile": profile, "variant": cell.variant, "seed": cell.seed, **found})
     return {"machine": machine("torch", "transformers"), "train_posts": count, "rows": rows}
 
 
@@ -334,10 +331,7 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
     lines = [
         [f"`{profile}`, {variant}", len(rows)]
         + [" ".join(f"{row['average_precision']:.3f}" for row in rows)]
-        + [
-            " ".join(f"{100 * row[name]:.0f}" for row in rows)
-            for name in ("recall_at_precision_60", "recall_at_precision_80")
-        ]
+        + [" ".join(f"{100 * row[name]:.0f}" for row in rows) for name in RECALLS]
         for (profile, variant), rows in by_cell.items()
     ]
     return {"albums": table(["profile, variant", "seeds", "average precision", "R@P60, %", "R@P80, %"], lines)}
