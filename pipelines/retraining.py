@@ -85,7 +85,10 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     version = register(
         checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest, profile
     )
-    decision, _scores = promote(version, report, page, predictions, shards, table, policy, settings.promote, alarmed)
+    decision, _scores = promote(
+        version, report, page, predictions, shards, table, policy, settings.promote, settings.retrain.live_precision,
+        alarmed,
+    )  # fmt: skip
     outcome = refit(version, decision, alarmed, refit_options(settings))
     advance(version, outcome, run.newest)
 

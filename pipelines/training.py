@@ -93,7 +93,8 @@ def _training(options: dict[str, Any] | None = None) -> None:
         checkpoint, shards, table, labels, policy, settings.backbone.name, settings.annotate.source, settings.evaluate
     )
     version = register(checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest)
-    promote(version, report, page, predictions, shards, table, policy, settings.promote)
+    precision = settings.retrain.live_precision
+    promote(version, report, page, predictions, shards, table, policy, settings.promote, precision)
 
 
 agentps_training = CheckedPipeline(name="agentps_training", entrypoint=_training, kind=TrainingSettings)

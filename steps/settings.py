@@ -189,7 +189,7 @@ class PromoteSettings(Chosen):
     guessing: float = Field(gt=0, le=1)
     #: Resamples of the test posts for the interval of the gain.
     bootstrap: int = Field(ge=100, le=100_000)
-    #: A champion of more days, or of a live precision below its promise, may be replaced by a version whose gain is
+    #: A champion of more days, or that people's late labels speak against, may be replaced by a version whose gain is
     #: above `-stale_tolerance`.
     stale_days: float = Field(ge=0, le=_CENTURY)
     stale_tolerance: float = Field(ge=0)

@@ -44,15 +44,17 @@ class Candidate:
         task: Task,
         settings: PromoteSettings,
         alarmed: str | None = None,
+        point: str | None = None,
     ) -> None:
         """
         Args: as the artifacts of the run that made `version`; and
-            alarmed: the version whose live precision is below its promise.
+            alarmed: the version that people's late labels speak against.
+            point: the operating point that is served.
         """
         test = predictions[(predictions[SPLIT] == TEST) & predictions[LABEL].notna()].reset_index(drop=True)
         self.scores = test[[POST_ID, LABEL, SCORE]].copy()
         self._version, self._task, self._settings = version, task, settings
-        self._shards, self._table, self._alarmed = shards, posts, alarmed
+        self._shards, self._table, self._alarmed, self._point = shards, posts, alarmed, point
         members = rows_of(posts, test[POST_ID].tolist(), "posts")
         labels_N, slices = (test[LABEL] == 1).to_numpy(bool), slices_of(members)
         self._posts = Posts(labels_N=labels_N, slices=slices, weights_N=weights_of(test))
@@ -70,7 +72,7 @@ class Candidate:
             logger.warning("this machine's clock says %s: the champion's age is not known", now.date())
             age = timedelta(0)
         alarmed = champion is not None and champion.version == self._alarmed
-        return decide(self._judged, held, self._posts, self._settings, age, alarmed=alarmed)
+        return decide(self._judged, held, self._posts, self._settings, age, alarmed=alarmed, point=self._point)
 
     def _held(self, state: RegistryState, champion: RegisteredVersion) -> Judged | Unscored:
         if (move := state.rolled_back(self._version.version)) is not None:

@@ -51,6 +51,11 @@ class Judged:
     scores_N: _Scores
     report: EvalReport
 
+    def silent_at(self, point: str) -> bool:
+        """No threshold could be promised, so nothing is flagged."""
+        found = self.report.operating_points.get(point)
+        return found is not None and math.isinf(found.threshold)
+
 
 @dataclass(frozen=True)
 class Unscored:
@@ -99,13 +104,16 @@ def decide(
     champion_age: timedelta = timedelta(0),
     *,
     alarmed: bool = False,
+    point: str | None = None,
 ) -> Decision:
     """Whether the candidate becomes champion: the table in docs/steps/promote.md, from its top to its end.
 
     Args:
         champion: None where there is none yet: then the floors decide alone.
         champion_age: since it became champion.
-        alarmed: its live precision is below its promise: it counts as stale, however young.
+        alarmed: its live precision is below its promise, or it flags nothing: it counts as stale, however young.
+        point: the operating point that is served: whether a version that can promise nothing there, and so flags
+            nothing, replaces one that flags is a person's decision. None: it is not known.
 
     Raises:
         ConfigError: the settings name a metric that the report does not have.
@@ -134,7 +142,7 @@ def decide(
     checks.append(gain)
     said = f"{metric} {_signed(gain)} against the champion on {len(posts.labels_N):,} test posts"
     if alarmed:
-        said += ", whose live precision is below its promise"
+        said += ", which people's late labels speak against"
     elif stale:
         said += f", champion for {champion_age.days} days"
     if gain.value == 0:
@@ -149,6 +157,10 @@ def decide(
         if fallen:
             named = "; ".join(f"{check.name} {_signed(check)}" for check in fallen)
             return ends(verdict, f"{said}, but slices fell by more than {settings.max_slice_drop:g}: {named}")
+    if point is not None and candidate.silent_at(point) and not champion.silent_at(point):
+        return ends(
+            "needs a person", f"{said}, but it would flag nothing at {point}: {candidate.report.unpromised(point)}"
+        )
     return ends("promoted", said)
 
 

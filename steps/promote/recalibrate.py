@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -78,9 +77,8 @@ def recalibrate(name: str, settings: TrainingSettings, experiment: str | None, *
         manifest = render_sample(settings.sample, home()) if settings.posts == SAMPLE else settings.posts
         posts, fingerprint = read_manifest(manifest, task, settings.ingest).posts, manifest_fingerprint(manifest)
     held = registry.report_of(champion)
-    made = fit(checkpoint, held, posts, settings.evaluate, settings.promote, alarmed=late)
-    if late:
-        made = replace(made, decision=_promised(made, held, point_name(settings.retrain.live_precision)))
+    point = point_name(settings.retrain.live_precision)
+    made = fit(checkpoint, held, posts, settings.evaluate, settings.promote, point, alarmed=late)
     if experiment is not None:
         mlflow.set_experiment(experiment)
     with mlflow.start_run(run_name=f"recalibrate version {champion.version}", nested=experiment is None):
@@ -105,17 +103,6 @@ def recalibrate(name: str, settings: TrainingSettings, experiment: str | None, *
     return Recalibrated(version, made.report, history.settle(version, partial(_verdict, made, version, champion)))
 
 
-def _promised(made: Fitted, held: EvalReport, point: str) -> Decision:
-    """The gate's decision; but whether a version that can promise nothing replaces one that flags is a person's."""
-    fitted, before = made.report.operating_points.get(point), held.operating_points.get(point)
-    if not made.decision.promote or fitted is None or not math.isinf(fitted.threshold):
-        return made.decision
-    if before is None or math.isinf(before.threshold):
-        return made.decision
-    why = f"it would flag nothing at {point}: {made.report.unpromised(point)}"
-    return made.decision.model_copy(update={"verdict": "needs a person", "reason": why})
-
-
 def _verdict(made: Fitted, version: RegisteredVersion, champion: RegisteredVersion, state: RegistryState) -> Decision:
     """What the gate said, where the champion is still the one that was fitted again."""
     held = state.aliases.get(registry.CHAMPION)
@@ -133,6 +120,7 @@ def fit(
     posts: pd.DataFrame,
     evaluate: EvaluateSettings,
     promote: PromoteSettings,
+    point: str,
     *,
     alarmed: bool = False,
 ) -> Fitted:
@@ -143,7 +131,8 @@ def fit(
         held: the champion's report.
         posts: see `steps.ingest.posts`. Where it has `inclusion_probability`, posts were drawn for people with it: each
             stands for 1 / probability.
-        alarmed: the champion's live precision is below its promise.
+        point: the operating point that is served.
+        alarmed: people's late labels speak against the champion.
 
     Raises:
         DataError: val or test has no labelled positive post, or a post that the champion cannot score.
@@ -191,5 +180,6 @@ def fit(
         ),
         settings,
         alarmed=alarmed,
+        point=point,
     )
     return Fitted(report, pd.concat([val, test], ignore_index=True), decision)

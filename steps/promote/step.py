@@ -13,6 +13,7 @@ from zenml.logger import get_logger
 from zenml.types import HTMLString
 
 from materializers.directory import ShardDirectory
+from model.metrics import point_name
 from model.task import Task
 from steps.evaluate.report import EvalReport
 from steps.publish import lay
@@ -35,19 +36,23 @@ def promote(
     posts: pd.DataFrame,
     task: Task,
     settings: PromoteSettings,
+    precision: int,
     alarmed: str | None = None,
 ) -> tuple[Annotated[str, "decision"], Annotated[pd.DataFrame, "champion_scores"]]:
     """The decision with its reason, which is also among the version's tags; and the scores that the champion gave
     to the same test posts (`post_id`, `label`, `score` of the candidate, `champion`).
 
-    `alarmed`: the version whose live precision is below its promise, see `steps.retrain.step.live`.
+    `precision`: the target, in percent, at which posts are flagged. `alarmed`: the version that people's late labels
+    speak against, see `steps.retrain.step.live`.
 
     This step is never cached, so it is the one that lays the run's own report page where the summary says.
     """
     from steps.promote.candidate import Candidate
 
     page = lay(report_page, "evaluation")
-    candidate = Candidate(version, report, predictions, shards.path, posts, task, settings, alarmed)
+    candidate = Candidate(
+        version, report, predictions, shards.path, posts, task, settings, alarmed, point_name(precision)
+    )
     decision = history.settle(version, candidate.decide)
     state = history.sync(version.name)
     spread(state, settings.target)

@@ -110,19 +110,27 @@ class Live:
         return self.precision.upper(self.confidence)
 
     @property
+    def silent(self) -> bool:
+        """It flags nothing, though people found positive posts: so it does when no threshold could be promised."""
+        return self.precision.value is None and self.recall.value == 0
+
+    @property
     def alarm(self) -> bool:
-        """With the confidence the precision is below the target. So a model that keeps its promise alarms in at most
-        1 - confidence of the weeks.
+        """With the confidence the precision is below the target, or nothing is flagged. So a model that keeps its
+        promise alarms in at most 1 - confidence of the weeks.
         """
-        return self.high < self.target
+        return self.high < self.target or self.silent
 
     @property
     def line(self) -> str:
         bound = f", at most {self.high:.1%} with {self.confidence:.0%} confidence" if self.precision.n else ""
         verdict = "BELOW" if self.alarm else "not shown to be below"
+        said = f"live precision {self.precision}{bound}: {verdict} the target of {self.target:.0%}"
+        if self.silent:
+            said = f"NOTHING is flagged at the target of {self.target:.0%}"
         return (
-            f"version {self.version}: {self.labelled:,} of {self.scored:,} scored posts are labelled; live precision "
-            f"{self.precision}{bound}: {verdict} the target of {self.target:.0%}; live recall {self.recall}"
+            f"version {self.version}: {self.labelled:,} of {self.scored:,} scored posts are labelled; {said}; "
+            f"live recall {self.recall}"
         )
 
 

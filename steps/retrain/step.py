@@ -35,7 +35,8 @@ logger = get_logger(__name__)
 def live(
     model_name: str, champion: str | None, settings: RetrainSettings, notify: NotifySettings, confidence: float
 ) -> tuple[Annotated[str, "live"], Annotated[str, "alarmed"]]:
-    """How the champion did on what people labelled since; a person is told where that is below its promise.
+    """How the champion did on what people labelled since; a person is told where that is below its promise, or
+    nothing is flagged.
 
     `alarmed` is the champion's version then, and empty otherwise.
     """
@@ -131,7 +132,7 @@ def refit_options(settings: TrainingSettings) -> dict[str, Any]:
 def refit(
     version: RegisteredVersion, decision: str, alarmed: str, options: dict[str, Any]
 ) -> Annotated[str, "outcome"]:
-    """Where a champion below its promise stays champion: its thresholds, fitted to the newest labels, through the gate.
+    """Where a champion that late labels speak against stays: its thresholds, fitted to the newest, through the gate.
 
     Args:
         options: of `refit_options`; ZenML would check the settings again, and some change as they are read.

@@ -258,7 +258,7 @@ def test_recalibrate_late_fits_to_what_was_labelled_since_the_precision_fell(
     assert 0.2 < made.n_posts / 600 < 0.4
     tags = registry.tags_of(registry.get(NAME, "2"))
     assert tags["agentps.recalibrated_from"] == "1"
-    assert "whose live precision is below its promise" in tags[history.REASON]
+    assert "which people's late labels speak against" in tags[history.REASON]
 
 
 def test_recalibrate_late_takes_each_label_of_a_queue_for_the_posts_that_it_stands_for(

@@ -124,7 +124,7 @@ def test_an_alarm_counts_against_the_version_that_raised_it_alone(line: Line, al
     assert history.settle(line.version, first.decide).verdict == "promoted"
     second = line.add(4.0, seed=1, alarmed=alarmed)
     reason = history.settle(line.version, second.decide).reason
-    assert ("whose live precision is below its promise" in reason) == said
+    assert ("which people's late labels speak against" in reason) == said
 
 
 @pytest.mark.parametrize(("days", "stale"), [(400, True), (26_000, False)])

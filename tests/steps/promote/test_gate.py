@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ def test_a_stale_champion_gives_way_within_the_tolerance() -> None:
     assert against(nearly, champion, test, 91 * DAY, stale_tolerance=-low / 2).verdict == "kept"
     broken = against(nearly, champion, test, alarmed=True)
     assert broken.verdict == "promoted"
-    assert "whose live precision is below its promise" in broken.reason
+    assert "which people's late labels speak against" in broken.reason
     assert against(champion, champion, test, alarmed=True, max_calibration_error=1).verdict == "kept", "a tie"
 
 
@@ -209,15 +210,15 @@ def test_f1_is_measured_at_each_models_own_threshold() -> None:
     assert gain_of("f1", lower, Judged(scores, report(f1_threshold=0.5)), test.labels_N, n=10) == (0, 0, 0)
 
 
+def serving(test: Posts, skill: float, threshold: float) -> Judged:
+    found = model(test, skill)
+    point = apply_threshold(found.scores_N, test.labels_N, threshold, 0.8)
+    return Judged(found.scores_N, found.report.model_copy(update={"operating_points": {"p80": point}}))
+
+
 def test_a_served_recall_is_measured_at_the_threshold_that_each_serves() -> None:
     test = posts()
-    scores = model(test, 1.5).scores_N
-
-    def serving(threshold: float) -> EvalReport:
-        point = apply_threshold(scores, test.labels_N, threshold, 0.8)
-        return report().model_copy(update={"operating_points": {"p80": point}})
-
-    higher, lower = Judged(scores, serving(0.6)), Judged(scores, serving(0.4))
+    higher, lower = serving(test, 1.5, 0.6), serving(test, 1.5, 0.4)
     gain, *_ = gain_of("served_recall_p80", lower, higher, test.labels_N, n=10)
     recalls = [model.report.operating_points["p80"].recall for model in (lower, higher)]
     assert gain == pytest.approx(recalls[0] - recalls[1])
@@ -300,3 +301,19 @@ def test_the_slices_of_a_table_of_posts() -> None:
         "language zh": [False, False, True, False],
     }
     assert "language en" not in slices_of(table.drop(columns="language"))
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "verdict"),
+    [(inf, 0.6, "needs a person"), (inf, inf, "promoted"), (0.6, inf, "promoted"), (0.6, 0.6, "promoted")],
+)
+def test_whether_a_version_that_would_flag_nothing_replaces_one_that_flags_is_a_persons_decision(
+    candidate: float, champion: float, verdict: str
+) -> None:
+    test = posts()
+    better, held = serving(test, 3.0, candidate), serving(test, 0.5, champion)
+    decision = decide(better, held, test, policy(max_calibration_error=None), point="p80")
+    assert decision.verdict == verdict
+    if verdict == "needs a person":
+        assert decision.reason.endswith("but it would flag nothing at p80: no threshold is precise enough on val")
+    assert decide(better, held, test, policy(max_calibration_error=None)).promote, "not asked where none is served"

@@ -47,6 +47,15 @@ def test_the_alarm_needs_95_percent_confidence() -> None:
     assert not found(0, 0).alarm, "nothing flagged, nothing known"
 
 
+def test_a_model_that_flags_nothing_of_what_people_find_is_told_of() -> None:
+    one = Live(version="1", scored=9, labelled=9, precision=Share(0, 0), recall=Share(0, 3), target=0.8)
+    assert one.alarm
+    assert one.line == (
+        "version 1: 9 of 9 scored posts are labelled; NOTHING is flagged at the target of 80%; "
+        "live recall 0.0% (0 of 3)"
+    )
+
+
 def test_figures_are_the_versions_own_on_labelled_posts(tmp_path: Path) -> None:
     rows = [scored(f"p{n}", decision=n < 4) for n in range(8)]
     rows += [scored("p0", decision=False, version="1"), scored("p9", decision=True)]
