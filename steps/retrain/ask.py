@@ -75,7 +75,7 @@ def whom_to_ask(
     flagged_N = table[DECISION].eq(True).to_numpy(bool)
     threshold = float(score_N[flagged_N].min()) if flagged_N.any() else np.inf
     target = settings.live_precision / 100
-    lowest = max(reach(score_N, threshold, share=float(score_N.mean())), _lowest(table, target, confidence))
+    lowest = max(reach(score_N, threshold, share=float(score_N.mean())), lowest_in_question(table, target, confidence))
     worth_N, said = worth(score_N[asked], lowest, {reason: holds[asked] for reason, holds in reasons.items()})
     probability_N = inclusion(worth_N, budget, random_share)
     found = table[asked].assign(**{PROBABILITY: probability_N}).assign(**{REASONS: np.array(said, dtype=object)})
@@ -88,20 +88,19 @@ def whom_to_ask(
     return shown.assign(**dict.fromkeys((LABEL, *task.question_ids), ""))
 
 
-def _lowest(table: pd.DataFrame, target: float, confidence: float) -> float:
-    """The lowest score of a threshold that the labels since the precision fell do not rule out; -inf: it did not fall.
+def lowest_in_question(table: pd.DataFrame, target: float, confidence: float) -> float:
+    """The lowest score of a threshold that the labels since the precision fell do not rule out.
 
-    Where a change leaves none, there is nothing to narrow down.
+    -inf: it did not fall, or no threshold is left, so there is nothing to narrow down.
     """
     known = table[table[LABEL].notna() & table[DECISION].notna()]
     since = fall(known)
     if since is None:
         return -np.inf
     late = known[known[SCORED_AT] >= since]
-    chance = late.get(PROBABILITY, pd.Series(1.0, late.index)).to_numpy(np.float64)
-    found = not_ruled_out(
-        late[SCORE].to_numpy(np.float64), (late[LABEL] == 1).to_numpy(bool), chance, target, confidence
-    )
+    score_L, label_L = late[SCORE].to_numpy(np.float64), (late[LABEL] == 1).to_numpy(bool)
+    chance_L = late[PROBABILITY].to_numpy(np.float64) if PROBABILITY in late else np.ones(len(late))
+    found = not_ruled_out(score_L, label_L, chance_L, target, confidence)
     return found if np.isfinite(found) else -np.inf
 
 

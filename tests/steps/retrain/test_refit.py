@@ -13,6 +13,7 @@ from model.schema import LABEL, POST_ID, SPLIT
 from steps.evaluate.predictions import calibrated
 from steps.evaluate.report import EvalReport
 from steps.queue import PROBABILITY, draw, inclusion, reach, worth
+from steps.retrain.ask import lowest_in_question
 from steps.retrain.newest import fall, since_the_fall
 from steps.retrain.step import refit_options
 from steps.settings import EvaluateSettings, load_settings
@@ -54,6 +55,18 @@ def test_labels_count_since_the_precision_fell_else_the_newest_half(right: list[
     assert (None if found is None else (found - pd.Timestamp("2026-01-01", tz="UTC")).days) == day
     kept = since_the_fall(table)["scored_at"].nunique()
     assert kept == (len(right) - day if day is not None else (len(right) + 1) // 2)
+
+
+def test_after_a_fall_the_queue_asks_only_above_what_the_labels_since_do_not_rule_out() -> None:
+    """Per day 50 flagged posts, the positive ones with the highest scores: 45, then 20 a day."""
+    table = labelled([45] * 6 + [20] * 6)
+    table["score"] = np.tile(np.append(np.linspace(0.99, 0.8, 50), np.full(50, 0.3)), 12)
+    before = table["scored_at"] < pd.Timestamp("2026-01-07", tz="UTC")
+    lowest = lowest_in_question(table, 0.8, 0.95)
+    above = table[~before & (table["score"] >= lowest)]
+    assert above["label"].sum() == 6 * 20
+    assert 0.7 < above["label"].mean() < 0.8, "the exact bound of this share reaches 80 %"
+    assert lowest_in_question(table[before], 0.8, 0.95) == -np.inf
 
 
 # --- labels that a queue chose ----------------------------------------------------------------------------
