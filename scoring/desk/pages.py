@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from datetime import date
+from collections.abc import Sequence
+from datetime import date, datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -12,12 +13,14 @@ from fastapi.responses import RedirectResponse
 from sqlalchemy import select
 
 from model.errors import ImageError
-from scoring.desk import queue, reviews
+from scoring.desk import policies, queue, reviews
 from scoring.desk.app import Form, Signed, Someone, number_in, web_of
 from scoring.desk.people import RefusedError, User
 from scoring.desk.queue import QUEUES, Filters
 from scoring.desk.work import Desk
-from scoring.store import Place
+from scoring.policy import Outcome
+from scoring.record import Record
+from scoring.store import Place, Scored
 from steps.retrain.reviewed import REVIEWS
 from steps.retrain.stored import CURRENT
 
@@ -160,12 +163,26 @@ def post(request: Request, user: Someone) -> Response:
         threshold=desk.threshold(record.model_version),
         flagged=_flagged(desk, record),
         others=[said for said, _ in history if said.model_version != record.model_version],
-        history=history,
+        history=_days(desk, history),
         claim=mine,
         reviews=_reviews(desk, user, post_id, mine),
         query=query_of(filters_of(given, desk)),
         positive=desk.task.final.positive,
     )
+
+
+def _days(desk: Desk, history: Sequence[Scored]) -> list[tuple[datetime, Record, Outcome | None, float | None]]:
+    """What was decided about a post, from when on, and the threshold that decided."""
+    since = policies.in_effect_since(desk)
+    return [
+        (
+            max(said.scored_at, since.get(said.policy_version or "", said.scored_at)),
+            said,
+            decided,
+            desk.decided_at(said.model_version, decided.reasons if decided else ()),
+        )
+        for said, decided in history
+    ]
 
 
 def _flagged(desk: Desk, record: Any) -> bool | None:

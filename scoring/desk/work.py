@@ -60,6 +60,11 @@ class Desk:
     def point(self) -> str | None:
         return self.policy.point
 
+    def decided_at(self, version: str, reasons: Sequence[str] | None) -> float | None:
+        """The threshold that decided; None: something else did (a rule, a list, an error), or it is not known."""
+        known = self.thresholds(version)
+        return next((known[reason] for reason in reasons or () if reason in known), None)
+
     def threshold(self, version: str) -> float | None:
         return None if self.point is None else self.thresholds(version).get(self.point)
 
