@@ -66,10 +66,12 @@ SHARE, ERROR = 0.5, 0.04
 #: Before the Thursday of the last week an owner confirms a policy with this target.
 OTHER_PRECISION = 75
 REVIEWERS = ("ann", "bob")
-ROLES = {**dict.fromkeys(REVIEWERS, "reviewer"), "lena": "lead", "olga": "owner"}
+ROLES: dict[str, str] = {**dict.fromkeys(REVIEWERS, "reviewer"), "lena": "lead", "olga": "owner"}
 #: Posts of the first day whose labels the lead makes known; posts that are asked about at the end.
 GOLD, ASKED = 10, 60
 _SEED, _PATIENCE = 5, 1_800.0
+#: A row of a post's page: when, the version, its score, its threshold, the policy, what and why.
+_DECIDED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d \d+ 0\.\d{3} ")
 _CELL = re.compile(r"<t[hd][^>]*>(.*?)</t[hd]>", re.DOTALL)
 
 
@@ -90,8 +92,7 @@ class Person(Browser):
         """Sign in; a desk that has seen too many tries of this address is asked again in a while, as it says."""
         while True:
             self.get(f"{self.address}/sign-in").raise_for_status()
-            given = {"name": self.name, "password": PASSWORD}
-            answer = self.post(f"{self.address}/sign-in", given)
+            answer = self.post(f"{self.address}/sign-in", {"name": self.name, "password": PASSWORD})
             if answer.status_code != 429:
                 self._had(answer)
                 return
@@ -138,7 +139,7 @@ class Month(Quarter):
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
             config["retrain"] |= changes
             path.write_text(yaml.safe_dump(config), encoding="utf-8")
-        section = {"source": str(self.inbox), "images": str(self.posts), "policy": str(self.policy)}
+        section: dict[str, Any] = {"source": str(self.inbox), "images": str(self.posts), "policy": str(self.policy)}
         section |= {"store": self.store, "watch": 1}
         self.stream_file = home / "stream.yaml"
         self.stream_file.write_text(yaml.safe_dump({"stream": section}), encoding="utf-8")
@@ -200,11 +201,9 @@ class Month(Quarter):
         lead.go("/quality?days=7")
         found = next(row for row in rows_of(lead.page) if row[0] == f"version {self.scored_by[7 * number - 1]}")
         flags = pd.read_sql(
-            "SELECT post_id, action FROM scoring_current WHERE day > ? AND day <= ?",
-            f"{self.store}",
-            params=tuple(
-                (FIRST_MONDAY + timedelta(days=7 * week - 1)).date().isoformat() for week in (number - 1, number)
-            ),
+            "SELECT post_id, action FROM scoring_current WHERE day >= ? AND day < ?",
+            self.store,
+            params=tuple(f"{FIRST_MONDAY + timedelta(weeks=week):%Y-%m-%d}" for week in (number - 1, number)),
         )
         flagged = flags.loc[flags["action"] == "flag", "post_id"]
         label = pd.Series({post_id: said[""] for post_id, said in self.truth.items()})
@@ -220,17 +219,13 @@ class Month(Quarter):
 
 def _truth(days: dict[int, list[dict[str, Any]]], truths: pd.DataFrame) -> dict[str, dict[str, int]]:
     """By post: the label ("") and the class of each question."""
-    task = load_task("ucc")
-    counts = truths.set_index(POST_ID)
-    return {
-        row[POST_ID]: {"": int(row[LABEL])}
-        | {
-            q.id: q.class_of(int(counts.at[row[POST_ID], q.id]), int(counts.at[row[POST_ID], "n_images"]))
-            for q in task.questions
-        }
-        for rows in days.values()
-        for row in rows
-    }
+    counts = {str(row[POST_ID]): row for row in truths.to_dict("records")}
+    found = {}
+    for row in (row for rows in days.values() for row in rows):
+        count = counts[row[POST_ID]]
+        classes = {q.id: q.class_of(int(count[q.id]), int(count["n_images"])) for q in load_task("ucc").questions}
+        found[row[POST_ID]] = {"": int(row[LABEL]), **classes}
+    return found
 
 
 def _estimate(cell: str) -> dict[str, Any]:
@@ -350,23 +345,15 @@ def live_through(month: Month, weeks: int) -> dict[str, Any]:
             month.stream_day(day)
             if day % 7 == 6:
                 found.append(month.week(day // 7 + 1, people["lena"]))
-                one = month.retrain(month.weekly, month.at(day + 1, 6))
-                runs.append(
-                    one | {"served": month.scored_by[day], "week": day // 7 + 1} | decided(month.home) | last_run()
-                )
+                one = month.retrain(month.weekly, month.at(day + 1, 6)) | decided(month.home) | last_run()
+                runs.append(one | {"served": month.scored_by[day], "week": day // 7 + 1})
                 partial = {"runs": runs, "weeks": found}
                 (month.home / "partial.json").write_text(json.dumps(partial, indent=1), encoding="utf-8")
                 time.sleep(2)  # the stream looks for a new champion each second
         month.review(people, month.at(7 * weeks, 9))
         told = tell(month, people, change, 7 * weeks)
-    return {
-        "posts_a_day": month.per_day,
-        "changed": CHANGED,
-        "share": SHARE,
-        "error": ERROR,
-        "weeks": found,
-        "runs": runs,
-    } | told
+    given = {"posts_a_day": month.per_day, "changed": CHANGED, "share": SHARE, "error": ERROR}
+    return given | {"weeks": found, "runs": runs} | told
 
 
 # --- any post on any day ----------------------------------------------------------------------------------
@@ -394,12 +381,7 @@ def tell(month: Month, people: Mapping[str, Person], change: int, today: int) ->
         post_id, version = row[POST_ID], month.scored_by[scored]
         lead.go(f"/post?id={quote(post_id)}")
         end = f"{FIRST_MONDAY + timedelta(days=day + 1):%Y-%m-%d %H:%M}"
-        said = [
-            cells
-            for cells in rows_of(lead.page)
-            if len(cells) == 6 and re.match(r"\d{4}-", cells[0]) and cells[2] != "–"
-        ]
-        last = [cells for cells in said if cells[0] < end][-1]
+        last = [cells for cells in rows_of(lead.page) if _DECIDED.match(" ".join(cells)) and cells[0] < end][-1]
         again = score([row], month.posts, version).iloc[0]
         target = OTHER_PRECISION if max(scored, day) >= change else PRECISION
         action = "flag" if again[columns.decision_column(f"p{target}")] else "pass"
@@ -426,17 +408,12 @@ def tell(month: Month, people: Mapping[str, Person], change: int, today: int) ->
 def _compared(post_id: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> list[str]:
     """Who said what of a post and when, by the trail, against what the people themselves wrote down."""
     task = load_task("ucc")
-    known = []
-    for row in ours.to_dict("records"):
-        classes = [q.classes[int(row[q.id])] for q in task.questions]
-        known.append((row["reviewer"], row["at"][:13], int(row[""]), *classes))
+    known = [
+        (row["reviewer"], row["at"][:13], row[""], *(q.classes[row[q.id]] for q in task.questions))
+        for row in ours.to_dict("records")
+    ]
     told = [
-        (
-            row["reviewer"],
-            row["at"].strftime("%Y-%m-%dT%H"),
-            int(row["label"]),
-            *(row[f"review_{q.id}"] for q in task.questions),
-        )
+        (row["reviewer"], f"{row['at']:%Y-%m-%dT%H}", row["label"], *(row[f"review_{q.id}"] for q in task.questions))
         for row in theirs.to_dict("records")
     ]
     return [] if sorted(known) == sorted(told) else [f"{post_id}: the trail says {told}, people said {known}"]
@@ -475,14 +452,7 @@ def _with_truth(found: Mapping[str, Any]) -> str:
 
 
 def _weeks(record: dict[str, Any]) -> str:
-    header = [
-        "week",
-        "version",
-        "labelled of drawn",
-        "precision by the desk; truth",
-        "recall by the desk; truth",
-        "retraining",
-    ]
+    header = ["week", "version", "labelled of drawn", "precision: desk; truth", "recall: desk; truth", "retraining"]
     runs = {run["week"]: run for run in record["runs"]}
     return table(
         header,
