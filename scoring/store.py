@@ -132,9 +132,10 @@ class Store:
         for row in rows:
             place, row = (row["model_name"], row["post_id"]), row | {"history_id": ids[row["key"]]}
             newest[place] = max(newest.get(place, row), row, key=lambda row: (row["scored_at"], row["history_id"]))
+        change = {name: self._next_change(connection, name) for name in {name for name, _ in newest}}
         found = [
-            {column.name: row[column.name] for column in CURRENT.c if column.name != "day"}
-            | {"day": row["scored_at"].date()}
+            {column.name: row[column.name] for column in CURRENT.c if column.name not in ("day", "change")}
+            | {"day": row["scored_at"].date(), "change": change[row["model_name"]]}
             for row in newest.values()
         ]
         upsert = self._insert(CURRENT)
@@ -151,6 +152,10 @@ class Store:
         )
         connection.execute(upsert.returning(CURRENT.c.history_id), found)
         return new
+
+    def _next_change(self, connection: Connection, model_name: str) -> int:
+        last = select(func.max(CURRENT.c.change)).where(CURRENT.c.model_name == model_name)
+        return (connection.execute(last).scalar() or 0) + 1
 
     def current(self, post_ids: Iterable[str], model_name: str | None = None) -> dict[str, Scored]:
         """The current record of each post that has one. model_name: None: of any model, the one that spoke last."""

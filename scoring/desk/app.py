@@ -20,6 +20,7 @@ from model.errors import AgentPSError, plain
 from scoring.desk import policies
 from scoring.desk.people import Limit, People, RefusedError, Role, User
 from scoring.desk.policies import Application
+from scoring.desk.quality import Looks
 from scoring.desk.whatif import Replay
 from scoring.desk.work import Desk
 from steps.pages import interval, number, share, shortened
@@ -57,7 +58,7 @@ class Web:
     def __init__(self, desk: Desk, *, secure: bool = False, demo: bool = False) -> None:
         self.desk, self.people, self.secure, self.demo = desk, People(desk.store), secure, demo
         self.requests, self.tries = Limit(600), Limit(10)
-        self.replay, self.application = Replay(desk), Application(desk)
+        self.replay, self.looks, self.application = Replay(desk), Looks(desk), Application(desk)
         self._pages = Environment(
             loader=FileSystemLoader(_HERE / "templates"),
             autoescape=True,

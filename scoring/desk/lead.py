@@ -30,11 +30,12 @@ def quality_page(request: Request, user: Lead) -> Response:
     days = days if days in (7, 28, 90, 365) else 28
     version = given.get("version") or None
     desk = web.desk
+    looks, hits = web.looks.read()
     return web.page(
         "quality.html",
         user,
-        agreement=quality.agreement(desk),
-        gold=quality.on_gold(desk),
+        agreement=quality.agreement(looks, desk.task.question_ids),
+        gold=quality.on_gold(hits),
         live=quality.live(desk, days, version),
         days=days,
         version=version,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, insert, select
+from sqlalchemy import Connection, Select, delete, exists, insert, select
 
 from scoring.desk.people import RefusedError, User
 from scoring.desk.queue import Claim, release, take
@@ -22,9 +22,9 @@ _JUDGING = ("first", "second", "final")
 
 def effective(*columns: Any) -> Select[Any]:
     """Reviews that were not taken back."""
-    undone = select(REVIEWS.c.undoes).where(REVIEWS.c.undoes.is_not(None))
+    later = REVIEWS.alias()
     query = select(*columns) if columns else select(REVIEWS)
-    return query.where(REVIEWS.c.id.not_in(undone), REVIEWS.c.kind != "undo")
+    return query.where(~exists().where(later.c.undoes == REVIEWS.c.id), REVIEWS.c.kind != "undo")
 
 
 def decide(

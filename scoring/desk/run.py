@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from model.checkpoint_info import read_operating_points
 from model.errors import AgentPSError, ConfigError
 from model.images import ImageLimits
 from model.task import load_task
-from scoring.desk.app import create_app
+from scoring.desk.app import Web, create_app
 from scoring.desk.people import People
 from scoring.desk.posts import Posts
 from scoring.desk.work import Desk, Thresholds
@@ -23,6 +24,8 @@ from steps.register import registry
 from steps.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
+#: Seconds between two looks at what is new in the store.
+_KEEP_UP = 10.0
 
 
 def thresholds_of(name: str) -> Thresholds:
@@ -115,12 +118,23 @@ def serve(
             say(line)
         say(f"The desk is at {f'https://{next(iter(names))}' if names else address}. Ctrl-C ends it.")
         app = create_app(desk, ("127.0.0.1", "localhost", *names), secure=bool(names), demo=demo)
-        threading.Thread(target=app.state.web.replay.warm, daemon=True).start()
+        threading.Thread(target=_keep_up, args=(app.state.web,), daemon=True).start()
         proxied = "127.0.0.1" if names else None
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, proxy_headers=bool(names), forwarded_allow_ips=proxied
         )
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _keep_up(web: Web) -> None:
+    """What pages count over is read before somebody waits for it: some seconds at first, then what is new."""
+    while True:
+        try:
+            web.desk.records.read()
+            web.looks.read()
+        except AgentPSError as error:
+            logger.error("%s", error)
+        time.sleep(_KEEP_UP)
 
 
 def _links(desk: Desk, address: str, *, demo: bool) -> list[str]:

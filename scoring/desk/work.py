@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy import Row, Select
 
 from model.task import Task
 from scoring.desk.posts import Posts
+from scoring.desk.records import Records
 from scoring.policy import Policy
 from scoring.store import Store
 
@@ -48,6 +50,10 @@ class Desk:
     near: float = 0.1
     claim: timedelta = timedelta(minutes=15)
     undo: timedelta = timedelta(minutes=10)
+
+    @cached_property
+    def records(self) -> Records:
+        return Records(self)
 
     def rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
         return self.store.do(lambda connection: connection.execute(query).all())

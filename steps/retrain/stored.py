@@ -104,7 +104,11 @@ CURRENT = Table(
     Column("action", String(16)),
     Column("score", _DOUBLE),
     Column("audit", Boolean),
+    # the number of the write that changed this row last, of its model: who keeps a copy finds what is new by it
+    Column("change", _ID, nullable=False, server_default="0"),
     Index("scoring_current_post", "post_id"),
+    Index("scoring_current_change", "model_name", "change"),
+    Index("scoring_current_day_action", "model_name", "day", "action", "score", "history_id"),
     Index("scoring_current_score", "model_name", "score", "history_id"),
     Index("scoring_current_day", "model_name", "day", "score", "history_id"),
     Index("scoring_current_version", "model_name", "model_version", "score", "history_id"),
