@@ -23,6 +23,7 @@ from scoring.desk.policies import Application
 from scoring.desk.quality import Looks
 from scoring.desk.whatif import Replay
 from scoring.desk.work import Desk
+from steps.database import storable
 from steps.pages import interval, number, share, shortened
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,12 @@ async def read_form(request: Request) -> Form:
         fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=500, errors="strict")
     except ValueError:
         raise RefusedError(400, "This is no form of the desk.") from None
-    return {name: values[0] for name, values in fields.items()}
+    return {name: storable(values[0]) for name, values in fields.items()}
+
+
+def asked_of(request: Request) -> Form:
+    """The fields of the address, each as a database takes it."""
+    return {name: storable(value) for name, value in request.query_params.items()}
 
 
 def signed_form(

@@ -45,7 +45,7 @@ def in_effect_since(desk: Desk) -> dict[str, datetime]:
 def proposals(desk: Desk, limit: int = 50) -> list[dict[str, Any]]:
     """The newest first."""
     query = select(POLICIES).order_by(POLICIES.c.id.desc()).limit(limit)
-    return [dict(row) for row in [row._mapping for row in desk.rows(query)]]
+    return [row._asdict() for row in desk.rows(query)]
 
 
 def propose(desk: Desk, user: User, nonce: str, policy: Policy, why: str) -> None:

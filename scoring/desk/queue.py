@@ -80,7 +80,7 @@ class Stretch(NamedTuple):
     high: float = math.inf
 
     def part(self, after: Place | None = None, end: Place | None = None) -> ColumnElement[bool]:
-        """Behind `after`, down to `end`. One bound for each side of the score: an index takes no more."""
+        """What lies behind `after`, down to `end`. One bound for each side of the score: an index takes no more."""
         score, id_ = CURRENT.c.score, CURRENT.c.history_id
         found = [self.which, score >= (self.low if end is None else end.score)]
         found.append(score <= (self.high if after is None else after.score))
@@ -121,12 +121,6 @@ def versions(desk: Desk) -> list[str]:
         if (version := desk.value(query)) is None:
             return sorted(found, key=lambda name: (len(name), name))
         found.append(version)
-
-
-def _is_open() -> ColumnElement[bool]:
-    """Nobody has looked at the post as it is."""
-    same = and_(LABELS.c.model_name == CURRENT.c.model_name, LABELS.c.post_id == CURRENT.c.post_id)
-    return ~exists().where(same, LABELS.c.input_sha256.is_not_distinct_from(HISTORY.c.input_sha256))
 
 
 def _is_free(user: User) -> ColumnElement[bool]:
@@ -172,13 +166,13 @@ def _parts(
     stretch = stretch_of(desk, filters)
     if stretch is None:
         return
-    place = (CURRENT.c.score, CURRENT.c.history_id)
+    place, waits = (CURRENT.c.score, CURRENT.c.history_id), CURRENT.c.waiting == true()
     order, size = [column.desc() for column in place], min(_FIRST, _PART)
     while True:
-        last = select(*place).where(stretch.part(after)).order_by(*order).offset(size - 1).limit(1)
+        last = select(*place).where(stretch.part(after), waits).order_by(*order).offset(size - 1).limit(1)
         found = next(iter(desk.rows(last)), None)
         end = None if found is None else Place(*found)
-        part = stretch.part(after, end)
+        part = and_(stretch.part(after, end), waits)
         query = _narrowed(_records().where(part, condition), filters).order_by(*order)
         rows = [Row(*row) for row in desk.rows(query)]
         yield [row for row in rows if _fits(desk, row, filters)], size if end else len(rows), end
@@ -192,7 +186,7 @@ def page(desk: Desk, user: User, filters: Filters, after: Place | None = None, l
     rows: list[Row] = []
     looked, until = 0, time.monotonic() + _PATIENCE
     end: Place | None = None
-    for found, seen, ended in _parts(desk, filters, and_(_is_open(), _is_free(user)), after):
+    for found, seen, ended in _parts(desk, filters, _is_free(user), after):
         rows, looked, end = rows + found, looked + seen, ended
         if len(rows) > limit:
             last = rows[limit - 1]
@@ -226,7 +220,7 @@ def claim_next(desk: Desk, user: User, filters: Filters) -> Claim | None:
             for row in _mixed_in(desk, user, filters, kind):
                 if (claim := take(desk, user, row.post_id, kind)) is not None:
                     return claim
-    for rows, _, _ in _parts(desk, filters, and_(_is_open(), _is_free(user)), None):
+    for rows, _, _ in _parts(desk, filters, _is_free(user), None):
         for row in rows:
             if (claim := take(desk, user, row.post_id, "first")) is not None:
                 return claim
@@ -257,7 +251,9 @@ def _mixed_in(desk: Desk, user: User, filters: Filters, kind: str) -> list[Row]:
 
 
 def claim_post(desk: Desk, user: User, post_id: str) -> Claim:
-    """This post, from a list or a link. Raises: RefusedError: it is another's, or nobody is asked for it."""
+    """This post, from a list or a link. Raises: RefusedError: there is none, it is another's, or nobody is asked."""
+    if desk.value(current(desk, post_id)) is None:
+        raise RefusedError(404, "No record is of this post.")
     state = label_of(desk, post_id)
     kind = "first"
     if state is not None:
@@ -271,6 +267,10 @@ def claim_post(desk: Desk, user: User, post_id: str) -> Claim:
     if claim is None:
         raise RefusedError(409, "Another person looks at this post now: take the next one.")
     return claim
+
+
+def current(desk: Desk, post_id: str) -> Select[Any]:
+    return select(CURRENT.c.history_id).where(CURRENT.c.model_name == desk.model_name, CURRENT.c.post_id == post_id)
 
 
 def label_of(desk: Desk, post_id: str) -> Mapping[str, Any] | None:

@@ -36,7 +36,7 @@ class Desk:
     """policy: in effect. policy_file: gets a policy that is confirmed; None: it is kept in the store only.
 
     near: so far from the threshold a score is near. claim: so long a post is one reviewer's. undo: so long a review
-    can be taken back.
+    can be taken back. shows_scores: also of the random share, whose labels measure the model, before a person decides.
     """
 
     store: Store
@@ -50,6 +50,7 @@ class Desk:
     near: float = 0.1
     claim: timedelta = timedelta(minutes=15)
     undo: timedelta = timedelta(minutes=10)
+    shows_scores: bool = False
 
     @cached_property
     def records(self) -> Records:

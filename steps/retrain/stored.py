@@ -32,6 +32,7 @@ from sqlalchemy import (
     UniqueConstraint,
     inspect,
     select,
+    true,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -106,15 +107,24 @@ CURRENT = Table(
     Column("audit", Boolean),
     # the number of the write that changed this row last, of its model: who keeps a copy finds what is new by it
     Column("change", _ID, nullable=False, server_default="0"),
+    # nobody at the review desk has looked at the post as it is
+    Column("waiting", Boolean, nullable=False, server_default=true()),
     Index("scoring_current_post", "post_id"),
     Index("scoring_current_change", "model_name", "change"),
-    Index("scoring_current_day_action", "model_name", "day", "action", "score", "history_id"),
     Index("scoring_current_score", "model_name", "score", "history_id"),
     Index("scoring_current_day", "model_name", "day", "score", "history_id"),
     Index("scoring_current_version", "model_name", "model_version", "score", "history_id"),
     Index("scoring_current_action", "model_name", "action", "score", "history_id"),
     Index("scoring_current_audit", "model_name", "audit", "score", "history_id"),
 )
+#: The queues of the review desk: in these indexes is what waits, however much was done before.
+for _name, _first in (("score", ()), ("action", ("action",)), ("audit", ("audit",)), ("day", ("day", "action"))):
+    Index(
+        f"scoring_waiting_{_name}",
+        *(CURRENT.c[name] for name in ("model_name", *_first, "score", "history_id")),
+        sqlite_where=CURRENT.c.waiting == true(),
+        postgresql_where=CURRENT.c.waiting == true(),
+    )
 DEAD_LETTERS = Table(
     "scoring_dead_letters",
     METADATA,

@@ -1,4 +1,4 @@
-"""What changed since is found by an index; so are the flagged posts of a day."""
+"""What changed since, and what waits for people, is found by indexes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from alembic import op
 revision = "0003"
 down_revision = "0002"
 
+_TABLE = "scoring_current"
+_LOOKED_AT = (
+    "SELECT 1 FROM desk_labels l JOIN scoring_history h ON h.id = scoring_current.history_id "
+    "WHERE l.model_name = scoring_current.model_name AND l.post_id = scoring_current.post_id "
+    "AND (l.input_sha256 = h.input_sha256 OR (l.input_sha256 IS NULL AND h.input_sha256 IS NULL))"
+)
+
 
 def upgrade() -> None:
     id_ = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-    op.add_column("scoring_current", sa.Column("change", id_, nullable=False, server_default="0"))
-    op.execute("UPDATE scoring_current SET change = history_id")
-    op.create_index("scoring_current_change", "scoring_current", ["model_name", "change"])
-    day = ["model_name", "day", "action", "score", "history_id"]
-    op.create_index("scoring_current_day_action", "scoring_current", day)
+    op.add_column(_TABLE, sa.Column("change", id_, nullable=False, server_default="0"))
+    op.add_column(_TABLE, sa.Column("waiting", sa.Boolean, nullable=False, server_default=sa.true()))
+    op.execute(f"UPDATE {_TABLE} SET change = history_id, waiting = NOT EXISTS ({_LOOKED_AT})")
+    op.create_index("scoring_current_change", _TABLE, ["model_name", "change"])
+    waiting = sa.column("waiting", sa.Boolean) == sa.true()
+    for name, first in (("score", ()), ("action", ("action",)), ("audit", ("audit",)), ("day", ("day", "action"))):
+        columns = ["model_name", *first, "score", "history_id"]
+        op.create_index(f"scoring_waiting_{name}", _TABLE, columns, sqlite_where=waiting, postgresql_where=waiting)
