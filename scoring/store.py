@@ -24,11 +24,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from model.errors import StoreError
+from scoring.current import current_rows
 from scoring.migrations import HEAD
 from scoring.policy import Outcome
 from scoring.record import Answer, Record
 from steps.database import explained, open_engine, storable
-from steps.retrain.reviewed import LABELS
 from steps.retrain.stored import COLUMNS, CURRENT, DEAD_LETTERS, HISTORY, STORE, VERSION_TABLE, scores_in
 
 logger = logging.getLogger(__name__)
@@ -47,9 +47,6 @@ _REASON_CHARACTERS = 10_000
 
 #: Alembic's environment is one of the process.
 _migrating = threading.Lock()
-#: Columns of CURRENT that are a record's own; and what no post has as its content.
-_AS_IN_HISTORY = tuple(column.name for column in CURRENT.c if column.name not in ("day", "change", "waiting"))
-_NEVER = object()
 _T = TypeVar("_T")
 Scored = tuple[Record, Outcome | None]
 
@@ -136,14 +133,7 @@ class Store:
         for row in rows:
             place, row = (row["model_name"], row["post_id"]), row | {"history_id": ids[row["key"]]}
             newest[place] = max(newest.get(place, row), row, key=lambda row: (row["scored_at"], row["history_id"]))
-        looked_at = self._looked_at(connection, newest)
-        change = {name: self._next_change(connection, name) for name in {name for name, _ in newest}}
-        found = [
-            {name: row[name] for name in _AS_IN_HISTORY}
-            | {"day": row["scored_at"].date(), "change": change[row["model_name"]]}
-            | {"waiting": looked_at.get(place, _NEVER) != row["input_sha256"]}
-            for place, row in newest.items()
-        ]
+        found = current_rows(connection, newest)
         upsert = self._insert(CURRENT)
         said = upsert.excluded
         later = or_(
@@ -158,16 +148,6 @@ class Store:
         )
         connection.execute(upsert.returning(CURRENT.c.history_id), found)
         return new
-
-    def _looked_at(self, connection: Connection, places: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Any]:
-        """The content of each of these posts, by its model and id, that people at the review desk have looked at."""
-        columns = (LABELS.c.model_name, LABELS.c.post_id, LABELS.c.input_sha256)
-        query = select(*columns).where(LABELS.c.post_id.in_([post_id for _, post_id in places]))
-        return {(row[0], row[1]): row[2] for row in connection.execute(query)}
-
-    def _next_change(self, connection: Connection, model_name: str) -> int:
-        last = select(func.max(CURRENT.c.change)).where(CURRENT.c.model_name == model_name)
-        return (connection.execute(last).scalar() or 0) + 1
 
     def current(self, post_ids: Iterable[str], model_name: str | None = None) -> dict[str, Scored]:
         """The current record of each post that has one. model_name: None: of any model, the one that spoke last."""
