@@ -116,6 +116,7 @@ def serve(
             "that speaks https in front, and name its host with --behind-https"
         )
     with listening(host, port, "a free --port") as bound:
+        bound.listen()  # who follows a link at once waits, and is not refused
         address = f"http://127.0.0.1:{bound.getsockname()[1]}"
         for line in _links(desk, address, demo=demo):
             say(line)

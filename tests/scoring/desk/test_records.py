@@ -72,7 +72,8 @@ def changes(desk: Desk, rng: np.random.Generator) -> Iterator[str]:
     ann, bob, olga = join(desk, "ann"), join(desk, "bob"), join(desk, "olga", "owner")
     now = datetime.now(UTC) - timedelta(hours=5)
     yield "empty"
-    put(desk, *(record(f"p{n}", float(rng.random()), at=now) for n in range(60)))
+    scores = rng.random(60).tolist()
+    put(desk, *(record(f"p{n}", scores[n], at=now) for n in range(60)))
     yield "first records"
     for user in (ann, bob, ann, bob):
         for _ in range(8):
@@ -90,7 +91,7 @@ def changes(desk: Desk, rng: np.random.Generator) -> Iterator[str]:
     put(desk, *(record(f"p{n}", float(rng.random()), version="2", at=now + timedelta(hours=2)) for n in range(20, 50)))
     put(desk, record("p3", None, at=now + timedelta(hours=3)), record("p59", None, at=now + timedelta(hours=3)))
     yield "another version, and errors"
-    put(desk, *(record(f"p{n}", 0.4, at=now + timedelta(hours=4)) for n in range(8)))
+    put(desk, *(record(f"p{n}", scores[n], at=now + timedelta(hours=4)) for n in range(8)))
     yield "back to what they were"
     policies.propose(desk, olga, "n", policies.changed(desk.policy, 60, []), "more")
     policies.confirm(desk, olga, 1)
