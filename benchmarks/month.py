@@ -453,8 +453,8 @@ def _with_truth(found: Mapping[str, Any]) -> str:
 
 
 _SECTION = """`python -m benchmarks.month` ran through {weeks} weeks in {minutes:.0f} minutes. {posts_a_day} posts
-per day come by `agentps stream`. The policy draws {share:.0%} of both sides for people. Two reviewers, who err in {error:.0%} of
-what they say, and a lead work at the desk's pages over HTTP, the next morning. Each Monday the scheduled
+per day come by `agentps stream`. The policy draws {share:.0%} of both sides for people. Two reviewers, who err in
+{error:.0%} of what they say, and a lead work at the desk's pages over HTTP, the next morning. Each Monday the scheduled
 `zenml pipeline run` of the [retraining](retraining.md) trains on the labels of the desk's store. The posts change with
 the first day of week {changed}, as in the [quarter](quarter.md). On Thursday of the last week an owner confirms a
 policy with another precision target.
