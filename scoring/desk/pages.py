@@ -106,7 +106,10 @@ def errors(request: Request, user: Someone) -> Response:
 def resolve(request: Request, user: Someone, form: Signed) -> Response:
     if not user.may("lead"):
         raise RefusedError(403, f"Giving a message up is for a lead; you are a {user.role}.")
-    web_of(request).desk.store.resolve([number_in(form, "id")])
+    store, letter = web_of(request).desk.store, number_in(form, "id")
+    if not store.dead_letters(ids=[letter]):
+        raise RefusedError(404, "No message of this number waits: another person has given it up, or it was replayed.")
+    store.resolve([letter])
     return RedirectResponse("/errors", 303)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scoring.desk.work import Desk
 
 #: The newest records that are kept, at least; with twice as many the older half is forgotten.
-MOST = 300_000
+MOST = 200_000
 #: Posts of one query.
 _PART = 500
 ACTIONS = ("flag", "pass", "review")

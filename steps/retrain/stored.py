@@ -111,20 +111,17 @@ CURRENT = Table(
     Column("waiting", Boolean, nullable=False, server_default=true()),
     Index("scoring_current_post", "post_id"),
     Index("scoring_current_change", "model_name", "change"),
+    # the queues of the review desk: what waits, however much was done before
+    Index("scoring_waiting_score", "model_name", "waiting", "score", "history_id"),
+    Index("scoring_waiting_action", "model_name", "waiting", "action", "score", "history_id"),
+    Index("scoring_waiting_audit", "model_name", "waiting", "audit", "score", "history_id"),
+    Index("scoring_waiting_day", "model_name", "waiting", "day", "action", "score", "history_id"),
     Index("scoring_current_score", "model_name", "score", "history_id"),
     Index("scoring_current_day", "model_name", "day", "score", "history_id"),
     Index("scoring_current_version", "model_name", "model_version", "score", "history_id"),
     Index("scoring_current_action", "model_name", "action", "score", "history_id"),
     Index("scoring_current_audit", "model_name", "audit", "score", "history_id"),
 )
-#: The queues of the review desk: in these indexes is what waits, however much was done before.
-for _name, _first in (("score", ()), ("action", ("action",)), ("audit", ("audit",)), ("day", ("day", "action"))):
-    Index(
-        f"scoring_waiting_{_name}",
-        *(CURRENT.c[name] for name in ("model_name", *_first, "score", "history_id")),
-        sqlite_where=CURRENT.c.waiting == true(),
-        postgresql_where=CURRENT.c.waiting == true(),
-    )
 DEAD_LETTERS = Table(
     "scoring_dead_letters",
     METADATA,

@@ -22,7 +22,5 @@ def upgrade() -> None:
     op.add_column(_TABLE, sa.Column("waiting", sa.Boolean, nullable=False, server_default=sa.true()))
     op.execute(f"UPDATE {_TABLE} SET change = history_id, waiting = NOT EXISTS ({_LOOKED_AT})")
     op.create_index("scoring_current_change", _TABLE, ["model_name", "change"])
-    waiting = sa.column("waiting", sa.Boolean) == sa.true()
     for name, first in (("score", ()), ("action", ("action",)), ("audit", ("audit",)), ("day", ("day", "action"))):
-        columns = ["model_name", *first, "score", "history_id"]
-        op.create_index(f"scoring_waiting_{name}", _TABLE, columns, sqlite_where=waiting, postgresql_where=waiting)
+        op.create_index(f"scoring_waiting_{name}", _TABLE, ["model_name", "waiting", *first, "score", "history_id"])

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from scoring.stream.run import stream
 from steps.retrain.reviewed import LABELS
 from tests.support.desk import POLICY, Browser, desk_in, join, served
-from tests.support.stream import INGEST, StubScore, settings
+from tests.support.stream import INGEST, PICTURE, StubScore, settings
 
 
 def test_people_decide_while_a_stream_fills_the_same_store(tmp_path: Path) -> None:
@@ -25,7 +25,9 @@ def test_people_decide_while_a_stream_fills_the_same_store(tmp_path: Path) -> No
 
         def fill() -> None:
             for part in range(10):
-                rows = [{"post_id": f"{part}-{n}", "title": "t", "text": "x" * n, "images": []} for n in range(10)]
+                rows = [
+                    {"post_id": f"{part}-{n}", "title": "t", "text": "x" * n, "images": [PICTURE]} for n in range(10)
+                ]
                 (inbox / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
                 stream(chosen, INGEST, StubScore(), lambda _: None, once=True)
 
