@@ -16,7 +16,7 @@ from tests.support.stream import INGEST, PICTURE, StubScore, settings
 
 
 def test_people_decide_while_a_stream_fills_the_same_store(tmp_path: Path) -> None:
-    """Ten files of ten posts, each of half a second's work for the worker; two people take what is there meanwhile."""
+    """Ten files of ten posts come one after the other; two people take what is there meanwhile."""
     inbox = tmp_path / "in"
     inbox.mkdir()
     with desk_in(tmp_path) as desk, served(desk) as address:
