@@ -105,10 +105,11 @@ def stretch_of(desk: Desk, filters: Filters) -> Stretch | None:
 
 
 def newest_version(desk: Desk) -> str | None:
-    """That the store has a record of: its last one."""
-    query = select(HISTORY.c.model_version).where(HISTORY.c.model_name == desk.model_name)
-    query = query.order_by(HISTORY.c.id.desc()).limit(1)
-    return desk.value(query)
+    """Of those that the store has records of, the one that scored last. Each is one step in the index."""
+    mine = HISTORY.c.model_name == desk.model_name
+    last = select(func.max(HISTORY.c.scored_at)).where(mine)
+    found = [(desk.value(last.where(HISTORY.c.model_version == version)), version) for version in versions(desk)]
+    return max(found)[1] if found else None
 
 
 def versions(desk: Desk) -> list[str]:

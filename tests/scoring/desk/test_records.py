@@ -222,3 +222,11 @@ def test_no_post_is_claimed_that_has_no_record(desk: Desk) -> None:
 
     with pytest.raises(RefusedError, match="No record"):
         queue.claim_post(desk, join(desk, "ann"), "nobody")
+
+
+def test_the_newest_version_is_the_one_that_scored_last_whatever_came_late(desk: Desk) -> None:
+    now = datetime.now(UTC)
+    put(desk, record("a", 0.5, version="9", at=now - timedelta(hours=2)))
+    put(desk, record("b", 0.5, version="10", at=now - timedelta(hours=1)))
+    put(desk, record("c", 0.5, version="9", at=now - timedelta(hours=3)))
+    assert queue.newest_version(desk) == "10"
