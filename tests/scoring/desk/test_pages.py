@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import select
 
+from scoring.desk import export, policies, queue, reviews
 from scoring.desk.people import Limit
 from scoring.desk.work import Desk
 from steps.retrain.reviewed import REVIEWS
@@ -265,3 +267,21 @@ def test_no_field_of_a_form_or_an_address_breaks_a_page(desk: Desk, address: str
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
             assert lead.post(address + path, data=form, headers=headers).status_code < 500, (path, field, value)
     assert lead.post(f"{address}/claim", {"token": token}).status_code == 404
+
+
+def test_a_posts_page_and_the_trail_tell_the_threshold_and_since_when_a_policy_holds(desk: Desk, address: str) -> None:
+    ann, olga = join(desk, "ann"), join(desk, "olga", "owner")
+    claim = queue.claim_post(desk, ann, "post-5")  # scored 0.4
+    reviews.decide(desk, ann, claim.nonce, desk.value(queue.current(desk, "post-5")), 1, {})
+    policies.propose(desk, olga, "n", policies.changed(desk.policy, 60, []), "too much is missed")
+    policies.confirm(desk, olga, 1)
+    policies.Application(desk).start().join()
+    scored, confirmed = (
+        f"{time:%Y-%m-%d %H:%M}"
+        for time in (desk.store.history("post-5")[0][0].scored_at, policies.proposals(desk)[0]["confirmed_at"])
+    )
+    page = Browser(address).enter(join(desk, "lea", "lead")).go("/post?id=post-5").text
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)]
+    told = [(" ".join(row[:2]), row[3], row[4], row[6:]) for row in rows if row[2:3] == ["1"] and len(row) == 8]
+    assert told == [(scored, "0.400", "0.500", ["pass:", "p80"]), (confirmed, "0.400", "0.300", ["flag:", "p60"])]
+    assert [(row["threshold"], row["action"], row["reasons"]) for row in export.rows(desk)] == [(0.5, "pass", "p80")]
