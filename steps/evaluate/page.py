@@ -23,6 +23,7 @@ from steps.evaluate.charts import QuestionRow
 from steps.evaluate.report import EvalReport, Metric, labelled, score_arrays
 from steps.pages import data_uri, interval, share, shortened, template
 from steps.settings import EvaluateSettings
+from steps.survey import weights_of
 from steps.tables import rows_of
 
 #: Longer side of a thumbnail in pixels; how many a post shows, and the page in all (it stays below 2 MB).
@@ -94,7 +95,7 @@ def render(
     val_scores, val_labels = score_arrays(val)
     scores, labels = score_arrays(test)
     fitted = {
-        key: metrics.apply_threshold(val_scores, val_labels, point.threshold, point.min_precision)
+        key: metrics.apply_threshold(val_scores, val_labels, point.threshold, point.min_precision, weights_of(val))
         for key, point in report.operating_points.items()
     }
     questions = _question_rows(report, test, task)
