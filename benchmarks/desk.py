@@ -1,13 +1,15 @@
 """How long each page of the review desk takes as the store grows: `python -m benchmarks.desk --posts 10000 100000`.
 
-Real HTTP on loopback, records with five questions, a sixth of them flagged, a fiftieth drawn for people, and a tenth of
-them labelled already. Prints a table of milliseconds: the median and the worst of the tries, and the first one. Other
+Real HTTP on loopback, records of 30 days with five questions, a sixth of them flagged, a fiftieth drawn for people.
+People have looked at all of these but the last day's, at a tenth of them twice. Writes the table of docs/desk.md, in
+milliseconds: the median and the worst of the tries, and the first one, in which the store is read into memory. Other
 work on the machine counts in.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import threading
@@ -20,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import requests
 import uvicorn
-from sqlalchemy import insert
+from sqlalchemy import Connection, insert, or_, select, true, update
 
+from benchmarks.record import put, table
 from model.images import ImageLimits
 from model.task import load_task
 from scoring.desk.app import create_app
@@ -31,18 +34,23 @@ from scoring.desk.work import Desk
 from scoring.policy import Policy
 from scoring.record import Answer, Record
 from scoring.store import Store
-from steps.retrain.reviewed import LABELS
+from steps.paths import REPOSITORY
+from steps.retrain.reviewed import LABELS, REVIEWS
+from steps.retrain.stored import CURRENT, HISTORY
 
+PAGE = REPOSITORY / "docs" / "desk.md"
 PAGES = {
     "queue": "/queue",
     "queue, last day": "/queue?day={day}",
     "queue, an answer": "/queue?answer=watermark:yes",
     "queue, a rare answer and day": "/queue?answer=watermark:yes&day=2020-01-01",
+    "queue, a slice": "/queue?slice=month+2026-03",
     "near the threshold": "/queue?queue=near",
     "random share": "/queue?queue=audit",
     "post": "/post?id=post-1",
     "errors": "/errors",
     "quality": "/quality",
+    "quality, slices": "/quality?version=2",
     "what if": "/what-if",
     "what if, other rules": "/what-if?asked=1&precision=90&when+0=watermark+and+score+>+0.4&action+0=review",
     "audit trail": "/trail",
@@ -69,12 +77,32 @@ def fill(desk: Desk, count: int, rng: np.random.Generator) -> None:
                 )
             )  # fmt: skip
         desk.store.put([(record, desk.policy.decide(record)) for record in records])
-    labels = [
-        {"model_name": desk.model_name, "post_id": f"post-{n}", "input_sha256": f"{n:064x}", "state": "done",
-         "first_by": "ann", "label": int(n % 3 == 0), "answers": {}, "at": now}
-        for n in range(0, count, 10)
-    ]  # fmt: skip
-    desk.store.do(lambda connection: connection.execute(insert(LABELS), labels), writes=True)
+    look_at(desk, now)
+
+
+def look_at(desk: Desk, now: datetime) -> None:
+    """People have looked at all posts before the last day that are flagged or were drawn; at a tenth of them twice."""
+    People(desk.store).add("ann", "reviewer")
+    People(desk.store).add("bob", "reviewer")
+    columns = (CURRENT.c.post_id, CURRENT.c.history_id, CURRENT.c.model_version, HISTORY.c.input_sha256)
+    query = select(*columns).join(HISTORY, HISTORY.c.id == CURRENT.c.history_id)
+    query = query.where(CURRENT.c.day < now.date(), or_(CURRENT.c.action == "flag", CURRENT.c.audit == true()))
+    posts = [row._asdict() | {"model_name": desk.model_name, "answers": {}, "at": now} for row in desk.rows(query)]
+    labels, reviews = [], []
+    for number, post in enumerate(posts):
+        said = post | {"label": number % 3 == 0, "note": "", "policy_version": None}
+        looks = [("ann", "first"), ("bob", "second")][: 2 if number % 10 == 0 else 1]
+        reviews += [said | {"reviewer": who, "kind": kind, "nonce": f"{kind}-{number}"} for who, kind in looks]
+        label = {name: said[name] for name in ("model_name", "post_id", "input_sha256", "label", "answers", "at")}
+        labels.append(label | {"state": "done", "first_by": "ann", "second_by": "bob" if len(looks) > 1 else None})
+    done = update(CURRENT).where(CURRENT.c.post_id.in_(select(LABELS.c.post_id))).values(waiting=False)
+
+    def write(connection: Connection) -> None:
+        connection.execute(insert(REVIEWS), reviews)
+        connection.execute(insert(LABELS), labels)
+        connection.execute(done)
+
+    desk.store.do(write, writes=True)
 
 
 @contextmanager
@@ -91,10 +119,15 @@ def served(desk: Desk) -> Iterator[str]:
 
 def measure(folder: Path, count: int, tries: int) -> dict[str, list[float]]:
     policy = {"name": "b", "version": 1, "task": "ucc", "precision": 80, "audit": {"flag": 0.05, "pass": 0.02}}
+    manifest = folder / f"posts-{count}.jsonl"
+    with manifest.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            row = {"post_id": f"post-{number}", "title": f"title {number}", "text": "words " * 20, "images": ["a.jpg"]}
+            file.write(json.dumps(row | {"created_at": f"2026-{1 + number % 12:02}-01T00:00:00+00:00"}) + "\n")
     with Store.open(f"sqlite:///{folder}/scores-{count}.db") as store:
         desk = Desk(
             store=store, model_name="m", task=load_task("ucc"), policy=Policy.parse(policy, folder / "policy.yaml"),
-            posts=Posts(None, ImageLimits(10**7, 10**7)),
+            posts=Posts(str(manifest), ImageLimits(10**7, 10**7)),
             thresholds=lambda version: {f"p{point}": point / 200 for point in (60, 70, 80, 90)},
         )  # fmt: skip
         fill(desk, count, np.random.default_rng(0))
@@ -112,21 +145,28 @@ def measure(folder: Path, count: int, tries: int) -> dict[str, list[float]]:
         return found
 
 
+def _told(times: list[float]) -> str:
+    return f"{statistics.median(times[1:]):.0f}, {max(times[1:]):.0f}; {times[0]:.0f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--posts", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--posts", type=int, nargs="+", default=[10_000, 100_000, 300_000])
     parser.add_argument("--tries", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = {count: measure(Path(folder), count, options.tries) for count in options.posts}
-    print("| page | " + " | ".join(f"{count:,} posts: median, worst; first" for count in found) + " |")  # noqa: T201
-    print("|---" * (1 + len(found)) + "|")  # noqa: T201
-    for page in PAGES:
-        cells = (
-            f"{statistics.median(times[page][1:]):.0f}, {max(times[page][1:]):.0f}, {times[page][0]:.0f}"
-            for times in found.values()
+    rows = [
+        (
+            page,
+            *(
+                f"{statistics.median(of[page][1:]):.0f}, {max(of[page][1:]):.0f}; {of[page][0]:.0f}"
+                for of in found.values()
+            ),
         )
-        print(f"| {page} | " + " | ".join(cells) + " |")  # noqa: T201
+        for page in PAGES
+    ]
+    put({"desk": table(["page", *(f"{count:,} posts" for count in found)], rows)}, PAGE)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -275,6 +276,30 @@ def last_run() -> dict[str, Any]:
     }
 
 
+@contextmanager
+def workplace(home: Path, truth: pd.DataFrame) -> Iterator[SimulatedAnnotator]:
+    """Everything lies under `home` while the block runs, and the simulated annotator answers by `truth`."""
+    foreign = {name: os.environ.pop(name, None) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "TZ")}
+    environment = {"AGENTPS_HOME": str(home), "ZENML_CONFIG_PATH": str(home / "zenml"), "TZ": "UTC"}
+    foreign |= {name: os.environ.get(name) for name in (*environment, "OPENAI_BASE_URL", "OPENAI_API_KEY")}
+    os.environ.update(environment)
+    time.tzset()
+    stack = [sys.executable, "-m", "infra.local_stack"]
+    subprocess.run(stack, cwd=REPOSITORY, check=True)
+    mlflow.set_tracking_uri(tracking_uri(home))
+    try:
+        with SimulatedAnnotator(truth, load_task("ucc")) as server:
+            os.environ.update(OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY=server.api_key)
+            yield server
+    finally:
+        for name, value in foreign.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        subprocess.run(stack, cwd=REPOSITORY, check=True)  # the clone's own stack is active again
+
+
 def run(weeks: int = WEEKS, changed: int = CHANGED, per_day: int = PER_DAY) -> dict[str, Any]:
     shutil.rmtree(HOME, ignore_errors=True)
     (HOME / "posts").mkdir(parents=True)
@@ -286,27 +311,10 @@ def run(weeks: int = WEEKS, changed: int = CHANGED, per_day: int = PER_DAY) -> d
         )
     truth = pd.DataFrame([one for _, truths in rendered for one in truths])
     quarter = Quarter(HOME, {day: rows for day, (rows, _) in zip(numbers, rendered, strict=True)}, per_day)
-    foreign = {name: os.environ.pop(name, None) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "TZ")}
-    environment = {"AGENTPS_HOME": str(HOME), "ZENML_CONFIG_PATH": str(HOME / "zenml"), "TZ": "UTC"}
-    foreign |= {name: os.environ.get(name) for name in (*environment, "OPENAI_BASE_URL", "OPENAI_API_KEY")}
-    os.environ.update(environment)
-    time.tzset()
-    stack = [sys.executable, "-m", "infra.local_stack"]
-    subprocess.run(stack, cwd=REPOSITORY, check=True)
-    mlflow.set_tracking_uri(tracking_uri(HOME))
-    try:
-        with SimulatedAnnotator(truth, load_task("ucc")) as server:
-            os.environ.update(OPENAI_BASE_URL=server.base_url, OPENAI_API_KEY=server.api_key)
-            record = live_through(quarter, weeks, changed)
-            attempts, distinct = quarter.attempts()
-            record["annotation"] = {"requests": server.requests, "attempts": attempts, "posts": distinct}
-    finally:
-        for name, value in foreign.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        subprocess.run(stack, cwd=REPOSITORY, check=True)  # the clone's own stack is active again
+    with workplace(HOME, truth) as server:
+        record = live_through(quarter, weeks, changed)
+        attempts, distinct = quarter.attempts()
+        record["annotation"] = {"requests": server.requests, "attempts": attempts, "posts": distinct}
     record["minutes"] = round((time.monotonic() - began) / 60, 1)
     return record
 
@@ -358,8 +366,8 @@ def n_versions() -> int:
     return len(mlflow.search_model_versions(filter_string=f"name = '{MODEL}'"))
 
 
-def decided() -> dict[str, Any]:
-    cursor = read_cursor(cursor_path(HOME, MODEL))
+def decided(home: Path = HOME) -> dict[str, Any]:
+    cursor = read_cursor(cursor_path(home, MODEL))
     if cursor is None:
         raise SystemExit("the retraining left no cursor: see its log")
     return {"version": cursor.version, "decision": cursor.decision, "champion": champion()}

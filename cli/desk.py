@@ -16,6 +16,7 @@ from cli.registry import _config, _open
 @click.option("--behind-https", "names", multiple=True, help="The name under which a proxy that speaks https has it.")
 @click.option("--posts", help="The manifest, or folder of manifests, of the posts that were scored.")
 @click.option("--policy", type=click.Path(path_type=Path), help="The policy file; one that is confirmed replaces it.")
+@click.option("--show-scores", is_flag=True, help="Of posts of the random share, too, before a person has decided.")
 @click.option("--scores", help="The store's URL. Default: retrain.scores, else the store of this machine.")
 @_config
 def desk(
@@ -25,6 +26,7 @@ def desk(
     names: tuple[str, ...],
     posts: str | None,
     policy: Path | None,
+    show_scores: bool,
     scores: str | None,
     config: Path | None,
 ) -> None:
@@ -48,4 +50,4 @@ def desk(
         return
     url = resolved(scores or settings.retrain.scores or store_url(), "retrain.scores")
     with Store.open(url) as store:
-        serve(desk_of(store, name, settings, posts, policy), host, port, names, say)
+        serve(desk_of(store, name, settings, posts, policy, shows_scores=show_scores), host, port, names, say)

@@ -37,6 +37,7 @@ from scoring import haproxy
 from scoring.about import About, Status
 from scoring.app import create_app
 from scoring.keys import read_keys
+from scoring.ports import listening
 from scoring.record import Record
 from scoring.score import Input
 from scoring.settings import ServiceSettings
@@ -215,19 +216,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_port(host: str, port: int) -> None:
-    """Raises: ConfigError where another process listens there, or the address is none of this machine."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
-        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            tried.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"{host} port {port} cannot be listened to ({error.strerror or error}): name a free one with "
-                "--port, or service.port and service.host"
-            ) from None
-
-
 def _binary() -> str:
     """HAProxy's own; Ray brings it along on Linux."""
     try:
@@ -329,7 +317,7 @@ def serve_until(
     """
     if ray_settings.ADDRESS in os.environ:
         raise ConfigError(f"{ray_settings.ADDRESS} is set, but `agentps serve` runs on this machine only: unset it")
-    check_port(settings.host, settings.port)
+    listening(settings.host, settings.port, "a free one with --port, or service.port and service.host").close()
     if settings.keys is not None:
         read_keys(Path(settings.keys))  # before Ray takes its time
     champion_of(name)  # before Ray is started for nothing

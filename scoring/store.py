@@ -24,6 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from model.errors import StoreError
+from scoring.current import current_rows
 from scoring.migrations import HEAD
 from scoring.policy import Outcome
 from scoring.record import Answer, Record
@@ -132,11 +133,7 @@ class Store:
         for row in rows:
             place, row = (row["model_name"], row["post_id"]), row | {"history_id": ids[row["key"]]}
             newest[place] = max(newest.get(place, row), row, key=lambda row: (row["scored_at"], row["history_id"]))
-        found = [
-            {column.name: row[column.name] for column in CURRENT.c if column.name != "day"}
-            | {"day": row["scored_at"].date()}
-            for row in newest.values()
-        ]
+        found = current_rows(connection, newest)
         upsert = self._insert(CURRENT)
         said = upsert.excluded
         later = or_(

@@ -20,8 +20,10 @@ from model.errors import AgentPSError, plain
 from scoring.desk import policies
 from scoring.desk.people import Limit, People, RefusedError, Role, User
 from scoring.desk.policies import Application
+from scoring.desk.quality import Looks
 from scoring.desk.whatif import Replay
 from scoring.desk.work import Desk
+from steps.database import storable
 from steps.pages import interval, number, share, shortened
 
 logger = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ class Web:
     def __init__(self, desk: Desk, *, secure: bool = False, demo: bool = False) -> None:
         self.desk, self.people, self.secure, self.demo = desk, People(desk.store), secure, demo
         self.requests, self.tries = Limit(600), Limit(10)
-        self.replay, self.application = Replay(desk), Application(desk)
+        self.replay, self.looks, self.application = Replay(desk), Looks(desk), Application(desk)
         self._pages = Environment(
             loader=FileSystemLoader(_HERE / "templates"),
             autoescape=True,
@@ -117,7 +119,12 @@ async def read_form(request: Request) -> Form:
         fields = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=500, errors="strict")
     except ValueError:
         raise RefusedError(400, "This is no form of the desk.") from None
-    return {name: values[0] for name, values in fields.items()}
+    return {name: storable(values[0]) for name, values in fields.items()}
+
+
+def asked_of(request: Request) -> Form:
+    """The fields of the address, each as a database takes it."""
+    return {name: storable(value) for name, value in request.query_params.items()}
 
 
 def signed_form(

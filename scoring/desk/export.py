@@ -24,7 +24,7 @@ def columns(desk: Desk) -> pa.Schema:
     text, number = pa.string(), pa.int64()
     fields = [("id", number), ("at", pa.timestamp("us", "UTC")), ("reviewer", text), ("kind", text), ("post_id", text)]
     fields += [("model_name", text), ("model_version", text), ("policy_version", text), ("score", pa.float64())]
-    fields += [("action", text), ("reasons", text), ("label", number)]
+    fields += [("threshold", pa.float64()), ("action", text), ("reasons", text), ("label", number)]
     for question in desk.task.question_ids:
         fields += [(f"model_{question}", text), (f"review_{question}", text)]
     return pa.schema([*fields, ("note", text), ("undoes", number)])
@@ -41,6 +41,7 @@ def rows(desk: Desk, after: int = 0) -> Iterator[dict[str, Any]]:
         found = [row._mapping for row in desk.rows(query.where(REVIEWS.c.id > after))]
         for row in found:
             cells = dict(row) | {"reasons": "; ".join(row["reasons"] or ())}
+            cells["threshold"] = desk.decided_at(row["model_version"], row["reasons"])
             for name in classes:
                 index = row["answers"].get(name)
                 cells[f"review_{name}"] = None if index is None else classes[name][index]

@@ -12,7 +12,7 @@ from sqlalchemy import insert, select
 
 from model.errors import ConfigError
 from scoring.desk import export, policies, quality, queue
-from scoring.desk.app import Form, Lead, Owner, Signed, Web, number_in, web_of
+from scoring.desk.app import Form, Lead, Owner, Signed, Web, asked_of, number_in, web_of
 from scoring.desk.people import RefusedError, User
 from scoring.desk.work import Desk
 from scoring.policy import Policy
@@ -25,16 +25,17 @@ _RULES, _PAGE = 12, 50
 
 @routes.get("/quality")
 def quality_page(request: Request, user: Lead) -> Response:
-    web, given = web_of(request), request.query_params
+    web, given = web_of(request), asked_of(request)
     days = number_in(given, "days") or 28
     days = days if days in (7, 28, 90, 365) else 28
     version = given.get("version") or None
     desk = web.desk
+    looks, hits = web.looks.read()
     return web.page(
         "quality.html",
         user,
-        agreement=quality.agreement(desk),
-        gold=quality.on_gold(desk),
+        agreement=quality.agreement(looks, desk.task.question_ids),
+        gold=quality.on_gold(hits),
         live=quality.live(desk, days, version),
         days=days,
         version=version,
@@ -89,7 +90,7 @@ def add_gold(desk: Desk, rows: list[dict[str, Any]]) -> None:
 @routes.get("/trail")
 def trail(request: Request, user: Lead) -> Response:
     """The newest reviews. Who may be asked for a second look at a post does not see the first one."""
-    web, before = web_of(request), number_in(request.query_params, "before")
+    web, before = web_of(request), number_in(asked_of(request), "before")
     same = (LABELS.c.model_name == REVIEWS.c.model_name) & (LABELS.c.post_id == REVIEWS.c.post_id)
     query = select(REVIEWS, LABELS.c.state).outerjoin(LABELS, same)
     query = query.where(REVIEWS.c.model_name == web.desk.model_name).order_by(REVIEWS.c.id.desc()).limit(_PAGE + 1)
@@ -122,7 +123,7 @@ def trail_parquet(request: Request, user: Owner) -> Response:
 @routes.get("/what-if")
 def what_if(request: Request, user: Lead) -> Response:
     web = web_of(request)
-    return _what_if(web, user, dict(request.query_params))
+    return _what_if(web, user, asked_of(request))
 
 
 def _what_if(web: Web, user: User, given: Form) -> Response:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import re
-from datetime import date
+from collections.abc import Sequence
+from datetime import date, datetime
 from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
-from sqlalchemy import select
 
 from model.errors import ImageError
-from scoring.desk import queue, reviews
-from scoring.desk.app import Form, Signed, Someone, number_in, web_of
+from scoring.desk import policies, queue, reviews
+from scoring.desk.app import Form, Signed, Someone, asked_of, number_in, web_of
 from scoring.desk.people import RefusedError, User
 from scoring.desk.queue import QUEUES, Filters
 from scoring.desk.work import Desk
-from scoring.store import Place
+from scoring.policy import Outcome
+from scoring.record import Record
+from scoring.store import Place, Scored
 from steps.retrain.reviewed import REVIEWS
-from steps.retrain.stored import CURRENT
 
 routes = APIRouter()
 _PLACE = re.compile(r"([0-9.e+-]{1,40})_([0-9]{1,18})")
@@ -61,7 +62,7 @@ def home(request: Request, user: Someone) -> Response:
 
 @routes.get("/queue")
 def queue_page(request: Request, user: Someone) -> Response:
-    web, given = web_of(request), dict(request.query_params)
+    web, given = web_of(request), asked_of(request)
     desk, filters = web.desk, filters_of(given, web.desk)
     found = _PLACE.fullmatch(given.get("after", ""))
     try:
@@ -78,6 +79,7 @@ def queue_page(request: Request, user: Someone) -> Response:
         filters=filters,
         query=query_of(filters),
         queues=QUEUES,
+        blind=filters.queue == "audit" and not desk.shows_scores,
         task=desk.task,
         versions=queue.versions(desk),
         slices=desk.posts.slices(),
@@ -104,7 +106,10 @@ def errors(request: Request, user: Someone) -> Response:
 def resolve(request: Request, user: Someone, form: Signed) -> Response:
     if not user.may("lead"):
         raise RefusedError(403, f"Giving a message up is for a lead; you are a {user.role}.")
-    web_of(request).desk.store.resolve([number_in(form, "id")])
+    store, letter = web_of(request).desk.store, number_in(form, "id")
+    if not store.dead_letters(ids=[letter]):
+        raise RefusedError(404, "No message of this number waits: another person has given it up, or it was replayed.")
+    store.resolve([letter])
     return RedirectResponse("/errors", 303)
 
 
@@ -128,24 +133,23 @@ def _next(desk: Desk, user: User, filters: Filters) -> Response:
 @routes.post("/claim")
 def claim(request: Request, user: Someone, form: Signed) -> Response:
     web = web_of(request)
-    queue.claim_post(web.desk, user, form.get("id", ""))
-    return RedirectResponse(f"/post?{urlencode(query_of(filters_of(form, web.desk)) | {'id': form['id']})}", 303)
+    claim = queue.claim_post(web.desk, user, form.get("id", ""))
+    return RedirectResponse(f"/post?{urlencode(query_of(filters_of(form, web.desk)) | {'id': claim.post_id})}", 303)
 
 
 @routes.get("/post")
 def post(request: Request, user: Someone) -> Response:
-    web, given = web_of(request), dict(request.query_params)
+    web, given = web_of(request), asked_of(request)
     desk, post_id = web.desk, given.get("id", "")
     history = desk.store.history(post_id, desk.model_name)
-    shown = desk.value(
-        select(CURRENT.c.history_id).where(CURRENT.c.model_name == desk.model_name, CURRENT.c.post_id == post_id)
-    )
+    shown = desk.value(queue.current(desk, post_id))
     if shown is None:
         raise RefusedError(404, "No record is of this post.")
     record, outcome = desk.store.current([post_id], desk.model_name)[post_id]
     mine = queue.claim_of(desk, user)
     mine = mine if mine is not None and mine.post_id == post_id else None
     cells = desk.posts.get(post_id)
+    blind = _is_blind(desk, user, post_id, outcome, mine)
     return web.page(
         "post.html",
         user,
@@ -158,14 +162,38 @@ def post(request: Request, user: Someone) -> Response:
         task=desk.task,
         point=desk.point,
         threshold=desk.threshold(record.model_version),
-        flagged=_flagged(desk, record),
-        others=[said for said, _ in history if said.model_version != record.model_version],
-        history=history,
+        blind=blind,
+        flagged=None if blind else _flagged(desk, record),
+        others=[said for said, _ in history if said.model_version != record.model_version and not blind],
+        history=[] if blind else _days(desk, history),
         claim=mine,
         reviews=_reviews(desk, user, post_id, mine),
         query=query_of(filters_of(given, desk)),
         positive=desk.task.final.positive,
     )
+
+
+def _is_blind(desk: Desk, user: User, post_id: str, outcome: Outcome | None, claim: queue.Claim | None) -> bool:
+    """What the model said is hidden: people who see it agree more often, and their labels are to measure it."""
+    if desk.shows_scores or outcome is None or not outcome.audit:
+        return False
+    if claim is None:
+        return user.role == "reviewer" and queue.label_of(desk, post_id) is None
+    return claim.kind != "final"
+
+
+def _days(desk: Desk, history: Sequence[Scored]) -> list[tuple[datetime, Record, Outcome | None, float | None]]:
+    """What was decided about a post, from when on, and the threshold that decided."""
+    since = policies.in_effect_since(desk)
+    return [
+        (
+            max(said.scored_at, since.get(said.policy_version or "", said.scored_at)),
+            said,
+            decided,
+            desk.decided_at(said.model_version, decided.reasons if decided else ()),
+        )
+        for said, decided in history
+    ]
 
 
 def _flagged(desk: Desk, record: Any) -> bool | None:
@@ -203,7 +231,7 @@ def undo(request: Request, user: Someone, form: Signed) -> Response:
 
 @routes.get("/picture")
 def picture(request: Request, user: Someone) -> Response:
-    given = request.query_params
+    given = asked_of(request)
     try:
         data = web_of(request).desk.posts.picture(given.get("id", ""), number_in(given, "n", -1))
     except ImageError as error:

@@ -36,10 +36,16 @@ def text_of(policy: Policy) -> str:
     return yaml.safe_dump(policy.file.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
+def in_effect_since(desk: Desk) -> dict[str, datetime]:
+    """When each policy that was confirmed here took effect: stored records were decided anew by it then."""
+    query = select(POLICIES.c.version, POLICIES.c.confirmed_at).where(POLICIES.c.confirmed_at.is_not(None))
+    return dict(row._tuple() for row in desk.rows(query))
+
+
 def proposals(desk: Desk, limit: int = 50) -> list[dict[str, Any]]:
     """The newest first."""
     query = select(POLICIES).order_by(POLICIES.c.id.desc()).limit(limit)
-    return [dict(row) for row in [row._mapping for row in desk.rows(query)]]
+    return [row._asdict() for row in desk.rows(query)]
 
 
 def propose(desk: Desk, user: User, nonce: str, policy: Policy, why: str) -> None:

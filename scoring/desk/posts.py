@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 _COLUMNS = (POST_ID, TITLE, TEXT, IMAGES, CREATED_AT, LANGUAGE)
 #: Pixels of a picture's longer side; and how often, in seconds, a manifest is asked whether it has grown.
 _SIDE, _LOOK = 1_024, 5.0
+#: A page waits so many seconds for a manifest that has grown; one that takes longer is there for a later page.
+_SOON = 0.2
 _SHOWN = 64
 
 
@@ -54,7 +56,7 @@ def _post(post_id: str, cells: Mapping[str, Any]) -> Post:
 class Posts:
     """Of a manifest, or of a folder's manifests; of a post that stands there twice the last. None: there are none.
 
-    A manifest that grows is read again, from its begin, when a post is asked for that it lacked.
+    A manifest that grows is read again, from its begin and beside the pages, when a post is asked for that it lacked.
     """
 
     def __init__(self, source: str | None, limits: ImageLimits, now: Callable[[], float] = time.monotonic) -> None:
@@ -63,6 +65,7 @@ class Posts:
         self._one = threading.Lock()
         self._posts: dict[str, Post] = {}
         self._read = picture_reader(folder_of(source), limits) if source else None
+        self._slices: list[str] = []
         self._state: Any = None
         self._at = now()
         if source:
@@ -73,19 +76,26 @@ class Posts:
 
     def get(self, post_id: str) -> Post | None:
         found = self._posts.get(post_id)
-        if found is None and self._source and self._now() - self._at > _LOOK:
-            with self._one:
-                self._at = self._now()
-                try:
-                    if _state(self._source) != self._state:
-                        self._load(self._source)
-                except AgentPSError as error:
-                    logger.error("%s; the posts that were read before are shown", error)
+        if found is None and self._source and self._now() - self._at > _LOOK and self._one.acquire(blocking=False):
+            self._at = self._now()
+            reading = threading.Thread(target=self._look, args=(self._source,), daemon=True)
+            reading.start()
+            reading.join(_SOON)
             found = self._posts.get(post_id)
         return found
 
+    def _look(self, source: str) -> None:
+        try:
+            if _state(source) != self._state:
+                self._load(source)
+        except (AgentPSError, OSError) as error:
+            logger.error("%s; the posts that were read before are shown", error)
+        finally:
+            self._at = self._now()
+            self._one.release()
+
     def slices(self) -> list[str]:
-        return sorted({name for post in list(self._posts.values()) for name in post.slices})
+        return self._slices
 
     def _load(self, source: str) -> None:
         state, found = _state(source), {}
@@ -95,6 +105,7 @@ class Posts:
                 if row.cells is not None and post_id is not None:
                     found[post_id] = _post(post_id, row.cells)
         self._posts, self._state = found, state
+        self._slices = sorted({name for post in found.values() for name in post.slices})
 
     def picture(self, post_id: str, number: int) -> bytes:
         """A PNG or JPEG of ours: pixels only, whatever the file held.

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import and_, or_, select, true
+from numpy.typing import NDArray
+from sqlalchemy import Select, and_, select
 
+from scoring.desk.records import ACTIONS
 from scoring.desk.reviews import effective
 from scoring.desk.work import Desk
 from steps.retrain.reviewed import GOLD, LABELS, REVIEWS
-from steps.retrain.stored import CURRENT, HISTORY
 from steps.survey import Figures, estimate
 
 Pair = tuple[int, int]
+#: Posts of one query.
+_PART = 500
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ def kappa(pairs: Sequence[Pair]) -> float | None:
         return None
     from sklearn.metrics import cohen_kappa_score
 
-    return float(cohen_kappa_score(*zip(*pairs, strict=True)))
+    counted = Counter(pairs)  # a few kinds of pairs, however many there are
+    one, two = zip(*counted, strict=True)
+    return float(cohen_kappa_score(one, two, sample_weight=list(counted.values())))
 
 
 def alpha(pairs: Sequence[Pair]) -> float | None:
@@ -72,19 +78,71 @@ def alpha(pairs: Sequence[Pair]) -> float | None:
     return float(1 - observed / expected)
 
 
-def agreement(desk: Desk) -> list[Agreement]:
+class Looks:
+    """What people said of the same posts, and of posts with known labels: kept in memory, and read anew of those posts
+    that were reviewed since.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk, self._one = desk, threading.Lock()
+        self._review = 0
+        self._known: set[str] = set()
+        self._pairs: dict[str, tuple[dict[str, int], dict[str, int]]] = {}
+        self._hits: dict[str, dict[str, bool]] = {}
+
+    def read(self) -> tuple[list[tuple[dict[str, int], dict[str, int]]], list[tuple[str, bool]]]:
+        """First and second looks: the decision ("") and each answer. And each reviewer's last decision on each post
+        with a known label: whether it was right.
+        """
+        with self._one:
+            first, posts = not self._review, self._changed()
+            for part in [None] if first else [posts[n : n + _PART] for n in range(0, len(posts), _PART)]:
+                for post_id in part or ():
+                    self._pairs.pop(post_id, None)
+                    self._hits.pop(post_id, None)
+                self._read_pairs(part)
+                self._read_hits(part)
+            hits = [hit for of_post in self._hits.values() for hit in of_post.items()]
+            return list(self._pairs.values()), hits
+
+    def _changed(self) -> list[str]:
+        mine = REVIEWS.c.model_name == self._desk.model_name
+        rows = self._desk.rows(select(REVIEWS.c.id, REVIEWS.c.post_id).where(mine, REVIEWS.c.id > self._review))
+        self._review = max((row[0] for row in rows), default=self._review)
+        known = select(GOLD.c.post_id).where(GOLD.c.model_name == self._desk.model_name)
+        before, self._known = self._known, {row[0] for row in self._desk.rows(known)}
+        return sorted({row[1] for row in rows} | (self._known - before))
+
+    def _read_pairs(self, posts: Sequence[str] | None) -> None:
+        both = and_(LABELS.c.model_name == REVIEWS.c.model_name, LABELS.c.post_id == REVIEWS.c.post_id)
+        query = effective(REVIEWS.c.post_id, REVIEWS.c.kind, REVIEWS.c.label, REVIEWS.c.answers).join(LABELS, both)
+        query = query.where(REVIEWS.c.model_name == self._desk.model_name, LABELS.c.second_by.is_not(None))
+        query = query.where(REVIEWS.c.kind.in_(("first", "second")))
+        query = query.where(REVIEWS.c.input_sha256.is_not_distinct_from(LABELS.c.input_sha256))
+        looks: dict[str, dict[str, Any]] = {}
+        for post_id, kind, label, answers in self._desk.rows(_of(query, posts)):
+            looks.setdefault(post_id, {})[kind] = {"": label} | answers
+        self._pairs |= {post_id: (look["first"], look["second"]) for post_id, look in looks.items() if len(look) == 2}
+
+    def _read_hits(self, posts: Sequence[str] | None) -> None:
+        same = and_(GOLD.c.model_name == REVIEWS.c.model_name, GOLD.c.post_id == REVIEWS.c.post_id)
+        query = effective(REVIEWS.c.reviewer, REVIEWS.c.post_id, REVIEWS.c.label, GOLD.c.label.label("known"))
+        query = query.join(GOLD, same)
+        query = query.where(REVIEWS.c.model_name == self._desk.model_name, REVIEWS.c.label.is_not(None))
+        for reviewer, post_id, label, known in self._desk.rows(_of(query, posts)):
+            self._hits.setdefault(post_id, {})[reviewer] = label == known
+
+
+def _of(query: Select[Any], posts: Sequence[str] | None) -> Select[Any]:
+    """posts: None: all."""
+    return (query if posts is None else query.where(REVIEWS.c.post_id.in_(posts))).order_by(REVIEWS.c.id)
+
+
+def agreement(looks: Sequence[tuple[dict[str, int], dict[str, int]]], questions: Iterable[str]) -> list[Agreement]:
     """The first against the second look, of the decision and of each question that both answered."""
-    both = and_(LABELS.c.model_name == REVIEWS.c.model_name, LABELS.c.post_id == REVIEWS.c.post_id)
-    query = effective(REVIEWS.c.post_id, REVIEWS.c.kind, REVIEWS.c.label, REVIEWS.c.answers).join(LABELS, both)
-    query = query.where(REVIEWS.c.model_name == desk.model_name, LABELS.c.second_by.is_not(None))
-    query = query.where(REVIEWS.c.kind.in_(("first", "second")), REVIEWS.c.input_sha256 == LABELS.c.input_sha256)
-    looks: dict[str, dict[str, Any]] = {}
-    for post_id, kind, label, answers in desk.rows(query.order_by(REVIEWS.c.id)):
-        looks.setdefault(post_id, {})[kind] = {"": label} | answers
-    found = [(look["first"], look["second"]) for look in looks.values() if len(look) == 2]
     return [
-        _agreement(what, [(one[what], two[what]) for one, two in found if what in one and what in two])
-        for what in ("", *desk.task.question_ids)
+        _agreement(what, [(one[what], two[what]) for one, two in looks if what in one and what in two])
+        for what in ("", *questions)
     ]
 
 
@@ -100,75 +158,59 @@ def accuracy(reviewer: str, hits: int, n: int) -> Accuracy:
     return Accuracy(reviewer, hits, n, float(interval.low), float(interval.high))
 
 
-def on_gold(desk: Desk) -> list[Accuracy]:
-    """Each reviewer's last decision on each post whose label is known."""
-    same = and_(GOLD.c.model_name == REVIEWS.c.model_name, GOLD.c.post_id == REVIEWS.c.post_id)
-    query = effective(REVIEWS.c.reviewer, REVIEWS.c.post_id, REVIEWS.c.label, GOLD.c.label.label("known"))
-    query = query.join(GOLD, same).where(REVIEWS.c.model_name == desk.model_name, REVIEWS.c.label.is_not(None))
-    last = {
-        (reviewer, post_id): label == known
-        for reviewer, post_id, label, known in desk.rows(query.order_by(REVIEWS.c.id))
-    }
+def on_gold(hits: Iterable[tuple[str, bool]]) -> list[Accuracy]:
+    """Each reviewer's decisions on posts whose label is known."""
     found: dict[str, list[bool]] = {}
-    for (reviewer, _), hit in last.items():
+    for reviewer, hit in hits:
         found.setdefault(reviewer, []).append(hit)
-    return [accuracy(name, sum(hits), len(hits)) for name, hits in sorted(found.items())]
+    return [accuracy(name, sum(these), len(these)) for name, these in sorted(found.items())]
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A post that people look at without choosing. label: NaN: nobody has yet."""
+    """Posts that people look at without choosing, as columns. label: NaN: nobody has yet."""
 
-    post_id: str
-    version: str
-    flagged: bool
-    probability: float
-    label: float
+    post_id: NDArray[np.object_]
+    version: NDArray[np.object_]
+    flagged: NDArray[np.bool_]
+    probability: NDArray[np.float64]
+    label: NDArray[np.float64]
+
+    def those(self, chosen: NDArray[Any]) -> Drawn:
+        """chosen: a mask, or places."""
+        return Drawn(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
-def drawn_posts(desk: Desk, days: int) -> list[Drawn]:
+def drawn_posts(desk: Desk, days: int) -> Drawn:
     """Of the newest `days`: the random share, and what the policy asks people for; each with its probability."""
-    label = and_(
-        LABELS.c.model_name == CURRENT.c.model_name,
-        LABELS.c.post_id == CURRENT.c.post_id,
-        LABELS.c.input_sha256.is_not_distinct_from(HISTORY.c.input_sha256),
+    found, point = desk.records.read(), desk.point
+    chosen = np.flatnonzero((found.probability > 0) & (found.day > datetime.now(UTC).toordinal() - days))
+    said = [decisions.get(point) if point else None for _, decisions in found.said]
+    decided = np.array([-1 if one is None else int(one) for one in said], dtype=np.int64)[found.group[chosen]]
+    return Drawn(
+        post_id=np.array([found.ids[place] for place in found.place[chosen]], dtype=object),
+        version=np.array(found.versions, dtype=object)[found.version[chosen]],
+        flagged=np.where(decided == -1, found.action[chosen] == ACTIONS.index("flag"), decided == 1),
+        probability=found.probability[chosen],
+        label=found.label[chosen],
     )
-    columns = (CURRENT.c.post_id, CURRENT.c.model_version, CURRENT.c.action, HISTORY.c.decisions)
-    query = select(*columns, HISTORY.c.audit_probability, LABELS.c.label)
-    query = query.join(HISTORY, HISTORY.c.id == CURRENT.c.history_id).outerjoin(LABELS, label)
-    query = query.where(CURRENT.c.model_name == desk.model_name, CURRENT.c.score.is_not(None))
-    query = query.where(or_(CURRENT.c.audit == true(), CURRENT.c.action == "review"), HISTORY.c.audit_probability > 0)
-    query = query.where(CURRENT.c.day > (datetime.now(UTC) - timedelta(days=days)).date())
-    point = desk.point
-    return [
-        Drawn(
-            post_id,
-            version,
-            bool(decisions.get(point)) if point in decisions else action == "flag",
-            probability,
-            np.nan if given is None else float(given),
-        )
-        for post_id, version, action, decisions, probability, given in desk.rows(query)
-    ]
 
 
-def figures(what: str, posts: Iterable[Drawn]) -> Live:
-    given = list(posts)
-    labels = [post.label for post in given]
-    found = estimate(labels, [post.flagged for post in given], [post.probability for post in given])
-    return Live(what, len(given), int(np.isfinite(labels).sum()), found)
+def figures(what: str, posts: Drawn) -> Live:
+    found = estimate(posts.label, posts.flagged, posts.probability)
+    return Live(what, len(posts.label), int(np.isfinite(posts.label).sum()), found)
 
 
 def live(desk: Desk, days: int, version: str | None = None) -> list[Live]:
     """By version; of one version by slice."""
     posts = drawn_posts(desk, days)
     if version is None:
-        names = sorted({post.version for post in posts}, key=lambda name: (len(name), name), reverse=True)[:5]
-        return [figures(f"version {name}", [post for post in posts if post.version == name]) for name in names]
-    posts = [post for post in posts if post.version == version]
-    members: dict[str, list[Drawn]] = {}
-    for post in posts:
-        cells = desk.posts.get(post.post_id)
+        names = sorted(set(posts.version), key=lambda name: (len(name), name), reverse=True)[:5]
+        return [figures(f"version {name}", posts.those(posts.version == name)) for name in names]
+    posts = posts.those(posts.version == version)
+    members: dict[str, list[int]] = {}
+    for place, post_id in enumerate(posts.post_id):
+        cells = desk.posts.get(post_id)
         for name in cells.slices if cells else ():
-            members.setdefault(name, []).append(post)
-    return [figures(name, found) for name, found in sorted(members.items())[:12]]
+            members.setdefault(name, []).append(place)
+    return [figures(name, posts.those(np.array(places))) for name, places in sorted(members.items())[:12]]

@@ -6,14 +6,15 @@ with the store.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, insert, or_, select, true, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, func, insert, or_, select, true
 
 from scoring.desk.people import RefusedError, User
 from scoring.desk.work import Desk, drawn
@@ -71,27 +72,44 @@ class Claim:
     nonce: str
 
 
-def of_queue(desk: Desk, filters: Filters) -> ColumnElement[bool] | None:
-    """What CURRENT's index knows; None: nothing is in it."""
-    ours = CURRENT.c.model_name == desk.model_name
-    if filters.queue == "flagged":
-        return and_(ours, CURRENT.c.action == "flag", CURRENT.c.score.is_not(None))
-    if filters.queue == "review":
-        return and_(ours, CURRENT.c.action == "review", CURRENT.c.score.is_not(None))
-    if filters.queue == "audit":
-        return and_(ours, CURRENT.c.audit == true(), CURRENT.c.score.is_not(None))
-    version = filters.version or newest_version(desk)
-    threshold = None if version is None else desk.threshold(version)
-    if threshold is None:
-        return None
-    return and_(ours, CURRENT.c.score.between(threshold - desk.near, threshold + desk.near))
+class Stretch(NamedTuple):
+    """Of an index of CURRENT: the records for which `which` holds, of scores from `low` to `high`."""
+
+    which: ColumnElement[bool]
+    low: float = -math.inf
+    high: float = math.inf
+
+    def part(self, after: Place | None = None, end: Place | None = None) -> ColumnElement[bool]:
+        """What lies behind `after`, down to `end`. One bound for each side of the score: an index takes no more."""
+        score, id_ = CURRENT.c.score, CURRENT.c.history_id
+        found = [self.which, score >= (self.low if end is None else end.score)]
+        found.append(score <= (self.high if after is None else after.score))
+        found += [] if end is None else [or_(score > end.score, id_ >= end.id)]
+        found += [] if after is None else [or_(score < after.score, id_ < after.id)]
+        return and_(*found)
+
+
+def stretch_of(desk: Desk, filters: Filters) -> Stretch | None:
+    """None: nothing is in the queue."""
+    which = [CURRENT.c.model_name == desk.model_name]
+    which += [] if filters.day is None else [CURRENT.c.day == filters.day]
+    if filters.queue == "near":
+        version = filters.version or newest_version(desk)
+        threshold = None if version is None else desk.threshold(version)
+        if threshold is None:
+            return None
+        return Stretch(and_(*which), threshold - desk.near, threshold + desk.near)
+    drawn = CURRENT.c.audit == true()
+    of_action = {"flagged": CURRENT.c.action == "flag", "review": CURRENT.c.action == "review", "audit": drawn}
+    return Stretch(and_(*which, of_action[filters.queue]))
 
 
 def newest_version(desk: Desk) -> str | None:
-    """That the store has a record of: its last one."""
-    query = select(HISTORY.c.model_version).where(HISTORY.c.model_name == desk.model_name)
-    query = query.order_by(HISTORY.c.id.desc()).limit(1)
-    return desk.value(query)
+    """Of those that the store has records of, the one that scored last. Each is one step in the index."""
+    mine = HISTORY.c.model_name == desk.model_name
+    last = select(func.max(HISTORY.c.scored_at)).where(mine)
+    found = [(desk.value(last.where(HISTORY.c.model_version == version)), version) for version in versions(desk)]
+    return max(found)[1] if found else None
 
 
 def versions(desk: Desk) -> list[str]:
@@ -104,12 +122,6 @@ def versions(desk: Desk) -> list[str]:
         if (version := desk.value(query)) is None:
             return sorted(found, key=lambda name: (len(name), name))
         found.append(version)
-
-
-def _is_open() -> ColumnElement[bool]:
-    """Nobody has looked at the post as it is."""
-    same = and_(LABELS.c.model_name == CURRENT.c.model_name, LABELS.c.post_id == CURRENT.c.post_id)
-    return ~exists().where(same, LABELS.c.input_sha256.is_not_distinct_from(HISTORY.c.input_sha256))
 
 
 def _is_free(user: User) -> ColumnElement[bool]:
@@ -134,7 +146,6 @@ def _records() -> Select[Any]:
 
 
 def _narrowed(query: Select[Any], filters: Filters) -> Select[Any]:
-    query = query if filters.day is None else query.where(CURRENT.c.day == filters.day)
     return query if filters.version is None else query.where(CURRENT.c.model_version == filters.version)
 
 
@@ -153,17 +164,16 @@ def _parts(
     desk: Desk, filters: Filters, condition: ColumnElement[bool], after: Place | None
 ) -> Iterator[tuple[list[Row], int, Place | None]]:
     """Those of each part of a queue that fit; how many were looked at; and where it ended, None: the queue ends."""
-    base = of_queue(desk, filters)
-    if base is None:
+    stretch = stretch_of(desk, filters)
+    if stretch is None:
         return
-    place = (CURRENT.c.score, CURRENT.c.history_id)
+    place, waits = (CURRENT.c.score, CURRENT.c.history_id), CURRENT.c.waiting == true()
     order, size = [column.desc() for column in place], min(_FIRST, _PART)
     while True:
-        part = and_(base, tuple_(*place) < after) if after is not None else base
-        last = select(*place).where(part).order_by(*order).offset(size - 1).limit(1)
+        last = select(*place).where(stretch.part(after), waits).order_by(*order).offset(size - 1).limit(1)
         found = next(iter(desk.rows(last)), None)
         end = None if found is None else Place(*found)
-        part = part if end is None else and_(part, tuple_(*place) >= end)
+        part = and_(stretch.part(after, end), waits)
         query = _narrowed(_records().where(part, condition), filters).order_by(*order)
         rows = [Row(*row) for row in desk.rows(query)]
         yield [row for row in rows if _fits(desk, row, filters)], size if end else len(rows), end
@@ -177,7 +187,7 @@ def page(desk: Desk, user: User, filters: Filters, after: Place | None = None, l
     rows: list[Row] = []
     looked, until = 0, time.monotonic() + _PATIENCE
     end: Place | None = None
-    for found, seen, ended in _parts(desk, filters, and_(_is_open(), _is_free(user)), after):
+    for found, seen, ended in _parts(desk, filters, _is_free(user), after):
         rows, looked, end = rows + found, looked + seen, ended
         if len(rows) > limit:
             last = rows[limit - 1]
@@ -211,7 +221,7 @@ def claim_next(desk: Desk, user: User, filters: Filters) -> Claim | None:
             for row in _mixed_in(desk, user, filters, kind):
                 if (claim := take(desk, user, row.post_id, kind)) is not None:
                     return claim
-    for rows, _, _ in _parts(desk, filters, and_(_is_open(), _is_free(user)), None):
+    for rows, _, _ in _parts(desk, filters, _is_free(user), None):
         for row in rows:
             if (claim := take(desk, user, row.post_id, "first")) is not None:
                 return claim
@@ -219,8 +229,8 @@ def claim_next(desk: Desk, user: User, filters: Filters) -> Claim | None:
 
 
 def _mixed_in(desk: Desk, user: User, filters: Filters, kind: str) -> list[Row]:
-    base = of_queue(desk, filters)
-    if base is None:
+    stretch = stretch_of(desk, filters)
+    if stretch is None:
         return []
     condition = _is_free(user)
     if kind == "second":
@@ -236,13 +246,15 @@ def _mixed_in(desk: Desk, user: User, filters: Filters, kind: str) -> list[Row]:
         here = and_(GOLD.c.model_name == CURRENT.c.model_name, GOLD.c.post_id == CURRENT.c.post_id)
         query = _records().join(GOLD, here).where(~_said(user, "first", "second", "final", "gold"))
         query = query.order_by(GOLD.c.at, GOLD.c.post_id)
-    query = _narrowed(query.where(base, condition), filters).limit(_PART)
+    query = _narrowed(query.where(stretch.part(), condition), filters).limit(_PART)
     rows = desk.rows(query)
     return [row for row in (Row(*found) for found in rows) if _fits(desk, row, filters)]
 
 
 def claim_post(desk: Desk, user: User, post_id: str) -> Claim:
-    """This post, from a list or a link. Raises: RefusedError: it is another's, or nobody is asked for it."""
+    """This post, from a list or a link. Raises: RefusedError: there is none, it is another's, or nobody is asked."""
+    if desk.value(current(desk, post_id)) is None:
+        raise RefusedError(404, "No record is of this post.")
     state = label_of(desk, post_id)
     kind = "first"
     if state is not None:
@@ -256,6 +268,10 @@ def claim_post(desk: Desk, user: User, post_id: str) -> Claim:
     if claim is None:
         raise RefusedError(409, "Another person looks at this post now: take the next one.")
     return claim
+
+
+def current(desk: Desk, post_id: str) -> Select[Any]:
+    return select(CURRENT.c.history_id).where(CURRENT.c.model_name == desk.model_name, CURRENT.c.post_id == post_id)
 
 
 def label_of(desk: Desk, post_id: str) -> Mapping[str, Any] | None:

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Select, delete, insert, select
+from sqlalchemy import Connection, Select, delete, exists, insert, select, update
 
 from scoring.desk.people import RefusedError, User
 from scoring.desk.queue import Claim, release, take
 from scoring.desk.work import Desk, drawn
 from steps.database import storable
 from steps.retrain.reviewed import CLAIMS, LABELS, REVIEWS
-from steps.retrain.stored import HISTORY
+from steps.retrain.stored import CURRENT, HISTORY
 
 _NOTE = 2_000
 _JUDGING = ("first", "second", "final")
@@ -22,9 +22,9 @@ _JUDGING = ("first", "second", "final")
 
 def effective(*columns: Any) -> Select[Any]:
     """Reviews that were not taken back."""
-    undone = select(REVIEWS.c.undoes).where(REVIEWS.c.undoes.is_not(None))
+    later = REVIEWS.alias()
     query = select(*columns) if columns else select(REVIEWS)
-    return query.where(REVIEWS.c.id.not_in(undone), REVIEWS.c.kind != "undo")
+    return query.where(~exists().where(later.c.undoes == REVIEWS.c.id), REVIEWS.c.kind != "undo")
 
 
 def decide(
@@ -125,6 +125,18 @@ def _settle(connection: Connection, desk: Desk, post_id: str) -> None:
         second = drawn("second", post_id, desk.shares.second)
         row = settled(reviews, second=second) | {"model_name": desk.model_name, "post_id": post_id}
         connection.execute(insert(LABELS).values(row))
+    mark_waiting(connection, desk.model_name, post_id)
+
+
+def mark_waiting(connection: Connection, model_name: str, post_id: str) -> None:
+    """Whether the queues have the post: nobody has looked at it as it is."""
+    same = LABELS.c.input_sha256.is_not_distinct_from(HISTORY.c.input_sha256)
+    looked_at = exists().where(
+        LABELS.c.model_name == CURRENT.c.model_name, LABELS.c.post_id == CURRENT.c.post_id,
+        HISTORY.c.id == CURRENT.c.history_id, same,
+    )  # fmt: skip
+    here = (CURRENT.c.model_name == model_name, CURRENT.c.post_id == post_id)
+    connection.execute(update(CURRENT).where(*here).values(waiting=~looked_at.correlate(CURRENT)))
 
 
 def settled(reviews: Sequence[Mapping[str, Any]], *, second: bool) -> dict[str, Any]:

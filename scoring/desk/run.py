@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
@@ -13,16 +13,19 @@ from model.checkpoint_info import read_operating_points
 from model.errors import AgentPSError, ConfigError
 from model.images import ImageLimits
 from model.task import load_task
-from scoring.desk.app import create_app
+from scoring.desk.app import Web, create_app
 from scoring.desk.people import People
 from scoring.desk.posts import Posts
 from scoring.desk.work import Desk, Thresholds
 from scoring.policy import Policy
+from scoring.ports import listening
 from scoring.store import Store
 from steps.register import registry
 from steps.settings import TrainingSettings
 
 logger = logging.getLogger(__name__)
+#: Seconds between two looks at what is new in the store.
+_KEEP_UP = 10.0
 
 
 def thresholds_of(name: str) -> Thresholds:
@@ -54,10 +57,19 @@ def policy_of(path: Path | None, settings: TrainingSettings) -> Policy:
     return Policy.parse(raw, Path("policy.yaml"))
 
 
-def desk_of(store: Store, name: str, settings: TrainingSettings, posts: str | None, policy: Path | None) -> Desk:
+def desk_of(
+    store: Store,
+    name: str,
+    settings: TrainingSettings,
+    posts: str | None,
+    policy: Path | None,
+    *,
+    shows_scores: bool = False,
+) -> Desk:
     """
     Args:
         posts: the manifest or folder of the posts that were scored; None: pictures and texts are not shown.
+        shows_scores: see `Desk`.
 
     Raises:
         ConfigError, ManifestError: the policy or the posts cannot be read.
@@ -71,6 +83,7 @@ def desk_of(store: Store, name: str, settings: TrainingSettings, posts: str | No
         posts=Posts(posts, limits),
         thresholds=thresholds_of(name),
         policy_file=policy,
+        shows_scores=shows_scores,
     )
 
 
@@ -102,25 +115,30 @@ def serve(
             f"desk: {host} is open to other machines, and passwords would go over the line in the clear: put a proxy "
             "that speaks https in front, and name its host with --behind-https"
         )
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((host, port))
-        except OSError as error:
-            raise ConfigError(
-                f"desk: {host} port {port} cannot be listened to ({error.strerror or error}): name a free --port"
-            ) from None
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    with listening(host, port, "a free --port") as bound:
+        bound.listen()  # who follows a link at once waits, and is not refused
+        address = f"http://127.0.0.1:{bound.getsockname()[1]}"
         for line in _links(desk, address, demo=demo):
             say(line)
         say(f"The desk is at {f'https://{next(iter(names))}' if names else address}. Ctrl-C ends it.")
         app = create_app(desk, ("127.0.0.1", "localhost", *names), secure=bool(names), demo=demo)
-        threading.Thread(target=app.state.web.replay.warm, daemon=True).start()
+        threading.Thread(target=_keep_up, args=(app.state.web,), daemon=True).start()
         proxied = "127.0.0.1" if names else None
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, proxy_headers=bool(names), forwarded_allow_ips=proxied
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        uvicorn.Server(config).run(sockets=[bound])
+
+
+def _keep_up(web: Web) -> None:
+    """What pages count over is read before somebody waits for it: some seconds at first, then what is new."""
+    while True:
+        try:
+            web.desk.records.read()
+            web.looks.read()
+        except AgentPSError as error:
+            logger.error("%s", error)
+        time.sleep(_KEEP_UP)
 
 
 def _links(desk: Desk, address: str, *, demo: bool) -> list[str]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sqlalchemy import Row, Select
 
 from model.task import Task
 from scoring.desk.posts import Posts
+from scoring.desk.records import Records
 from scoring.policy import Policy
 from scoring.store import Store
 
@@ -34,7 +36,7 @@ class Desk:
     """policy: in effect. policy_file: gets a policy that is confirmed; None: it is kept in the store only.
 
     near: so far from the threshold a score is near. claim: so long a post is one reviewer's. undo: so long a review
-    can be taken back.
+    can be taken back. shows_scores: also of the random share, whose labels measure the model, before a person decides.
     """
 
     store: Store
@@ -48,6 +50,11 @@ class Desk:
     near: float = 0.1
     claim: timedelta = timedelta(minutes=15)
     undo: timedelta = timedelta(minutes=10)
+    shows_scores: bool = False
+
+    @cached_property
+    def records(self) -> Records:
+        return Records(self)
 
     def rows(self, query: Select[Any]) -> Sequence[Row[Any]]:
         return self.store.do(lambda connection: connection.execute(query).all())
@@ -59,6 +66,11 @@ class Desk:
     @property
     def point(self) -> str | None:
         return self.policy.point
+
+    def decided_at(self, version: str, reasons: Sequence[str] | None) -> float | None:
+        """The threshold that decided; None: something else did (a rule, a list, an error), or it is not known."""
+        known = self.thresholds(version)
+        return next((known[reason] for reason in reasons or () if reason in known), None)
 
     def threshold(self, version: str) -> float | None:
         return None if self.point is None else self.thresholds(version).get(self.point)

@@ -32,6 +32,7 @@ from sqlalchemy import (
     UniqueConstraint,
     inspect,
     select,
+    true,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -104,7 +105,17 @@ CURRENT = Table(
     Column("action", String(16)),
     Column("score", _DOUBLE),
     Column("audit", Boolean),
+    # the number of the write that changed this row last, of its model: who keeps a copy finds what is new by it
+    Column("change", _ID, nullable=False, server_default="0"),
+    # nobody at the review desk has looked at the post as it is
+    Column("waiting", Boolean, nullable=False, server_default=true()),
     Index("scoring_current_post", "post_id"),
+    Index("scoring_current_change", "model_name", "change"),
+    # the queues of the review desk: what waits, however much was done before
+    Index("scoring_waiting_score", "model_name", "waiting", "score", "history_id"),
+    Index("scoring_waiting_action", "model_name", "waiting", "action", "score", "history_id"),
+    Index("scoring_waiting_audit", "model_name", "waiting", "audit", "score", "history_id"),
+    Index("scoring_waiting_day", "model_name", "waiting", "day", "action", "score", "history_id"),
     Index("scoring_current_score", "model_name", "score", "history_id"),
     Index("scoring_current_day", "model_name", "day", "score", "history_id"),
     Index("scoring_current_version", "model_name", "model_version", "score", "history_id"),

@@ -88,6 +88,7 @@ def desk_in(
             posts=Posts(str(manifest) if posts is not None else None, limits),
             thresholds=lambda version: THRESHOLDS,
             policy_file=folder / "policy.yaml",
+            shows_scores=chosen.pop("shows_scores", True),
             shares=chosen.pop("shares", Shares(second=0.0, gold=0.0)),
             **chosen,
         )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from sqlalchemy import select
 
+from scoring.desk import export, policies, queue, reviews
 from scoring.desk.people import Limit
 from scoring.desk.work import Desk
+from steps.retrain.reviewed import REVIEWS
 from tests.support.desk import PASSWORD, Browser, desk_in, join, put, record, served
 
 
@@ -221,3 +226,62 @@ def test_dead_letters_and_posts_without_a_score_are_shown(desk: Desk, address: s
     lead.go("/errors")
     lead.fill("/errors")
     assert "no JSON" not in lead.page
+
+
+def test_what_the_model_said_of_a_drawn_post_is_hidden_until_a_person_has_decided(tmp_path: Path) -> None:
+    with desk_in(
+        tmp_path, posts(tmp_path, 6), shows_scores=False, policy={"audit": {"flag": 1.0, "pass": 0.0}}
+    ) as desk:
+        put(desk, record("post-0", 0.9, version="1"), record("post-1", 0.41, at=datetime.now(UTC)))
+        put(desk, record("post-0", 0.876, version="2", watermark="yes", at=datetime.now(UTC)))
+        said = ("0.876", "0.9", "meter", "flagged by", "the policy: flag", "agree", "version 1", "data-said")
+        with served(desk) as address:
+            ann, lead = Browser(address).enter(join(desk, "ann")), Browser(address).enter(join(desk, "lea", "lead"))
+            for page in (ann.go("/post?id=post-0"), ann.go("/queue?queue=audit"), ann.fill("/next")):
+                assert "title 0" in page.text
+                assert [word for word in said if word in page.text.lower()] == []
+            assert "0.410" in ann.go("/post?id=post-1").text, "it was not drawn"
+            assert "0.876" in lead.go("/post?id=post-0").text
+            ann.go("/post?id=post-0")
+            ann.fill("/decide", what="positive", **{"answer watermark": "1"})
+            assert "0.876" in ann.go("/post?id=post-0").text
+            assert [row.label for row in desk.rows(select(REVIEWS))] == [1]
+
+
+def test_no_field_of_a_form_or_an_address_breaks_a_page(desk: Desk, address: str) -> None:
+    lead = Browser(address).enter(join(desk, "lea", "lead"))
+    lead.go("/queue")
+    token = lead.form("/next")["token"]
+    for value in ("", "%00", "%FF", "%ED%A0%80", "9" * 5_000, "[" * 900, "-1", "1e999", "nan_1", "inf_1"):
+        for path in (
+            "/post?id=", "/queue?version=", "/queue?slice=", "/queue?day=", "/queue?answer=", "/queue?queue=",
+            "/queue?after=", "/errors?after=", "/errors?rest=", "/trail?before=", "/quality?days=", "/quality?version=",
+            "/picture?id=post-0&n=", "/what-if?asked=1&precision=", "/what-if?asked=1&when+0=", "/link/",
+        ):  # fmt: skip
+            assert lead.get(address + path + value).status_code < 500, (path, value)
+        for path, field in (
+            ("/claim", "id"), ("/next", "version"), ("/decide", "nonce"), ("/decide", "shown"), ("/gold", "id"),
+            ("/errors", "id"), ("/what-if", "nonce"), ("/users", "name"), ("/sign-in", "name"), ("/confirm", "id"),
+        ):  # fmt: skip
+            form = f"token={token}&label=1&why=x&what=positive&{field}={value}"
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            assert lead.post(address + path, data=form, headers=headers).status_code < 500, (path, field, value)
+    assert lead.post(f"{address}/claim", {"token": token}).status_code == 404
+
+
+def test_a_posts_page_and_the_trail_tell_the_threshold_and_since_when_a_policy_holds(desk: Desk, address: str) -> None:
+    ann, olga = join(desk, "ann"), join(desk, "olga", "owner")
+    claim = queue.claim_post(desk, ann, "post-5")  # scored 0.4
+    reviews.decide(desk, ann, claim.nonce, desk.value(queue.current(desk, "post-5")), 1, {})
+    policies.propose(desk, olga, "n", policies.changed(desk.policy, 60, []), "too much is missed")
+    policies.confirm(desk, olga, 1)
+    policies.Application(desk).start().join()
+    scored, confirmed = (
+        f"{time:%Y-%m-%d %H:%M}"
+        for time in (desk.store.history("post-5")[0][0].scored_at, policies.proposals(desk)[0]["confirmed_at"])
+    )
+    page = Browser(address).enter(join(desk, "lea", "lead")).go("/post?id=post-5").text
+    rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)]
+    told = [(" ".join(row[:2]), row[3], row[4], row[6:]) for row in rows if row[2:3] == ["1"] and len(row) == 8]
+    assert told == [(scored, "0.400", "0.500", ["pass:", "p80"]), (confirmed, "0.400", "0.300", ["flag:", "p60"])]
+    assert [(row["threshold"], row["action"], row["reasons"]) for row in export.rows(desk)] == [(0.5, "pass", "p80")]

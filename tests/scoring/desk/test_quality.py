@@ -19,6 +19,12 @@ from tests.support.desk import desk_in, put, record
 PAIRS = [(1, 1)] * 20 + [(1, 0)] * 5 + [(0, 1)] * 10 + [(0, 0)] * 15
 
 
+def drawn_of(posts: list[tuple[bool, float, float]]) -> Drawn:
+    flagged, probability, label = (np.array(column) for column in zip(*posts, strict=True))
+    names = np.array([str(n) for n in range(len(posts))], dtype=object)
+    return Drawn(names, names, flagged, probability, label)
+
+
 def test_kappa_by_hand() -> None:
     # observed 35 / 50; by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5
     assert kappa(PAIRS) == pytest.approx((0.7 - 0.5) / 0.5)
@@ -44,9 +50,8 @@ def test_accuracy_has_wilsons_interval() -> None:
 
 def test_live_figures_weigh_what_was_drawn_rarely(tmp_path: Path) -> None:
     """Of the flagged all are drawn, of the passed a quarter: 8 of 10 right, 1 of 5 missed, which stands for 4 of 20."""
-    posts = [Drawn(f"f{n}", "1", True, 1.0, float(n < 8)) for n in range(10)]
-    posts += [Drawn(f"p{n}", "1", False, 0.25, float(n < 1)) for n in range(5)]
-    found = quality.figures("all", posts)
+    posts = [(True, 1.0, float(n < 8)) for n in range(10)] + [(False, 0.25, float(n < 1)) for n in range(5)]
+    found = quality.figures("all", drawn_of(posts))
     assert found.figures.precision.value == pytest.approx(0.8)
     assert found.figures.recall.value == pytest.approx(8 / (8 + 4))
     assert found.figures.share.value == pytest.approx(12 / 30)
@@ -58,11 +63,11 @@ def test_drawn_posts_come_with_the_labels_that_people_gave(tmp_path: Path) -> No
         row = {"model_name": "m", "state": "done", "first_by": "ann", "answers": {}, "at": datetime.now(UTC)}
         rows = [row | {"post_id": f"p{n}", "label": n % 2, "input_sha256": "0" * 64} for n in range(0, 100, 3)]
         desk.store.do(lambda connection: connection.execute(insert(LABELS), rows), writes=True)
-        found = {post.post_id: post for post in quality.drawn_posts(desk, 28)}
-        assert {f"p{n}" for n in range(50, 100)} <= set(found)
-        assert all(post.probability == (1.0 if post.flagged else 0.5) for post in found.values())
-        assert found["p99"].label == 1.0
-        assert np.isnan(found["p98"].label)
+        found = quality.drawn_posts(desk, 28)
+        assert {f"p{n}" for n in range(50, 100)} <= set(found.post_id)
+        assert found.probability.tolist() == np.where(found.flagged, 1.0, 0.5).tolist()
+        assert found.label[found.post_id == "p99"].tolist() == [1.0]
+        assert np.isnan(found.label[found.post_id == "p98"]).all()
         assert [row.what for row in quality.live(desk, 28)] == ["version 2", "version 1"]
 
 
@@ -75,11 +80,11 @@ def test_the_intervals_of_the_desk_cover_the_truth(tmp_path: Path) -> None:
         flagged = rng.random(3_000) < 0.1
         label = rng.random(3_000) < np.where(flagged, 0.8, 0.03)
         posts = [
-            Drawn(f"{stream}-{n}", "1", bool(flagged[n]), share, float(label[n]))
+            (bool(flagged[n]), share, float(label[n]))
             for n in range(3_000)
             if drawn("audit", f"{stream}-{n}", share := 0.3 if flagged[n] else 0.1)
         ]
-        found = quality.figures("all", posts).figures
+        found = quality.figures("all", drawn_of(posts)).figures
         pairs = ((found.precision, truth_precision), (found.recall, truth_recall))
         covered += [estimate.low <= truth <= estimate.high for estimate, truth in pairs]
     assert covered.min() >= 93, covered

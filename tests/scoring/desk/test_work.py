@@ -212,9 +212,9 @@ def test_gold_is_mixed_in_once_for_each_reviewer_and_gives_no_label(make: Make) 
     ann = join(desk, "ann")
     assert [decide(desk, ann, 1) for _ in range(3)] == ["b", "c", "a"]
     assert labels(desk) == {"a": ("done", 1)}
-    from scoring.desk.quality import on_gold
+    from scoring.desk.quality import Looks, on_gold
 
-    assert [(found.hits, found.n) for found in on_gold(desk)] == [(0, 2)]
+    assert [(found.hits, found.n) for found in on_gold(Looks(desk).read()[1])] == [(0, 2)]
 
 
 def test_answers_come_back_as_gold_of_the_questions(make: Make) -> None:
