@@ -180,7 +180,7 @@ def write_texts(root: Path, backbone: BackboneSettings, train: int, test: int) -
 def tables(record: dict[str, Any]) -> dict[str, str]:
     def cell(arm: str, k: int, metric: str) -> str:
         found = [run["points"][k][metric] for run in record["runs"] if run["arm"] == arm]
-        return f"{mean(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+        return f"{mean(found):.2f}" + (f" ({min(found):.2f} to {max(found):.2f})" if len(found) > 1 else "")
 
     header = ("optimizer steps", *(f"{metric}, {arm}" for metric in ("average precision", "loss") for arm in ARMS))
     rows = [
