@@ -27,11 +27,11 @@ def test_the_posts_that_are_measured_share_no_wording_with_those_that_are_traine
 def test_lora_on_pretrained_weights_learns_the_text_questions_faster_than_on_random_ones(
     agentps_home: Path, tmp_path: Path
 ) -> None:
-    """The first two epochs of the benchmark's first seed. A third of the answers are "not original"."""
+    """The benchmark's first seed."""
     if (missing := language.lacking()) is not None:
         pytest.skip(missing)
     arms = language.write_backbones(tmp_path)
     shards = language.write_texts(tmp_path, arms["pretrained"], language.TRAIN_POSTS, language.TEST_POSTS)
-    pretrained, random = (language.curve(arms[arm], shards, 0, 2)[-1] for arm in language.ARMS)
-    assert pretrained["loss"] < random["loss"] - 0.03
+    pretrained, random = (language.curve(arms[arm], shards, 0, language.EPOCHS)[-1] for arm in language.ARMS)
+    assert pretrained["loss"] < random["loss"] - 0.1
     assert pretrained["average_precision"] > random["average_precision"] + 0.1
