@@ -16,11 +16,12 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
 from sklearn.metrics import average_precision_score, log_loss
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -96,7 +97,8 @@ def write_backbones(root: Path) -> dict[str, BackboneSettings]:
             rows = state.pop("embed_tokens.weight")
             model.model.text_model.load_state_dict(state, strict=False)
             with torch.no_grad():
-                model.get_input_embeddings().weight[: len(rows)] = rows.to(torch.bfloat16)
+                embedding = cast(nn.Embedding, model.get_input_embeddings())
+                embedding.weight[: len(rows)] = rows.to(torch.bfloat16)
         model.save_pretrained(root / arm)
         tokenizer.save_pretrained(root / arm)
         arms[arm] = BackboneSettings(name=str(root / arm))
