@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,15 @@ from tests.pipelines.workspace import STEPS, Workspace
 
 pytest.importorskip("av", reason="PyAV (av) is not installed: pip install 'agentps[video]'")
 
+from tests.model.test_video import BROKEN
 from tests.support.clips import clip
 
 pytestmark = pytest.mark.pipeline
 
 
 def write(folder: Path) -> None:
-    """120 short clips, of which every other one shows a bright disc that moves; and four files that are no video."""
+    """120 short clips, of which every other one shows a bright disc that moves; and all kinds of broken and hostile
+    files."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:64, :96]
@@ -33,10 +36,9 @@ def write(folder: Path) -> None:
         (folder / f"{number:03d}.mp4").write_bytes(clip(24, content=content))
         labels = {"label": number % 2, "disc": number % 2}
         rows.append({"post_id": f"v{number}", "video": f"{number:03d}.mp4", "title": "a clip"} | labels)
-    broken = {"empty.mp4": b"", "text.mp4": b"text " * 99, "cut.mp4": (folder / "000.mp4").read_bytes()[:-500]}
-    for name, data in broken.items():
-        (folder / name).write_bytes(data)
-    rows += [{"post_id": name, "video": name} for name in (*broken, "none.mp4")]
+    for name, (make, _) in BROKEN.items():
+        (folder / f"{name}.mp4").write_bytes(make())
+    rows += [{"post_id": name, "video": f"{name}.mp4"} for name in (*BROKEN, "none")]
     (folder / "posts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -56,7 +58,7 @@ def test_videos_are_trained_on_and_scored_and_broken_ones_are_named(workspace: W
     options = {
         "posts": str(folder / "posts.jsonl"),
         "task": str(folder / "task.yaml"),
-        "ingest": {"max_reject_share": 0.05, "val_share": 0.2},
+        "ingest": {"max_reject_share": 0.2, "val_share": 0.2, "max_image_pixels": 4_000_000},
         "fine_tune": {"epochs": 2},
         "evaluate": {"bootstrap": 20, "examples": 1},
         "promote": {"floor": 0.0, "guessing": 1.0},
@@ -66,8 +68,13 @@ def test_videos_are_trained_on_and_scored_and_broken_ones_are_named(workspace: W
     assert run.exit_code == 0, run.output
     assert run.finished == list(STEPS)
     rejects = workspace.table("ingest", "rejects").set_index("post_id")["reason"]
-    assert set(rejects.index) == {"empty.mp4", "text.mp4", "cut.mp4", "none.mp4"}
-    assert rejects["empty.mp4"] == "video empty.mp4: empty file"
+    assert len(BROKEN) >= 10
+    assert set(rejects.index) == {*BROKEN, "none"}
+    for name, (_, expected) in BROKEN.items():
+        start, reason = f"video {name}.mp4: ", rejects[name]
+        assert reason.startswith(start)
+        assert re.search(expected, reason.removeprefix(start))
+    assert rejects["none"] == "video none.mp4: no such file"
     posts = workspace.table("ingest", "posts")
     assert posts["images"].map(len).eq(16).all()
 

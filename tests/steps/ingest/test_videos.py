@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tests.support.tasks import DEMO as TASK
 
 pytest.importorskip("av", reason="PyAV (av) is not installed: pip install 'agentps[video]'")
 
+from tests.model.test_video import BROKEN
 from tests.support.clips import clip, numbers
 
 pytestmark = pytest.mark.usefixtures("agentps_home")
@@ -118,6 +120,21 @@ def test_a_broken_video_rejects_its_post_and_no_other(folder: Path, tmp_path: Pa
     assert reasons["nothing"] == "images: missing; a list of one or more paths is expected"
     assert reasons["both empty"] == "images: []; a list of one or more paths is expected"
     assert reasons["list"].startswith("video: ['clip.mp4']; a path or null is expected")
+
+
+def test_every_kind_of_broken_or_hostile_file_rejects_its_own_post_alone(folder: Path) -> None:
+    for name, (make, _) in BROKEN.items():
+        (folder / f"{name}.mp4").write_bytes(make())
+    kinds = [{"post_id": name, "video": f"{name}.mp4"} for name in BROKEN]
+    good = [{"post_id": f"good {k}", "video": "clip.mp4"} for k in range(len(kinds))]
+    limits = load_settings({"ingest": {"max_reject_share": 1.0, "max_image_pixels": 4_000_000}}).ingest
+    result = read(folder, [row for pair in zip(kinds, good, strict=True) for row in pair], limits)
+    assert result.posts["post_id"].tolist() == [row["post_id"] for row in good]
+    reasons = dict(zip(result.rejects["post_id"], result.rejects["reason"], strict=True))
+    assert len(reasons) == len(BROKEN) >= 10
+    for name, (_, expected) in BROKEN.items():
+        assert re.search(expected, reasons[name].removeprefix(f"video {name}.mp4: ")), reasons[name]
+        assert "\n" not in reasons[name]
 
 
 def test_the_frames_of_a_video_count_as_images(folder: Path) -> None:
