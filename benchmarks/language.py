@@ -89,7 +89,7 @@ def write_backbones(root: Path) -> dict[str, BackboneSettings]:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    model = SmolVLMForConditionalGeneration(config).to(torch.bfloat16)
+    model = SmolVLMForConditionalGeneration(config).bfloat16()
     arms = {}
     for arm in reversed(ARMS):
         if arm == "pretrained":
