@@ -32,6 +32,8 @@ def mended(config: str, folder: Path, port: int, backend: str, places: int) -> s
         return config
     said = BUSY.replace('"', r"\"").replace(" ", r"\ ")
     refuse = (
+        # Ray need not watch whether a client leaves: its post is scored before that is seen
+        "    http-request set-header x-request-disconnect-disabled ?1\n"
         "    option http-buffer-request\n"  # a client that sends slowly takes no place before it has sent a buffer
         f"    http-request return status 429 content-type application/json hdr Retry-After 1 string {said} "
         f"if METH_POST {{ be_conn({backend}) ge {places} }}"
