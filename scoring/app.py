@@ -20,6 +20,7 @@ from PIL import Image
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
+from model.video import can_decode
 from scoring.about import Served
 from scoring.keys import Keys
 from scoring.requests import Read, ScoreAnswer, ScoreRequest, Service
@@ -61,9 +62,9 @@ def create_app(
     """The application. `app.state.service` is what its requests share.
 
     Args:
-        read: the bytes of a picture, or an ImageError, which must not tell more than its sender may know. It is called
-            in a thread. None: data URLs, URLs of
-            `settings.image_hosts`, and paths under `settings.image_root`.
+        read: the bytes of a picture or a video, or an ImageError, which must not tell more than its sender may know.
+            It is called in a thread. None: data URLs, URLs of `settings.image_hosts`, and paths under
+            `settings.image_root`.
         who: a FastAPI dependency of `POST /score`, as `anybody`. None: who has one of `settings.keys`, if that is set.
 
     Raises:
@@ -162,6 +163,19 @@ def _where(error: BaseException) -> str:
     return type(error).__name__ + where
 
 
+def _small_video() -> bytes:
+    import av
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for colour in ((200, 120, 40), (40, 120, 200)):
+            output.mux(stream.encode(av.VideoFrame.from_image(Image.new("RGB", (64, 48), colour))))
+        output.mux(stream.encode())
+    return buffer.getvalue()
+
+
 def _request_body() -> dict[str, Any]:
     """The body in the OpenAPI document; it is read by hand, so that its size is known before it is parsed."""
     picture = io.BytesIO()
@@ -175,6 +189,9 @@ def _request_body() -> dict[str, Any]:
         "one post": {"value": {"posts": [post]}},
         "two posts": {"value": {"posts": [post, {**post, "post_id": "43", "title": ""}]}},
     }
+    if can_decode():
+        video = f"data:video/mp4;base64,{base64.b64encode(_small_video()).decode()}"
+        examples["a video"] = {"value": {"posts": [{"post_id": "44", "title": "A walk, seen", "video": video}]}}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
     }
