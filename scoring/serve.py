@@ -238,6 +238,8 @@ def _haproxy(port: int, places: int) -> Iterator[Path]:
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_SILENT),
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_SERVE_LOG_TO_STDERR": "0",
+            # on a busy machine Ray's five seconds end before HAProxy answers, again and again
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(_FRONT),
             # drained before: see `serve_until`
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         }
@@ -311,11 +313,16 @@ def serve_until(
     folder.mkdir(parents=True, exist_ok=True)
     with _haproxy(settings.port, front_places(settings.queue_posts)) as door, ray_settings.running():
         from ray import serve
+        from ray.exceptions import RayError
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if threading.current_thread() is threading.main_thread():
             _hear(ended)
-        serve.start(http_options={"host": settings.host, "port": settings.port})
+        try:
+            serve.start(http_options={"host": settings.host, "port": settings.port})
+        except RayError as error:
+            why = f"HAProxy was not ready in {_FRONT} s ({type(error).__name__})"
+            raise AgentPSError(f"the service did not start: {why}: is the machine busy? Start it again") from error
         try:
             try:
                 handle = serve.run(deployment(name, settings, tracking_uri, folder), name=_APP)
