@@ -8,6 +8,7 @@ restarts for it.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import replace
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -205,15 +206,6 @@ def _binary() -> str:
     return found
 
 
-def front_places(queue_posts: int) -> int:
-    """Requests that HAProxy lets through at one time.
-
-    With all places taken, a post waits for as long as the queue takes on average, and some wait longer. A quarter is
-    left free, so that nearly all that were let in are answered within that time. Requests of several posts may fill it.
-    """
-    return max(1, queue_posts * 3 // 4)
-
-
 @contextmanager
 def _haproxy(port: int, places: int) -> Iterator[Path]:
     """Its files in a folder that only we can read: its socket lets everybody who reaches it stop the service.
@@ -311,7 +303,8 @@ def serve_until(
     champion_of(name)  # before Ray is started for nothing
     ray_settings.prepare()
     folder.mkdir(parents=True, exist_ok=True)
-    with _haproxy(settings.port, front_places(settings.queue_posts)) as door, ray_settings.running():
+    places = haproxy.places_of(settings.queue_posts)
+    with _haproxy(settings.port, places) as door, ExitStack() as after_ray, ray_settings.running():
         from ray import serve
         from ray.exceptions import RayError
 
@@ -336,6 +329,8 @@ def serve_until(
             left: int = handle.drain.remote().result(timeout_s=settings.drain + 10)
             return left
         finally:
+            # Ray tells of its own end as of failures
+            after_ray.enter_context(redirect_stdout(io.StringIO()))
             serve.shutdown()  # the end of Ray alone leaves HAProxy behind
 
 

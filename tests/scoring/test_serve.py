@@ -150,6 +150,7 @@ def test_the_service_scores_swaps_and_drains(
                 assert answers[-1].status_code == 200
                 assert len(answers[-1].json()["records"]) == 64
             assert process.wait(LONG) == 0, said()
+            assert "(raylet)" not in said().partition("\nEnding: ")[2]
 
 
 def test_an_address_that_is_taken_is_one_message(agentps_home: Path) -> None:
