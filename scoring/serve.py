@@ -193,6 +193,13 @@ def check_port(host: str, port: int) -> None:
             ) from None
 
 
+def _free_port() -> int:
+    with socket.socket() as tried:
+        tried.bind(("127.0.0.1", 0))
+        port: int = tried.getsockname()[1]
+        return port
+
+
 def _binary() -> str:
     """HAProxy's own; Ray brings it along on Linux."""
     try:
@@ -220,7 +227,11 @@ def _haproxy(port: int, places: int) -> Iterator[Path]:
         words = [sys.executable, "-I", haproxy.__file__, name, str(port), f"http-{_APP}", str(places), binary]
         script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
         script.chmod(stat.S_IRWXU)
+        first = _free_port()
         os.environ |= {
+            # Ray's first is 30000 for each service, and two of one user would share it: posts would go to either
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(min(first + 100, 65_535)),
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
