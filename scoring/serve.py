@@ -194,10 +194,8 @@ def check_port(host: str, port: int) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as tried:
-        tried.bind(("127.0.0.1", 0))
-        port: int = tried.getsockname()[1]
-        return port
+    with socket.create_server(("127.0.0.1", 0)) as tried:
+        return int(tried.getsockname()[1])
 
 
 def _binary() -> str:
@@ -325,8 +323,7 @@ def serve_until(
         try:
             serve.start(http_options={"host": settings.host, "port": settings.port})
         except RayError as error:
-            why = f"HAProxy was not ready in {_FRONT} s ({type(error).__name__})"
-            raise AgentPSError(f"the service did not start: {why}: is the machine busy? Start it again") from error
+            raise AgentPSError(f"HAProxy was not ready in {_FRONT} s: is the machine busy? Start it again") from error
         try:
             try:
                 handle = serve.run(deployment(name, settings, tracking_uri, folder), name=_APP)
@@ -340,8 +337,7 @@ def serve_until(
             left: int = handle.drain.remote().result(timeout_s=settings.drain + 10)
             return left
         finally:
-            # Ray tells of its own end as of failures
-            after_ray.enter_context(redirect_stdout(io.StringIO()))
+            after_ray.enter_context(redirect_stdout(io.StringIO()))  # Ray tells of its own end as of failures
             serve.shutdown()  # the end of Ray alone leaves HAProxy behind
 
 
