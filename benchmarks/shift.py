@@ -4,7 +4,8 @@
 
 Scores are those of `benchmarks.promise` at 28 % positive. From some day on part of the negatives score as positives do,
 as where own albums begin to carry watermarks. Each way takes the labels of 14 days, the newest last, and fits the
-threshold; the truth is that of the posts after the change.
+threshold; the truth is that of the posts after the change. Last, how many labels since the change it takes, of random
+posts and of those that `agentps queue` asks for.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from model.columns import DECISION, SCORED_AT
 from model.schema import LABEL
 from steps.evaluate.promise import promised_threshold
 from steps.paths import REPOSITORY
+from steps.queue import draw, inclusion, not_ruled_out, reach, worth
 from steps.retrain.live import Drawn, Live, Share
 from steps.retrain.newest import fall, since_the_fall
 from steps.survey import estimate
@@ -37,6 +39,10 @@ FAR = WORLDS[BASE]
 MOVED = (0.12, 0.4)
 #: Days with posts of the new mix.
 SINCE = (3, 5, 7, 12)
+#: Labels since the change, of so many scored posts.
+LABELS, SCORED = (300, 600, 1200, 2400), 10_000
+#: Labels since the fall that the queue is made from: those of three days.
+KNOWN = 3 * PER_DAY
 
 
 def truth(threshold: float, moved: float) -> tuple[float, float]:
@@ -77,6 +83,7 @@ def _fall_or_all(rows: pd.DataFrame) -> pd.DataFrame:
     return rows if since is None else rows[rows[SCORED_AT] >= since]
 
 
+ARMS = ("random posts", "queue, before labels show the fall", "queue, after")
 WAYS: dict[str, Callable[[pd.DataFrame], float]] = {
     "**since the fall, or the newest half** (used)": lambda rows: _fit(since_the_fall(rows)),
     "since the fall, or all": lambda rows: _fit(_fall_or_all(rows)),
@@ -115,6 +122,41 @@ def refits(draws: int) -> list[dict[str, Any]]:
     return rows
 
 
+def labels_needed(draws: int) -> list[dict[str, Any]]:
+    """As `refits`, on labels of posts after the change only, by their number and by who chose the posts."""
+    rows = []
+    for moved, budget, arm in product(MOVED, LABELS, ARMS):
+        told = []
+        for seed in range(draws):
+            rng = np.random.default_rng(seed)
+            positive = rng.random(SCORED) < BASE
+            near = ~positive & (rng.random(SCORED) < moved)
+            evidence = rng.normal(size=SCORED) + FAR * positive + (FAR - 1) * near
+            probability = np.full(SCORED, budget / SCORED)
+            if arm != ARMS[0]:
+                lowest = reach(evidence, best(0.0), BASE)
+                if arm == ARMS[2]:
+                    known = draw(np.full(SCORED, KNOWN / SCORED), seed + draws)
+                    found = evidence[known], positive[known], np.ones(known.sum())
+                    lowest = max(lowest, not_ruled_out(*found, TARGET, CONFIDENCE))
+                probability = inclusion(worth(evidence, lowest, {})[0], budget, 0.2)
+            taken = draw(probability, seed)
+            chance = probability[taken]
+            threshold = promised_threshold(evidence[taken], positive[taken], TARGET, CONFIDENCE, probability=chance)
+            told.append(truth(threshold, moved) if math.isfinite(threshold) else (1.0, 0.0))
+        rows.append(
+            {
+                "arm": arm,
+                "moved": moved,
+                "labels": budget,
+                "kept": float(np.mean([precision >= TARGET for precision, _ in told])),
+                "recall": float(np.mean([recall for _, recall in told])),
+                "nothing": float(np.mean([recall == 0 for _, recall in told])),
+            }
+        )
+    return rows
+
+
 def alarms(draws: int) -> list[dict[str, Any]]:
     """Share of weeks with an alarm, by the true precision of the flagged posts."""
     rows: list[dict[str, Any]] = []
@@ -143,7 +185,13 @@ def main() -> None:
         {"moved": moved, "recall": truth(best(moved), moved)[1], "precision": truth(best(0.0), moved)[0]}
         for moved in MOVED
     ]
-    record = {"draws": draws, "worlds": worlds, "refits": refits(draws), "alarms": alarms(draws)}
+    record = {
+        "draws": draws,
+        "worlds": worlds,
+        "refits": refits(draws),
+        "alarms": alarms(draws),
+        "needed": labels_needed(draws),
+    }
     write(RECORD, record)
     put(tables(record), PAGE)
 
@@ -163,9 +211,19 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
         + "\n"
         for moved in MOVED
     )
+    asked = {
+        (row["arm"], row["moved"], row["labels"]): f"{row['kept']:.0%}, {row['recall']:.0%}, {row['nothing']:.0%}"
+        for row in record["needed"]
+    }
+    needed = [
+        [what, f"{n:,}", *(asked[arm, moved, n] for arm in ARMS)]
+        for moved, what in zip(MOVED, ("small", "large"), strict=True)
+        for n in LABELS
+    ]
     return {
         "small": small,
         "large": large,
+        "needed": table(["change", "labels", *ARMS], needed) + "\n",
         "alarms": table(
             ["true precision", *(f"{precision:.0%}" for precision in precisions)],
             [[way, *(rang[way, p] for p in precisions)] for way in dict.fromkeys(way for way, _ in rang)],

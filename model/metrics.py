@@ -138,7 +138,9 @@ def recall(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = Non
     return recall_at_precision(scores, labels, min_precision, weights).recall if weighed.any() else math.nan
 
 
-def apply_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float, min_precision: float) -> OperatingPoint:
+def apply_threshold(
+    scores: ArrayLike, labels: ArrayLike, threshold: float, min_precision: float, weights: ArrayLike | None = None
+) -> OperatingPoint:
     """What a threshold fitted elsewhere does on these posts; its precision may be below `min_precision`.
 
     Raises:
@@ -146,25 +148,25 @@ def apply_threshold(scores: ArrayLike, labels: ArrayLike, threshold: float, min_
     """
     if math.isnan(threshold):
         raise ValueError("the threshold is NaN")
-    score_N, label_N, _ = checked(scores, labels, None)
+    score_N, label_N, weight_N = checked(scores, labels, weights)
     if not label_N.any():
         raise ValueError(f"no positives among {len(label_N)} posts: recall is undefined")
     flagged_N = score_N >= threshold
     return OperatingPoint(
         min_precision=min_precision,
         threshold=float(threshold),
-        recall=float(flagged_N[label_N].mean()),
-        precision=float(label_N[flagged_N].mean()) if flagged_N.any() else None,
+        recall=float(np.average(flagged_N[label_N], weights=weight_N[label_N])),
+        precision=float(np.average(label_N[flagged_N], weights=weight_N[flagged_N])) if flagged_N.any() else None,
     )
 
 
-def best_f1_threshold(scores: ArrayLike, labels: ArrayLike) -> float:
+def best_f1_threshold(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
     """The threshold of the highest F1 on these posts (val); of equals the highest threshold.
 
     Raises:
         ValueError: there are no positives, or a score is NaN.
     """
-    curve = threshold_curve(scores, labels)
+    curve = threshold_curve(scores, labels, weights)
     f1 = 2 * curve.true_positives / (curve.flagged + _positives(curve))
     return float(curve.thresholds[np.argmax(f1)])
 
@@ -254,11 +256,14 @@ def accuracy(predicted: ArrayLike, gold: ArrayLike, weights: ArrayLike | None = 
     return float(np.average(correct_N, weights=weight_N)) if weight_N.sum() > 0 else math.nan
 
 
-def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Calibration:
+def fit_calibration(logits: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Calibration:
     """Platt's scale and bias for the final logit, fitted on val by maximum likelihood.
 
     Platt's targets, (P + 1) / (P + 2) for the P positives and 1 / (Q + 2) for the Q negatives, keep
     the fit finite where one threshold separates the classes.
+
+    Args:
+        weights: (N,), for how many posts each stands; only their proportions count.
 
     Returns:
         The identity (scale 1, bias 0), with a warning in the log, where there is nothing to fit (one
@@ -268,7 +273,7 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Calibration:
     Raises:
         ValueError: no posts, a logit that is not finite, or a label other than 0 and 1.
     """
-    logit_N, label_N, _ = checked(logits, labels, None)
+    logit_N, label_N, weight_N = checked(logits, labels, weights)
     if not np.isfinite(logit_N).all():
         raise ValueError(f"logits: {int((~np.isfinite(logit_N)).sum())} of {len(logit_N)} are infinite")
     positives, spread = int(label_N.sum()), float(logit_N.std())
@@ -289,7 +294,7 @@ def fit_calibration(logits: ArrayLike, labels: ArrayLike) -> Calibration:
             model.fit(
                 np.concatenate([unit_N, unit_N])[:, None],
                 np.repeat([1, 0], len(unit_N)),
-                sample_weight=np.concatenate([target_N, 1 - target_N]),
+                sample_weight=np.concatenate([weight_N * target_N, weight_N * (1 - target_N)]) / weight_N.mean(),
             )
     except ConvergenceWarning as warning:
         logger.warning("scores stay uncalibrated: %s", warning)

@@ -37,7 +37,7 @@ MISSING_REASON = "missing_reason"
 RESERVED = frozenset((
     *MANIFEST_COLUMNS, ROOT, IMAGE_SHA256, VIDEO_SHA256, LABEL_SOURCE, MISSING_REASON, LOGIT, SCORE, ERROR, DECISION,
     MODEL_VERSION, SCORED_AT, "frames", "text_ids", "characters", "n_images", "features", "disputed", "post", "album",
-    "said", "final",
+    "said", "final", "inclusion_probability", "reasons",
 ))  # fmt: skip
 
 #: A class index that means "no label": torch's `ignore_index` for cross-entropy.

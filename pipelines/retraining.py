@@ -60,6 +60,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
             settings.retrain,
             settings.ingest,
             group_splits(posts, root, settings.ingest) if settings.ingest.group_by else {},
+            fresh.read_chances(settings.retrain.labels) if settings.retrain.labels else {},
         ),
         root,
         champion.version if champion else None,

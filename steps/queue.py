@@ -44,6 +44,28 @@ def reach(score_N: _Floats, threshold: float, share: float) -> float:
     return float(np.quantile(score_N, max(0.0, 1 - _REACH * flagged)))
 
 
+def not_ruled_out(score_L: _Floats, label_L: _Mask, probability_L: _Floats, target: float, confidence: float) -> float:
+    """The lowest threshold whose precision the labels (L of them) do not show to be below the target; inf: all are.
+
+    After a change of the posts that is far above the one that was served: labels below it cannot make a promise.
+
+    Args:
+        probability_L: with which each post was drawn for people.
+        confidence: of the exact upper bound of a precision, one-sided.
+    """
+    from scipy.special import betaincinv
+
+    order = np.argsort(-score_L, kind="stable")
+    weight_L = 1 / probability_L[order]
+    whole_L, square_L = np.cumsum(weight_L), np.cumsum(weight_L**2)
+    labels_L = whole_L**2 / square_L  # their effective number (Korn and Graubard 1998)
+    hits_L = np.cumsum(weight_L * label_L[order]) / whole_L * labels_L
+    misses_L = labels_L - hits_L
+    high_L = np.where(misses_L > 1e-9, betaincinv(hits_L + 1, np.maximum(misses_L, 1e-9), confidence), 1.0)
+    open_L = np.flatnonzero(high_L >= target)
+    return float(score_L[order][open_L[-1]]) if len(open_L) else np.inf
+
+
 def worth(score_N: _Floats, lowest: float, reasons: Mapping[str, _Mask]) -> tuple[_Floats, list[str]]:
     """(worth above 0, the reasons in words), N each.
 

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from model.errors import DataError
+from steps.queue import PROBABILITY
 
 #: Posts of one cell: the largest probability is at most so many times the smallest.
 _WITHIN = 2.0
@@ -83,6 +85,11 @@ class _Cell:
             return np.full(_POINTS, float(upper))
         points: _Floats = betaincinv(a, b, (rng.permutation(_POINTS) + 0.5) / _POINTS)
         return points
+
+
+def weights_of(table: pd.DataFrame) -> _Floats | None:
+    """(N,): for how many posts each stands, where its `inclusion_probability` says so; None: each for one."""
+    return 1 / table[PROBABILITY].to_numpy(np.float64) if PROBABILITY in table else None
 
 
 def estimate(

@@ -23,6 +23,7 @@ from steps.evaluate.charts import QuestionRow
 from steps.evaluate.report import EvalReport, Metric, labelled, score_arrays
 from steps.pages import data_uri, interval, share, shortened, template
 from steps.settings import EvaluateSettings
+from steps.survey import weights_of
 from steps.tables import rows_of
 
 #: Longer side of a thumbnail in pixels; how many a post shows, and the page in all (it stays below 2 MB).
@@ -77,6 +78,7 @@ def render(
     posts: pd.DataFrame,
     task: Task,
     settings: EvaluateSettings,
+    note: str = "",
 ) -> str:
     """The page for a person who decides whether this model is good enough, or why it is not.
 
@@ -84,6 +86,7 @@ def render(
         val, test: the predictions tables that the report was built from.
         posts: the posts table; gives the examples their title, text and images. An image that cannot
             be read is shown as a placeholder with the reason.
+        note: what is to be known of the backbone.
 
     Raises:
         DataError: the predictions lack a column, a score or a positive post (as in `build_report`).
@@ -92,7 +95,7 @@ def render(
     val_scores, val_labels = score_arrays(val)
     scores, labels = score_arrays(test)
     fitted = {
-        key: metrics.apply_threshold(val_scores, val_labels, point.threshold, point.min_precision)
+        key: metrics.apply_threshold(val_scores, val_labels, point.threshold, point.min_precision, weights_of(val))
         for key, point in report.operating_points.items()
     }
     questions = _question_rows(report, test, task)
@@ -100,6 +103,7 @@ def render(
     page = template("evaluation.html.j2", interval=_interval, threshold=_threshold)
     return page.render(
         report=report,
+        note=note,
         final=task.final,
         headline=_headline(report, settings),
         metric_rows=_metric_rows(report),

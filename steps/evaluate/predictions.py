@@ -18,6 +18,8 @@ from model.prompt import Prompt
 from model.schema import LABEL, POST_ID, SPLIT, TEST, VAL
 from model.scorer import answer_columns, predict_rows
 from model.task import Task
+from steps.queue import PROBABILITY
+from steps.survey import weights_of
 
 
 def predict_splits(checkpoint: Path, shards: Path) -> tuple[pd.DataFrame, pd.DataFrame, Calibration, CheckpointInfo]:
@@ -36,7 +38,8 @@ def prediction_tables(
     for split in (VAL, TEST):
         rows = batches.rows(split, labelled=False)
         answers = predict_rows(network, batches, rows, micro_batch)
-        table = shards.posts.iloc[rows][[POST_ID, SPLIT, LABEL, *task.question_ids]].reset_index(drop=True)
+        drawn = {PROBABILITY} & {*shards.posts}
+        table = shards.posts.iloc[rows][[POST_ID, SPLIT, LABEL, *task.question_ids, *drawn]].reset_index(drop=True)
         tables[split] = table.assign(**{LOGIT: answers.final_N, **answer_columns(answers, task)})
     return calibrated(tables[VAL], tables[TEST])
 
@@ -44,6 +47,8 @@ def prediction_tables(
 def calibrated(val: pd.DataFrame, test: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, Calibration]:
     """The predictions tables of val and test with their scores, by the calibration that is fitted on val."""
     labelled = val[val[LABEL].notna()]
-    calibration = fit_calibration(labelled[LOGIT].to_numpy(), labelled[LABEL].to_numpy(dtype=np.int64) == 1)
+    calibration = fit_calibration(
+        labelled[LOGIT].to_numpy(), labelled[LABEL].to_numpy(dtype=np.int64) == 1, weights_of(labelled)
+    )
     val, test = (table.assign(**{SCORE: calibration.apply(table[LOGIT].to_numpy())}) for table in (val, test))
     return val, test, calibration

@@ -2,7 +2,8 @@
 
 A predictions table has one row per post: post_id, split, label (Int8, NA: people gave no final label), one Int8
 column of gold labels per question, and the model's columns (`model.columns`): logit, score and, where the variant has
-heads for the questions, an answer and its probability per question.
+heads for the questions, an answer and its probability per question. Where posts were drawn for people with different
+probabilities (`agentps queue`), it also has `inclusion_probability`, and each post weighs 1 / probability.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from model.schema import LABEL, TEST, VAL
 from model.settings import Variant, answers_questions
 from model.task import Task
 from steps.evaluate.promise import posts_needed, promised_threshold
+from steps.queue import PROBABILITY
 from steps.settings import EvaluateSettings
+from steps.survey import weights_of
 
 
 class _Frozen(BaseModel):
@@ -142,23 +145,27 @@ def build_report(
     )  # sorted: fast bootstrap
     val_scores, val_labels = score_arrays(val)
     scores, labels = score_arrays(test)
+    val_weights, weights = weights_of(val), weights_of(test)
+    chances = val[PROBABILITY].to_numpy(np.float64) if PROBABILITY in val else None
 
-    def measure(fn: Callable[..., float], *arrays: NDArray[Any]) -> Metric:
-        value = fn(*arrays) if len(arrays[0]) else math.nan
-        interval = bootstrap_interval(fn, *arrays, n=settings.bootstrap, seed=bootstrap_seed)
+    def measure(fn: Callable[..., float], *arrays: NDArray[Any], of: NDArray[np.bool_] | None = None) -> Metric:
+        """of: the test posts that the arrays are of; None: all."""
+        weighed = weights if weights is None or of is None else weights[of]
+        value = fn(*arrays, weights=weighed) if len(arrays[0]) else math.nan
+        interval = bootstrap_interval(fn, *arrays, n=settings.bootstrap, seed=bootstrap_seed, weights=weighed)
         if math.isnan(value) or interval is None:
             return Metric(value=None if math.isnan(value) else value)
         return Metric(value=value, low=interval[0], high=interval[1])
 
-    f1_threshold = metrics.best_f1_threshold(val_scores, val_labels)
+    f1_threshold = metrics.best_f1_threshold(val_scores, val_labels, val_weights)
     found: dict[str, Metric] = {}
     points: dict[str, OperatingPoint] = {}
     needed: dict[str, int | None] = {}
     for percent in settings.precisions:
         share, point = percent / 100, metrics.point_name(percent)
         found[metrics.recall_name(point)] = measure(partial(metrics.recall, min_precision=share), scores, labels)
-        threshold = promised_threshold(val_scores, val_labels, share, settings.confidence)
-        points[point] = metrics.apply_threshold(scores, labels, threshold, share)
+        threshold = promised_threshold(val_scores, val_labels, share, settings.confidence, probability=chances)
+        points[point] = metrics.apply_threshold(scores, labels, threshold, share, weights)
         found[metrics.served_name(point)] = measure(metrics.flagged_recall, scores - threshold, labels)
         if math.isinf(threshold):
             needed[point] = posts_needed(val_scores, share, settings.confidence)
@@ -170,10 +177,11 @@ def build_report(
     found[metrics.POSITIVE_RATE] = measure(_positive_rate, labels)
     if answers_questions(variant):
         for question in task.questions:
-            answered = test[test[question.id].notna()]
+            known = test[question.id].notna().to_numpy(bool)
+            answered = test[known]
             predicted = pd.Categorical(answered[answer_column(question.id)], categories=question.classes).codes
             gold = answered[question.id].to_numpy(int)
-            found[metrics.accuracy_name(question.id)] = measure(metrics.accuracy, predicted, gold)
+            found[metrics.accuracy_name(question.id)] = measure(metrics.accuracy, predicted, gold, of=known)
     return EvalReport(
         task=task.name,
         task_fingerprint=task.fingerprint,

@@ -33,6 +33,7 @@ from steps.ingest.groups import grouped, split_of
 from steps.ingest.pdq import Hash
 from steps.ingest.pictures import Clip, Picture, compared, frames_mark, hash_images, read_videos, with_frames
 from steps.ingest.rows import absolute, is_url, opened, parent_of, read_rows
+from steps.queue import PROBABILITY
 from steps.settings import IngestSettings
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,8 @@ class IngestResult:
     posts: one row per usable post: post_id, created_at (datetime64[us, UTC], NaT where absent), title,
         text, images (names relative to root), root (an absolute local folder, or an fsspec URL), image_sha256,
         label, one Int8 column per question, split; language where the manifest has it; and where it has videos, video
-        and video_sha256: the images of such a post end with the frames of its video, and root is where these lie.
+        and video_sha256: the images of such a post end with the frames of its video, and root is where these lie. Where
+        retraining's labels were drawn for people, inclusion_probability (float64).
     rejects: one row for every other one: the fields of `Reject`.
     counts: rows, posts, rejected, images, files (distinct), labelled, train, val, test; and with `group_by` groups (of
         two or more posts), largest_group, posts_across (of groups that lie in more than one split).
@@ -137,14 +139,15 @@ def parse_posts(
     Args:
         row: the columns that are read (see `model.post.row_of`).
         check: what else a post must be: it raises a ValueError, or completes the post.
-        chosen: the manifest is one that retraining wrote: its column ORIGIN is read.
+        chosen: the manifest is one that retraining wrote: its columns ORIGIN and, where it is there, PROBABILITY are
+            read.
 
     Raises:
         ManifestError: as `read_rows`.
     """
     columns = columns_of(row)
-    rows, in_file = read_rows(path, [*columns, ORIGIN] if chosen else columns, required)
-    unknown = [name for name in in_file if name not in (*schema.MANIFEST_COLUMNS, *columns, ORIGIN)]
+    rows, in_file = read_rows(path, [*columns, ORIGIN, PROBABILITY] if chosen else columns, required)
+    unknown = [name for name in in_file if name not in (*schema.MANIFEST_COLUMNS, *columns, ORIGIN, PROBABILITY)]
     if unknown and schema.IMAGES in columns:  # else a part of the posts is read, to count them
         logger.warning(
             "manifest %s: ignoring columns that are neither a post's nor a question's: %.500s", path, unknown
@@ -154,10 +157,11 @@ def parse_posts(
     first_row: dict[str, int] = {}
     for number, cells in rows:
         manifest, row_there = cells.pop(ORIGIN, (str(path), number))
+        own = {PROBABILITY: cells.pop(PROBABILITY)} if cells.get(PROBABILITY) is not None else {}
         parsed, faults = parse(row, cells)
         post_id = post_id_of(cells.get(schema.POST_ID))
         if parsed is not None:
-            post = parsed.model_dump(by_alias=True) | {ORIGIN: (manifest, row_there)}
+            post = parsed.model_dump(by_alias=True) | {ORIGIN: (manifest, row_there)} | own
             try:
                 check(post)
             except ValueError as error:
@@ -373,6 +377,8 @@ def _table(posts: Sequence[Post], task: Task) -> pd.DataFrame:
         dtypes[schema.LANGUAGE] = "str"
     if any(post[schema.VIDEO] is not None for post in posts):
         dtypes |= {schema.VIDEO: "str", schema.VIDEO_SHA256: "str"}
+    if any(PROBABILITY in post for post in posts):
+        dtypes[PROBABILITY] = "float64"
     cells = {name: [post[name] for post in posts] for name in dtypes}
     return pd.DataFrame({name: pd.Series(cells[name], dtype=dtype) for name, dtype in dtypes.items()})
 

@@ -22,6 +22,7 @@ from model.settings import SequenceSettings
 from model.task import Task
 from model.text import encode_post_text
 from steps.parallel import ordered_map
+from steps.queue import PROBABILITY
 
 #: Images handed to a worker at a time, and bytes of frames that it hands back at most (more cost twice as much a byte).
 _CHUNK, _CHUNK_BYTES = 64, 2**19
@@ -118,7 +119,7 @@ def write_shards(
             writer.add(frame)
         for start in range(0, max(1, len(posts)), _PART):
             part = posts.iloc[start : start + _PART]
-            table = part[[POST_ID, SPLIT, LABEL, *task.question_ids]].copy()
+            table = part[[POST_ID, SPLIT, LABEL, *task.question_ids, *({PROBABILITY} & {*part})]].copy()
             table[FRAMES] = [
                 [numbers[hashes[k]] for k in frame_indices(len(hashes), sequence.frames, repeat=sequence.repeat_frames)]
                 for hashes in part[IMAGE_SHA256]

@@ -18,6 +18,7 @@ from steps.register import registry
 from steps.register.moves import RegistryState
 from steps.register.registry import RegisteredVersion
 from steps.settings import PromoteSettings
+from steps.survey import weights_of
 from steps.tables import rows_of
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class Candidate:
         self._version, self._task, self._settings = version, task, settings
         self._shards, self._table, self._alarmed = shards, posts, alarmed
         members = rows_of(posts, test[POST_ID].tolist(), "posts")
-        self._posts = Posts(labels_N=(test[LABEL] == 1).to_numpy(bool), slices=slices_of(members))
+        labels_N, slices = (test[LABEL] == 1).to_numpy(bool), slices_of(members)
+        self._posts = Posts(labels_N=labels_N, slices=slices, weights_N=weights_of(test))
         self._judged = Judged(scores_N=test[SCORE].to_numpy(np.float64), report=report)
 
     def decide(self, state: RegistryState) -> Decision:

@@ -35,10 +35,13 @@ _Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Posts:
-    """labels_N: True = positive. slices: name -> which posts belong to it, (N,) each."""
+    """labels_N: True = positive. slices: name -> which posts belong to it, (N,) each. weights_N: for how many posts
+    each stands; None: one.
+    """
 
     labels_N: _Mask
     slices: Mapping[str, _Mask]
+    weights_N: _Scores | None = None
 
 
 @dataclass(frozen=True)
@@ -162,12 +165,14 @@ def slices_of(posts: pd.DataFrame) -> dict[str, _Mask]:
     return slices
 
 
-def gain_of(metric: str, candidate: Judged, champion: Judged, labels_N: _Mask, *, n: int) -> tuple[float, float, float]:
+def gain_of(
+    metric: str, candidate: Judged, champion: Judged, labels_N: _Mask, *, n: int, weights_N: _Scores | None = None
+) -> tuple[float, float, float]:
     """(value, low, high) of `metric(candidate) - metric(champion)`, see `model.bootstrap.paired_gain`; f1 and the
     served recalls of each at the threshold that its own val chose.
     """
     (fn, a_N), (_, b_N) = _measured(metric, candidate), _measured(metric, champion)
-    return paired_gain(fn, a_N, b_N, labels_N, n=n, seed=_SEED, level=LEVEL)
+    return paired_gain(fn, a_N, b_N, labels_N, n=n, seed=_SEED, level=LEVEL, weights=weights_N)
 
 
 def _measured(metric: str, model: Judged) -> tuple[Callable[..., float], _Scores]:
@@ -198,21 +203,23 @@ def _floors(candidate: Judged, posts: Posts, settings: PromoteSettings) -> list[
     limit = settings.max_calibration_error
     if limit is None:
         return checks
-    error = metrics.expected_calibration_error(candidate.scores_N, posts.labels_N)
+    error = metrics.expected_calibration_error(candidate.scores_N, posts.labels_N, weights=posts.weights_N)
     if error > limit:  # chance is asked only then: it takes two hundred draws
-        limit = max(limit, _calibration_noise(candidate.scores_N))
+        limit = max(limit, _calibration_noise(candidate.scores_N, posts.weights_N))
     outcome: Outcome = "passed" if error <= limit else "failed"
     return [*checks, Check(name=metrics.CALIBRATION_ERROR, value=error, limit=limit, outcome=outcome)]
 
 
-def _calibration_noise(scores_N: _Scores) -> float:
+def _calibration_noise(scores_N: _Scores, weights_N: _Scores | None) -> float:
     """The calibration error that 5 of 100 perfectly calibrated models with these scores would exceed: few posts
     have one even where nothing is wrong.
     """
     rng = np.random.default_rng(_SEED)
-    order_N = np.sort(scores_N)[::-1]
-    draws = [rng.random(len(order_N)) < order_N for _ in range(_CALIBRATION_DRAWS)]
-    return float(np.quantile([metrics.expected_calibration_error(order_N, labels) for labels in draws], LEVEL))
+    order = np.argsort(-scores_N, kind="stable")
+    order_N, weight_N = scores_N[order], None if weights_N is None else weights_N[order]
+    draws = (rng.random(len(order_N)) < order_N for _ in range(_CALIBRATION_DRAWS))
+    errors = [metrics.expected_calibration_error(order_N, labels, weights=weight_N) for labels in draws]
+    return float(np.quantile(errors, LEVEL))
 
 
 def _guessing(candidate: Judged, posts: Posts, settings: PromoteSettings) -> Check:
@@ -220,9 +227,11 @@ def _guessing(candidate: Judged, posts: Posts, settings: PromoteSettings) -> Che
     chance.
     """
     fn, scores_N = _measured(settings.metric, candidate)
-    order_N, rng = np.sort(scores_N)[::-1], np.random.default_rng(_SEED)
-    draws = [fn(order_N, rng.permutation(posts.labels_N)) for _ in range(settings.bootstrap)]
-    value = fn(scores_N, posts.labels_N)
+    order, rng = np.argsort(-scores_N, kind="stable"), np.random.default_rng(_SEED)
+    weights_N = posts.weights_N
+    order_N, weight_N = scores_N[order], None if weights_N is None else weights_N[order]
+    draws = [fn(order_N, rng.permutation(posts.labels_N), weights=weight_N) for _ in range(settings.bootstrap)]
+    value = fn(scores_N, posts.labels_N, weights=weights_N)
     limit = float(np.quantile(draws, 1 - settings.guessing))
     name = f"{settings.metric} against guessing"
     return Check(name=name, value=value, limit=limit, outcome="passed" if value > limit else "failed")
@@ -238,7 +247,9 @@ def _floor_reason(check: Check) -> str:
 def _gain(
     metric: str, candidate: Judged, champion: Judged, posts: Posts, settings: PromoteSettings, *, limit: float
 ) -> Check:
-    value, low, high = gain_of(metric, candidate, champion, posts.labels_N, n=settings.bootstrap)
+    value, low, high = gain_of(
+        metric, candidate, champion, posts.labels_N, n=settings.bootstrap, weights_N=posts.weights_N
+    )
     passed = value != 0 and low > limit  # NaN is above nothing
     return _check(f"gain in {metric}", (value, low, high), limit, "passed" if passed else "failed")
 
@@ -250,7 +261,8 @@ def _slices(candidate: Judged, champion: Judged, posts: Posts, settings: Promote
         if labels.sum() < settings.min_slice_positives or labels.all():
             continue
         a, b = (Judged(scores_N=model.scores_N[member_N], report=model.report) for model in (candidate, champion))
-        value, low, high = gain_of(settings.metric, a, b, labels, n=settings.bootstrap)
+        weights_N = None if posts.weights_N is None else posts.weights_N[member_N]
+        value, low, high = gain_of(settings.metric, a, b, labels, n=settings.bootstrap, weights_N=weights_N)
         fell = value < -settings.max_slice_drop
         outcome: Outcome = "passed" if not fell else "failed" if high < 0 else "open"
         checks.append(_check(name, (value, low, high), -settings.max_slice_drop, outcome))

@@ -22,6 +22,7 @@ from steps.ingest.posts import manifest_fingerprint, read_manifest
 from steps.ingest.sample import render_sample
 from steps.paths import home
 from steps.promote.gate import Decision, Judged, Posts, decide, slices_of
+from steps.queue import PROBABILITY
 from steps.register import history, registry
 from steps.register.moves import RegistryState
 from steps.register.own_code import scorer_of
@@ -29,6 +30,7 @@ from steps.register.reach import answered
 from steps.register.registry import RegisteredVersion
 from steps.retrain.newest import newest_posts
 from steps.settings import SAMPLE, EvaluateSettings, PromoteSettings, TrainingSettings
+from steps.survey import weights_of
 from steps.tables import rows_of
 
 #: Both versions rank the posts alike, so every rank metric is a tie: they differ in how far a score is the
@@ -139,7 +141,8 @@ def fit(
     Args:
         checkpoint: the champion's, as registered.
         held: the champion's report.
-        posts: see `steps.ingest.posts`.
+        posts: see `steps.ingest.posts`. Where it has `inclusion_probability`, posts were drawn for people with it: each
+            stands for 1 / probability.
         alarmed: the champion's live precision is below its promise.
 
     Raises:
@@ -159,7 +162,8 @@ def fit(
             )
         answers = [column(id_) for id_ in task.question_ids for column in (answer_column, probability_column)]
         said = found[[LOGIT, *(name for name in answers if name in found)]]
-        tables[split] = rows[[POST_ID, SPLIT, LABEL, *task.question_ids]].join(said)
+        drawn = {PROBABILITY} & {*rows}
+        tables[split] = rows[[POST_ID, SPLIT, LABEL, *task.question_ids, *drawn]].join(said)
     val, test, calibration = calibrated(tables[VAL], tables[TEST])
     report = build_report(
         val,
@@ -183,6 +187,7 @@ def fit(
         Posts(
             labels_N=(judged[LABEL] == 1).to_numpy(bool),
             slices=slices_of(rows_of(posts, judged[POST_ID].tolist(), "posts")),
+            weights_N=weights_of(judged),
         ),
         settings,
         alarmed=alarmed,

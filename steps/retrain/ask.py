@@ -9,16 +9,17 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from model.columns import DECISION, MODEL_VERSION, SCORE
+from model.columns import DECISION, MODEL_VERSION, SCORE, SCORED_AT
 from model.errors import ConfigError, DataError
 from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, ROOT, TEXT, TITLE
 from model.task import Task
 from steps.promote.gate import slices_of
-from steps.queue import PROBABILITY, REASONS, draw, inclusion, reach, worth
+from steps.queue import PROBABILITY, REASONS, draw, inclusion, not_ruled_out, reach, worth
 from steps.register import registry
 from steps.register.registry import RegisteredVersion
-from steps.retrain.fresh import read_labels
+from steps.retrain.fresh import read_chances, read_labels
 from steps.retrain.live import Share, read_scores, scores_place
+from steps.retrain.newest import fall
 from steps.settings import RetrainSettings
 from steps.tables import tell_unmatched
 
@@ -59,7 +60,10 @@ def whom_to_ask(
     known = read_labels(settings.labels) if settings.labels else {}
     table = posts[posts[POST_ID].isin(ours.index)].reset_index(drop=True)
     table[LABEL] = table[POST_ID].map(known).astype(float).fillna(table[LABEL].astype(float))
-    table[SCORE], table[DECISION] = (table[POST_ID].map(ours[column]) for column in (SCORE, DECISION))
+    for column in (SCORE, DECISION, SCORED_AT):
+        table[column] = table[POST_ID].map(ours[column])
+    if chances := read_chances(settings.labels) if settings.labels else {}:
+        table[PROBABILITY] = table[POST_ID].map(chances).astype(float).fillna(1.0)
     reasons = _reasons(table, scored, champion, settings.live_precision / 100, confidence, disputed)
     asked = table[LABEL].isna().to_numpy(bool)
     if not asked.any():
@@ -70,7 +74,8 @@ def whom_to_ask(
     score_N = table[SCORE].to_numpy(np.float64)
     flagged_N = table[DECISION].eq(True).to_numpy(bool)
     threshold = float(score_N[flagged_N].min()) if flagged_N.any() else np.inf
-    lowest = reach(score_N, threshold, share=float(score_N.mean()))
+    target = settings.live_precision / 100
+    lowest = max(reach(score_N, threshold, share=float(score_N.mean())), _lowest(table, target, confidence))
     worth_N, said = worth(score_N[asked], lowest, {reason: holds[asked] for reason, holds in reasons.items()})
     probability_N = inclusion(worth_N, budget, random_share)
     found = table[asked].assign(**{PROBABILITY: probability_N}).assign(**{REASONS: np.array(said, dtype=object)})
@@ -81,6 +86,23 @@ def whom_to_ask(
         for root, names in zip(found[ROOT], found[IMAGES], strict=True)
     ]
     return shown.assign(**dict.fromkeys((LABEL, *task.question_ids), ""))
+
+
+def _lowest(table: pd.DataFrame, target: float, confidence: float) -> float:
+    """The lowest score of a threshold that the labels since the precision fell do not rule out; -inf: it did not fall.
+
+    Where a change leaves none, there is nothing to narrow down.
+    """
+    known = table[table[LABEL].notna() & table[DECISION].notna()]
+    since = fall(known)
+    if since is None:
+        return -np.inf
+    late = known[known[SCORED_AT] >= since]
+    chance = late.get(PROBABILITY, pd.Series(1.0, late.index)).to_numpy(np.float64)
+    found = not_ruled_out(
+        late[SCORE].to_numpy(np.float64), (late[LABEL] == 1).to_numpy(bool), chance, target, confidence
+    )
+    return found if np.isfinite(found) else -np.inf
 
 
 def _reasons(

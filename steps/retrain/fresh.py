@@ -15,18 +15,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
+from typing import Annotated
 
 from pydantic import AliasChoices, AwareDatetime, Field, ValidationError
 
 from model.errors import ManifestError, plain
 from model.files import disk_told, write_whole
-from model.post import row_of
+from model.post import Expects, PostId, Row, row_of
 from model.schema import CREATED_AT, LABEL, MANIFEST_COLUMNS, POST_ID, SPLIT, TEST
 from model.strict import Strict
 from model.task import Task
 from steps.ingest.groups import split_of
 from steps.ingest.posts import ORIGIN, Post, Reject, fingerprint_of, parse_posts, refuse_too_many
 from steps.ingest.rows import absolute, checked_rows, is_url, json_object, opened, parent_of
+from steps.queue import PROBABILITY
 from steps.retrain.reviewed import reviewed_labels
 from steps.retrain.stored import is_store
 from steps.secrets import resolved
@@ -219,6 +221,25 @@ def read_labels(place: str | Path) -> dict[str, int]:
     return {row[POST_ID]: row[LABEL] for row in cells if row[LABEL] is not None}
 
 
+class AskedPost(Row):
+    """A row of labels that may have come from a queue."""
+
+    post_id: PostId
+    inclusion_probability: Annotated[float | None, Field(gt=0, le=1), Expects("a probability above 0, or null")] = None
+
+
+def read_chances(place: str | Path) -> dict[str, float]:
+    """With what probability `agentps queue` drew the posts of the labels; empty where they are not its.
+
+    Raises: as `read_labels`.
+    """
+    place = resolved(str(place), "retrain.labels")
+    if is_store(place):
+        return {}
+    rows = checked_rows(Path(place), AskedPost, "labels", (POST_ID,))
+    return {row.post_id: row.inclusion_probability for _, row in rows if row.inclusion_probability is not None}
+
+
 def too_little(
     source: str | Path, cursor: Cursor | None, settings: RetrainSettings, max_reject_share: float = 0.0
 ) -> str | None:
@@ -256,6 +277,7 @@ def select(
     settings: RetrainSettings,
     ingest: IngestSettings,
     sides: Mapping[str, str] = MappingProxyType({}),
+    chances: Mapping[str, float] = MappingProxyType({}),
 ) -> Selection:
     """The posts that are trained on, that pick thresholds, and that test.
 
@@ -267,6 +289,7 @@ def select(
         since: the retraining cursor, None before the first retraining.
         labels: people's later labels by post id; they replace the manifest's.
         sides: by post id, the splits of posts that are grouped by what they share (`ingest.group_by`).
+        chances: by post id, with what probability people were asked for its later label; of others it is 1.
 
     Raises:
         NoMatchError: there are labels, and none is of a post.
@@ -286,6 +309,8 @@ def select(
         split = split or split_of(post[POST_ID], ingest.val_share, ingest.test_share)
         label = labels.get(post[POST_ID], post.get(LABEL))
         row = post | {SPLIT: split, LABEL: label}
+        if chances:
+            row[PROBABILITY] = chances.get(post[POST_ID], 1.0)
         if split == TEST:
             if post.get(SPLIT) == TEST or post[CREATED_AT] > tested:
                 kept.append(row)

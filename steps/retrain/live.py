@@ -30,7 +30,7 @@ from model.schema import LABEL, POST_ID
 from steps.ingest.rows import checked_rows
 from steps.notify import send
 from steps.paths import STORE_FILE, home, store_url
-from steps.retrain.fresh import is_to_come, read_labels
+from steps.retrain.fresh import is_to_come, read_chances, read_labels
 from steps.retrain.stored import ACTION, AUDIT, AUDIT_PROBABILITY, COLUMNS, POLICY_COLUMNS, is_store, read_stored
 from steps.secrets import masked, resolved
 from steps.settings import NotifySettings, RetrainSettings
@@ -154,13 +154,6 @@ def live_tables(scores: str | None, labels: str | None, settings: RetrainSetting
     if scored is None:
         raise ConfigError("live: no scores: `agentps score` makes some; or give --scores, or set retrain.scores")
     return scored, labelled
-
-
-class AskedPost(Row):
-    """A row of labels that may have come from a queue."""
-
-    post_id: PostId
-    inclusion_probability: Annotated[float | None, Field(gt=0, le=1), Expects("a probability above 0, or null")] = None
 
 
 class ScoredPost(Row):
@@ -303,15 +296,7 @@ def late_labels(
     newest = min(table[SCORED_AT].max(), pd.Timestamp.now(UTC))  # a wrong clock must not make all other scores old
     table = table[table[SCORED_AT] > newest - timedelta(days=settings.live_days)]
     table = table.assign(**{LABEL: table[POST_ID].map(known_labels).astype(float)})
-    if chances := _chances(resolved(str(labels), "retrain.labels")):
+    if chances := read_chances(labels):
         chance = table[POST_ID].map(chances).astype(float)
         table = table.assign(**{ACTION: None, AUDIT: chance.notna(), AUDIT_PROBABILITY: chance})
     return table
-
-
-def _chances(labels: str) -> dict[str, float]:
-    """With what probability `agentps queue` drew the posts of the labels; empty where they are not its."""
-    if is_store(labels):
-        return {}
-    rows = checked_rows(Path(labels), AskedPost, "labels", (POST_ID,))
-    return {row.post_id: row.inclusion_probability for _, row in rows if row.inclusion_probability is not None}

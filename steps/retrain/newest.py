@@ -16,6 +16,7 @@ from model.schema import CREATED_AT, LABEL, POST_ID, SPLIT, TEST, VAL
 from model.task import Task
 from steps.ingest.posts import read_manifest
 from steps.paths import home
+from steps.queue import PROBABILITY
 from steps.register import registry
 from steps.register.registry import RegisteredVersion
 from steps.retrain import fresh
@@ -48,10 +49,12 @@ def since_the_fall(table: pd.DataFrame) -> pd.DataFrame:
 def fall(table: pd.DataFrame) -> pd.Timestamp | None:
     """The day from which on fewer of the flagged posts were positive; None where no day clearly is one."""
     flagged = table[table[DECISION].astype(bool)]
-    by_day = flagged.groupby(flagged[SCORED_AT].dt.floor("D"))[LABEL].agg(["sum", "count"])
+    weight = flagged.get(PROBABILITY, pd.Series(1.0, flagged.index)) ** -1.0
+    weight = weight * weight.sum() / (weight**2).sum()  # in all their effective number (Korn and Graubard 1998)
+    by_day = pd.DataFrame({"k": weight * flagged[LABEL], "n": weight}).groupby(flagged[SCORED_AT].dt.floor("D")).sum()
     if len(by_day) < 2:
         return None
-    k_D, n_D = by_day["sum"].to_numpy(np.float64), by_day["count"].to_numpy(np.float64)
+    k_D, n_D = by_day["k"].to_numpy(np.float64), by_day["n"].to_numpy(np.float64)
     k_before, n_before = np.cumsum(k_D)[:-1], np.cumsum(n_D)[:-1]
     k_after, n_after = k_D.sum() - k_before, n_D.sum() - n_before
     parted = _likelihood(k_before, n_before) + _likelihood(k_after, n_after)
@@ -72,7 +75,7 @@ def newest_posts(
 ) -> tuple[pd.DataFrame, str]:
     """The posts since the fall that people labelled and the champion was not trained on: val, and test by a hash.
 
-    Where a policy drew posts for people, so many of these as make them a draw from all posts.
+    Where posts were drawn for people, by a policy or by `agentps queue`, these, with their `inclusion_probability`.
 
     Returns:
         The table of posts (see `steps.ingest.posts`), and the fingerprint of its manifest.
@@ -86,15 +89,17 @@ def newest_posts(
     table = table[table[LABEL].notna()]
     if is_drawn(table):
         table = table[for_people(table) & (table[AUDIT_PROBABILITY] > 0)]
-        weight = 1 / table[AUDIT_PROBABILITY].astype(float)
-        table = table[table[POST_ID].map(lambda post_id: _place("draw", post_id)) < weight / weight.max()]
+        table = table.assign(**{PROBABILITY: table[AUDIT_PROBABILITY].astype(float)})
     if len(table):
         table = since_the_fall(table)
     label = dict(zip(table[POST_ID], table[LABEL].astype(int), strict=True))
+    drawn = {} if PROBABILITY not in table else dict(zip(table[POST_ID], table[PROBABILITY], strict=True))
     until = _trained_until(champion)
     source = fresh.absolute(settings.posts)
     rows = [
-        post | {LABEL: label[post[POST_ID]], SPLIT: TEST if _place("test", post[POST_ID]) < _TESTED else VAL}
+        post
+        | {LABEL: label[post[POST_ID]], SPLIT: TEST if _place("test", post[POST_ID]) < _TESTED else VAL}
+        | ({PROBABILITY: drawn[post[POST_ID]]} if drawn else {})
         for post in fresh.read_posts(source, fresh.columns_of(task), task, settings.ingest.max_reject_share)
         if post[POST_ID] in label and (until is None or post[CREATED_AT] > until)
     ]

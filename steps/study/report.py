@@ -187,8 +187,7 @@ class _Writer:
         vanilla = self._vanilla("variants")
         table = [["variant", "process labels", "val AP", *_COLUMNS, "AP over vanilla", "R@P80 over vanilla"]]
         for row in self._tables["variants"]:
-            val = _percent(float(np.mean([r.best_val_average_precision for r in row.records])))
-            table.append([row.cell.variant, row.cell.labels, val, *_means(row), *self._gains(row, vanilla)])
+            table.append([row.cell.variant, row.cell.labels, _val(row), *_means(row), *self._gains(row, vanilla)])
         seeds = [["variant", "process labels", "seed", "val AP", *_COLUMNS]]
         for row in self._tables["variants"]:
             for record in row.records:
@@ -291,17 +290,31 @@ class _Writer:
 
     def methods(self) -> list[str]:
         whole, vanilla = self._ends("methods")
-        table = [["labels", "method", *_COLUMNS, "AP retained", "R@P80 retained"]]
+        table = [["labels", "method", "val AP", *_COLUMNS, "AP retained", "R@P80 retained"]]
         for row in self._tables["methods"]:
             labels = "none (vanilla)" if row is vanilla else row.cell.labels
             method = row.cell.method if row.cell.labels == ANNOTATOR else ""
-            table.append([labels, method, *_means(row), *self._retained(row, whole, vanilla)])
+            table.append([labels, method, _val(row), *_means(row), *self._retained(row, whole, vanilla)])
         text = (
             f"`{self._settings.variant}`, {self._posts:,} training posts labelled by the annotator, and people's "
             f"labels of {self._settings.gold_share:.0%} of them, with which the methods may do what "
             "`steps/fine_tune/methods.py` says."
         )
+        if chosen := self._chosen_by_val():
+            text += f" {chosen}"
         return self._section("## What can be done about the annotator's errors", text, table)
+
+    def _chosen_by_val(self) -> str:
+        """Which method val would choose; test only reports."""
+        tried = [row for row in self._tables["methods"] if row.cell.labels == ANNOTATOR]
+        if not tried:
+            return ""
+
+        vals = np.array([[record.best_val_average_precision for record in row.records] for row in tried])
+        whole = tried[int(vals.mean(axis=1).argmax())].cell.method
+        each = [tried[int(place)].cell.method for place in vals.argmax(axis=0)]
+        by_itself = f"; each seed by itself: {', '.join(f'`{name}`' for name in each)}" if len(each) > 1 else ""
+        return f"By val, the mean of the seeds, `{whole}` is chosen{by_itself}."
 
 
 def _baseline_table(baselines: Sequence[Baseline]) -> list[str]:
@@ -329,6 +342,10 @@ def _percent(value: float) -> str:
 def _mean(row: Row, metric: str) -> str:
     spread = row.spread(metric)
     return _percent(row.mean(metric)) + ("" if spread is None else f" ± {_percent(spread)}")
+
+
+def _val(row: Row) -> str:
+    return _percent(float(np.mean([record.best_val_average_precision for record in row.records])))
 
 
 def _means(row: Row) -> list[str]:

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from numpy.typing import NDArray
 from sqlalchemy import insert
 from zenml.client import Client
 
@@ -219,14 +220,15 @@ def test_recalibrate_makes_a_version_of_the_same_weights_that_goes_through_the_g
     assert history.sync(NAME).aliases == {"champion": "2", "previous": "1", "challenger": "2"}
 
 
-def test_recalibrate_late_fits_to_what_was_labelled_since_the_precision_fell(
-    add: Add, config: str, tmp_path: Path
-) -> None:
-    """Six days on which all that was flagged was right, then six on which half of it was."""
+def fallen(add: Add, config: str, tmp_path: Path) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    """Twelve days of 100 scored and labelled posts: six on which all that was flagged was right, then six on which half
+    of it was. Returns post_id, label, score; and the days.
+    """
     first = add(1.0, "promoted")
     posts(tmp_path, 1200, registry.fetch(first))
     rows = pd.read_json(tmp_path / "posts.jsonl", lines=True).drop(columns="split")
     full = rows.assign(images=[[str(tmp_path / name) for name in album] for album in rows["images"]])
+    full.to_json(tmp_path / "full.jsonl", orient="records", lines=True)
     found = Scorer.from_directory(registry.fetch(first), image_root="/").score(full)["score"]
     flagged, day = found.rank(pct=True) > 0.5, np.arange(1200) // 100
     right = np.where(day < 6, flagged, np.random.default_rng(0).random(1200) < found.rank(pct=True) ** 3)
@@ -236,12 +238,19 @@ def test_recalibrate_late_fits_to_what_was_labelled_since_the_precision_fell(
     )
     scores = rows[["post_id"]].assign(score=found, decision=flagged, model_version="1", scored_at=created)
     scores.to_json(tmp_path / "scores.jsonl", orient="records", lines=True)
-    rows[["post_id"]].assign(label=right.astype(int)).to_json(tmp_path / "labels.jsonl", orient="records", lines=True)
     options = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    options["retrain"] = {name: str(tmp_path / f"{name}.jsonl") for name in ("scores", "labels")}
+    options["retrain"] = {"scores": str(tmp_path / "scores.jsonl"), "labels": str(tmp_path / "labels.csv")}
     Path(config).write_text(yaml.safe_dump(options), encoding="utf-8")
     mlflow.end_run()
     mlflow.create_experiment("agentps_training", artifact_location=(tmp_path / "artifacts").as_uri())
+    return rows[["post_id"]].assign(label=right.astype(int), score=found), day
+
+
+def test_recalibrate_late_fits_to_what_was_labelled_since_the_precision_fell(
+    add: Add, config: str, tmp_path: Path
+) -> None:
+    labels, _ = fallen(add, config, tmp_path)
+    labels[["post_id", "label"]].to_csv(tmp_path / "labels.csv", index=False)
     done = call("recalibrate", "--late", "-c", config)
     assert done.exit_code == 0, done.output
     made = registry.report_of(registry.get(NAME, "2"))
@@ -250,6 +259,27 @@ def test_recalibrate_late_fits_to_what_was_labelled_since_the_precision_fell(
     tags = registry.tags_of(registry.get(NAME, "2"))
     assert tags["agentps.recalibrated_from"] == "1"
     assert "whose live precision is below its promise" in tags[history.REASON]
+
+
+def test_recalibrate_late_takes_each_label_of_a_queue_for_the_posts_that_it_stands_for(
+    add: Add, config: str, tmp_path: Path
+) -> None:
+    """Of each flagged post people were asked, of one in five others: none is thrown away, and figures are of all."""
+    labels, day = fallen(add, config, tmp_path)
+    often = labels["score"].rank(pct=True) > 0.5
+    asked = often | (np.arange(len(labels)) % 5 == 0)
+    queue = labels[asked].assign(inclusion_probability=np.where(often[asked], 1.0, 0.2)).drop(columns="score")
+    queue.to_csv(tmp_path / "labels.csv", index=False)
+    done = call("recalibrate", "--late", "-c", config)
+    assert done.exit_code == 0, done.output
+    second = registry.get(NAME, "2")
+    made = registry.report_of(second)
+    assert made.n_val + made.n_posts == int((asked & (day >= 6)).sum())
+    # the calibration's scores are those of all posts: more than half of them were never flagged
+    logit = Scorer.from_directory(registry.fetch(second), image_root="/")
+    scored = logit.score(pd.read_json(tmp_path / "full.jsonl", lines=True))["score"]
+    assert scored[day >= 6].mean() == pytest.approx(labels["label"][day >= 6].mean(), abs=0.05)
+    assert labels["label"][asked & (day >= 6)].mean() > labels["label"][day >= 6].mean() + 0.06, "unlike those asked of"
 
 
 def test_queue_asks_of_posts_that_may_be_flagged_and_writes_down_with_what_probability(

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 from scipy.special import expit
+from scipy.stats import binomtest
 
 from model.errors import ConfigError
 from steps.evaluate.promise import promised_threshold
-from steps.queue import draw, inclusion, reach, worth
+from steps.queue import draw, inclusion, not_ruled_out, reach, worth
 from steps.survey import estimate
 
 
@@ -65,6 +66,20 @@ def test_thresholds_in_question_flag_half_as_many_again_as_the_served_one() -> N
 def test_a_draw_that_cannot_be_or_would_bias_is_refused(budget: int, share: float) -> None:
     with pytest.raises(ConfigError):
         inclusion(np.ones(10), budget, share)
+
+
+def test_a_threshold_is_in_question_until_the_exact_bound_of_its_precision_is_below_the_target() -> None:
+    """20 positives above, then negatives only: as long as scipy's bound of 20 of n reaches 80 %."""
+    score, label = np.linspace(0.99, 0.01, 60), np.arange(60) < 20
+    last = max(
+        n for n in range(20, 61) if binomtest(20, n, alternative="less").proportion_ci(0.95, method="exact").high >= 0.8
+    )
+    for probability in (1.0, 0.2):
+        found = not_ruled_out(score, label, np.full(60, probability), 0.8, 0.95)
+        assert (score >= found).sum() == last
+    # each of the negatives stands for ten posts
+    found = not_ruled_out(score, label, np.where(label, 1.0, 0.1), 0.8, 0.95)
+    assert 20 < (score >= found).sum() < last
 
 
 def test_300_labels_of_the_queue_serve_more_than_500_of_random_posts_and_keep_the_promise() -> None:

@@ -10,14 +10,31 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from model import checkpoint
+from model.backbone import load_tokenizer
+from model.data import Shards
 from model.errors import ManifestError
+from model.settings import BackboneSettings
 from model.task import load_task
+from steps.evaluate.predictions import prediction_tables
 from steps.ingest.groups import split_of
 from steps.ingest.posts import RejectsError, read_manifest
+from steps.preprocess.shards import write_shards
 from steps.retrain import fresh
-from steps.retrain.fresh import Cursor, advance, begin, read_cursor, read_labels, read_posts, select, too_little
+from steps.retrain.fresh import (
+    Cursor,
+    advance,
+    begin,
+    read_chances,
+    read_cursor,
+    read_labels,
+    read_posts,
+    select,
+    too_little,
+)
 from steps.settings import IngestSettings, RetrainSettings, load_settings
 from steps.tables import NoMatchError
+from tests.support.tiny import SEQUENCE, train_settings
 
 DAY_0 = datetime(2026, 3, 1, tzinfo=UTC)
 INGEST: IngestSettings = load_settings({}).ingest
@@ -336,6 +353,39 @@ def test_what_a_retraining_chose_is_ingested_as_the_manifest_says_and_that_is_re
     again = begin(select(posts, None, {"p3": 0}, settings(test_days=30), INGEST), str(data), None, tmp_path)
     assert again.manifest == run.manifest
     assert again.fingerprint != run.fingerprint
+
+
+def test_with_what_probability_people_were_asked_for_a_label_travels_to_the_predictions(
+    tmp_path: Path, tiny_backbone: BackboneSettings
+) -> None:
+    """Thresholds of a retraining are fitted on val: a queue's labels there stand for the posts that were not asked."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for n in range(4):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(data / f"{n}.jpg")
+    source = write(
+        data / "posts.jsonl", [post(n, n, split=split) for n, split in enumerate(["train", "val", "test", "val"])]
+    )
+    labels = data / "labels.csv"
+    labels.write_text("post_id,label,inclusion_probability\np1,1,0.25\np2,0,1.0\np0,1,\n", encoding="utf-8")
+    chances = read_chances(labels)
+    assert chances == {"p1": 0.25, "p2": 1.0}
+    posts = read_posts(source, fresh.columns_of(TASK), TASK)
+    chosen = select(posts, None, read_labels(labels), settings(test_days=30), INGEST, chances=chances)
+    run = begin(chosen, fresh.folder_of(source), None, tmp_path)
+    table = read_manifest(run.manifest, TASK, INGEST, root=fresh.folder_of(source)).posts
+    assert dict(zip(table["post_id"], table["inclusion_probability"], strict=True)) == {
+        "p0": 1,
+        "p1": 0.25,
+        "p2": 1,
+        "p3": 1,
+    }
+    write_shards(tmp_path / "s", table, TASK, SEQUENCE, load_tokenizer(tiny_backbone), INGEST.limits)
+    shards = Shards(tmp_path / "s")
+    network, _, prompt = checkpoint.build(tiny_backbone, TASK, shards.sequence, train_settings(variant="vanilla"))
+    val, test, _ = prediction_tables(network, prompt, shards, TASK, 2)
+    assert dict(zip(val["post_id"], val["inclusion_probability"], strict=True)) == {"p1": 0.25, "p3": 1}
+    assert test["inclusion_probability"].tolist() == [1]
 
 
 def test_a_folder_s_hidden_and_stray_files_are_no_manifests(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

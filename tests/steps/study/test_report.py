@@ -69,6 +69,25 @@ def test_the_tables_figures_are_the_records(whole: Report) -> None:
         assert re.search(rf"\| vanilla \| none \| {cell.seed} \|.*\| {value:.1f} \|$", whole.markdown, re.MULTILINE)
 
 
+def test_val_chooses_the_method_and_each_seed_is_told() -> None:
+    vals = {
+        "gold": (0.8, 0.7, 0.9),
+        "dropped": (0.7, 0.9, 0.7),
+        "relabelled": (0.8, 0.9, 0.8),
+        "weighted": (0.9, 0.7, 0.7),
+    }
+
+    def record_of(cell: Cell) -> Record:
+        val = vals.get(cell.method, (0.1, 0.1, 0.1))[cell.seed]
+        return record(cell).model_copy(update={"best_val_average_precision": val})
+
+    chosen = settings(tables=["methods"])
+    page = build(cells_of_tables(chosen, UCC), record_of, POSTS, UCC, chosen, [], "sixty posts").markdown
+    said = "By val, the mean of the seeds, `relabelled` is chosen; each seed by itself: `weighted`, `dropped`, `gold`."
+    assert said in page
+    assert "| annotator | relabelled | 83.3 |" in page
+
+
 def test_every_table_has_its_section_and_every_question_its_row(whole: Report) -> None:
     headings = re.findall(r"^## (.*)$", whole.markdown, re.MULTILINE)
     assert len(headings) == 6
