@@ -42,7 +42,8 @@ class _Connection:
         except OSError:
             return Answer(number, start, time.perf_counter() - start, 0)
         try:
-            status, headers, said = await asyncio.wait_for(self._exchange(body), PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                status, headers, said = await self._exchange(body)
         except (OSError, EOFError, TimeoutError):
             self._streams[1].close()
             self._streams = None

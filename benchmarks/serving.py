@@ -183,10 +183,8 @@ def started(command: Callable[[int], list[str]], probe: str, environment: dict[s
 def service(folder: Path, uri: str) -> Any:
     """`agentps serve` on the registry of `folder`."""
     own = {"AGENTPS_HOME": str(folder), "MLFLOW_TRACKING_URI": uri}
-    (folder / "service.yaml").write_text("service: {poll: 0.5}\n", encoding="utf-8")
-    config = ["-c", str(folder / "service.yaml")]
     agentps = str(Path(sys.executable).with_name("agentps"))
-    return started(lambda port: [agentps, "serve", "--port", str(port), *config], "/ready", os.environ | own)
+    return started(lambda port: [agentps, "serve", "--port", str(port)], "/ready", os.environ | own)
 
 
 def mlflow_server(uri: str) -> Any:
@@ -200,22 +198,32 @@ def mlflow_server(uri: str) -> Any:
 def capacity(url: str, warm: Sequence[bytes], sent: Sequence[bytes], scores: Sequence[float | None]) -> dict[str, Any]:
     """A pass over the posts, each new to the service; then another, all seen."""
     run(closed(f"{url}/score", warm, CLIENTS, len(warm)))
+    begin, busy = time.perf_counter(), time.process_time()
     first = run(closed(f"{url}/score", sent, CLIENTS, len(sent)))
+    cores_of_the_load = round((time.process_time() - busy) / (time.perf_counter() - begin), 2)
     found = {a.number: json.loads(a.body)["records"][0]["score"] for a in first if a.status == 200}
     differences = [abs(found[k] - scores[k]) for k in found if scores[k] is not None]  # type: ignore[operator]
     again = run(closed(f"{url}/score", sent, CLIENTS, len(sent)))
     largest = float(np.max(differences)) if differences else None
-    return {"first": figures(first), "again": figures(again), "largest_difference": largest}
+    return {
+        "first": figures(first),
+        "again": figures(again),
+        "largest_difference": largest,
+        "cores_of_the_load": cores_of_the_load,
+    }
 
 
 def overload(url: str, sent: Sequence[bytes], rate: float, seconds: float) -> dict[str, Any]:
     """`OVERLOAD` times what the service can do."""
+    begin, busy = time.perf_counter(), time.process_time()
     answers = run(steady(f"{url}/score", sent, OVERLOAD * rate, seconds))
+    cores_of_the_load = round((time.process_time() - busy) / (time.perf_counter() - begin), 2)
     found = figures(answers)
     refused = [answer for answer in answers if answer.status == 429]
     queue = load_service().queue_posts
     return found | {
         "offered_per_second": round(OVERLOAD * rate, 1),
+        "cores_of_the_load": cores_of_the_load,
         "share_of_capacity": round(found["answered_per_second"] / rate, 3),
         "refused_with_retry_after": sum(answer.retry_after for answer in refused),
         "queue_over_rate_ms": round(1000 * queue / found["answered_per_second"], 1),
@@ -368,6 +376,11 @@ def tables(record: dict[str, Any]) -> dict[str, str]:
             "serves the old version until it is started again"
             if theirs["old_version_after_the_move"]
             else "serves the new version",
+        ],
+        [
+            "cores that the load itself took, of those of the service",
+            f"{ours['capacity']['cores_of_the_load']:g}; at {OVERLOAD} times the load {over['cores_of_the_load']:g}",
+            "",
         ],
         ["SIGTERM under load", f"{end['broken']} requests broken, ended in {end['seconds']:g} s", ""],
     ]

@@ -15,7 +15,7 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -37,7 +37,7 @@ _ADDRESSES = 4
 _PORTS = {"https": 443, "http": 80}
 _MOVED = (301, 302, 303, 307, 308)
 _HEADERS = [
-    ("Accept", "image/jpeg, image/png, image/webp"),
+    ("Accept", "image/jpeg, image/png, image/webp, video/*"),
     ("Accept-Encoding", "identity"),
     ("Connection", "close"),
     ("User-Agent", "agentps"),
@@ -177,12 +177,13 @@ class Fetch:
         raise ImageError(f"more than {_REDIRECTS} redirects")
 
     async def all(
-        self, sources: Iterable[str], limits: ImageLimits, hold: Callable[[int], None]
+        self, sources: Mapping[str, ImageLimits], hold: Callable[[int], None]
     ) -> dict[str, bytes | ImageError]:
-        """The pictures of those sources that are URLs, or why there is none: each once, some at a time, all in the
-        `seconds` of one.
+        """The pictures of those sources that are URLs, or why there is none: some at a time, all in the `seconds` of
+        one.
 
         Args:
+            sources: with the limits of each.
             hold: gets the bytes of each; where it raises, no more are fetched.
         """
         loop, end = asyncio.get_running_loop(), time.monotonic() + self._seconds
@@ -190,14 +191,14 @@ class Fetch:
 
         async def one(url: str) -> None:
             try:
-                data = await loop.run_in_executor(self._many, self, url, limits, end)
+                data = await loop.run_in_executor(self._many, self, url, sources[url], end)
             except ImageError as error:
                 found[url] = error
             else:
                 hold(len(data))
                 found[url] = data
 
-        tasks = [asyncio.ensure_future(one(url)) for url in dict.fromkeys(filter(_URL.match, sources))]
+        tasks = [asyncio.ensure_future(one(url)) for url in filter(_URL.match, sources)]
         try:
             await asyncio.gather(*tasks)
         finally:

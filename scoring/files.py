@@ -1,4 +1,4 @@
-"""How the files that a manifest names become a post's pictures."""
+"""How files become a post's pictures: those that a manifest names, and videos, wherever they come from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,16 @@ def picture_reader(root: str, limits: ImageLimits) -> Callable[[Any], bytes]:
 
 def video_reader(root: str, limits: ImageLimits) -> Callable[[Any], tuple[str, list[bytes]]]:
     """The sha256 and the frames of the videos that a manifest names, by the same rules."""
-    read = picture_reader(root, replace(limits, max_bytes=limits.max_video_bytes))
+    return watching(picture_reader(root, for_videos(limits)), limits)
+
+
+def for_videos(limits: ImageLimits) -> ImageLimits:
+    """For who reads a video's bytes as those of a picture are read."""
+    return replace(limits, max_bytes=limits.max_video_bytes)
+
+
+def watching(read: Callable[[Any], bytes], limits: ImageLimits) -> Callable[[Any], tuple[str, list[bytes]]]:
+    """The sha256 and the frames of the videos whose bytes `read` gives."""
 
     def watch(source: Any) -> tuple[str, list[bytes]]:
         data = read(source)

@@ -16,6 +16,15 @@ HEAD = 10
 BUSY = json.dumps({"detail": "busy: all places are taken: send it again after the seconds of Retry-After"})
 
 
+def places_of(queue_posts: int) -> int:
+    """Requests that HAProxy lets through at one time.
+
+    With all places taken, a post waits for as long as the queue takes on average, and some wait longer. A quarter is
+    left free, so that nearly all that were let in are answered within that time. Requests of several posts may fill it.
+    """
+    return max(1, queue_posts * 3 // 4)
+
+
 def mended(config: str, folder: Path, port: int, backend: str, places: int) -> str:
     """
     Args:
@@ -32,6 +41,8 @@ def mended(config: str, folder: Path, port: int, backend: str, places: int) -> s
         return config
     said = BUSY.replace('"', r"\"").replace(" ", r"\ ")
     refuse = (
+        # Ray need not watch whether a client leaves: its post is scored before that is seen
+        "    http-request set-header x-request-disconnect-disabled ?1\n"
         "    option http-buffer-request\n"  # a client that sends slowly takes no place before it has sent a buffer
         f"    http-request return status 429 content-type application/json hdr Retry-After 1 string {said} "
         f"if METH_POST {{ be_conn({backend}) ge {places} }}"

@@ -81,6 +81,11 @@ class RemoteScore:
             seen = self.ready()
             found |= {n: _failed(inputs[n], str(inputs[n].error), seen, now or datetime.now(UTC)) for n in left}
         records = [found[number] for number in range(len(inputs))]
+        # the service sees a video's frames as pictures
+        records = [
+            record if post.video_sha256 is None else record.model_copy(update={"input_sha256": post.sha256})
+            for post, record in zip(inputs, records, strict=True)
+        ]
         return records if now is None else [record.model_copy(update={"scored_at": now}) for record in records]
 
     def _scored(self, posts: Sequence[Input]) -> list[Record]:

@@ -9,21 +9,23 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self, cast
 
 import jiter
 from fastapi import HTTPException, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from starlette.requests import ClientDisconnect
 
 from model.errors import DataError, ImageError, cut
-from model.images import read_source
-from model.post import Row, row_of
-from model.schema import IMAGES, POST_ID, TEXT, TITLE
+from model.images import ImageLimits, read_source
+from model.post import row_of
+from model.schema import IMAGES, POST_ID, TEXT, TITLE, VIDEO
+from model.video import FRAMES
 from scoring.about import Served
+from scoring.files import for_videos, watching
 from scoring.record import Record
 from scoring.score import Input, read_input
 from scoring.settings import ServiceSettings
@@ -42,30 +44,48 @@ _SIGNS = (b",", b"[", b"{")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 #: Bytes of a body that is read at once.
 _SMALL = 2**18
+#: Videos that wait or are being decoded, two at a time: each may take a minute. Posts of pictures go on beside them.
+_VIDEOS = 16
 #: Seconds that a rate looks back, at least.
 _WINDOW = 10.0
 
 Read = Callable[[Any], bytes]
 
 
-#: A post as it is sent.
-ScorePost: type[Row] = create_model(
-    "ScorePost",
-    __base__=row_of(columns=(POST_ID, TITLE, TEXT)),
-    images=(
-        list[Annotated[str, Field(pattern=r"\S")]],
-        Field(
-            min_length=1,
-            description="JPEG, PNG or WebP: each a data URL; or, where the service allows it, an https URL or a path",
-        ),
-    ),
-)
+_Named = Annotated[str, Field(pattern=r"\S")]
+
+
+class ScorePost(row_of(columns=(POST_ID, TITLE, TEXT))):  # type: ignore[misc]
+    """A post as it is sent."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"required": [IMAGES], "properties": {IMAGES: {"minItems": 1}}},
+                {"required": [VIDEO], "properties": {VIDEO: {"type": "string"}}},
+            ]
+        },
+    )
+
+    images: list[_Named] = Field(
+        default_factory=list,
+        description="JPEG, PNG or WebP: each a data URL; or, where the service allows it, an https URL or a path",
+    )
+    video: _Named | None = Field(
+        None, description="MP4, MOV, WebM or MKV, beside the images or instead of them; given as an image is"
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.images and self.video is None:
+            raise PydanticCustomError("nothing_shown", "one or more images, or a video, are expected")
+        return self
 
 
 class ScoreRequest(BaseModel):
     """The body of `POST /score`."""
 
-    posts: list[ScorePost] = Field(min_length=1)  # type: ignore[valid-type]
+    posts: list[ScorePost] = Field(min_length=1)
 
 
 class ScoreAnswer(BaseModel):
@@ -128,18 +148,19 @@ class Service:
         self.draining = False
         self.metrics = _Metrics(self)
         self._readers = ThreadPoolExecutor(4, "read")
-        self._read = read or self._read_source
+        self._watchers, self._videos = ThreadPoolExecutor(2, "watch"), 0
+        self._read = self._read_source if read is None else lambda source, limits: read(source)
         self._fetch = _fetch_of(settings) if read is None else None
         self._reads_fast = read is None and settings.image_root is None
         self._left: list[tuple[float, int]] = [(time.monotonic(), 0)]
 
-    def _read_source(self, source: Any) -> bytes:
+    def _read_source(self, source: Any, limits: ImageLimits) -> bytes:
         folder = self.settings.image_root
         if isinstance(source, str) and not source.startswith("data:") and folder is None:
-            raise ImageError("an image is sent as a data URL (data:image/jpeg;base64,...); no path or URL is read here")
+            raise ImageError("no path or URL is read here: send it as a data URL (data:image/jpeg;base64,...)")
         if isinstance(source, str) and source.startswith(("http:", "https:")):
-            raise ImageError("no URL is read here: send the image as a data URL")
-        return read_source(source, self.score.about.limits, folder=folder)
+            raise ImageError("no URL is read here: send it as a data URL (data:image/jpeg;base64,...)")
+        return read_source(source, limits, folder=folder)
 
     # --- room ---------------------------------------------------------------------------------------
 
@@ -174,7 +195,7 @@ class Service:
             posts = await self._step(size, self._posts, body, getattr(request.state, "client", None))
             del body
             fetched = await self._fetched(posts, taken)
-            inputs = await self._step(size, self._inputs, posts, fetched)
+            inputs = await self._seen(size, posts, fetched)
             del posts, fetched
             records = await self._scored(inputs)
         finally:
@@ -224,7 +245,7 @@ class Service:
         if self.bytes > self.settings.queue_bytes:
             raise self.busy(f"{self.bytes:,} bytes wait")
 
-    def _posts(self, body: bytes, client: Client | None) -> list[Row]:
+    def _posts(self, body: bytes, client: Client | None) -> list[ScorePost]:
         if _has_more_values(body, most := _VALUES * (self.settings.request_posts + 1)):
             raise HTTPException(413, f"more than {most:,} values in one body")
         try:  # of a key that stands twice, readers differ in which one they take
@@ -235,33 +256,58 @@ class Service:
             found = ScoreRequest.model_validate(sent)
         except ValidationError as error:
             raise HTTPException(422, _faults(error)) from None
-        most, posts = self.settings.request_posts, cast("list[Row]", found.posts)
+        most, posts = self.settings.request_posts, found.posts
         if len(posts) > most:
             raise HTTPException(413, f"{len(posts):,} posts; at most {most} are taken in one request")
         if client is not None:
             client.take(len(posts), held=1)
         return posts
 
-    async def _fetched(self, posts: Sequence[Row], taken: list[int]) -> dict[str, bytes | ImageError]:
+    async def _fetched(self, posts: Sequence[ScorePost], taken: list[int]) -> dict[str, bytes | ImageError]:
         """The pictures that are named by URLs, where URLs are read; none of a post that is not scored anyway."""
         if self._fetch is None:
             return {}
-        albums = [getattr(post, IMAGES) for post in posts]
-        wanted = [album for album in albums if not self.score.about.post_limits.faults("", "", len(album))]
-        return await self._fetch.all(chain(*wanted), self.score.about.limits, lambda n: self._hold(n, taken))
+        about, wanted = self.score.about, dict[str, ImageLimits]()
+        for post in posts:
+            if about.post_limits.faults("", "", len(post.images) + FRAMES * (post.video is not None)):
+                continue
+            for source in post.images:
+                wanted.setdefault(source, about.limits)
+            if post.video is not None:
+                wanted[post.video] = for_videos(about.limits)
+        return await self._fetch.all(wanted, lambda n: self._hold(n, taken))
 
-    def _inputs(self, posts: Sequence[Row], fetched: Mapping[str, bytes | ImageError]) -> list[Input]:
-        """Base64, files, and whatever `read` waits for."""
-
-        def read(source: Any) -> bytes:
-            found = fetched.get(source)
-            if isinstance(found, ImageError):
-                raise found
-            return self._read(source) if found is None else found
-
-        limits = self.score.about.post_limits
+    async def _seen(
+        self, size: int, posts: Sequence[ScorePost], fetched: Mapping[str, bytes | ImageError]
+    ) -> list[Input]:
+        """Raises: HTTPException: too many videos wait; or a post that no record can be of."""
+        n = sum(post.video is not None for post in posts)
+        if not n:
+            return cast("list[Input]", await self._step(size, self._inputs, posts, fetched))
+        if self._videos and self._videos + n > _VIDEOS:
+            raise self.busy(f"{self._videos} videos wait")
+        self._videos += n
         try:
-            return [read_input(post.model_dump(), read, limits) for post in posts]
+            return await asyncio.get_running_loop().run_in_executor(self._watchers, self._inputs, posts, fetched)
+        finally:
+            self._videos -= n
+
+    def _inputs(self, posts: Sequence[ScorePost], fetched: Mapping[str, bytes | ImageError]) -> list[Input]:
+        """Base64, files, videos, and whatever `read` waits for."""
+
+        def reader(limits: ImageLimits) -> Read:
+            def read(source: Any) -> bytes:
+                found = fetched.get(source)
+                if isinstance(found, ImageError):
+                    raise found
+                return self._read(source, limits) if found is None else found
+
+            return read
+
+        about = self.score.about
+        read, watch = reader(about.limits), watching(reader(for_videos(about.limits)), about.limits)
+        try:
+            return [read_input(post.model_dump(), read, about.post_limits, watch) for post in posts]
         except DataError as error:
             raise HTTPException(422, str(error)) from None
 

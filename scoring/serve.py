@@ -8,6 +8,7 @@ restarts for it.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 import re
@@ -20,22 +21,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from dataclasses import replace
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx2
 from fastapi import HTTPException
+from pydantic import TypeAdapter
 
 from model.errors import AgentPSError, ConfigError
 from scoring import haproxy
 from scoring.about import About, Status
 from scoring.app import create_app
+from scoring.batches import Batches
 from scoring.keys import read_keys
 from scoring.ports import listening
 from scoring.record import Record
@@ -56,41 +58,11 @@ _LOG_BYTES = 10_000_000
 _SILENT = 60
 #: Seconds within which HAProxy must let a request through.
 _FRONT = 60
-#: Batches that are made or scored at one time: the next one is ready when one ends.
-_BATCHES = 2
+_RECORDS = TypeAdapter(list[Record])
+#: Ray's own loop, and ours, are one in each process: a request that goes from thread to thread costs twice as much.
+_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 #: Requests that may be read beyond the posts that may wait.
 _MORE_REQUESTS = 16
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    post: Input
-    tokens: int
-
-
-class InOrder(asyncio.Queue[Any]):
-    """What was taken and is put back goes to the front.
-
-    Ray takes posts for a batch until one does not fit, and puts that one behind all others: it would wait twice.
-    """
-
-    _taken: Any = None
-
-    def _get(self) -> Any:
-        self._taken = super()._get()
-        return self._taken
-
-    def _put(self, item: Any) -> None:
-        places: deque[Any] = self._queue  # type: ignore[attr-defined]
-        if item is self._taken:
-            places.appendleft(item)
-        else:
-            places.append(item)
-
-
-def padded_tokens(waiting: Sequence[_Waiting]) -> int:
-    """Of a batch: a row is as long as its longest."""
-    return len(waiting) * max(post.tokens for post in waiting)
 
 
 class Model:
@@ -119,9 +91,12 @@ class Model:
         self._one = ThreadPoolExecutor(1, "score")
         self._engine.start()
 
-    async def score(self, posts: Sequence[Input]) -> list[Record]:
-        """A batch."""
-        return await asyncio.get_running_loop().run_in_executor(self._one, self._engine, posts)
+    async def score(self, posts: Sequence[Input]) -> bytes:
+        """A batch. The records come as JSON: it is read and written faster than they are pickled."""
+        return await asyncio.get_running_loop().run_in_executor(self._one, self._score, posts)
+
+    def _score(self, posts: Sequence[Input]) -> bytes:
+        return _RECORDS.dump_json(self._engine(posts))
 
     async def about(self) -> About:
         return self._engine.about
@@ -146,8 +121,12 @@ class Door:
         self._model, self._settings = model, settings
         self.about = await model.about.remote()
         self._following = asyncio.create_task(self._follow())
-        self._batch = self._batched()
+        self._batches = Batches(self._scored, self._budget, settings.batch_wait)
         self._application = create_app(self, settings)
+
+    @property
+    def _budget(self) -> int:
+        return self._settings.batch_tokens or self.about.batch_tokens
 
     def __serve_build_asgi_app__(self) -> Any:
         """What Ray Serve asks for the application."""
@@ -162,37 +141,23 @@ class Door:
             await asyncio.sleep(min(self._settings.poll, _ABOUT))
             try:
                 self.about = await self._model.about.remote()
+                self._batches.budget = self._budget
             except (RayError, RayServeException) as error:  # Ray starts it again
                 trouble = f"the process that scores does not answer ({type(error).__name__})"
                 self.about = replace(self.about, status=replace(self.about.status, trouble=trouble))
 
-    def _batched(self) -> Callable[[_Waiting], Any]:
-        from ray import serve
-
-        async def batch(waiting: list[_Waiting]) -> list[Record]:
-            self._application.state.service.metrics.batch.observe(len(waiting))
-            return cast("list[Record]", await self._model.score.remote([each.post for each in waiting]))
-
-        self._budget = self._settings.batch_tokens or self.about.batch_tokens
-        batched = serve.batch(
-            max_batch_size=self._budget,
-            batch_wait_timeout_s=self._settings.batch_wait,
-            batch_size_fn=padded_tokens,
-            max_concurrent_batches=_BATCHES,
-        )
-        made: Any = batched(batch)
-        made.set_max_batch_size.__self__.queue.queue = InOrder()
-        return cast("Callable[[_Waiting], Any]", made)
+    async def _scored(self, posts: list[Input]) -> Sequence[Record]:
+        """A batch."""
+        self._application.state.service.metrics.batch.observe(len(posts))
+        return _RECORDS.validate_json(await self._model.score.remote(posts))
 
     async def submit(self, inputs: Sequence[Input]) -> list[Record]:
         """Raises: HTTPException: the process that scores has ended."""
         from ray.exceptions import RayError
         from ray.serve.exceptions import RayServeException
 
-        # a post that is longer than the budget is a batch by itself
-        waiting = [_Waiting(post, min(self.about.tokens(post), self._budget)) for post in inputs]
         try:
-            return list(await asyncio.gather(*map(self._batch, waiting)))
+            return await self._batches([(post, self.about.tokens(post)) for post in inputs])
         except (RayError, RayServeException) as error:
             logger.error("not scored: %s", type(error).__name__)
             raise HTTPException(503, "the process that scores starts again", {"Retry-After": "10"}) from None
@@ -243,7 +208,12 @@ def _haproxy(port: int, places: int) -> Iterator[Path]:
         words = [sys.executable, "-I", haproxy.__file__, name, str(port), f"http-{_APP}", str(places), binary]
         script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
         script.chmod(stat.S_IRWXU)
+        with listening("127.0.0.1", 0, "") as free:
+            first = int(free.getsockname()[1])
         os.environ |= {
+            # Ray's first is 30000 for each service, and two of one user would share it: posts would go to either
+            "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(min(first + 100, 65_535)),
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
@@ -253,6 +223,8 @@ def _haproxy(port: int, places: int) -> Iterator[Path]:
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_SILENT),
             "RAY_SERVE_HAPROXY_NBTHREAD": "1",
             "RAY_SERVE_LOG_TO_STDERR": "0",
+            # on a busy machine Ray's five seconds end before HAProxy answers, again and again
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(_FRONT),
             # drained before: see `serve_until`
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         }
@@ -280,15 +252,16 @@ def deployment(name: str, settings: ServiceSettings, tracking_uri: str, folder: 
         "max_constructor_retry_count": 1,
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
     }
+    options = {"num_cpus": 1, "runtime_env": {"env_vars": _ONE_LOOP}}
     model = serve.deployment(
-        name=_MODEL, max_ongoing_requests=_BATCHES + 2, ray_actor_options={"num_cpus": 1}, **common
+        name=_MODEL, max_ongoing_requests=4, ray_actor_options=options, **common
     )(Model).bind(name, settings, tracking_uri, str(folder))  # fmt: skip
     door = serve.deployment(
         name=_DOOR,
         max_ongoing_requests=settings.queue_posts + _MORE_REQUESTS,
         max_queued_requests=settings.queue_posts,  # no fewer than HAProxy lets through, which may come in one moment
         backpressure_config={"status_code": 429, "retry_after_s": 1},
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options=options,
         **common,
     )(serve.ingress()(Door))
     return door.bind(model, settings, str(folder))
@@ -323,13 +296,18 @@ def serve_until(
     champion_of(name)  # before Ray is started for nothing
     ray_settings.prepare()
     folder.mkdir(parents=True, exist_ok=True)
-    with _haproxy(settings.port, settings.queue_posts) as door, ray_settings.running():
+    places = haproxy.places_of(settings.queue_posts)
+    with _haproxy(settings.port, places) as door, ExitStack() as after_ray, ray_settings.running():
         from ray import serve
+        from ray.exceptions import RayError
 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         if threading.current_thread() is threading.main_thread():
             _hear(ended)
-        serve.start(http_options={"host": settings.host, "port": settings.port})
+        try:
+            serve.start(http_options={"host": settings.host, "port": settings.port})
+        except RayError as error:
+            raise AgentPSError(f"HAProxy was not ready in {_FRONT} s: is the machine busy? Start it again") from error
         try:
             try:
                 handle = serve.run(deployment(name, settings, tracking_uri, folder), name=_APP)
@@ -343,6 +321,7 @@ def serve_until(
             left: int = handle.drain.remote().result(timeout_s=settings.drain + 10)
             return left
         finally:
+            after_ray.enter_context(redirect_stdout(io.StringIO()))  # Ray tells of its own end as of failures
             serve.shutdown()  # the end of Ray alone leaves HAProxy behind
 
 

@@ -170,7 +170,7 @@ class SqlSettings(Chosen):
 
     #: SQLAlchemy's; `env:VARIABLE` where it holds a password.
     url: str
-    #: Gives one row with the columns `title`, `text` and `images` (a list, or a JSON list as text) for `:post_id`.
+    #: Gives one row for `:post_id`: `title`, `text`, `video`, and `images`, a list, or a JSON list as text.
     query: str
 
     @field_validator("query")

@@ -113,7 +113,15 @@ class BrokerSource:
     async def _redis(self) -> Any:
         from faststream import AckPolicy
         from faststream.redis import RedisBroker, StreamSub
+        from redis.asyncio import Redis
+        from redis.exceptions import ResponseError
 
+        async with Redis.from_url(self._url) as client:
+            try:  # FastStream's own group would begin behind the messages that are there, and make a stream
+                await client.xgroup_create(self._name, self._settings.group, id="0")
+            except ResponseError as error:
+                if "already exists" not in str(error):
+                    raise
         broker = RedisBroker(self._url, logger=quiet, apply_types=False)
         for idle in (None, _AGAIN * 1000):  # new ones; those of a worker that is gone
             stream = StreamSub(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from model.errors import AgentPSError, cut
 from model.images import ImageLimits
 from model.settings import PostLimits
+from scoring.files import for_videos, watching
 from scoring.record import Record
 from scoring.score import Input, Score, read_input
 from scoring.store import DeadLetter
@@ -170,19 +171,23 @@ class _Batch:
         return [(message, found[message.id]) for message in self._messages if message.id in found]
 
     def _input(self, cells: Mapping[str, Any]) -> tuple[Input, bool]:
-        """The post, and whether a picture of it could not be had."""
+        """The post, and whether a picture of it, or its video, could not be had."""
         images, posts = self._limits()
-        read, absent = self._worker.read(images), False
+        absent = False
 
-        def watched(source: Any) -> bytes:
-            nonlocal absent
-            try:
-                return read(source)
-            except MissingError:
-                absent = True
-                raise
+        def told(read: Read) -> Read:
+            def called(source: Any) -> bytes:
+                nonlocal absent
+                try:
+                    return read(source)
+                except MissingError:
+                    absent = True
+                    raise
 
-        post = read_input(cells, watched, posts)
+            return called
+
+        watch = watching(told(self._worker.read(for_videos(images))), images)
+        post = read_input(cells, told(self._worker.read(images)), posts, watch)
         return post, absent
 
     def _limits(self) -> tuple[ImageLimits, PostLimits]:

@@ -20,6 +20,9 @@ from fastapi import HTTPException, Request
 from fastapi.testclient import TestClient
 
 from model.errors import ConfigError
+from model.images import ImageLimits
+from model.settings import PostLimits
+from model.video import can_decode
 from scoring.app import create_app
 from scoring.record import Record
 from scoring.settings import ServiceSettings, load_service
@@ -82,7 +85,7 @@ def test_a_post_that_cannot_be_scored_costs_no_other_and_alone_it_is_a_422() -> 
         (b'{"posts": [{"post_id": "a", "images": ["x"], "title": "\\ud800"}]}', 422, "Invalid JSON"),
         (b'{"posts": [{"post_id": "a", "images": [null]}]}', 422, "posts.0.images.0: Input should be a valid string"),
         (b'{"posts": [{"post_id": "a", "images": "x"}]}', 422, "posts.0.images: Input should be a valid array"),
-        (b'{"posts": [{"post_id": "a", "images": []}]}', 422, "posts.0.images: List should have at least 1 item"),
+        (b'{"posts": [{"post_id": "a", "images": []}]}', 422, "posts.0: one or more images, or a video, are"),
         (json.dumps({"posts": [post()] * 5}).encode(), 413, "5 posts; at most 4"),
         (b" " * 5001, 413, "more than 5,000 bytes"),
     ],
@@ -195,10 +198,12 @@ def test_a_drained_service_answers_what_it_took_and_takes_no_more() -> None:
 
 
 def test_the_examples_of_the_document_work_when_pasted() -> None:
-    service = client()
+    stub = Stub()
+    stub.post_limits, stub.limits = PostLimits(), ImageLimits(max_bytes=1_000_000, max_pixels=1_000_000)
+    service = client(stub)
     document = service.get("/openapi.json").json()
     content = document["paths"]["/score"]["post"]["requestBody"]["content"]["application/json"]
-    assert len(content["examples"]) == 2
+    assert len(content["examples"]) == 2 + can_decode()
     for example in content["examples"].values():
         assert service.post("/score", json=example["value"]).status_code == 200
 

@@ -22,8 +22,6 @@ from click.testing import CliRunner
 
 from cli.main import main
 from model.settings import BackboneSettings
-from scoring.score import Input
-from scoring.serve import InOrder, _Waiting, padded_tokens
 from steps.register import registry
 from tests.support.service import data_url, post
 from tests.support.tiny import write_images
@@ -105,6 +103,7 @@ def test_the_service_scores_swaps_and_drains(
     with registry_in(tmp_path):
         register_versions(tmp_path, tiny_backbone, NAME, 2)
         with running(tmp_path, "--config", str(config)) as (process, url, said):
+            assert ("127.0.0.1", 30_000) not in listeners(process.pid), "two services of one user would share it"
             for address, port in listeners(process.pid):
                 if "127.0.0.1" not in address:  # Ray Serve's ports between its own processes
                     assert_asks_for_the_token(port)
@@ -152,6 +151,7 @@ def test_the_service_scores_swaps_and_drains(
                 assert answers[-1].status_code == 200
                 assert len(answers[-1].json()["records"]) == 64
             assert process.wait(LONG) == 0, said()
+            assert "(raylet)" not in said().partition("\nEnding: ")[2]
 
 
 def test_an_address_that_is_taken_is_one_message(agentps_home: Path) -> None:
@@ -162,17 +162,3 @@ def test_an_address_that_is_taken_is_one_message(agentps_home: Path) -> None:
         result = CliRunner().invoke(main, ["serve", "--port", port])
     assert result.exit_code == 1
     assert f"127.0.0.1 port {port} cannot be listened to (Address already in use): name a free one" in result.output
-
-
-def test_what_does_not_fit_into_a_batch_is_first_in_the_next() -> None:
-    queue = InOrder()
-    for number in range(4):
-        queue.put_nowait(number)
-    assert [queue.get_nowait(), queue.get_nowait()] == [0, 1]
-    queue.put_nowait(1)
-    queue.put_nowait(4)
-    assert [queue.get_nowait() for _ in range(4)] == [1, 2, 3, 4]
-
-
-def test_a_batch_counts_its_longest_post_for_each() -> None:
-    assert padded_tokens([_Waiting(Input("a"), 7), _Waiting(Input("b"), 30), _Waiting(Input("c"), 0)]) == 90
