@@ -367,7 +367,7 @@ def test_hosts_that_hang_hold_up_nobody_else(host: PictureHost) -> None:
     """All pictures of a request share its seconds, and who sends none by URL does not wait."""
     ended = threading.Event()
     host.answers = {f"/{k}": lambda _: ended.wait(60) for k in range(40)}  # type: ignore[misc]
-    with listening(made(image_hosts=[host.url], image_seconds=5)) as url:
+    with listening(made(image_hosts=[host.url], image_seconds=8)) as url:
         answers: list[httpx2.Response] = []
 
         def send() -> None:
@@ -385,7 +385,7 @@ def test_hosts_that_hang_hold_up_nobody_else(host: PictureHost) -> None:
             thread.join()
         ended.set()
     assert {answer.status_code for answer in answers} == {422}
-    assert {r["error"] for a in answers for r in a.json()["records"]} == {"image 1: not fetched within 5 seconds"}
+    assert {r["error"] for a in answers for r in a.json()["records"]} == {"image 1: not fetched within 8 seconds"}
 
 
 # --- a real server: bodies and clients of every kind
