@@ -76,8 +76,8 @@ def restore(source: Path, folder: Path) -> Path:
                     str(source / name),
                 ]
                 _call(put, {"PGPASSWORD": state.secrets[f"postgresql_{role}"]})
-            sql = (source / "zenml").read_bytes()
-            _call([*_mariadb(state, "mariadb"), "zenml"], {"MYSQL_PWD": state.secrets["mariadb_zenml"]}, sql)
+            put = [*_mariadb(state, "mariadb"), "zenml"]
+            _call(put, {"MYSQL_PWD": state.secrets["mariadb_zenml"]}, source / "zenml")
             _upload(source / "objects")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # nothing was there
@@ -115,8 +115,9 @@ def _mariadb(state: State, program: str) -> list[str]:
     return [str(binary(program)), "--no-defaults", *where]
 
 
-def _call(command: list[str], environment: dict[str, str], content: bytes | None = None) -> None:
-    done = subprocess.run(command, env=os.environ | environment, input=content, capture_output=True, check=False)
+def _call(command: list[str], environment: dict[str, str], reads: Path = Path(os.devnull)) -> None:
+    with reads.open("rb") as given:
+        done = subprocess.run(command, env=os.environ | environment, stdin=given, capture_output=True, check=False)
     if done.returncode:
         raise TeamError(f"{Path(command[0]).name}: {done.stderr.decode(errors='replace').strip()[-600:]}")
 

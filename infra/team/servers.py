@@ -75,15 +75,11 @@ def answers(url: str) -> bool:
 
 def servers(state: State) -> list[Server]:
     """In the order in which they are started; stopped in the other one."""
-    return [*_stores(state), _mlflow(state), _zenml(state), _service(state), _stream(state)]
+    return [*stores(state), _mlflow(state), _zenml(state), _service(state), _stream(state)]
 
 
 def stores(state: State) -> list[Server]:
     """Those that keep something."""
-    return _stores(state)
-
-
-def _stores(state: State) -> list[Server]:
     ports = state.ports
     postgresql = [str(binary("postgres")), "-D", str(state.folder / "postgresql")]
     postgresql += ["-c", "listen_addresses=127.0.0.1", "-c", f"port={ports['postgresql']}"]
@@ -258,14 +254,15 @@ def run_file(state: State) -> Path:
         "source": str(folder / "posts"), "store": "env:STORE_URL", "service": state.url("service"),
         "service_key": "env:SERVICE_KEY",
     }  # fmt: skip
-    given = dict(state.options.run)
-    content = given | {"service": service | given.get("service", {}), "stream": stream | given.get("stream", {})}
+    ours = {"register": {"name": state.options.models[0]}, "service": service, "stream": stream}
+    given = state.options.run
+    content = given | {section: values | given.get(section, {}) for section, values in ours.items()}
     write_whole(folder / "run.yaml", yaml.safe_dump(content), private=True)
     return folder / "run.yaml"
 
 
 def _no_champion(state: State) -> str | None:
-    name = state.options.models[0]
+    name = state.options.run.get("register", {}).get("name", state.options.models[0])
     login = b64encode(f"service:{state.secrets['mlflow_service']}".encode()).decode()
     url = f"{state.url('mlflow')}/api/2.0/mlflow/registered-models/alias?name={quote(name)}&alias=champion"
     try:

@@ -108,6 +108,15 @@ def test_who_trains_makes_no_other_model_and_deletes_none(team: Team) -> None:
     for base in (API, "/ajax-api/2.0/mlflow"):
         assert _mlflow(team, "alice", "/registered-models/create", {"name": "mine"}, base=base) == 403
     assert _mlflow(team, "alice", "/registered-models/delete", {"name": MODEL}, "DELETE") == 403
+    for base in (API, "/ajax-api/2.0/mlflow"):
+        assert _mlflow(team, "alice", "/registered-models/rename", {"name": MODEL, "new_name": "m"}, base=base) == 403
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+@pytest.mark.parametrize("place", ["1/x", "1/../2/x", "%2e%2e/x", "x"])
+def test_who_reads_writes_no_file_of_a_version(team: Team, method: str, place: str) -> None:
+    for base in ("/api/2.0/mlflow-artifacts/artifacts/", "/ajax-api/2.0/mlflow-artifacts/artifacts/"):
+        assert _mlflow(team, "bob", place, {} if method == "PUT" else None, method, base) in (400, 403, 404)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +167,7 @@ def test_zenml_answers_nobody_without_a_login(team: Team) -> None:
 def test_a_worker_without_the_token_joins_no_ray(tmp_path: Path) -> None:
     """Ray as the service starts it. A worker that is refused tries on, so it gets a minute."""
     script = (
-        "from scoring.ray_settings import running\n"
+        "from steps.ray_settings import running\n"
         "import sys\n"
         "with running() as ray:\n"
         "    print(ray.get_runtime_context().gcs_address, flush=True)\n"
@@ -201,13 +210,16 @@ def test_a_second_start_finds_all_as_it_is(team: Team) -> None:
     assert team.command("status").splitlines()[:5] == before.splitlines()[:5]
 
 
-def test_a_server_that_is_killed_is_started_again(team: Team) -> None:
-    before = status(team.folder)["pids"]["zenml"]
+@pytest.mark.parametrize("name", ["zenml", "mlflow", "s3", "mariadb", "postgresql"])
+def test_a_server_that_is_killed_is_started_again(team: Team, name: str) -> None:
+    """Also one that leaves processes of its own, which hold its port."""
+    before = status(team.folder)["pids"][name]
     os.kill(before, signal.SIGKILL)
     end = time.monotonic() + PATIENCE
-    while status(team.folder)["pids"]["zenml"] in (before, None) or status(team.folder)["servers"]["zenml"] != "ready":
+    while status(team.folder)["pids"][name] in (before, None) or status(team.folder)["servers"][name] != "ready":
         assert time.monotonic() < end
         time.sleep(0.5)
+    assert _mlflow(team, "alice", "/registered-models/search") == 200
     assert _ask(f"{team.state.url('zenml')}/health") == 200
 
 
