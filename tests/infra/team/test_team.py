@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ pytestmark = pytest.mark.team
 
 MODEL = "agentps-ucc"
 API = "/api/2.0/mlflow"
+#: Posts of each split that are trained on from the object store.
+SMALL = {"train": 120, "val": 60, "test": 80}
 RUN = """\
 sample: {train: 300, val: 100, test: 200, difficulty: easy}
 annotate: {ledger: "env:AGENTPS_LEDGER"}
@@ -326,6 +329,34 @@ def test_posts_in_the_object_store_score_as_on_a_disk_and_those_of_another_bucke
     assert "Traceback" not in done.stdout
 
 
+def test_a_training_reads_its_manifest_and_its_pictures_from_the_object_store(
+    team: Team, session: Path, tmp_path: Path
+) -> None:
+    (folder,) = (session / "sample").iterdir()
+    rows = [json.loads(line) for line in (folder / "posts.jsonl").read_text().splitlines()]
+    rows = [row for split, most in SMALL.items() for row in [each for each in rows if each["split"] == split][:most]]
+    client = _s3(team.variables("alice"))
+    client.put_object(Bucket="posts", Key="train/posts.jsonl", Body="\n".join(map(json.dumps, rows)).encode())
+    names = sorted({name for row in rows for name in row["images"]})
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: client.upload_file(str(folder / name), "posts", f"train/{name}"), names))
+    home = _home(tmp_path / "home")
+    ours = "posts: s3://posts/train/posts.jsonl\nregister: {name: agentps-stored}\n"
+    (home / "run.yaml").write_text(ours + RUN.replace("sample:", "#"))
+    done = _train(team, home)
+    assert done.returncode == 0, done.stdout[-4000:]
+    fetched = _agentps(team, home, "fetch", "-c", str(home / "run.yaml"))
+    assert fetched.returncode == 0, fetched.stdout
+    assert not list(home.rglob("*.jpg")), "a copy of the posts is on this machine"
+
+
+def _train(team: Team, home: Path) -> subprocess.CompletedProcess[str]:
+    variables = {"AGENTPS_HOME": str(home), "ZENML_CONFIG_PATH": str(home / "zenml"), "NO_COLOR": "1"}
+    zenml = str(Path(sys.executable).with_name("zenml"))
+    command = [zenml, "pipeline", "run", "agentps_training", "-c", str(home / "run.yaml")]
+    return run(command, clean(team.variables("alice") | variables))
+
+
 def _answers(team: Team) -> int:
     with create_engine(team.state.database("ledger")).connect() as connection:
         return int(connection.execute(text("SELECT count(*) FROM answers")).scalar_one())
@@ -357,11 +388,7 @@ def test_what_was_deleted_comes_back_from_a_back_up_scores_the_same_and_pays_not
 
     home = _home(tmp_path / "new")  # a machine on which nothing is cached
     (home / "run.yaml").write_text(RUN + "enable_cache: false\n")
-    environment = clean(
-        team.variables("alice") | {"AGENTPS_HOME": str(home), "ZENML_CONFIG_PATH": str(home / "zenml"), "NO_COLOR": "1"}
-    )
-    zenml = str(Path(sys.executable).with_name("zenml"))
-    done = run([zenml, "pipeline", "run", "agentps_training", "-c", str(home / "run.yaml")], environment)
+    done = _train(team, home)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "asked 0, reused" in done.stdout
     assert _answers(team) == answers
