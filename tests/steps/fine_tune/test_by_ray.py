@@ -30,7 +30,7 @@ from steps.paths import REPOSITORY
 from steps.settings import load_settings
 from tests.support.tiny import TASK, train_settings, write_posts
 
-PATIENCE = 400.0  # seconds, on a busy machine
+PATIENCE = 900.0  # seconds, on a busy machine
 RUN = """
 import json, sys
 from pathlib import Path
