@@ -348,10 +348,14 @@ def test_a_training_reads_its_manifest_and_its_pictures_from_the_object_store(
     fetched = _agentps(team, home, "fetch", "-c", str(home / "run.yaml"))
     assert fetched.returncode == 0, fetched.stdout
     assert not list(home.rglob("*.jpg")), "a copy of the posts is on this machine"
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert {"ingest", "preprocess", "fine_tune", "register"} <= {line.get("step") for line in lines}
+    assert len({line["run"] for line in lines if "run" in line}) == 1
 
 
 def _train(team: Team, home: Path) -> subprocess.CompletedProcess[str]:
     variables = {"AGENTPS_HOME": str(home), "ZENML_CONFIG_PATH": str(home / "zenml"), "NO_COLOR": "1"}
+    variables["AGENTPS_LOG"] = "json"
     zenml = str(Path(sys.executable).with_name("zenml"))
     command = [zenml, "pipeline", "run", "agentps_training", "-c", str(home / "run.yaml")]
     return run(command, clean(team.variables("alice") | variables))

@@ -270,10 +270,10 @@ def test_what_no_restart_mends_ends_the_training_in_its_own_words(folder: Path, 
 def test_processes_on_two_machines_train_what_those_of_one_do_on_a_copy_of_shards_that_only_one_has(
     folder: Path, tmp_path: Path
 ) -> None:
-    settings = {"engine": "ray", "processes": 2, "head_dropout": 0.0}
-    expected = finish(start(folder, tmp_path / "one", **settings), tmp_path / "one")
+    settings = {"processes": 2, "head_dropout": 0.0}
+    expected = finish(start(folder, tmp_path / "one", **settings), tmp_path / "one")  # by torchrun
     with two_machines(tmp_path) as (machines, variables):
-        process = start(folder, tmp_path / "two", variables, **settings, saves_per_epoch=5)
+        process = start(folder, tmp_path / "two", variables, **settings, engine="ray", saves_per_epoch=5)
         wait_for(lambda: len(workers(machines)) == 2, process, tmp_path / "two")
         assert len({worker.ppid() for worker in workers(machines)}) == 2, "both are on one machine"
         directory = finish(process, tmp_path / "two")
@@ -286,11 +286,11 @@ def test_processes_on_two_machines_train_what_those_of_one_do_on_a_copy_of_shard
 def test_where_a_machine_is_lost_for_good_those_that_are_left_finish_with_the_same_parameters(
     folder: Path, tmp_path: Path
 ) -> None:
-    settings = {"engine": "ray", "processes": 2, "head_dropout": 0.0, "epochs": 12, "saves_per_epoch": 5}
+    settings = {"processes": 2, "head_dropout": 0.0, "epochs": 12, "saves_per_epoch": 5}
     expected = finish(start(folder, tmp_path / "whole", **settings), tmp_path / "whole")
     work = tmp_path / "lost"
     with two_machines(tmp_path) as (machines, variables):
-        process = start(folder, work, variables, **settings, least_processes=1)
+        process = start(folder, work, variables, **settings, engine="ray", least_processes=1)
         wait_for(lambda: bool(checkpoints(work)) and len(workers(machines)) == 2, process, work)
         assert machines.stdin is not None
         machines.stdin.write(b"lose\n")
