@@ -37,12 +37,8 @@ def back_up(state: State, target: Path) -> str:
     with replacing(target) as part:
         part.mkdir(mode=0o700)
         for name, role in DATABASES.items():
-            dump = [
-                *_postgresql(state, "pg_dump", name, role),
-                "--format=custom",
-                "--no-owner",
-                f"--file={part / name}",
-            ]
+            dump = [*_postgresql(state, "pg_dump", name, role), "--format=custom", "--no-owner"]
+            dump.append(f"--file={part / name}")
             _call(dump, {"PGPASSWORD": state.secrets[f"postgresql_{role}"]})
         dump = [*_mariadb(state, "mariadb-dump"), "--single-transaction", f"--result-file={part / 'zenml'}", "zenml"]
         _call(dump, {"MYSQL_PWD": state.secrets["mariadb_zenml"]})
@@ -69,12 +65,8 @@ def restore(source: Path, folder: Path) -> Path:
         setup.enter(state)
         with up(state, stores(state)):
             for name, role in DATABASES.items():
-                put = [
-                    *_postgresql(state, "pg_restore", name, role),
-                    "--no-owner",
-                    "--exit-on-error",
-                    str(source / name),
-                ]
+                put = [*_postgresql(state, "pg_restore", name, role), "--no-owner", "--exit-on-error"]
+                put.append(str(source / name))
                 _call(put, {"PGPASSWORD": state.secrets[f"postgresql_{role}"]})
             put = [*_mariadb(state, "mariadb"), "zenml"]
             _call(put, {"MYSQL_PWD": state.secrets["mariadb_zenml"]}, source / "zenml")

@@ -175,14 +175,8 @@ def _mlflow(state: State) -> Server:
         "2",
     ]
     command += ["--host", state.options.host, "--port", str(port), "--artifacts-destination", "s3://mlflow"]
-    command += [
-        "--allowed-hosts",
-        ",".join(hosts),
-        "--cors-allowed-origins",
-        ",".join(origins),
-        "--x-frame-options",
-        "DENY",
-    ]
+    command += ["--allowed-hosts", ",".join(hosts), "--cors-allowed-origins", ",".join(origins)]
+    command += ["--x-frame-options", "DENY"]
 
     def prepare() -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
