@@ -370,7 +370,7 @@ def test_the_service_scores_for_nobody_without_a_key(team: Team, session: Path, 
 
 def _answers(team: Team) -> int:
     with create_engine(team.state.database("ledger")).connect() as connection:
-        return int(connection.execute(text("SELECT count(*) FROM answers")).scalar_one())
+        return int(connection.execute(text("SELECT count(*) FROM annotation_answers")).scalar_one())
 
 
 def test_what_was_deleted_comes_back_from_a_back_up_scores_the_same_and_pays_nothing_twice(
