@@ -36,7 +36,7 @@ class Server:
 
     user: Debian's, where root starts the stack. prepare: is called before each start. ready: whether it answers. after:
     what `infra.team.setup` does once it is ready. waits: a line while there is nothing for it to do; it is not started
-    then. stop: the signal by which it ends cleanly.
+    then. stop: the signal by which it ends cleanly. vital: where it does not come up, neither do the others.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Server:
     after: str | None = None
     waits: Callable[[], str | None] = lambda: None
     stop: signal.Signals = signal.SIGTERM
+    vital: bool = True
 
 
 def clean(environment: dict[str, str]) -> dict[str, str]:
@@ -281,6 +282,7 @@ def _service(state: State) -> Server:
         _scoring(state),
         prepare=partial(run_file, state),
         waits=partial(_no_champion, state),
+        vital=False,  # a champion that cannot be served is rolled back in MLflow
     )
 
 
@@ -290,4 +292,6 @@ def _stream(state: State) -> Server:
     def waits() -> str | None:
         return None if answers(f"{state.url('service')}/ready") else "the service takes no posts yet"
 
-    return Server("stream", command, lambda: True, _scoring(state), prepare=partial(run_file, state), waits=waits)
+    return Server(
+        "stream", command, lambda: True, _scoring(state), prepare=partial(run_file, state), waits=waits, vital=False
+    )

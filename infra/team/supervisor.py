@@ -120,7 +120,9 @@ class _Process:
 
     @property
     def settled(self) -> bool:
-        return self._ready or self.word.startswith(_WAITS)
+        """It works, or waits for its work; or has failed, which stops nobody."""
+        failed = self._failures > 0 and not self.server.vital
+        return self._ready or failed or self.word.startswith(_WAITS)
 
     def last_words(self) -> str:
         with suppress(OSError):

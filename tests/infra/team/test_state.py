@@ -198,6 +198,18 @@ def test_what_could_not_be_set_up_is_tried_again(tmp_path: Path, monkeypatch: py
     thread.join(60)
 
 
+def test_a_service_that_cannot_start_stops_none_of_the_servers_by_which_that_is_mended(tmp_path: Path) -> None:
+    thread = _supervised(
+        tmp_path, _Command("sleep 1000").of("mlflow"), replace(_Command("exit 3").of("service"), vital=False)
+    )
+    _await(lambda: supervisor.status(tmp_path)["up"])
+    told = supervisor.status(tmp_path)["servers"]
+    assert told["mlflow"] == "ready"
+    assert told["service"].startswith("ended with exit code 3; it is started again")
+    (tmp_path / "end").touch()
+    thread.join(60)
+
+
 def test_a_server_that_is_silent_later_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "_CHECK", 0.1)
     answers = [True]
