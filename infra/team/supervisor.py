@@ -239,6 +239,7 @@ def start(state: State, say: Callable[[str], None]) -> None:
     Raises: TeamError as `run`.
     """
     folder = state.folder
+    made: subprocess.Popen[bytes] | None = None
     if supervisor_of(folder) is None:
         (folder / _STATUS).unlink(missing_ok=True)
         (folder / _LOGS).mkdir(mode=0o700, exist_ok=True)
@@ -257,6 +258,8 @@ def start(state: State, say: Callable[[str], None]) -> None:
     said: dict[str, str] = {}
     while not (found := status(folder))["up"]:
         if found["failed"] or supervisor_of(folder) is None:
+            if made is not None:
+                made.wait()  # all are stopped then
             raise TeamError(found["failed"] or f"it ended: {folder / _LOGS / 'supervisor.log'} says why")
         for name, word in found["servers"].items():
             if word != said.get(name) and word not in ("not started", "starting"):
