@@ -221,7 +221,7 @@ def rotate(state: State) -> None:
 
     Client().update_user("admin", updated_password=new["zenml_admin"], old_password=known["zenml_admin"])
     take("zenml_admin")
-    _auth().update_user_password("admin", new["mlflow_admin"])
+    _auth().update_user_password("admin", new["mlflow_admin"], current_password=known["mlflow_admin"])
     take("mlflow_admin")
     for path in (state.folder / "users").glob("*.env"):
         text = path.read_text(encoding="utf-8")

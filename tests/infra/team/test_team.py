@@ -39,7 +39,7 @@ sample: {train: 300, val: 100, test: 200, difficulty: easy}
 annotate: {ledger: "env:AGENTPS_LEDGER"}
 fine_tune: {epochs: 1}
 evaluate: {bootstrap: 20}
-promote: {floor: 0.0, guessing: 1.0, bootstrap: 100}
+promote: {floor: 0.0, guessing: 1.0, bootstrap: 100, stale_days: 0, stale_tolerance: 1, max_slice_drop: 1}
 """
 
 
