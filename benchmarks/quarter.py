@@ -476,25 +476,33 @@ def _share(pair: list[int]) -> str:
 
 
 def _bounds(pair: list[int]) -> tuple[float, float]:
+    if not pair[1]:
+        return 0.0, 1.0
     found = binomtest(*pair).proportion_ci(0.95, method="exact")
     return float(found.low), float(found.high)
 
 
 def _interval(pair: list[int]) -> str:
-    low, high = _bounds(pair) if pair[1] else (0.0, 1.0)
+    low, high = _bounds(pair)
     return f"{_share(pair)} [{low:.1%}, {high:.1%}]"
 
 
-def _kept(weeks: list[dict[str, Any]], changed: int) -> str:
-    """In which weeks the served precision's interval covers or exceeds the promise."""
+def _kept(weeks: list[dict[str, Any]], changed: int, back: dict[str, Any] | None) -> str:
+    """In which weeks the served precision's interval covers or exceeds the promise, and in which nothing is flagged."""
     broken = [one["week"] for one in weeks if _bounds(one["with"]["precision"])[1] < PRECISION / 100]
     before, after = ([week for week in broken if (week < changed) is side] for side in (True, False))
-    again = next((one["week"] for one in weeks if one["week"] >= changed and one["week"] not in broken), None)
+    again = next((week for week in range(changed, len(weeks) + 1) if all(week > late for late in after)), None)
     said = f"Before the change the interval lies below the promise of {PRECISION} % in "
     said += f"week {', '.join(map(str, before))}" if before else "no week"
     said += f"; after it in week {', '.join(map(str, after))}" if after else "; after it in none"
     if after:
         said += f": kept again from week {again} on, after {again - changed} retrainings" if again else ": to the end"
+    if back is not None and back["week"] in after:
+        said += (
+            f" (in week {back['week']} a person had rolled back to version {back['back_to']} for two days, see below)"
+        )
+    if silent := [str(one["week"]) for one in weeks if not one["with"]["precision"][1]]:
+        said += f". In week {', '.join(silent)} nothing was flagged: of that champion no threshold could be promised"
     return f"{said}."
 
 
@@ -528,7 +536,7 @@ def page(record: dict[str, Any]) -> str:
             + " |"
             for one in weeks
         ),
-        kept=_kept(weeks, changed),
+        kept=_kept(weeks, changed, back),
         summary=(
             f"After the first week of the new mix (weeks {changed + 1} to {len(weeks)} together): with retraining "
             f"precision {_pooled(after, 'with', 'precision')} and recall {_pooled(after, 'with', 'recall')}; without, "

@@ -230,6 +230,10 @@ class Batches:
         found: np.ndarray = self._n_frames_N[rows]
         return found
 
+    def text_ids(self, rows: np.ndarray) -> list[list[int]]:
+        """The tokens of title and text."""
+        return [list(self._text_ids[row]) for row in rows]
+
     def final_labels(self, rows: np.ndarray) -> np.ndarray:
         """int64 (len(rows),), NO_LABEL where there is none."""
         return self._final_N.numpy()[rows]

@@ -29,6 +29,8 @@ LabelMethod = Literal["plain", "gold", "weighted", "dropped", "relabelled"]
 
 #: The backbone built here from `LlavaOnevisionConfig`: no download, seconds on a CPU.
 TINY = "tiny"
+#: The one that preprocess makes for the posts of a run (`model.own`), and keeps with their shards.
+OWN = "own"
 
 #: NumPy's own generator, which is seeded beside torch's, takes no larger one.
 MAX_SEED = 2**32 - 1
@@ -39,7 +41,7 @@ _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 class BackboneSettings(Chosen):
     """The pretrained backbone to start from, of one of the kinds in `model.backbones`."""
 
-    #: `tiny`, a model hub's id, or a local directory in its format.
+    #: `tiny`, `own`, a model hub's id, or a local directory in its format.
     name: str = Field(min_length=1)
     #: A commit of the hub's repository; required for a hub's id, so that a version can be loaded again.
     revision: str | None = None
@@ -49,8 +51,8 @@ class BackboneSettings(Chosen):
 
     @model_validator(mode="after")
     def _pinned(self) -> BackboneSettings:
-        if self.name == TINY and self.revision is not None:
-            raise ValueError("the tiny backbone has no revision: remove `revision`")
+        if self.name in (TINY, OWN) and self.revision is not None:
+            raise ValueError(f"the {self.name} backbone has no revision: remove `revision`")
         if self.revision is not None and not _COMMIT.match(self.revision):
             raise ValueError(
                 f"revision {self.revision!r}: a branch or tag can move: give the commit, 40 hexadecimal digits"

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_PAD, _IMAGE, _VIDEO = "<|endoftext|>", "<image>", "<video>"
+_PAD, IMAGE, _VIDEO = "<|endoftext|>", "<image>", "<video>"
 
 #: Tokens of the vocabulary, at most.
 VOCABULARY = 1024
@@ -47,7 +47,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    special = [_PAD, _IMAGE, _VIDEO, ANS_TOKEN]
+    special = [_PAD, IMAGE, _VIDEO, ANS_TOKEN]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=special,
@@ -91,7 +91,7 @@ def tiny_config(tokenizer: Qwen2Tokenizer, image_size: int) -> LlavaOnevisionCon
             eos_token_id=tokenizer.eos_token_id,
             bos_token_id=None,
         ),
-        image_token_index=tokenizer.get_vocab()[_IMAGE],
+        image_token_index=tokenizer.get_vocab()[IMAGE],
         video_token_index=tokenizer.get_vocab()[_VIDEO],
         vision_feature_layer=-1,
     )

@@ -25,6 +25,7 @@ from .checkpoint import load_trainable_state, trainable_state
 from .data import Batches, PostDataset
 from .device import best_device
 from .errors import DataError
+from .eyes import teach
 from .files import replacing
 from .loss import label_weight
 from .processes import FilledBatches, FilledDataset, Node, StepSampler, micro_batches
@@ -274,6 +275,8 @@ def fit(
         trainer.remove_callback(PrinterCallback)  # which takes the progress bar's place on stdout
     resume = last_whole_checkpoint(work_dir)
     with _tower_cache(model, batches, settings, work_dir):
+        if resume is None and model.family.untaught:
+            teach(model, batches, settings)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     load_trainable_state(model, load_file(best), best)
     kept = _read_best(best)

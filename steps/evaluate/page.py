@@ -77,6 +77,7 @@ def render(
     posts: pd.DataFrame,
     task: Task,
     settings: EvaluateSettings,
+    note: str = "",
 ) -> str:
     """The page for a person who decides whether this model is good enough, or why it is not.
 
@@ -84,6 +85,7 @@ def render(
         val, test: the predictions tables that the report was built from.
         posts: the posts table; gives the examples their title, text and images. An image that cannot
             be read is shown as a placeholder with the reason.
+        note: what is to be known of the backbone.
 
     Raises:
         DataError: the predictions lack a column, a score or a positive post (as in `build_report`).
@@ -100,6 +102,7 @@ def render(
     page = template("evaluation.html.j2", interval=_interval, threshold=_threshold)
     return page.render(
         report=report,
+        note=note,
         final=task.final,
         headline=_headline(report, settings),
         metric_rows=_metric_rows(report),

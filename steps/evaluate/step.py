@@ -8,14 +8,19 @@ from typing import Annotated
 import mlflow
 import pandas as pd
 from zenml import log_metadata, step
+from zenml.logger import get_logger
 from zenml.types import HTMLString
 
 from materializers.directory import CheckpointDirectory, ShardDirectory
+from model.schema import IMAGES, SPLIT, TRAIN
+from model.settings import OWN
 from model.task import Task
 from steps.caching import depends_on
 from steps.evaluate.report import EvalReport, build_report
 from steps.publish import publish
 from steps.settings import EvaluateSettings
+
+logger = get_logger(__name__)
 
 
 @step(experiment_tracker=True, cache_policy=depends_on(__name__))
@@ -48,7 +53,14 @@ def evaluate(
         annotated_missing_share={q: float(labels[q].isna().mean()) if len(labels) else 1.0 for q in task.question_ids},
         calibration=calibration,
     )
-    page = publish(render(report, val, test, posts, task, settings), "evaluation", "report.html")
+    note = ""
+    if backbone == OWN:
+        from steps.fine_tune.size import next_profile
+
+        train = posts[posts[SPLIT] == TRAIN]
+        note = next_profile(task, len(train), float(train[IMAGES].map(len).mean()))
+        logger.warning("%s", note)
+    page = publish(render(report, val, test, posts, task, settings, note), "evaluation", "report.html")
     mlflow.log_metrics(report.mlflow_metrics())
     mlflow.log_dict(json.loads(report.model_dump_json()), "evaluation/report.json")
     log_metadata({name: metric.value for name, metric in report.metrics.items() if metric.value is not None})

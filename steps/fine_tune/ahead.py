@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from model.errors import ConfigError
-from model.settings import TINY, answers_questions
+from model.settings import OWN, TINY, answers_questions
 from model.task import Task
 from steps.paths import home
 from steps.settings import TrainingSettings
@@ -33,8 +33,8 @@ def check(settings: TrainingSettings, task: Task, *, here: bool) -> None:
     check_labels(settings, task)
     if here:
         check_machine(settings)
-    # the tiny one is made by preprocess, which says the same of it, at no cost where nobody is paid
-    if settings.backbone.name != TINY or settings.annotate.annotator == "openai":
+    # these are made by preprocess, which says the same of them, at no cost where nobody is paid
+    if settings.backbone.name not in (TINY, OWN) or settings.annotate.annotator == "openai":
         _check_backbone(settings, task)
 
 
@@ -93,8 +93,12 @@ def check_start(checkpoint: Path, task: Task, settings: TrainingSettings) -> Non
 def _check_backbone(settings: TrainingSettings, task: Task) -> None:
     from model.backbone import check_weights, load_config, load_tokenizer
     from model.checkpoint import check_fits
+    from model.own import own_parts
     from steps.fine_tune.backbone import resolve
 
+    if settings.backbone.name == OWN:  # of no texts: each word of the task is one token with them, too
+        check_fits(*own_parts([], task, settings.preprocess.image_size), task, settings.preprocess)
+        return
     backbone = resolve(settings.backbone, home())
     config = load_config(backbone)
     check_fits(config, load_tokenizer(backbone), task, settings.preprocess)

@@ -1,4 +1,6 @@
-"""From the name of a backbone to something that can be loaded: the tiny one is built on first use."""
+"""From the name of a backbone to something that can be loaded: the tiny one is built on first use, the one for a user's
+own posts by preprocess, beside the shards that are tokens of its vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from pathlib import Path
 from model.backbone_files import check_config, check_tokenizer, in_folder, read_headers, weight_files
 from model.errors import ConfigError
 from model.integrity import hashes
-from model.settings import TINY, BackboneSettings
+from model.settings import OWN, TINY, BackboneSettings
 from model.task import TASKS_DIR
 from model.tiny import build_tiny
 from steps import recipe
@@ -40,6 +42,11 @@ def fingerprint(backbone: BackboneSettings, *, tower_images: int = TOWER_IMAGES)
     return "-".join(filter(None, (name, backbone.revision, backbone.quantization)))
 
 
+def own_folder(shards: Path) -> Path:
+    """Where the backbone that was made for the posts of shards lies."""
+    return shards / "backbone"
+
+
 def _is_whole(directory: Path) -> bool:
     find = in_folder(directory)
     try:
@@ -51,8 +58,24 @@ def _is_whole(directory: Path) -> bool:
     return True
 
 
-def resolve(backbone: BackboneSettings, home: Path, *, tower_images: int = TOWER_IMAGES) -> BackboneSettings:
-    """The settings with a name that `transformers` can load; the tiny backbone is kept under `home`."""
+def resolve(
+    backbone: BackboneSettings, home: Path, shards: Path | None = None, *, tower_images: int = TOWER_IMAGES
+) -> BackboneSettings:
+    """The settings with a name that `transformers` can load; the tiny backbone is kept under `home`.
+
+    Args:
+        shards: of the posts; only beside them is the backbone `own`.
+
+    Raises:
+        ConfigError: the backbone `own` is asked for where there are no shards yet.
+    """
+    if backbone.name == OWN:
+        if shards is None:
+            raise ConfigError(
+                f"backbone.name {OWN}: it is made anew of the posts of each training, so it cannot be trained further: "
+                "set retrain.start to scratch, or take another backbone"
+            )
+        return backbone.model_copy(update={"name": str(own_folder(shards))})
     if backbone.name != TINY:
         return backbone
     directory = home / "backbones" / fingerprint(BackboneSettings(name=TINY), tower_images=tower_images)

@@ -29,7 +29,7 @@ from model.errors import AgentPSError
 from model.files import disk_told, replacing, write_whole
 from model.integrity import MANIFEST, sha256_of
 from model.schema import POST_ID, SPLIT, TRAIN
-from model.settings import TINY, BackboneSettings, TrainSettings
+from model.settings import OWN, TINY, BackboneSettings, TrainSettings
 from model.task import Task
 from model.train import FitResult, fit
 from steps import recipe
@@ -103,7 +103,7 @@ def job_directory(job: TrainingJob, labels: pd.DataFrame, root: Path) -> Path:
         recipe.TRAINING,
         task=recipe.options(job.task),
         train=recipe.options(job.train, without=recipe.WHERE),
-        backbone=fingerprint(job.backbone),
+        backbone=fingerprint(job.resolved_backbone if job.backbone.name == OWN else job.backbone),
         # the hashes of its files, wherever they lie
         start=None if job.start is None else sha256_of(job.start / MANIFEST),
         shards=recipe.shards_digest(Shards(job.shards), job.task),
@@ -222,7 +222,7 @@ def _train_job(directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
             sequence=shards.sequence,
             train=job.train,
             backbone=job.resolved_backbone,
-            embed_backbone=job.backbone.name == TINY,
+            embed_backbone=job.backbone.name in (TINY, OWN),
             provenance={**job.provenance, "commit": _commit(), **{name: version(name) for name in _PACKAGES}},
         )
         write_whole(directory / _RESULT, json.dumps(asdict(result)))

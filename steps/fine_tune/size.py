@@ -28,15 +28,22 @@ from model.agentps import AgentPS
 from model.backbone import load_config, network_of
 from model.backbones import family_of
 from model.language import hidden_states_at
-from model.settings import TINY, BackboneSettings, SequenceSettings, TrainSettings
+from model.own import VOCABULARY as OWN_VOCABULARY
+from model.own import own_parts
+from model.settings import OWN, TINY, BackboneSettings, SequenceSettings, TrainSettings
 from model.task import Task
-from model.tiny import VOCABULARY, build_tokenizer, tiny_config
+from model.tiny import VOCABULARY as TINY_VOCABULARY
+from model.tiny import build_tokenizer, tiny_config
 from steps.fine_tune.shapes import PUBLISHED
+from steps.paths import REPOSITORY
+from steps.settings import load_settings, read_yaml
 
 #: Bytes of a trained number in all: itself, its gradient and AdamW's two moments, in float32.
 _TRAINED = 16
 #: Of a weight in NF4: 4 bits, and its part of the quantized constants.
 _NF4 = 0.516
+#: The smallest pretrained backbone that has a profile.
+NEXT_PROFILE = REPOSITORY / "configs" / "smolvlm2-256m.yaml"
 #: What the driver, the kernels and torch's allocator hold beside the tensors.
 _OVERHEAD = 1.05
 
@@ -118,7 +125,7 @@ def work(
     Raises:
         ConfigError: as `config_of`; or the backbone cannot read frames of this size.
     """
-    config = config or config_of(backbone, sequence.image_size)
+    config = config or config_of(backbone, sequence, task)
     family = family_of(config)
     dtype = torch.float32 if train.precision == "float32" else torch.bfloat16
     shown = sequence.frames if sequence.repeat_frames else min(images, sequence.frames)
@@ -130,7 +137,7 @@ def work(
         model = AgentPS(network_of(config, backbone), task, sequence, train)
         model.set_trainable(train.lora, 0, projector=train.train_projector)
     _place(model, mode, dtype)
-    pictures = min(images, sequence.frames) * _tower_flops(model, sequence.image_size)
+    pictures = min(images, sequence.frames) * _tower_flops(model, mode, sequence.image_size)
     answers = len(task.questions) + 1 if train.variant.startswith("agentps") else 1
     b, layers = train.micro_batch, family.text.num_hidden_layers
     kept, _ = _language(model, mode, dtype, b, longest, answers)
@@ -146,21 +153,25 @@ def work(
         optimizer=_TRAINED * trained,
         activations=kept,
         checkpointed=kept / layers + layers * b * longest * family.text.hidden_size * dtype.itemsize,
-        flops=flops + pictures,
+        flops=flops + pictures * (1 if family.tower else 3),  # a family without a tower trains all that sees pictures
         touched=touched,
         layers_started=layers / b,
     )
 
 
-def config_of(backbone: BackboneSettings, image_size: int) -> PreTrainedConfig:
-    """The backbone's config; of the profiles' backbones without a hub, of the tiny one without making it.
+def config_of(backbone: BackboneSettings, sequence: SequenceSettings, task: Task) -> PreTrainedConfig:
+    """The backbone's config; of the profiles' backbones without a hub, of those that are made here without making them.
 
     Raises:
         ConfigError: as `model.backbone.load_config`.
     """
+    if backbone.name == OWN:
+        own, _ = own_parts([], task, sequence.image_size)
+        cast(Any, own.text_config).vocab_size = OWN_VOCABULARY  # as many as the texts may need
+        return own
     if backbone.name == TINY:
-        tiny = tiny_config(build_tokenizer([], 0), image_size)
-        cast(Any, tiny.text_config).vocab_size = VOCABULARY
+        tiny = tiny_config(build_tokenizer([], 0), sequence.image_size)
+        cast(Any, tiny.text_config).vocab_size = TINY_VOCABULARY
         return tiny
     for shape in PUBLISHED.values():
         if backbone.name == shape.hub:
@@ -199,13 +210,17 @@ _COUNTED = {
 }
 
 
-def _tower_flops(model: AgentPS, image_size: int) -> float:
+def _tower_flops(model: AgentPS, mode: FakeTensorMode, image_size: int) -> float:
     """Of one picture, from its pixels to what the language model reads.
 
     Some towers look at grids of numbers while they run, which have no content here: their weights are counted in place
     of a run.
     """
     family, base = model.family, model.base
+    if not family.tower:
+        with mode, torch.no_grad(), FlopCounterMode(display=False) as counted:
+            family.frame_tokens(base, family.tower_states(base, torch.empty(1, 3, image_size, image_size)))
+        return float(counted.get_total_flops())
     vision = family.vision
     width, patches = vision.hidden_size, (image_size // vision.patch_size) ** 2
     layers = getattr(vision, "num_hidden_layers", None) or vision.depth
@@ -350,3 +365,20 @@ def report(
 
 def _gb(count: float) -> str:
     return f"{count / 1e9:.1f} GB"
+
+
+def next_profile(task: Task, posts: int, images: float) -> str:
+    """What the backbone `own` is for, and which profile comes next, with its hours on this machine."""
+    options = read_yaml(NEXT_PROFILE)
+    if not torch.cuda.is_available():  # as the profile says of a laptop
+        options["fine_tune"]["precision"] = "float32"
+    settings = load_settings(options)
+    train = settings.fine_tune
+    found = work(settings.backbone, settings.preprocess, train, task, images)
+    device = this_machine(train.precision)
+    hours = posts * train.epochs * found.seconds_per_post(device, checkpointing=False) / 3600
+    return (
+        f"The backbone {OWN} has seen nothing but these {posts:,} training posts: it is for trying the pipeline and a "
+        f"baseline to beat, not for production. The next profile is {NEXT_PROFILE.relative_to(REPOSITORY)}, a "
+        f"pretrained backbone: about {hours:.1f} hours for these posts on {device.name} (an estimate of `agentps size`)"
+    )

@@ -11,7 +11,7 @@ from zenml.logger import get_logger
 
 from materializers.directory import CheckpointDirectory, DirectoryMaterializer, ShardDirectory
 from model.schema import LABEL_SOURCE
-from model.settings import TINY, BackboneSettings, TrainSettings
+from model.settings import OWN, TINY, BackboneSettings, TrainSettings
 from model.task import Task
 from steps.caching import depends_on
 from steps.paths import home
@@ -101,7 +101,7 @@ def _tell_memory(job: TrainingJob) -> None:
     from model.data import Shards
     from steps.fine_tune.size import too_large, work
 
-    if job.backbone.name == TINY or job.train.engine == "ray":  # it fits everywhere; the machines are others
+    if job.backbone.name in (TINY, OWN) or job.train.engine == "ray":  # it fits everywhere; the machines are others
         return
     sequence = Shards(job.shards).sequence
     try:
@@ -131,7 +131,7 @@ def _job(
         task=task,
         train=settings,
         backbone=backbone,
-        resolved_backbone=resolve(backbone, home()),
+        resolved_backbone=resolve(backbone, home(), shards.path),
         shards=shards.path,
         provenance={
             "data": data_fingerprint,

@@ -9,7 +9,8 @@ from zenml import log_metadata, step
 from zenml.logger import get_logger
 
 from materializers.directory import DirectoryMaterializer, ShardDirectory
-from model.settings import BackboneSettings, SequenceSettings
+from model.schema import SPLIT, TEXT, TITLE, TRAIN
+from model.settings import OWN, BackboneSettings, SequenceSettings
 from model.task import Task
 from steps.caching import depends_on
 from steps.paths import home
@@ -25,17 +26,21 @@ def preprocess(
     """Every distinct image at the tower's size, every text as tokens."""
     from model.backbone import load_config, load_tokenizer
     from model.checkpoint import check_fits
-    from steps.fine_tune.backbone import resolve
+    from model.own import build_own
+    from steps.fine_tune.backbone import own_folder, resolve
     from steps.preprocess.shards import scratch_folder, write_shards
     from steps.preprocess.vocabulary import unread
 
-    resolved = resolve(backbone, home())
+    root = scratch_folder(home() / "work")
+    if backbone.name == OWN:
+        train = posts[posts[SPLIT] == TRAIN]
+        build_own(own_folder(root), [*train[TITLE].fillna(""), *train[TEXT].fillna("")], task, sequence.image_size)
+    resolved = resolve(backbone, home(), root)
     config = load_config(resolved)
     tokenizer = load_tokenizer(resolved)
     check_fits(config, tokenizer, task, sequence)  # hours before the training would say so
     if (line := unread(posts, tokenizer)) is not None:
         logger.warning(line)
-    root = scratch_folder(home() / "work")
     limits = ingest.limits
     n_images = write_shards(root, posts, task, sequence, tokenizer, limits)
     log_metadata({"posts": len(posts), "distinct_images": n_images})

@@ -91,7 +91,7 @@ def drift(
     from steps.retrain.drift import Difference, compare, records, render
     from steps.retrain.profile import profile as profile_of
 
-    own = profile_of(posts, labels, task, Shards(shards.path), resolve(backbone, home()))
+    own = profile_of(posts, labels, task, Shards(shards.path), resolve(backbone, home(), shards.path))
     version = registry.get(model_name, champion) if champion is not None else None
     reference = registry.profile_of(version) if version is not None else None
     lines: list[Difference] = []

@@ -13,7 +13,7 @@ from zenml.types import HTMLString
 from materializers.directory import ShardDirectory
 from model.data import Shards
 from model.files import replacing
-from model.settings import BackboneSettings, TrainSettings
+from model.settings import OWN, BackboneSettings, TrainSettings
 from model.task import Task
 from steps import recipe
 from steps.fine_tune.backbone import fingerprint, resolve
@@ -50,13 +50,14 @@ def study(
     annotated = work / f"labels-{recipe.table_digest(labels)[:16]}.parquet"
     with replacing(annotated) as part:
         labels.to_parquet(part, index=False)
+    resolved = resolve(backbone, home(), shards.path)
     inputs = Inputs(
         shards=shards.path,
         labels=annotated,
         task=task,
         train=train,
-        backbone=resolve(backbone, home()),
-        backbone_id=fingerprint(backbone),
+        backbone=resolved,
+        backbone_id=fingerprint(resolved if backbone.name == OWN else backbone),
         evaluate=evaluate,
         gold_share=settings.gold_share,
         work=work,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from model.settings import TINY, BackboneSettings
+from model.errors import ConfigError
+from model.settings import OWN, TINY, BackboneSettings
 from steps import recipe
 from steps.fine_tune.backbone import fingerprint, resolve
 
@@ -53,3 +54,10 @@ def test_a_tiny_backbone_of_which_a_part_is_gone_is_made_again(
     resolve(BackboneSettings(name=TINY), tmp_path, tower_images=1)
     expected = {path.name: path.read_bytes() for path in Path(tiny_backbone.name).iterdir()}
     assert {path.name: path.read_bytes() for path in made.iterdir()} == expected
+
+
+def test_the_backbone_of_ones_own_posts_lies_beside_their_shards_and_nowhere_else(tmp_path: Path) -> None:
+    own = BackboneSettings(name=OWN)
+    assert resolve(own, tmp_path, tmp_path / "shards").name == str(tmp_path / "shards" / "backbone")
+    with pytest.raises(ConfigError, match=r"backbone.name own: .*set retrain.start to scratch"):
+        resolve(own, tmp_path)
