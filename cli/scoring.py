@@ -66,7 +66,9 @@ def key(name: str, posts_per_minute: int | None, config: Path | None) -> None:
 def stream(once: bool, config: Path) -> None:
     """Score the posts of a broker or a folder as they come. Ctrl-C or SIGTERM: the batch at hand is finished first."""
     from scoring.stream.run import stream as follow
+    from steps.log_lines import speak
 
+    speak()
     chosen, ingest, score = _stream(config)
     follow(chosen, ingest, score, lambda line: click.echo(line, err=True), once=once)
 

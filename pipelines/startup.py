@@ -12,9 +12,11 @@ from zenml.integrations.integration import Integration
 from zenml.integrations.pytorch import PytorchIntegration
 from zenml.integrations.sklearn import SklearnIntegration
 from zenml.models import ExceptionInfo
+from zenml.steps.step_context import StepContext
 from zenml.utils import exception_utils
 
 from steps.edge import told
+from steps.log_lines import JsonLines, as_json
 from steps.secrets import mask_error, masked
 
 #: ZenML sets the root logger to INFO, and so makes others speak: a line for each class that Great Expectations
@@ -35,6 +37,10 @@ def prepare() -> None:
     """Call once, before the steps are imported: Great Expectations speaks while it is."""
     _quieten()
     _keep_no_secrets()
+    if as_json():
+        for handler in logging.getLogger().handlers:
+            if handler.formatter is not None:  # the console's: the other one stores records as they are
+                handler.setFormatter(JsonLines(_where))
     # ZenML asks which package a table's class is from whenever a step returns one, and this reads the file lists of all
     # packages: half a second, with the same answer.
     importlib.metadata.packages_distributions = functools.cache(importlib.metadata.packages_distributions)
@@ -50,6 +56,11 @@ def _activate_if_imported(integration: type[Integration], library: str) -> None:
     """
     is_installed = integration.check_installation
     integration.check_installation = lambda: library in sys.modules and is_installed()  # type: ignore[method-assign]
+
+
+def _where() -> dict[str, str]:
+    context = StepContext.get()
+    return {} if context is None else {"run": context.pipeline_run.name, "step": context.step_name}
 
 
 class _Record(logging.LogRecord):

@@ -188,7 +188,9 @@ def _scored(score: LocalScore, inputs: Sequence[Input], now: datetime | None) ->
     try:
         return score(inputs, now)
     except Exception as error:  # noqa: BLE001  # of a version's own code, on what strangers send
-        logger.error("version %s: %d posts not scored: %s", score.version.version, len(inputs), type(error).__name__)
+        version = score.version.version
+        more = {"model_version": version}
+        logger.error("version %s: %d posts not scored: %s", version, len(inputs), type(error).__name__, extra=more)
         if len(inputs) > 1:
             return [record for post in inputs for record in _scored(score, [post], now)]
         broken = replace(inputs[0], error=f"the version's code broke on it ({type(error).__name__})")

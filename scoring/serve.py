@@ -44,6 +44,7 @@ from scoring.record import Record
 from scoring.score import Input
 from scoring.settings import ServiceSettings
 from steps import ray_settings
+from steps.log_lines import JsonLines, as_json
 from steps.register.history import champion_of
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,8 @@ class Door:
 
 def _log_to(folder: str) -> None:
     log = RotatingFileHandler(Path(folder) / LOG, maxBytes=_LOG_BYTES, backupCount=2, encoding="utf-8")
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", handlers=[log])
+    log.setFormatter(JsonLines() if as_json() else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[log])
 
 
 def cores() -> int:

@@ -83,9 +83,10 @@ def running(**options: Any) -> Iterator[ModuleType]:
         ray.init(**ours | options)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+    except Exception as error:  # a bare one where its own processes did not start within 30 s
         where = os.environ.get(ADDRESS)
-        what = f"the cluster at {ADDRESS}={where} cannot be joined" if where else "cannot be started here"
+        busy = "cannot be started here (on a busy machine another try helps)"
+        what = f"the cluster at {ADDRESS}={where} cannot be joined" if where else busy
         raise ConfigError(f"Ray: {what}: {error!s:.500}") from error
     try:
         yield ray

@@ -37,12 +37,8 @@ def back_up(state: State, target: Path) -> str:
     with replacing(target) as part:
         part.mkdir(mode=0o700)
         for name, role in DATABASES.items():
-            dump = [
-                *_postgresql(state, "pg_dump", name, role),
-                "--format=custom",
-                "--no-owner",
-                f"--file={part / name}",
-            ]
+            dump = [*_postgresql(state, "pg_dump", name, role), "--format=custom", "--no-owner"]
+            dump.append(f"--file={part / name}")
             _call(dump, {"PGPASSWORD": state.secrets[f"postgresql_{role}"]})
         dump = [*_mariadb(state, "mariadb-dump"), "--single-transaction", f"--result-file={part / 'zenml'}", "zenml"]
         _call(dump, {"MYSQL_PWD": state.secrets["mariadb_zenml"]})
@@ -69,15 +65,11 @@ def restore(source: Path, folder: Path) -> Path:
         setup.enter(state)
         with up(state, stores(state)):
             for name, role in DATABASES.items():
-                put = [
-                    *_postgresql(state, "pg_restore", name, role),
-                    "--no-owner",
-                    "--exit-on-error",
-                    str(source / name),
-                ]
+                put = [*_postgresql(state, "pg_restore", name, role), "--no-owner", "--exit-on-error"]
+                put.append(str(source / name))
                 _call(put, {"PGPASSWORD": state.secrets[f"postgresql_{role}"]})
-            sql = (source / "zenml").read_bytes()
-            _call([*_mariadb(state, "mariadb"), "zenml"], {"MYSQL_PWD": state.secrets["mariadb_zenml"]}, sql)
+            put = [*_mariadb(state, "mariadb"), "zenml"]
+            _call(put, {"MYSQL_PWD": state.secrets["mariadb_zenml"]}, source / "zenml")
             _upload(source / "objects")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # nothing was there
@@ -115,8 +107,9 @@ def _mariadb(state: State, program: str) -> list[str]:
     return [str(binary(program)), "--no-defaults", *where]
 
 
-def _call(command: list[str], environment: dict[str, str], content: bytes | None = None) -> None:
-    done = subprocess.run(command, env=os.environ | environment, input=content, capture_output=True, check=False)
+def _call(command: list[str], environment: dict[str, str], reads: Path = Path(os.devnull)) -> None:
+    with reads.open("rb") as given:
+        done = subprocess.run(command, env=os.environ | environment, stdin=given, capture_output=True, check=False)
     if done.returncode:
         raise TeamError(f"{Path(command[0]).name}: {done.stderr.decode(errors='replace').strip()[-600:]}")
 

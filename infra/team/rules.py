@@ -1,8 +1,9 @@
 """What MLflow's own login lets anybody do, and a team's server does not: `authorization_function` of its auth.ini.
 
 MLflow's login lets every user make a registered model, who then has all rights on it; and it takes a version's source,
-or an experiment's place of artifacts, in any bucket, from which the server would read with its own key. Here a model is
-made by an admin, or by a user who was given `EDIT` or `MANAGE` on its name before; and all files go through the server.
+or an experiment's place of artifacts, in any bucket, from which the server would read with its own key; and who may
+write into a model may give it another name. Here a model is made by an admin, or by a user who was given `EDIT` or
+`MANAGE` on its name before; it is renamed by an admin; and all files go through the server.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def authenticate() -> Authorization | Response:
 
 def _refused(username: str) -> str | None:
     """Why the request is refused whatever MLflow says of it; None: MLflow decides."""
+    if request.path.endswith("/registered-models/rename"):  # the others would lose its champion and its history
+        return None if _is_admin(username) else "an admin renames a model"
     validator = auth._find_validator(request)
     if validator is auth.validate_can_create_experiment:
         return _foreign(_get_request_message(CreateExperiment()).artifact_location)
@@ -45,10 +48,14 @@ def _refused(username: str) -> str | None:
         return _foreign(_get_request_message(CreateModelVersion()).source)
     if validator is auth.validate_can_create_registered_model:
         name = _get_request_message(CreateRegisteredModel()).name
-        if auth.store.get_user(username).is_admin or auth._get_registered_model_permission(name).can_update:
+        if _is_admin(username) or auth._get_registered_model_permission(name).can_update:
             return None
         return f"an admin gives the right to the model {name} first (docs/team.md)"
     return None
+
+
+def _is_admin(username: str) -> bool:
+    return bool(auth.store.get_user(username).is_admin)
 
 
 def _foreign(address: str) -> str | None:

@@ -36,7 +36,7 @@ class Server:
 
     user: Debian's, where root starts the stack. prepare: is called before each start. ready: whether it answers. after:
     what `infra.team.setup` does once it is ready. waits: a line while there is nothing for it to do; it is not started
-    then. stop: the signal by which it ends cleanly.
+    then. stop: the signal by which it ends cleanly. vital: where it does not come up, neither do the others.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Server:
     after: str | None = None
     waits: Callable[[], str | None] = lambda: None
     stop: signal.Signals = signal.SIGTERM
+    vital: bool = True
 
 
 def clean(environment: dict[str, str]) -> dict[str, str]:
@@ -75,15 +76,11 @@ def answers(url: str) -> bool:
 
 def servers(state: State) -> list[Server]:
     """In the order in which they are started; stopped in the other one."""
-    return [*_stores(state), _mlflow(state), _zenml(state), _service(state), _stream(state)]
+    return [*stores(state), _mlflow(state), _zenml(state), _service(state), _stream(state)]
 
 
 def stores(state: State) -> list[Server]:
     """Those that keep something."""
-    return _stores(state)
-
-
-def _stores(state: State) -> list[Server]:
     ports = state.ports
     postgresql = [str(binary("postgres")), "-D", str(state.folder / "postgresql")]
     postgresql += ["-c", "listen_addresses=127.0.0.1", "-c", f"port={ports['postgresql']}"]
@@ -179,14 +176,8 @@ def _mlflow(state: State) -> Server:
         "2",
     ]
     command += ["--host", state.options.host, "--port", str(port), "--artifacts-destination", "s3://mlflow"]
-    command += [
-        "--allowed-hosts",
-        ",".join(hosts),
-        "--cors-allowed-origins",
-        ",".join(origins),
-        "--x-frame-options",
-        "DENY",
-    ]
+    command += ["--allowed-hosts", ",".join(hosts), "--cors-allowed-origins", ",".join(origins)]
+    command += ["--x-frame-options", "DENY"]
 
     def prepare() -> None:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -258,14 +249,15 @@ def run_file(state: State) -> Path:
         "source": str(folder / "posts"), "store": "env:STORE_URL", "service": state.url("service"),
         "service_key": "env:SERVICE_KEY",
     }  # fmt: skip
-    given = dict(state.options.run)
-    content = given | {"service": service | given.get("service", {}), "stream": stream | given.get("stream", {})}
+    ours = {"register": {"name": state.options.models[0]}, "service": service, "stream": stream}
+    given = state.options.run
+    content = given | {section: values | given.get(section, {}) for section, values in ours.items()}
     write_whole(folder / "run.yaml", yaml.safe_dump(content), private=True)
     return folder / "run.yaml"
 
 
 def _no_champion(state: State) -> str | None:
-    name = state.options.models[0]
+    name = state.options.run.get("register", {}).get("name", state.options.models[0])
     login = b64encode(f"service:{state.secrets['mlflow_service']}".encode()).decode()
     url = f"{state.url('mlflow')}/api/2.0/mlflow/registered-models/alias?name={quote(name)}&alias=champion"
     try:
@@ -290,6 +282,7 @@ def _service(state: State) -> Server:
         _scoring(state),
         prepare=partial(run_file, state),
         waits=partial(_no_champion, state),
+        vital=False,  # a champion that cannot be served is rolled back in MLflow
     )
 
 
@@ -299,4 +292,6 @@ def _stream(state: State) -> Server:
     def waits() -> str | None:
         return None if answers(f"{state.url('service')}/ready") else "the service takes no posts yet"
 
-    return Server("stream", command, lambda: True, _scoring(state), prepare=partial(run_file, state), waits=waits)
+    return Server(
+        "stream", command, lambda: True, _scoring(state), prepare=partial(run_file, state), waits=waits, vital=False
+    )

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A user's session on a team's stack: session.sh FILE.env RUN_FILE [FOLDER]
-# Trains, has the service take the champion, scores a post over HTTP, trains again, promotes that, and rolls back.
+# Trains, has the service take the champion, scores a post over HTTP, trains again, and rolls back.
+# RUN_FILE lets the gate take any version: promote: {stale_days: 0, stale_tolerance: 1, max_slice_drop: 1, …}
 # FILE.env is what `python -m infra.team user NAME --train` wrote; FOLDER keeps this user's local files.
 set -euo pipefail
 . "$1"
@@ -37,7 +38,7 @@ score > "$AGENTPS_HOME/first.json"
 "$bin/zenml" pipeline run agentps_training -c "$second"
 next=$((first + 1))
 champion=$("$bin/agentps" history -c "$run" --on "$(date -u +%F\ %T -d '+1 minute')")
-[ "$champion" = "$next" ] || "$bin/agentps" promote "$next" --because "the session's second version" -c "$run"
+[ "$champion" = "$next" ] || { echo "the gate kept version $champion: see the top of this file" >&2 && exit 1; }
 serves "$next"
 score > "$AGENTPS_HOME/second.json"
 

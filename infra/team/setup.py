@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.team.servers import AGENTPS, BUCKETS, clean, run_file, stores
-from infra.team.state import KEPT, State, load, save_secrets, team_folder
+from infra.team.state import KEPT, State, draw, load, save_secrets, team_folder
 from infra.team.supervisor import up
 from model.files import write_whole
 from steps.paths import REPOSITORY
@@ -207,26 +207,28 @@ def _service_key(state: State, name: str) -> str:
 def rotate(state: State) -> None:
     """New secrets of the servers, of this running stack; those of people stay. It is to be started again then.
 
-    Where a server refuses its own, nothing is changed.
+    A password that a server keeps itself is written down the moment that the server has it, so that the stack starts
+    again wherever this is killed.
     """
     from zenml.client import Client
 
-    kept = {name: value for name, value in state.secrets.items() if name in KEPT or name == "service_key"}
-    save_secrets(state.folder, kept)
-    new = load(state.folder).secrets
-    auth = _auth()
-    try:
-        Client().update_user("admin", updated_password=new["zenml_admin"], old_password=state.secrets["zenml_admin"])
-        auth.update_user_password("service", new["mlflow_service"])
-        auth.update_user_password("admin", new["mlflow_admin"])  # the last: this process asks as the admin
-    except BaseException:
-        save_secrets(state.folder, state.secrets)
-        raise
+    known = dict(state.secrets)
+    new = {name: value for name, value in draw().items() if name not in KEPT}
+
+    def take(name: str) -> None:
+        known[name] = new[name]
+        save_secrets(state.folder, known)
+
+    Client().update_user("admin", updated_password=new["zenml_admin"], old_password=known["zenml_admin"])
+    take("zenml_admin")
+    _auth().update_user_password("admin", new["mlflow_admin"], current_password=known["mlflow_admin"])
+    take("mlflow_admin")
     for path in (state.folder / "users").glob("*.env"):
         text = path.read_text(encoding="utf-8")
-        for name, value in state.secrets.items():
-            text = text.replace(value, new[name])
+        for name, value in new.items():
+            text = text.replace(state.secrets[name], value)
         write_whole(path, text, private=True)
+    save_secrets(state.folder, known | new)  # all others are told theirs as they start
 
 
 def migrate(state: State) -> None:

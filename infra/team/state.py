@@ -27,7 +27,8 @@ _HEAD = """\
 # The team's stack (docs/team.md): what you may change, for the next `make team-stop` and `make team`.
 # host: what people reach is listened to there; databases and the inside of the object store stay on 127.0.0.1
 # names: under which a proxy in front is reached, as mlflow.example.org
-# models: the registered models that people with the right `train` may register into and move the champion of
+# models: the registered models that people with the right `train` may register into and move the champion of; the
+#   service scores with the first one
 # ports: where each server listens
 # run: a run file's options for the service and the stream worker: task, register, service, stream
 """
@@ -56,7 +57,7 @@ class Options(Chosen):
 
     host: str = "127.0.0.1"
     names: list[str] = []
-    models: list[ModelName] = ["agentps-ucc"]
+    models: list[ModelName] = Field(default=["agentps-ucc"], min_length=1)
     ports: dict[str, int] = Field(default_factory=dict)
     run: dict[str, Any] = Field(default_factory=dict)
 
@@ -81,11 +82,11 @@ class State:
     def url(self, server: str) -> str:
         return f"http://{self.reached}:{self.ports[server]}"
 
-    def database(self, name: str, driver: str = "postgresql+psycopg") -> str:
+    def database(self, name: str) -> str:
         """The URL of `mlflow`, `mlflow_auth`, `scores` or `ledger` in PostgreSQL, with its password."""
         role = "mlflow" if name.startswith("mlflow") else "agentps"
         password = self.secrets[f"postgresql_{role}"]
-        return f"{driver}://{role}:{password}@127.0.0.1:{self.ports['postgresql']}/{name}"
+        return f"postgresql+psycopg://{role}:{password}@127.0.0.1:{self.ports['postgresql']}/{name}"
 
     def s3(self, who: str) -> dict[str, str]:
         """The variables by which boto3, s3fs and pyarrow reach the object store.
@@ -123,26 +124,33 @@ def load(folder: Path) -> State:
 
 
 def make(folder: Path, host: str | None = None) -> State:
-    """The stack of `folder`; a new one gets secrets of its own and ports that are free."""
-    if not exists(folder):
-        if kept := sorted({"postgresql", "mariadb", "s3"} & {path.name for path in folder.glob("*")}):
+    """The stack of `folder`, with secrets of its own and ports that are free; one of before gets what is new since."""
+    if exists(folder):
+        kept = json.loads((folder / _SECRETS).read_text(encoding="utf-8"))
+    else:
+        if found := sorted({"postgresql", "mariadb", "s3"} & {path.name for path in folder.glob("*")}):
             raise ConfigError(
-                f"{folder} holds {kept[0]} but no {_SECRETS}, without which it cannot be opened: put that back, or "
+                f"{folder} holds {found[0]} but no {_SECRETS}, without which it cannot be opened: put that back, or "
                 "restore a back-up into an empty folder"
             )
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        options = _read(folder / _OPTIONS) if (folder / _OPTIONS).exists() else Options()
-        _save(folder, options.model_copy(update={"ports": _free(options.ports)}))
-        save_secrets(folder, {})
-    if host is not None:
-        _save(folder, load(folder).options.model_copy(update={"host": host}))
+        kept = {}
+    before = _read(folder / _OPTIONS) if (folder / _OPTIONS).exists() else Options()
+    options = before.model_copy(update={"ports": _free(before.ports), "host": host or before.host})
+    if options != before:
+        _save(folder, options)
+    if not kept.keys() >= set(_DRAWN):
+        save_secrets(folder, draw() | kept)
     return load(folder)
 
 
 def save_secrets(folder: Path, known: dict[str, str]) -> None:
-    """Keep `known`; draw what is missing."""
-    drawn = {name: known.get(name) or secrets.token_hex(24) for name in _DRAWN}
-    write_whole(folder / _SECRETS, json.dumps(known | drawn, indent=1) + "\n", private=True)
+    write_whole(folder / _SECRETS, json.dumps(known, indent=1) + "\n", private=True)
+
+
+def draw() -> dict[str, str]:
+    """Secrets that nobody has known."""
+    return {name: secrets.token_hex(24) for name in _DRAWN}
 
 
 def _save(folder: Path, options: Options) -> None:

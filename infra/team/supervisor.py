@@ -49,6 +49,7 @@ class _Process:
         Raises: TeamError where it cannot be prepared.
         """
         if self.process is not None and (code := self.process.poll()) is not None:
+            _kill_group(self.process.pid)  # those that it started hold its port
             self.process, self._ready, self._check = None, False, 0.0
             self._failures += 1
             pause = min(_LONGEST, 2.0**self._failures)
@@ -62,12 +63,12 @@ class _Process:
         if self.process is None or time.monotonic() < self._check:
             return
         answers = self.server.ready()
-        if self._ready:
-            self.word, self._check = "ready" if answers else "does not answer", time.monotonic() + _CHECK
-        elif answers:
-            self._ready, self._failures, self.word, self._check = True, 0, "ready", time.monotonic() + _CHECK
+        if answers and not self._ready:
             if self.server.after is not None:
                 self._set_up(self.server.after)
+            self._ready, self._failures = True, 0
+        if self._ready:
+            self.word, self._check = "ready" if answers else "does not answer", time.monotonic() + _CHECK
 
     def fail(self, why: str) -> None:
         """It cannot be started or set up, while the others go on: it is tried again."""
@@ -111,22 +112,28 @@ class _Process:
             return
         with suppress(ProcessLookupError):
             self.process.send_signal(self.server.stop)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(_END)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        _kill_group(self.process.pid)
+        self.process.wait()
         self.process, self.word = None, "stopped"
 
     @property
     def settled(self) -> bool:
-        return self._ready or self.word.startswith(_WAITS)
+        """It works, or waits for its work; or has failed, which stops nobody."""
+        failed = self._failures > 0 and not self.server.vital
+        return self._ready or failed or self.word.startswith(_WAITS)
 
     def last_words(self) -> str:
         with suppress(OSError):
             return " ".join(self.log.read_text(encoding="utf-8", errors="replace")[-2000:].split())[-500:]
         return ""
+
+
+def _kill_group(leader: int) -> None:
+    """What a server leaves of the processes that it started: each server has a group of its own."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 @contextmanager
@@ -232,6 +239,7 @@ def start(state: State, say: Callable[[str], None]) -> None:
     Raises: TeamError as `run`.
     """
     folder = state.folder
+    made: subprocess.Popen[bytes] | None = None
     if supervisor_of(folder) is None:
         (folder / _STATUS).unlink(missing_ok=True)
         (folder / _LOGS).mkdir(mode=0o700, exist_ok=True)
@@ -250,6 +258,8 @@ def start(state: State, say: Callable[[str], None]) -> None:
     said: dict[str, str] = {}
     while not (found := status(folder))["up"]:
         if found["failed"] or supervisor_of(folder) is None:
+            if made is not None:
+                made.wait()  # all are stopped then
             raise TeamError(found["failed"] or f"it ended: {folder / _LOGS / 'supervisor.log'} says why")
         for name, word in found["servers"].items():
             if word != said.get(name) and word not in ("not started", "starting"):

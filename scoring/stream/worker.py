@@ -229,7 +229,7 @@ class _Batch:
             except AgentPSError:
                 raise
             except Exception as fault:
-                logger.exception("the scorer failed on the post %s", post.post_id)
+                logger.exception("the scorer failed on the post %s", post.post_id, extra={"post_id": post.post_id})
                 failed.append((message, post, fault))
         if not scored and len(failed) > 1:  # no post's fault: nothing is to be committed
             raise failed[0][2]

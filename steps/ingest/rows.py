@@ -44,6 +44,8 @@ _ROWS_OF_NO_BITS = 100_000
 _MOST_TEXT, _MOST_TEXT_RATIO = 2**30, 64
 #: Bytes of a line of JSON Lines, at most: some times as much of memory is needed to read one.
 _LONGEST_LINE = 100_000_000
+#: Bytes of a file behind a URL that are asked for at a time.
+_BUFFER = 2**20
 
 
 def is_url(source: str | Path) -> bool:
@@ -84,10 +86,12 @@ def _open(source: str | Path) -> IO[bytes]:
     import fsspec  # those whose posts lie on a disk do without it
 
     try:
-        file: IO[bytes] = fsspec.open(str(source), "rb").open()
-    except (ImportError, ValueError) as error:  # its package is not installed; no such file system
-        raise OSError(str(error)) from error
-    return file
+        file = fsspec.open(str(source), "rb").open()
+    except OSError:
+        raise
+    except Exception as error:  # no such file system, or its package is missing; and its own, as of botocore: no keys
+        raise OSError(str(error) or type(error).__name__) from error
+    return io.BufferedReader(file, _BUFFER)  # an object store's file reads no line up to a length
 
 
 def read_rows(

@@ -181,7 +181,55 @@ def test_the_run_files_hold_options_of_ours(manifests: list[dict[str, Any]], tmp
     for name, text in runs.items():
         (tmp_path / name).write_text(text)
         read_run_file(tmp_path / name, set(ScoringRunSettings.model_fields))
-    assert load_settings(read_options(tmp_path / "training-run.yaml")).fine_tune.engine == "ray"
+    tuned = load_settings(read_options(tmp_path / "training-run.yaml")).fine_tune
+    assert tuned.engine == "ray"
+    (group,) = (
+        m["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+        for m in manifests
+        if m["kind"] == "RayJob" and m["metadata"]["name"] == "training"
+    )
+    resources = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+    each = int(resources.get("nvidia.com/gpu", 1))  # without a GPU a process takes the cores of a machine
+    assert tuned.processes == each * group["maxReplicas"]
+    assert tuned.least_processes == each * group["minReplicas"]
+
+
+def test_whatever_a_pod_writes_goes_to_a_volume(manifests: list[dict[str, Any]]) -> None:
+    """The root is read-only, and the image's own place, /state, is no volume in every cluster."""
+    for name, spec in ((name, template["spec"]) for manifest in manifests for name, template in pods(manifest)):
+        for container in spec["containers"]:
+            places = [each["mountPath"] for each in container["volumeMounts"] if not each.get("readOnly")]
+            values = {each["name"]: each["value"] for each in container["env"]}
+            paths = [values[key] for key in ("HOME", "AGENTPS_HOME", "ZENML_CONFIG_PATH") if key in values]
+            assert "HOME" in values, name
+            assert "ZENML_CONFIG_PATH" in values or name == "mlflow", name
+            assert all(any(Path(path).is_relative_to(place) for place in places) for path in paths), name
+
+
+def test_a_file_that_a_variable_names_is_mounted_and_rays_memory_fits_into_what_it_is_given(
+    manifests: list[dict[str, Any]],
+) -> None:
+    (mlflow,) = (
+        m["spec"]["template"]["spec"]
+        for m in manifests
+        if m["metadata"]["name"] == "mlflow" and "template" in m["spec"]
+    )
+    container = mlflow["containers"][0]
+    (path,) = (each["value"] for each in container["env"] if each["name"] == "MLFLOW_AUTH_CONFIG_PATH")
+    assert str(Path(path).parent) in {each["mountPath"] for each in container["volumeMounts"]}
+    for manifest in manifests:
+        spec = manifest.get("spec", {})
+        for group in (spec.get("rayClusterConfig") or spec.get("rayClusterSpec") or {}).get("workerGroupSpecs", []):
+            pod = group["template"]["spec"]
+            (shm,) = (each["emptyDir"]["sizeLimit"] for each in pod["volumes"] if each["name"] == "shm")
+            memory = pod["containers"][0]["resources"]["limits"]["memory"]
+            # without the parameter Ray takes 30 % of the memory
+            asked = group["rayStartParams"].get("object-store-memory", 0.3 * _bytes(memory))
+            assert float(asked) <= _bytes(shm), manifest["metadata"]["name"]
+
+
+def _bytes(quantity: str) -> int:
+    return int(quantity.removesuffix("Gi")) * 2**30
 
 
 @pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecatedSince20")  # Ray's own models

@@ -108,3 +108,17 @@ def test_more_workers_than_a_cluster_has_room_for_are_refused(monkeypatch: pytes
         workers_of(3, 1, 8, 2)
     monkeypatch.delenv("RAY_ADDRESS")
     assert workers_of(9, 2, 2, 0) == 9, "of this machine the user knows more"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_a_start_that_takes_ray_too_long_is_told_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as in ray/_private/node.py
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv(ray_settings.ADDRESS, raising=False)
+    told = r"busy machine another try helps.*timed out during startup"
+    with pytest.raises(ConfigError, match=told), ray_settings.running():
+        pass

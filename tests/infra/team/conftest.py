@@ -60,6 +60,8 @@ def team() -> Iterator[Team]:
     folder = Path(tempfile.mkdtemp(prefix="agentps-team-", dir="/var/tmp"))
     made = Team(folder / "team")
     folder.chmod(0o711)
+    made.folder.mkdir(mode=0o711)
+    (made.folder / "team.yaml").write_text("models: [agentps-ucc, agentps-stored]\n")
     try:
         made.command("start")
         made.command("user", "alice", "--train")

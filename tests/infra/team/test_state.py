@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +38,21 @@ def test_a_second_make_changes_nothing(tmp_path: Path) -> None:
     assert state.make(tmp_path) == state.make(tmp_path) == state.load(tmp_path)
 
 
+def test_a_stack_of_before_gets_the_secrets_and_ports_of_servers_that_are_new_and_keeps_its_own(tmp_path: Path) -> None:
+    made = state.make(tmp_path)
+    fewer = {name: value for name, value in made.secrets.items() if name != "s3_posts"} | {"service_key": "k"}
+    (tmp_path / "secrets.json").write_text(json.dumps(fewer))
+    options = yaml.safe_load((tmp_path / "team.yaml").read_text())
+    del options["ports"]["weed_filer"]
+    (tmp_path / "team.yaml").write_text(yaml.safe_dump(options))
+    found = state.make(tmp_path)
+    assert found.secrets.items() > fewer.items()
+    assert found.secrets.keys() == made.secrets.keys() | {"service_key"}
+    assert found.ports.items() > options["ports"].items()
+    assert found.ports.keys() == made.ports.keys()
+    assert state.make(tmp_path) == found
+
+
 def test_a_taken_port_is_left_to_the_one_who_has_it_and_none_is_given_out_twice(tmp_path: Path) -> None:
     with socket.socket() as taken:
         try:
@@ -54,6 +72,7 @@ def test_a_taken_port_is_left_to_the_one_who_has_it_and_none_is_given_out_twice(
         ("ports: {mysql: 1}", "mysql"),
         ("modls: []", "modls"),
         ("models: [champion]", "models"),
+        ("models: []", "models"),
         ("[", "YAML"),
     ],
 )
@@ -135,6 +154,59 @@ def test_a_server_that_ends_is_started_again_and_the_others_go_on(tmp_path: Path
     thread.join(60)
     with pytest.raises(ProcessLookupError):
         os.kill(told["pids"]["one"], 0)
+
+
+def test_of_a_server_that_is_killed_no_process_stays(tmp_path: Path) -> None:
+    """One that it had started would hold its port, and the next one could not have it."""
+    pids = tmp_path / "children"
+    thread = _supervised(tmp_path, _Command(f"sleep 1000 & echo $! >> {pids}; wait").of("one"))
+
+    def children() -> list[int]:
+        return [int(line) for line in pids.read_text().split()] if pids.exists() else []
+
+    _await(lambda: len(children()) == 1 and supervisor.status(tmp_path)["pids"]["one"])
+    os.kill(supervisor.status(tmp_path)["pids"]["one"], signal.SIGKILL)
+    _await(lambda: len(children()) == 2)
+    assert not _runs(children()[0])
+    (tmp_path / "end").touch()
+    thread.join(60)
+    _await(lambda: not _runs(children()[1]))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_what_could_not_be_set_up_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def set_up(self: object, what: str) -> None:
+        tries.append(what)
+        if 1 < len(tries) < 4:  # the first is as the stack starts: a failure there stops it
+            raise state.TeamError("MLflow is busy")
+
+    monkeypatch.setattr(supervisor._Process, "_set_up", set_up)
+    thread = _supervised(tmp_path, replace(_Command("sleep 1000").of("one"), after="users"))
+    _await(lambda: supervisor.status(tmp_path)["servers"].get("one") == "ready")
+    os.kill(supervisor.status(tmp_path)["pids"]["one"], signal.SIGKILL)
+    _await(lambda: len(tries) >= 4 and supervisor.status(tmp_path)["servers"]["one"] == "ready")
+    assert tries == ["users"] * 4
+    (tmp_path / "end").touch()
+    thread.join(60)
+
+
+def test_a_service_that_cannot_start_stops_none_of_the_servers_by_which_that_is_mended(tmp_path: Path) -> None:
+    thread = _supervised(
+        tmp_path, _Command("sleep 1000").of("mlflow"), replace(_Command("exit 3").of("service"), vital=False)
+    )
+    _await(lambda: supervisor.status(tmp_path)["up"])
+    _await(lambda: supervisor.status(tmp_path)["servers"]["service"].startswith("ended with exit code 3"))
+    assert supervisor.status(tmp_path)["servers"]["mlflow"] == "ready"
+    (tmp_path / "end").touch()
+    thread.join(60)
 
 
 def test_a_server_that_is_silent_later_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ pytestmark = pytest.mark.team
 
 MODEL = "agentps-ucc"
 API = "/api/2.0/mlflow"
+#: Posts of each split that are trained on from the object store.
+SMALL = {"train": 120, "val": 60, "test": 80}
 RUN = """\
 sample: {train: 300, val: 100, test: 200, difficulty: easy}
 annotate: {ledger: "env:AGENTPS_LEDGER"}
 fine_tune: {epochs: 1}
 evaluate: {bootstrap: 20}
-promote: {floor: 0.0, guessing: 1.0, bootstrap: 100}
+promote: {floor: 0.0, guessing: 1.0, bootstrap: 100, stale_days: 0, stale_tolerance: 1, max_slice_drop: 1}
 """
 
 
@@ -108,6 +111,15 @@ def test_who_trains_makes_no_other_model_and_deletes_none(team: Team) -> None:
     for base in (API, "/ajax-api/2.0/mlflow"):
         assert _mlflow(team, "alice", "/registered-models/create", {"name": "mine"}, base=base) == 403
     assert _mlflow(team, "alice", "/registered-models/delete", {"name": MODEL}, "DELETE") == 403
+    for base in (API, "/ajax-api/2.0/mlflow"):
+        assert _mlflow(team, "alice", "/registered-models/rename", {"name": MODEL, "new_name": "m"}, base=base) == 403
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+@pytest.mark.parametrize("place", ["1/x", "1/../2/x", "%2e%2e/x", "x"])
+def test_who_reads_writes_no_file_of_a_version(team: Team, method: str, place: str) -> None:
+    for base in ("/api/2.0/mlflow-artifacts/artifacts/", "/ajax-api/2.0/mlflow-artifacts/artifacts/"):
+        assert _mlflow(team, "bob", place, {} if method == "PUT" else None, method, base) in (400, 403, 404)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +170,7 @@ def test_zenml_answers_nobody_without_a_login(team: Team) -> None:
 def test_a_worker_without_the_token_joins_no_ray(tmp_path: Path) -> None:
     """Ray as the service starts it. A worker that is refused tries on, so it gets a minute."""
     script = (
-        "from scoring.ray_settings import running\n"
+        "from steps.ray_settings import running\n"
         "import sys\n"
         "with running() as ray:\n"
         "    print(ray.get_runtime_context().gcs_address, flush=True)\n"
@@ -201,13 +213,16 @@ def test_a_second_start_finds_all_as_it_is(team: Team) -> None:
     assert team.command("status").splitlines()[:5] == before.splitlines()[:5]
 
 
-def test_a_server_that_is_killed_is_started_again(team: Team) -> None:
-    before = status(team.folder)["pids"]["zenml"]
+@pytest.mark.parametrize("name", ["zenml", "mlflow", "s3", "mariadb", "postgresql"])
+def test_a_server_that_is_killed_is_started_again(team: Team, name: str) -> None:
+    """Also one that leaves processes of its own, which hold its port."""
+    before = status(team.folder)["pids"][name]
     os.kill(before, signal.SIGKILL)
     end = time.monotonic() + PATIENCE
-    while status(team.folder)["pids"]["zenml"] in (before, None) or status(team.folder)["servers"]["zenml"] != "ready":
+    while status(team.folder)["pids"][name] in (before, None) or status(team.folder)["servers"][name] != "ready":
         assert time.monotonic() < end
         time.sleep(0.5)
+    assert _mlflow(team, "alice", "/registered-models/search") == 200
     assert _ask(f"{team.state.url('zenml')}/health") == 200
 
 
@@ -223,49 +238,49 @@ def _home(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def session(team: Team, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The home of `alice` after her session; its log is in `session.log`."""
+def trained(team: Team, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of `alice` after her first training: version 1 is the champion."""
     home = _home(tmp_path_factory.mktemp("alice"))
     (home / "run.yaml").write_text(RUN)
-    script = str(REPOSITORY / "infra/team/session.sh")
-    environment = clean({"BIN": str(Path(sys.executable).parent)})
-    done = run([script, str(team.folder / "users/alice.env"), str(home / "run.yaml"), str(home)], environment)
-    (home / "session.log").write_text(done.stdout)
+    done = _train(team, home)
     assert done.returncode == 0, done.stdout[-4000:]
     return home
 
 
-def _record(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text())["records"][0]
-    return found
+def _train(team: Team, home: Path) -> subprocess.CompletedProcess[str]:
+    variables = {"AGENTPS_HOME": str(home), "ZENML_CONFIG_PATH": str(home / "zenml"), "AGENTPS_LOG": "json"}
+    zenml = str(Path(sys.executable).with_name("zenml"))
+    command = [zenml, "pipeline", "run", "agentps_training", "-c", str(home / "run.yaml")]
+    return run(command, clean(team.variables("alice") | variables))
 
 
-def test_a_user_trains_promotes_serves_scores_and_rolls_back(session: Path) -> None:
-    first, second, again = (_record(session / f"{name}.json") for name in ("first", "second", "again"))
-    assert (first["model_version"], second["model_version"], again["model_version"]) == ("1", "2", "1")
-    assert first["score"] == again["score"] != second["score"]
+def _score(team: Team, home: Path, posts: str, scores: Path) -> dict[str, dict[str, Any]]:
+    """The records of `agentps score` by the champion, by post_id."""
+    done = _agentps(team, home, "score", "--posts", posts, "--scores", str(scores))
+    assert done.returncode == 0, done.stdout
+    records = [json.loads(line) for line in scores.read_text().splitlines()]
+    return {record["post_id"]: record for record in records}
 
 
-def test_every_file_of_a_version_is_as_it_was_registered(team: Team, session: Path) -> None:
-    done = _agentps(team, session, "fetch", "1")
+def test_every_file_of_a_version_is_as_it_was_registered(team: Team, trained: Path) -> None:
+    done = _agentps(team, trained, "fetch", "1")
     assert done.returncode == 0, done.stdout
     folder = Path(done.stdout.strip().splitlines()[-1])
     assert any(folder.rglob("*.safetensors"))
 
 
-def test_a_file_that_was_changed_in_the_bucket_is_refused(team: Team, session: Path, tmp_path: Path) -> None:
+def test_a_file_that_was_changed_in_the_bucket_is_refused(team: Team, trained: Path, tmp_path: Path) -> None:
     client = _s3(team.state.s3("mlflow"))
     found = client.list_objects_v2(Bucket="mlflow")["Contents"]
-    key = next(each["Key"] for each in found if each["Key"].endswith("operating_points.json"))
+    (key,) = (each["Key"] for each in found if each["Key"].endswith("operating_points.json"))
     before = client.get_object(Bucket="mlflow", Key=key)["Body"].read()
-    versions = [_agentps(team, tmp_path, "fetch", number) for number in ("1", "2")]
-    assert [done.returncode for done in versions] == [0, 0]
+    assert _agentps(team, tmp_path, "fetch", "1").returncode == 0
     shutil.rmtree(tmp_path / "versions")
     client.put_object(Bucket="mlflow", Key=key, Body=before + b" ")
     try:
-        versions = [_agentps(team, tmp_path, "fetch", number) for number in ("1", "2")]
-        assert sorted(done.returncode for done in versions) == [0, 1]
-        assert "operating_points.json" in "".join(done.stdout for done in versions)
+        done = _agentps(team, tmp_path, "fetch", "1")
+        assert done.returncode == 1
+        assert "operating_points.json" in done.stdout
     finally:
         client.put_object(Bucket="mlflow", Key=key, Body=before)
 
@@ -275,17 +290,10 @@ def _agentps(team: Team, home: Path, *words: str) -> subprocess.CompletedProcess
     return run([str(Path(sys.executable).with_name("agentps")), *words], environment)
 
 
-@pytest.mark.parametrize("key", [None, "agentps_wrong"])
-def test_the_service_scores_for_nobody_without_a_key(team: Team, session: Path, key: str | None) -> None:
-    body = json.loads((session / "post.json").read_text())
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    assert _ask(f"{team.state.url('service')}/score", body, headers) == 401
-
-
 def test_posts_in_the_object_store_score_as_on_a_disk_and_those_of_another_bucket_are_refused(
-    team: Team, session: Path, tmp_path: Path
+    team: Team, trained: Path, tmp_path: Path
 ) -> None:
-    folder = next((session / "sample").iterdir())
+    folder = next((trained / "sample").iterdir())
     rows = [json.loads(line) for line in (folder / "posts.jsonl").read_text().splitlines()[:5]]
     manifest = "".join(
         json.dumps({key: row[key] for key in ("post_id", "title", "text", "images")}) + "\n" for row in rows
@@ -297,33 +305,82 @@ def test_posts_in_the_object_store_score_as_on_a_disk_and_those_of_another_bucke
         client.upload_file(str(folder / name), "posts", f"day/{name}")
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / name, tmp_path / name)
-    found = {}
-    for where in (str(tmp_path / "few.jsonl"), "s3://posts/day/few.jsonl"):
-        scores = tmp_path / f"{len(found)}.jsonl"
-        done = _agentps(team, session, "score", "--posts", where, "--scores", str(scores))
-        assert done.returncode == 0, done.stdout
-        records = [json.loads(line) for line in scores.read_text().splitlines()]
-        found[where] = {record["post_id"]: (record["score"], record["error"]) for record in records}
-    here, there = found.values()
-    assert here == there
+    here = _score(team, trained, str(tmp_path / "few.jsonl"), tmp_path / "here.jsonl")
+    there = _score(team, trained, "s3://posts/day/few.jsonl", tmp_path / "there.jsonl")
+    assert {name: record["score"] for name, record in here.items()} == {
+        name: record["score"] for name, record in there.items()
+    }
     assert set(here) == {row["post_id"] for row in rows}
-    assert all(score is not None for score, _ in here.values())
-    done = _agentps(team, session, "score", "--posts", "s3://mlflow/few.jsonl", "--scores", str(tmp_path / "no.jsonl"))
+    assert all(record["score"] is not None and record["error"] is None for record in here.values())
+    done = _agentps(team, trained, "score", "--posts", "s3://mlflow/few.jsonl", "--scores", str(tmp_path / "no.jsonl"))
     assert done.returncode == 1
     assert "s3://mlflow/few.jsonl" in done.stdout
     assert "Traceback" not in done.stdout
 
 
+def test_a_training_reads_its_manifest_and_its_pictures_from_the_object_store(
+    team: Team, trained: Path, tmp_path: Path
+) -> None:
+    (folder,) = (trained / "sample").iterdir()
+    rows = [json.loads(line) for line in (folder / "posts.jsonl").read_text().splitlines()]
+    rows = [row for split, most in SMALL.items() for row in [each for each in rows if each["split"] == split][:most]]
+    client = _s3(team.variables("alice"))
+    client.put_object(Bucket="posts", Key="train/posts.jsonl", Body="\n".join(map(json.dumps, rows)).encode())
+    names = sorted({name for row in rows for name in row["images"]})
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: client.upload_file(str(folder / name), "posts", f"train/{name}"), names))
+    home = _home(tmp_path / "home")
+    ours = "posts: s3://posts/train/posts.jsonl\nregister: {name: agentps-stored}\n"
+    (home / "run.yaml").write_text(ours + RUN.replace("sample:", "#"))
+    done = _train(team, home)
+    assert done.returncode == 0, done.stdout[-4000:]
+    fetched = _agentps(team, home, "fetch", "-c", str(home / "run.yaml"))
+    assert fetched.returncode == 0, fetched.stdout
+    assert not list(home.rglob("*.jpg")), "a copy of the posts is on this machine"
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert {"ingest", "preprocess", "fine_tune", "register"} <= {line.get("step") for line in lines}
+    assert len({line["run"] for line in lines if "run" in line}) == 1
+
+
+@pytest.fixture(scope="session")
+def session(team: Team, trained: Path) -> Path:
+    """`trained`, after her whole session."""
+    script = str(REPOSITORY / "infra/team/session.sh")
+    environment = clean({"BIN": str(Path(sys.executable).parent)})
+    done = run([script, str(team.folder / "users/alice.env"), str(trained / "run.yaml"), str(trained)], environment)
+    (trained / "session.log").write_text(done.stdout)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return trained
+
+
+def test_a_user_trains_promotes_serves_scores_and_rolls_back(session: Path) -> None:
+    first, second, again = (
+        json.loads((session / f"{name}.json").read_text())["records"][0] for name in ("first", "second", "again")
+    )
+    assert (first["model_version"], second["model_version"], again["model_version"]) == ("1", "2", "1")
+    assert first["score"] == again["score"] != second["score"]
+
+
+@pytest.mark.parametrize("key", [None, "agentps_wrong"])
+def test_the_service_scores_for_nobody_without_a_key(team: Team, session: Path, key: str | None) -> None:
+    body = json.loads((session / "post.json").read_text())
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    assert _ask(f"{team.state.url('service')}/score", body, headers) == 401
+
+
 def _answers(team: Team) -> int:
     with create_engine(team.state.database("ledger")).connect() as connection:
-        return int(connection.execute(text("SELECT count(*) FROM answers")).scalar_one())
+        return int(connection.execute(text("SELECT count(*) FROM annotation_answers")).scalar_one())
 
 
 def test_what_was_deleted_comes_back_from_a_back_up_scores_the_same_and_pays_nothing_twice(
-    team: Team, session: Path, tmp_path: Path
+    team: Team, trained: Path, tmp_path: Path
 ) -> None:
-    """To be the last: the stack is another one afterwards."""
-    answers, before = _answers(team), _record(session / "again.json")
+    """The stack is another one afterwards."""
+    (posts,) = (trained / "sample").glob("*/posts.jsonl")
+    few = posts.with_name("few.jsonl")
+    few.write_text("".join(posts.read_text().splitlines(keepends=True)[:20]))
+    answers, before = _answers(team), _score(team, trained, str(few), tmp_path / "before.jsonl")
     assert answers > 0
     team.command("backup", str(tmp_path / "backup"))
     team.command("stop")
@@ -331,40 +388,23 @@ def test_what_was_deleted_comes_back_from_a_back_up_scores_the_same_and_pays_not
     shutil.rmtree(team.folder)
     team.command("restore", str(tmp_path / "backup"))
     team.command("start")
-    _wait_for_service(team)
-    url, key = f"{team.state.url('service')}/score", team.variables("alice")["SERVICE_KEY"]
-    request = urllib.request.Request(
-        url,
-        (session / "post.json").read_bytes(),
-        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
-    )
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        after = json.loads(answer.read())["records"][0]
-    same = ("model_version", "score", "task", "input_sha256")
-    assert {name: after[name] for name in same} == {name: before[name] for name in same}
-
     home = _home(tmp_path / "new")  # a machine on which nothing is cached
+    after = _score(team, home, str(few), tmp_path / "after.jsonl")
+    same = ("model_version", "score", "task", "input_sha256")
+    assert [{name: record[name] for name in same} for record in after.values()] == [
+        {name: record[name] for name in same} for record in before.values()
+    ]
     (home / "run.yaml").write_text(RUN + "enable_cache: false\n")
-    environment = clean(
-        team.variables("alice") | {"AGENTPS_HOME": str(home), "ZENML_CONFIG_PATH": str(home / "zenml"), "NO_COLOR": "1"}
-    )
-    zenml = str(Path(sys.executable).with_name("zenml"))
-    done = run([zenml, "pipeline", "run", "agentps_training", "-c", str(home / "run.yaml")], environment)
+    done = _train(team, home)
     assert done.returncode == 0, done.stdout[-4000:]
     assert "asked 0, reused" in done.stdout
     assert _answers(team) == answers
-
-
-def _wait_for_service(team: Team) -> None:
-    ready = f"until curl -sf {team.state.url('service')}/ready; do sleep 1; done"
-    assert run(["timeout", str(PATIENCE), "sh", "-c", ready], clean({})).returncode == 0
 
 
 def test_after_a_rotation_no_password_of_before_opens_and_all_goes_on(team: Team) -> None:
     before = team.state
     team.command("rotate")
     team.command("start")
-    _wait_for_service(team)
     after = team.state
     assert {name for name in before.secrets if before.secrets[name] == after.secrets[name]} == {*KEPT, "service_key"}
     search = f"{after.url('mlflow')}{API}/registered-models/search"

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ from steps.paths import REPOSITORY
 from steps.settings import load_settings
 from tests.support.tiny import TASK, train_settings, write_posts
 
-PATIENCE = 400.0  # seconds, on a busy machine
+PATIENCE = 900.0  # seconds, on a busy machine
 RUN = """
 import json, sys
 from pathlib import Path
@@ -39,6 +43,19 @@ job = TrainingJob.model_validate_json((folder / "job.json").read_text())
 labels = pd.read_parquet(folder / "labels.parquet")
 job = job.model_copy(update={"train": TrainSettings.model_validate_json(sys.argv[3])})
 run(job, labels, work)
+"""
+MACHINES = """
+import sys
+from steps import ray_settings
+ray_settings.prepare()
+from ray.cluster_utils import Cluster
+machines = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": sys.argv[1]})
+other = machines.add_node(num_cpus=1)
+machines.wait_for_nodes()
+print(machines.address, flush=True)
+for line in sys.stdin:
+    machines.remove_node(other, allow_graceful=False)
+machines.shutdown()
 """
 psutil = pytest.importorskip("psutil", reason="no psutil, which finds the workers")
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
@@ -63,11 +80,15 @@ def folder(tiny_backbone: BackboneSettings, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
-def start(folder: Path, work: Path, **settings: object) -> subprocess.Popen[bytes]:
+def start(
+    folder: Path, work: Path, cluster: dict[str, str] | None = None, **settings: object
+) -> subprocess.Popen[bytes]:
+    """Args: cluster: the variables by which a cluster is joined; None: Ray is started on this machine."""
     options = {"epochs": 2, "batch": 4, "micro_batch": 2, "head_dropout": 0.1} | settings
     command = [sys.executable, "-c", RUN, str(folder), str(work), train_settings(**options).model_dump_json()]
     work.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= cluster or {}
     with (work / "output.txt").open("w") as output:
         return subprocess.Popen(
             command, cwd=REPOSITORY, env=environment, stdout=output, stderr=output, start_new_session=True
@@ -120,6 +141,35 @@ def wait_for(moment: Callable[[], bool], process: subprocess.Popen[bytes], work:
         assert process.poll() is None, (work / "output.txt").read_text()[-4000:]
         assert time.monotonic() < deadline, (work / "output.txt").read_text()[-4000:]
         time.sleep(0.02)
+
+
+@contextmanager
+def two_machines(home: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
+    """Two nodes of a cluster with room for one process each. Yields them, and the variables of who joins.
+
+    The line `lose` on their standard input ends one of them, as when its power fails.
+    """
+    # sockets of Ray lie there, whose paths may have 107 bytes
+    token, folder = secrets.token_hex(32), Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "AGENTPS_HOME": str(home / "home")}
+    command = [sys.executable, "-c", MACHINES, str(folder)]
+    with (home / "machines.txt").open("w") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env=os.environ | variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().decode().strip()
+        assert address, (home / "machines.txt").read_text()[-4000:]
+        yield process, variables | {"RAY_ADDRESS": address}
+    finally:
+        process.communicate(timeout=PATIENCE)  # the end of its input ends them
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def checkpoints(work: Path) -> set[str]:
@@ -213,3 +263,39 @@ def test_what_no_restart_mends_ends_the_training_in_its_own_words(folder: Path, 
     assert process.wait(PATIENCE) == 1
     last = (tmp_path / "work" / "output.txt").read_text().splitlines()[-1]
     assert last.startswith("model.errors.AgentPSError: the training diverged: after epoch")
+
+
+@needs_ray
+@pytest.mark.ray
+def test_processes_on_two_machines_train_what_those_of_one_do_on_a_copy_of_shards_that_only_one_has(
+    folder: Path, tmp_path: Path
+) -> None:
+    settings = {"processes": 2, "head_dropout": 0.0}
+    expected = finish(start(folder, tmp_path / "one", **settings), tmp_path / "one")  # by torchrun
+    with two_machines(tmp_path) as (machines, variables):
+        process = start(folder, tmp_path / "two", variables, **settings, engine="ray", saves_per_epoch=5)
+        wait_for(lambda: len(workers(machines)) == 2, process, tmp_path / "two")
+        assert len({worker.ppid() for worker in workers(machines)}) == 2, "both are on one machine"
+        directory = finish(process, tmp_path / "two")
+    assert parameters(directory) == parameters(expected)
+    assert not (directory / "shards").exists()
+
+
+@needs_ray
+@pytest.mark.ray
+def test_where_a_machine_is_lost_for_good_those_that_are_left_finish_with_the_same_parameters(
+    folder: Path, tmp_path: Path
+) -> None:
+    settings = {"processes": 2, "head_dropout": 0.0, "epochs": 12, "saves_per_epoch": 5}
+    expected = finish(start(folder, tmp_path / "whole", **settings), tmp_path / "whole")
+    work = tmp_path / "lost"
+    with two_machines(tmp_path) as (machines, variables):
+        process = start(folder, work, variables, **settings, engine="ray", least_processes=1)
+        wait_for(lambda: bool(checkpoints(work)) and len(workers(machines)) == 2, process, work)
+        assert machines.stdin is not None
+        machines.stdin.write(b"lose\n")
+        machines.stdin.flush()
+        wait_for(lambda: len(workers(machines)) < 2, process, work)
+        directory = finish(process, work)
+    assert json.loads((directory / "result.json").read_text())["resumed_from_step"] > 0
+    assert difference(directory, expected) <= 1e-4

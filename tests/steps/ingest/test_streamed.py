@@ -10,6 +10,8 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from model.errors import ManifestError
 from steps.ingest import rows, streamed
@@ -68,14 +70,45 @@ def test_parts_in_any_order_are_the_whole(manifest: Path, near: int, monkeypatch
             assert list(reader.rows(str(manifest), place, number, 3)) == whole[index : index + 3]
 
 
-def test_a_url_is_read_as_a_file_is(tmp_path: Path) -> None:
+class _File(AbstractBufferedFile):  # type: ignore[misc]
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        data: bytes = self.fs.cat_file(self.path)
+        return data[start:end]
+
+
+class ObjectStore(MemoryFileSystem):  # type: ignore[misc]
+    """Its files have the methods of those of s3fs and gcsfs, which are less than a file of Python has."""
+
+    protocol = "objects"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        stripped: str = super()._strip_protocol(path.replace("objects://", "memory://"))
+        return stripped
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+        if path.endswith("no-keys.jsonl"):
+            raise RuntimeError("Unable to locate credentials")  # botocore's are no OSErrors
+        return _File(self, path, mode, size=self.info(path)["size"])
+
+
+fsspec.register_implementation("objects", ObjectStore, clobber=True)
+
+
+def test_what_an_object_store_says_of_its_own_is_told_of_the_manifest() -> None:
+    with pytest.raises(ManifestError, match=r"objects://streamed/no-keys\.jsonl: .*Unable to locate credentials"):
+        list(stream("objects://streamed/no-keys.jsonl", COLUMNS))
+
+
+@pytest.mark.parametrize("store", ["memory", "objects"])
+def test_a_url_is_read_as_a_file_is(store: str, tmp_path: Path) -> None:
     for path in (jsonl(tmp_path / "m.jsonl"), parquet(tmp_path / "m.parquet"), csv_file(tmp_path / "m.csv")):
         with fsspec.open(f"memory://streamed/{path.name}", "wb") as file:
             file.write(path.read_bytes())
         whole = list(stream(path, COLUMNS))
-        assert list(stream(f"memory://streamed/{path.name}", COLUMNS)) == whole
+        assert list(stream(f"{store}://streamed/{path.name}", COLUMNS)) == whole
         after = whole[6]
-        rest = stream(f"memory://streamed/{path.name}", COLUMNS, after.place, after.number)
+        rest = stream(f"{store}://streamed/{path.name}", COLUMNS, after.place, after.number)
         assert list(rest) == whole[7:]
 
 
