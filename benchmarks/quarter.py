@@ -448,8 +448,9 @@ Live precision and recall on all posts of a week, once they are labelled:
 
 `drift`: lines of the drift page above their limits. `live`: the champion's precision on what it scored in the newest 14
 days, as the run saw it with the labels of that Monday, and its upper bound. If the bound is below the promise, the
-champion counts as stale. (Since this was run, so does one that flags nothing: see [retraining](retraining.md).) A candidate then need not be surely better, but must not be worse by more than
-`promote.stale_tolerance`.
+champion counts as stale. A candidate then need not be surely better, but must not be worse by more than
+`promote.stale_tolerance`. (Since this was run, a champion that flags nothing counts as stale, too: see
+[retraining](retraining.md).)
 
 | run after week | candidate | verdict and reason | champion then | drift | live |
 |---|---|---|---|---|---|
