@@ -25,6 +25,8 @@ from model.metrics import checked
 _STEP = 1.03
 #: Where chains start, in multiples of the fewest posts that could show the precision, all of them being positive.
 _STARTS = (2, 8)
+#: More labelled posts than this, nobody is asked for.
+_ASKED = 100_000
 #: Most flagged posts that `posts_needed` looks for.
 _MOST = 10_000_000
 
@@ -82,7 +84,7 @@ def promised_threshold(
 
 def posts_needed(scores: ArrayLike, min_precision: float, confidence: float) -> int | None:
     """About how many labelled posts of val the promise takes, if the scores are the probabilities that they say; None
-    where no number helps: no part of the posts is precise enough.
+    where no number that people could label helps: no part of the posts is precise enough.
 
     Labels would tell more of these posts, and less of others: the best threshold looks better on them than it is.
     """
@@ -98,6 +100,7 @@ def posts_needed(scores: ArrayLike, min_precision: float, confidence: float) -> 
             enough = binom.sf(hits - 1, sizes, min_precision) <= (1 - confidence) / len(_STARTS)
             if enough.any():
                 found.append(math.ceil(sizes[np.argmax(enough)] * len(descending) / flagged))
+    found = [posts for posts in found if posts <= _ASKED]
     # more than there are, which do not do
     return max(min(found), len(descending) + 1) if found else None
 
