@@ -144,10 +144,12 @@ def test_fine_tune_warns_before_a_training_that_cannot_fit(
     assert "a small card has 0 GB: lower fine_tune.micro_batch" in told[0]
 
 
-def test_the_command_tells_of_the_tiny_backbone_without_making_it() -> None:
-    result = CliRunner().invoke(main, ["size", "--posts", "3000"])
+@pytest.mark.parametrize(("name", "config"), [("tiny", "default"), ("own", "own-posts")])
+def test_the_command_tells_of_a_backbone_that_is_made_here_without_making_it(name: str, config: str) -> None:
+    path = REPOSITORY / "configs" / f"{config}.yaml"
+    result = CliRunner().invoke(main, ["size", "-c", str(path), "--posts", "3000"])
     assert result.exit_code == 0, result.output
-    assert "tiny: " in result.output
+    assert f"{name}: " in result.output
     assert "3,000 posts" in result.output
     assert all(device.name in result.output for device in DEVICES)
 
