@@ -16,7 +16,6 @@ from fastapi import HTTPException, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, Metric
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 from starlette.requests import ClientDisconnect
 
 from model.errors import DataError, ImageError, cut
@@ -78,7 +77,7 @@ class ScorePost(row_of(columns=(POST_ID, TITLE, TEXT))):  # type: ignore[misc]
     @model_validator(mode="after")
     def _something(self) -> Self:
         if not self.images and self.video is None:
-            raise PydanticCustomError("nothing_shown", "one or more images, or a video, are expected")
+            raise ValueError("one or more images, or a video, are expected")
         return self
 
 
@@ -353,7 +352,8 @@ def _faults(error: ValidationError) -> list[str]:
     """Where, and what is wrong; not what was sent."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     lines = [
-        f"{'.'.join(map(str, fault['loc'])) or 'body'}: {_AS_JSON.get(fault['type'], fault['msg'])}"
+        f"{'.'.join(map(str, fault['loc'])) or 'body'}: "
+        + _AS_JSON.get(fault["type"], fault["msg"].removeprefix("Value error, "))
         for fault in found[:_NAMED]
     ]
     return lines + ([f"and {len(found) - _NAMED:,} more"] if len(found) > _NAMED else [])

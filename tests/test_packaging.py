@@ -45,9 +45,11 @@ NOT_IMPORTED = {
 
 #: Imported where it is there; the message of its absence says how to install it.
 OPTIONAL = {
+    "aio_pika": "a test of RabbitMQ, with FastStream's extra of that name",
     "boto3": "the team's stack, with its extra",
     "botocore": "with boto3",
     "nats": "a stream's source, with FastStream's extra of that name",
+    "redis": "the same",
 }
 
 
