@@ -51,6 +51,8 @@ from steps.study.train import Inputs
 
 RECORD, PAGE = REPOSITORY / "benchmarks" / "albums.json", REPOSITORY / "docs" / "own-posts.md"
 POSTS = 5_000
+#: Half of the profile's: seven trainings are many.
+EPOCHS = 8
 RECALLS = ("recall_at_p60", "recall_at_p80")
 #: Profile, variants, number of seeds.
 CELLS: tuple[tuple[str, tuple[Variant, ...], int], ...] = (
@@ -291,15 +293,16 @@ def inputs_of(folder: Path, profile: str) -> Inputs:
     root = folder / profile
     if not root.exists():
         if settings.backbone.name == OWN:
-            train = posts[posts[SPLIT] == TRAIN]
-            build_own(own_folder(root), [*train[TITLE], *train[TEXT]], task, settings.preprocess.image_size)
+            seen = posts[posts[SPLIT] == TRAIN]
+            build_own(own_folder(root), [*seen[TITLE], *seen[TEXT]], task, settings.preprocess.image_size)
         tokenizer = load_tokenizer(resolve(settings.backbone, folder, root))
         write_shards(root, posts, task, settings.preprocess, tokenizer, settings.ingest.limits)
+    train = settings.fine_tune.model_copy(update={"epochs": EPOCHS})
     people = posts.loc[posts[SPLIT] == TRAIN, [POST_ID, *task.question_ids]]
     people.to_parquet(folder / "labels.parquet", index=False)
     backbone = resolve(settings.backbone, folder, root)
     return Inputs(
-        shards=root, labels=folder / "labels.parquet", task=task, train=settings.fine_tune, backbone=backbone,
+        shards=root, labels=folder / "labels.parquet", task=task, train=train, backbone=backbone,
         backbone_id=fingerprint(backbone), evaluate=settings.evaluate, gold_share=1.0, work=folder / "work",
     )  # fmt: skip
 
