@@ -49,9 +49,9 @@ from steps.register import history, registry
 from steps.settings import load_settings
 
 RECORD, PAGE = REPOSITORY / "benchmarks" / "serving.json", REPOSITORY / "docs" / "service.md"
-CLIENTS = 64
+CLIENTS = 96
 #: Posts that come before those that count: at first, each shape of a batch takes longer.
-WARM = 500
+WARM = 4_000
 #: Times the measured capacity, and the moves of the champion under load.
 OVERLOAD, MOVES, ROLLBACKS = 3, 20, 5
 NAME = load_settings({}).register_.model_name(load_task("ucc"))
