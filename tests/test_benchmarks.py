@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from benchmarks import (
+    albums,
     batch_scoring,
     gate_power,
     growth,
@@ -35,6 +36,7 @@ from benchmarks.record import PAGE
         (stream_scoring, stream_scoring.PAGE),
         (same_scores, same_scores.PAGE),
         (serving, serving.PAGE),
+        (albums, albums.PAGE),
     ],
 )
 def test_the_pages_tables_are_made_of_the_record(benchmark: ModuleType, page: Path) -> None:
