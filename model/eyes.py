@@ -121,12 +121,12 @@ class _ReadOut(nn.Module):
             [readout(album_BX) for readout in self.questions], batch["question_labels_BQ"], model.question_weights,
             self.final(album_BX).squeeze(-1), batch["final_labels_B"], model.final_weight,
         )  # fmt: skip
-        ids = torch.tensor([token for post in words for token in post], device=mean_BD.device)
-        posts = torch.tensor([row for row, post in enumerate(words) for _ in post], device=mean_BD.device)
+        said_of = [(row, token) for row, post in enumerate(words) for token in post]
+        posts, ids = torch.tensor(said_of, dtype=torch.long, device=mean_BD.device).view(-1, 2).unbind(1)
         logged_BV = F.log_softmax(mean_BD @ self._embedding[0].weight.T, dim=1)
         per_post_B = torch.bincount(posts, minlength=len(mean_BD)).clamp(min=1)
         said = -(logged_BV[posts, ids] / per_post_B[posts]).sum() / len(mean_BD)
-        return loss / weight.clamp(min=1) * (1 + len(self.questions)) + said
+        return loss / weight.clamp(min=1) * (1 + len(self.questions)) + said  # as much for each question as for words
 
 
 def teach(model: AgentPS, batches: Batches, settings: TrainSettings) -> None:
