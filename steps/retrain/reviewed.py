@@ -81,6 +81,7 @@ REVIEWS = Table(
     Column("answers", _JSON, nullable=False),  # question -> class index, of those that were answered
     Column("note", Text, nullable=False),
     Column("undoes", _ID, ForeignKey("desk_reviews.id")),
+    Index("desk_reviews_model", "model_name", "id"),
     Index("desk_reviews_post", "model_name", "post_id"),
     Index("desk_reviews_reviewer", "reviewer", "model_name", "post_id"),
     Index("desk_reviews_undoes", "undoes"),
