@@ -64,9 +64,9 @@ NO_FLOATS = [torch.int8, torch.float64, torch.bool, torch.float8_e4m3fn]
         (write("config.json", LFS), r"config\.json .*Git LFS pointer .*git lfs pull"),
         (write("config.json", ""), r"config\.json cannot be read as JSON: it is empty"),
         (write("config.json", "[]"), r"config\.json: a mapping was expected, found list"),
-        (write("config.json", "{}"), r"a model of type None; one of llava_onevision, "),
-        (write("config.json", '{"model_type": "qwen2"}'), r"a model of type 'qwen2'; one of llava_onevision, "),
-        (config(model_type="llava"), r"a model of type 'llava'; one of llava_onevision, "),
+        (write("config.json", "{}"), r"a model of type None; one of agentps_own, llava_onevision, "),
+        (write("config.json", '{"model_type": "qwen2"}'), r"a model of type 'qwen2'; one of agentps_own, "),
+        (config(model_type="llava"), r"a model of type 'llava'; one of agentps_own, llava_onevision, "),
         # made-up weights of a network that would not fit into memory, without the second
         (config(text_config=None), r"text_config: a mapping was expected, found NoneType"),
         (config("text_config", hidden_size=10**9), r"describes [\d,]{20,} weights, the files hold [\d,]+ \(model"),

@@ -86,7 +86,7 @@ def test_fresh_posts_are_trained_on_once_and_only_a_run_that_succeeded_moves_the
     (folder / "2.jsonl").write_text("".join(json.dumps(post) + "\n" for post in posts), encoding="utf-8")
     stopped = run()
     assert stopped.exit_code == 1
-    assert f"{MODEL} version 1: {FIRST} of {FIRST} scored posts are labelled; live precision" in stopped.output
+    assert f"{MODEL} version 1: {FIRST} of {FIRST} scored posts are labelled; NOTHING is flagged" in stopped.output
     assert "characters of title and text; the page is" in stopped.output
     assert (workspace.versions(MODEL), newest()) == (1, json.loads(lines[FIRST - 1])["created_at"])
 
