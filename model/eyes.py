@@ -1,7 +1,7 @@
 """The convolutions that see the pictures in `backbones.agentps_own`, and what they are taught before the training.
 
 Dimensions: B posts · U distinct images of the batch · F frames · C channels · S side of a frame, in pixels
-            · K tokens of a frame · D hidden size
+            · K tokens of a frame, here 1 · D hidden size · V tokens of the vocabulary · X twice D
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def resolve(
         shards: of the posts; only beside them is the backbone `own`.
 
     Raises:
-        ConfigError: the backbone `own` is asked for where there are no shards yet.
+        ConfigError: the backbone `own` is to be trained further, where there are no shards yet.
     """
     if backbone.name == OWN:
         if shards is None:
