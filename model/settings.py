@@ -25,7 +25,7 @@ def answers_questions(variant: Variant) -> bool:
 
 #: What is done about an annotator's errors, given people's process labels of some training posts (see
 #: `steps.fine_tune.methods`).
-LabelMethod = Literal["plain", "gold", "weighted", "dropped", "relabelled", "committee"]
+LabelMethod = Literal["plain", "gold", "weighted", "dropped", "relabelled"]
 
 #: The backbone built here from `LlavaOnevisionConfig`: no download, seconds on a CPU.
 TINY = "tiny"

@@ -51,7 +51,7 @@ def check_labels(settings: TrainingSettings, task: Task) -> None:
         if annotator == "human"
         else f"it weighs every combination of answers, and the task {task.name} has {combinations:,}; at most "
         f"{MOST_COMBINATIONS:,} can be"
-        if method in ("relabelled", "committee") and combinations > MOST_COMBINATIONS
+        if method == "relabelled" and combinations > MOST_COMBINATIONS
         else None
     )
     if method != "plain" and lacks is not None:

@@ -15,7 +15,7 @@ from model.errors import DataError
 from model.schema import LABEL, POST_ID, SPLIT, TRAIN
 from model.scorer import predict_rows
 from steps.fine_tune.launch import TrainingJob, run
-from steps.fine_tune.methods import seed_of, taught
+from steps.fine_tune.methods import taught
 from steps.tables import rows_of
 
 
@@ -48,9 +48,9 @@ def improved(
         )
     annotated = rows_of(labels, posts[POST_ID].tolist(), "labels")[[POST_ID, *ids]].astype(dict.fromkeys(ids, "Int8"))
 
-    def answers_of(made: pd.DataFrame, training: str, member: int) -> dict[str, NDArray[np.float64]]:
-        """`training` names nothing here: each has its folder by its labels and its seed."""
-        plain = job.train.model_copy(update={"labels": "plain", "seed": seed_of(job.train.seed, member)})
+    def answers_of(made: pd.DataFrame, training: str) -> dict[str, NDArray[np.float64]]:
+        """`training` names nothing here: each has its folder by its labels."""
+        plain = job.train.model_copy(update={"labels": "plain"})
         directory, _ = run(job.model_copy(update={"train": plain}), made, root)
         loaded = load(directory, best_device())
         return predict_rows(loaded.model, Batches(shards, loaded.prompt, task), rows, plain.micro_batch).questions

@@ -46,9 +46,8 @@ logger = logging.getLogger(__name__)
 JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"
 #: The digest of the code that began the training.
 _CODE = "code.txt"
-#: Directories of finished trainings that are kept beside the current one: at least those of the method `committee`, so
-#: that a killed run finds them again.
-_KEPT = 4
+#: Directories of finished trainings that are kept beside the current one.
+_KEPT = 3
 #: Whose versions a checkpoint records.
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
 

@@ -7,8 +7,6 @@ dropped     gold, and a question whose labels tell next to nothing keeps people'
 relabelled  gold, a first training; then every label is made anew from what that model says, what the annotator said
             and what the final label is, weighed by how often each errs; a second training on these, from which they
             are made anew again; a third one
-committee   four first trainings of different seeds, two of them on the labels of `gold` and two on those of `dropped`;
-            the labels are made anew from all four models' answers as for `relabelled`, once
 
 Dimensions: N posts · C classes of one question
 """
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from model.schema import POST_ID
-from model.settings import MAX_SEED, LabelMethod
+from model.settings import LabelMethod
 from model.task import Task
 from steps.annotate.agreement import confusion
 
@@ -39,7 +37,7 @@ def taught(
     gold: pd.DataFrame,
     final: pd.Series,
     task: Task,
-    answers_of: Callable[[pd.DataFrame, str, int], dict[str, NDArray[np.float64]]],
+    answers_of: Callable[[pd.DataFrame, str], dict[str, NDArray[np.float64]]],
 ) -> tuple[pd.DataFrame, Task]:
     """The process labels to train on by `method`, and the task with its question weights.
 
@@ -48,7 +46,7 @@ def taught(
         gold: people's, of some of these posts.
         final: (N,) the final labels, 1, 0 or NA, row by row of `labels`.
         answers_of: trains on labels, and gives the model's answers to every post of them, by question (N, C); it is
-            called with the labels, the training's name, and its number among those of a committee, for `seed_of`.
+            called with the labels and the training's name.
     """
     if method == "plain":
         return labels, task
@@ -60,20 +58,8 @@ def taught(
     made = with_gold(labels, gold)
     if method == "relabelled":
         for training in ("first", "second"):
-            made = relabelled(labels, [answers_of(made, training, 0)], final, gold, task)
-    if method == "committee":
-        # Without labels that tell next to nothing a question is learned better, or, with some seeds, hardly at all.
-        few = with_gold(without_uninformative(labels, told), gold)
-        answers = [answers_of(given, f"member-{k}", k) for k, given in enumerate((made, few, made, few))]
-        made = relabelled(labels, answers, final, gold, task)
+            made = relabelled(labels, answers_of(made, training), final, gold, task)
     return made, task
-
-
-def seed_of(seed: int, member: int) -> int:
-    """The seed of a member of a committee. The first one's is the training's own; of seeds below a million no two
-    trainings share one.
-    """
-    return (seed + 1_000_000 * member) % (MAX_SEED + 1)
 
 
 def informedness(matrix: NDArray[np.float64]) -> float:
@@ -121,25 +107,22 @@ def with_weights(task: Task, weights: dict[str, float]) -> Task:
     return task.model_copy(update={"questions": questions})
 
 
-def calibrated(probabilities: Sequence[NDArray[np.float64]], people: pd.Series) -> NDArray[np.float64]:
-    """(N, C): the probabilities of one or several models, fitted to what people say where they do.
+def calibrated(probability_NC: NDArray[np.float64], people: pd.Series) -> NDArray[np.float64]:
+    """(N, C): a model's probabilities, fitted to what people say where they do.
 
     A model that learned from an annotator gives the annotator's answer, not people's, and is as unsure of it as the
-    annotator errs. A logistic regression on its log-probabilities, over the posts that people labelled, undoes both. Of
-    several models it finds how far each is to be believed.
+    annotator errs. A logistic regression on its log-probabilities, over the posts that people labelled, undoes both.
 
     Args:
-        probabilities: of each model (N, C).
-        people: (N,) classes, NA where people gave none; where one of the C classes is absent, nothing is fitted: the
-            models' mean.
+        people: (N,) classes, NA where people gave none; where one of the C classes is absent, nothing is fitted.
     """
     known = people.notna().to_numpy()
     classes = people[known].to_numpy(int)
-    if len(np.unique(classes)) < probabilities[0].shape[1]:
-        return np.asarray(np.mean(probabilities, axis=0))
-    logs = np.log(np.hstack(probabilities).clip(1e-9))  # (N, models x C)
-    regression = LogisticRegression(max_iter=1000).fit(logs[known], classes)
-    return np.asarray(regression.predict_proba(logs))
+    if len(np.unique(classes)) < probability_NC.shape[1]:
+        return probability_NC
+    logs_NC = np.log(probability_NC.clip(1e-9))
+    regression = LogisticRegression(max_iter=1000).fit(logs_NC[known], classes)
+    return np.asarray(regression.predict_proba(logs_NC))
 
 
 def final_rates(gold: pd.DataFrame, final: pd.Series, task: Task) -> NDArray[np.float64]:
@@ -186,19 +169,19 @@ def posteriors(
 
 def relabelled(
     labels: pd.DataFrame,
-    answers: Sequence[dict[str, NDArray[np.float64]]],
+    answers: dict[str, NDArray[np.float64]],
     final: pd.Series,
     gold: pd.DataFrame,
     task: Task,
 ) -> pd.DataFrame:
     """New labels for every post of `labels`.
 
-    Three witnesses speak of each answer, and are taken to err independently: first models, calibrated; the annotator,
+    Three witnesses speak of each answer, and are taken to err independently: a first model, calibrated; the annotator,
     by its confusion matrix; and the final label. How far each is to be believed is counted on the gold subset.
 
     Args:
         labels: the annotator's, as they came.
-        answers: of each first model, by question id, its probabilities (N, C), row by row of `labels`.
+        answers: by question id, a first model's probabilities (N, C), row by row of `labels`.
         final: (N,) the final labels, 1, 0 or NA, row by row of `labels`.
         gold: people's labels of some of these posts, which win.
     """
@@ -206,7 +189,7 @@ def relabelled(
     people = gold.set_index(POST_ID).reindex(labels[POST_ID])
     probabilities = []
     for question in task.questions:
-        probability_NC = calibrated([model[question.id] for model in answers], people[question.id])
+        probability_NC = calibrated(answers[question.id], people[question.id])
         given = labels[question.id].notna().to_numpy()
         probability_NC[given] *= matrices[question.id].T[labels.loc[given, question.id].to_numpy(int)]
         probabilities.append(probability_NC / probability_NC.sum(1, keepdims=True))

@@ -26,7 +26,7 @@ from model.task import Task
 from model.train import FitResult, fit
 from steps.evaluate.predictions import prediction_tables
 from steps.evaluate.report import build_report, labelled
-from steps.fine_tune.methods import seed_of, taught
+from steps.fine_tune.methods import taught
 from steps.settings import EvaluateSettings
 from steps.study.cells import ANNOTATOR, NONE, PEOPLE, Cell
 from steps.study.labels import corrupted, draws, gold_subset
@@ -128,9 +128,8 @@ def _labels(
     rows = np.flatnonzero((shards.posts[SPLIT] == TRAIN).to_numpy())
     final = shards.posts[LABEL].iloc[rows].reset_index(drop=True)
 
-    def answers_of(made: pd.DataFrame, training: str, member: int) -> dict[str, np.ndarray]:
-        own = train.model_copy(update={"seed": seed_of(train.seed, member)})
-        network, prompt, _ = _fit(task, own, shards, made, inputs, work / training)
+    def answers_of(made: pd.DataFrame, training: str) -> dict[str, np.ndarray]:
+        network, prompt, _ = _fit(task, train, shards, made, inputs, work / training)
         return predict(network, in_chunks(rows, train.micro_batch, Batches(shards, prompt, task))).questions
 
     return taught(cell.method, labels, gold, final, task, answers_of)

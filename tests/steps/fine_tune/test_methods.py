@@ -6,7 +6,6 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 
 from model.schema import POST_ID
-from model.settings import MAX_SEED
 from steps.fine_tune import methods
 from tests.support.tiny import TASK
 
@@ -55,7 +54,7 @@ def test_a_model_that_repeats_a_one_sided_annotator_is_calibrated_to_people() ->
     """Of the posts to which the model gives 0.2 people find 3 in 4, of those with 0.05 one in 4."""
     model = np.repeat([[0.8, 0.2], [0.95, 0.05]], 800, axis=0)
     people = pd.Series([*([1, 1, 1, 0] * 100), *([None] * 400), *([1, 0, 0, 0] * 100), *([None] * 400)], dtype="Int8")
-    found = methods.calibrated([model], people)
+    found = methods.calibrated(model, people)
     assert found[:800, 1] == pytest.approx(0.75, abs=0.02)
     assert found[800:, 1] == pytest.approx(0.25, abs=0.02)
     assert found.sum(1) == pytest.approx(1.0)
@@ -63,8 +62,7 @@ def test_a_model_that_repeats_a_one_sided_annotator_is_calibrated_to_people() ->
 
 def test_without_an_example_of_every_class_a_model_is_left_as_it_is() -> None:
     model = np.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
-    assert methods.calibrated([model], series(0, 1)).tolist() == model.tolist()
-    assert methods.calibrated([model, 1 - model], series(0, 1)) == pytest.approx(0.5)
+    assert methods.calibrated(model, series(0, 1)) is model
 
 
 def final_and_answers() -> tuple[pd.DataFrame, pd.Series]:
@@ -101,50 +99,6 @@ def test_a_final_label_that_tells_nothing_changes_nothing() -> None:
     assert [list(row[0]) for row in after] == [pytest.approx(list(row[0])) for row in before]
 
 
-def test_a_committee_believes_each_model_as_far_as_it_agrees_with_people() -> None:
-    """One model repeats what people say in 4 of 5 posts, the other knows nothing, and is sure of it."""
-    people = pd.Series([1, 0] * 200, dtype="Int8")
-    errs = np.arange(400) % 5 == 0
-    said = np.where(errs, 1 - people.to_numpy(int), people.to_numpy(int))
-    good = np.stack([0.8 - 0.6 * said, 0.2 + 0.6 * said], axis=1)
-    noise = (np.arange(400) // 2) % 2
-    sure = np.stack([0.99 - 0.98 * noise, 0.01 + 0.98 * noise], axis=1)
-    both = methods.calibrated([good, sure], people)
-    assert both[:, 1] == pytest.approx(0.2 + 0.6 * said, abs=0.03)
-    assert both.sum(1) == pytest.approx(1.0)
-
-
-def test_a_committee_s_members_have_other_seeds_and_two_learn_without_labels_that_tell_nothing() -> None:
-    """The annotator knows `calm`, and nothing of `bright`; of the models the first two are right about `bright`."""
-    ids = "abcdefghijklmnop"
-    truth = [k % 2 for k in range(16)]
-    labels = table(ids, bright=[1] * 16, kind=[0] * 16, calm=truth)
-    gold = table(ids, bright=truth, kind=[0, 1, 2] * 5 + [0], calm=truth).iloc[:8]
-    asked = []
-
-    def answers_of(made: pd.DataFrame, training: str, member: int) -> dict[str, np.ndarray]:
-        asked.append((training, member, made))
-        sure = (0.9, 0.8, 0.5, 0.5)[member]
-        right = np.array([[1 - sure, sure] if value else [sure, 1 - sure] for value in truth])
-        return {"bright": right, "kind": np.full((16, 3), 1 / 3), "calm": np.full((16, 2), 0.5)}
-
-    made, task = methods.taught("committee", labels, gold, series(*[None] * 16), TASK, answers_of)
-    assert [(training, member) for training, member, _ in asked] == [(f"member-{k}", k) for k in range(4)]
-    for _, member, given in asked:
-        assert given["bright"].tolist()[:8] == truth[:8]
-        assert given["bright"][8:].isna().all() == (member in (1, 3))
-        assert given["calm"].tolist() == truth
-    assert made["bright"].tolist() == truth
-    assert task == TASK
-
-
-def test_no_two_members_of_small_seeds_share_one_and_the_first_has_the_training_s_own() -> None:
-    assert [methods.seed_of(seed, 0) for seed in (0, 7, MAX_SEED)] == [0, 7, MAX_SEED]
-    seeds = [methods.seed_of(seed, member) for seed in range(100) for member in range(4)]
-    assert len(set(seeds)) == 400
-    assert all(0 <= methods.seed_of(MAX_SEED, member) <= MAX_SEED for member in range(4))
-
-
 def test_relabelled_believes_who_was_right_on_the_gold_subset_and_people_most() -> None:
     """The annotator is always wrong about `bright` and always right about `calm`; the model knows neither."""
     ids = "abcdefgh"
@@ -152,12 +106,12 @@ def test_relabelled_believes_who_was_right_on_the_gold_subset_and_people_most() 
     labels = table(ids, bright=[1 - t for t in truth], calm=truth)
     gold = table(ids, bright=truth, calm=truth).iloc[:6]
     answers = {q.id: np.full((8, len(q.classes)), 1 / len(q.classes)) for q in TASK.questions}
-    found = methods.relabelled(labels, [answers], series(*[None] * 8), gold, TASK)
+    found = methods.relabelled(labels, answers, series(*[None] * 8), gold, TASK)
     assert found[POST_ID].tolist() == list(ids)
     assert found["bright"].tolist() == truth
     assert found["calm"].tolist() == truth
     against = gold.assign(bright=series(*[0] * 6))
-    assert methods.relabelled(labels, [answers], series(*[None] * 8), against, TASK)["bright"].tolist()[:6] == [0] * 6
+    assert methods.relabelled(labels, answers, series(*[None] * 8), against, TASK)["bright"].tolist()[:6] == [0] * 6
 
 
 def test_relabelled_reads_the_final_label() -> None:
@@ -167,5 +121,5 @@ def test_relabelled_reads_the_final_label() -> None:
     gold = table(ids, bright=[0] * 20, kind=[0] * 20, calm=truth).iloc[:18]
     answers = {q.id: np.full((20, len(q.classes)), 1 / len(q.classes)) for q in TASK.questions}
     answers["bright"], answers["kind"] = np.array([[0.98, 0.02]] * 20), np.array([[0.98, 0.01, 0.01]] * 20)
-    found = methods.relabelled(table(ids), [answers], series(*truth), gold, TASK)
+    found = methods.relabelled(table(ids), answers, series(*truth), gold, TASK)
     assert found["calm"].tolist() == truth

@@ -59,7 +59,7 @@ def test_a_finished_cell_is_not_trained_again_and_a_killed_study_trains_the_rest
     assert not list(inputs.work.glob("*/")), "finished trainings leave no checkpoints"
 
 
-@pytest.mark.parametrize("method", ["gold", "weighted", "dropped", "relabelled", "committee"])
+@pytest.mark.parametrize("method", ["gold", "weighted", "dropped", "relabelled"])
 def test_every_method_trains(inputs: Inputs, method: Any) -> None:
     cell = cell_of(TASK, "agentps_answers", 48, ANNOTATOR, method=method)
     record = train_cell(cell, "key", inputs, inputs.work)
