@@ -11,8 +11,9 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from sqlalchemy import insert, select
 
 from model.errors import ConfigError
-from scoring.desk import export, policies, quality, queue
+from scoring.desk import export, policies, quality, queue, whatif
 from scoring.desk.app import Form, Lead, Owner, Signed, Web, asked_of, number_in, web_of
+from scoring.desk.memory import SOON
 from scoring.desk.people import RefusedError, User
 from scoring.desk.work import Desk
 from scoring.policy import Policy
@@ -30,13 +31,13 @@ def quality_page(request: Request, user: Lead) -> Response:
     days = days if days in (7, 28, 90, 365) else 28
     version = given.get("version") or None
     desk = web.desk
-    looks, hits = web.looks.read()
+    found, (looks, hits) = desk.records.read(SOON), web.looks.read(SOON)
     return web.page(
         "quality.html",
         user,
         agreement=quality.agreement(looks, desk.task.question_ids),
         gold=quality.on_gold(hits),
-        live=quality.live(desk, days, version),
+        live=quality.live(desk, found, days, version),
         days=days,
         version=version,
         versions=queue.versions(desk),
@@ -132,7 +133,7 @@ def _what_if(web: Web, user: User, given: Form) -> Response:
     message, difference, candidate = None, None, None
     try:
         candidate = candidate_of(desk, given, points)
-        difference = web.replay.compare(candidate)
+        difference = whatif.compare(desk, desk.records.read(SOON), candidate)
     except ConfigError as error:
         message = str(error).partition(": ")[2]
     shown = [dict(rule) for rule in _rules(given)] if "asked" in given else _rules_of(desk.policy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -146,6 +147,9 @@ class Browser(requests.Session):
         return {name: _plain(value) for name, value in fields}
 
     def _had(self, answer: requests.Response) -> requests.Response:
+        while pause := answer.headers.get("Refresh"):
+            time.sleep(int(pause))
+            answer = self.get(answer.url)
         self.page = answer.text
         return answer
 

@@ -20,7 +20,7 @@ from scoring.desk import export, policies, queue, reviews
 from scoring.desk.people import RefusedError
 from scoring.desk.policies import Application, changed, confirm, proposals, propose
 from scoring.desk.queue import Filters
-from scoring.desk.whatif import Replay
+from scoring.desk.whatif import compare
 from scoring.desk.work import Desk
 from scoring.policy import Policy
 from steps.annotate.gold import read_answers
@@ -54,7 +54,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 def test_a_replay_says_what_the_policy_itself_says_of_each_record(desk: Desk) -> None:
     then = changed(desk.policy, 60, RULES)
-    found = Replay(desk).compare(then)
+    found = compare(desk, desk.records.read(), then)
     expected: dict[tuple[str, str], set[str]] = {}
     for record_, _ in desk.store.current([f"p{n}" for n in range(400)], "m").values():
         pair = desk.policy.decide(record_).action, then.decide(record_).action
@@ -74,10 +74,9 @@ def test_a_replay_says_what_the_policy_itself_says_of_each_record(desk: Desk) ->
 
 
 def test_a_replay_sees_what_came_since(desk: Desk) -> None:
-    replay = Replay(desk)
-    assert replay.compare(desk.policy).posts == 400
+    assert compare(desk, desk.records.read(), desk.policy).posts == 400
     put(desk, record("new", 0.9))
-    assert replay.compare(desk.policy).posts == 401
+    assert compare(desk, desk.records.read(), desk.policy).posts == 401
 
 
 def test_a_replay_has_figures_from_the_labels_of_drawn_posts(desk: Desk) -> None:
@@ -88,7 +87,7 @@ def test_a_replay_has_figures_from_the_labels_of_drawn_posts(desk: Desk) -> None
             select(queue.CURRENT.c.history_id, queue.CURRENT.c.score).where(queue.CURRENT.c.post_id == claim.post_id)
         )[0]
         reviews.decide(desk, ann, claim.nonce, shown, int(score >= 0.6), {})
-    found = Replay(desk).compare(changed(desk.policy, 60, []))
+    found = compare(desk, desk.records.read(), changed(desk.policy, 60, []))
     scores = np.array([said[0].score for said in desk.store.current([f"p{n}" for n in range(400) if n != 7]).values()])
     assert found.then.figures is not None
     assert found.then.figures.precision.value == pytest.approx((scores >= 0.6).sum() / (scores >= 0.3).sum())
