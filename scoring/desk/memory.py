@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from scoring.desk.work import Desk
 
 #: A page waits so many seconds for what is new in the store.
-SOON = 0.2
+SOON = 0.1
 #: Rows of one part, at least.
-PART = 2_000
+PART = 1_000
 #: Rows that are counted at most, to tell how much is left.
 _COUNTED = 1_000_000
 
