@@ -13,6 +13,7 @@ from model.checkpoint_info import read_operating_points
 from model.errors import AgentPSError, ConfigError
 from model.images import ImageLimits
 from model.task import load_task
+from scoring.desk import policies
 from scoring.desk.app import Web, create_app
 from scoring.desk.memory import SOON, BeingReadError
 from scoring.desk.people import People
@@ -76,6 +77,8 @@ def desk_of(
         ConfigError, ManifestError: the policy or the posts cannot be read.
     """
     limits = ImageLimits(settings.ingest.max_image_bytes, settings.ingest.max_image_pixels)
+    if policy is not None:
+        policies.finish(store, policy)
     return Desk(
         store=store,
         model_name=name,
@@ -133,7 +136,7 @@ def serve(
 
 @contextmanager
 def kept_up(web: Web) -> Iterator[None]:
-    """What pages count over is read before somebody waits for it: all of it at first, then what is new."""
+    """What a desk that ended had begun is gone on with. What pages count over is read before somebody waits for it."""
     ended = threading.Event()
     thread = threading.Thread(target=_keep_up, args=(web, ended))
     thread.start()
@@ -146,6 +149,10 @@ def kept_up(web: Web) -> Iterator[None]:
 
 
 def _keep_up(web: Web, ended: threading.Event) -> None:
+    try:
+        web.application.go_on()
+    except AgentPSError as error:
+        logger.error("stored records are not decided anew: %s", error)
     while not ended.is_set():
         web.wanted.clear()
         try:

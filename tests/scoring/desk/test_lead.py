@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +20,9 @@ from sqlalchemy import select
 
 from cli.main import main
 from model.errors import ConfigError
+from model.files import write_whole
 from scoring.desk import export, policies, queue, reviews
-from scoring.desk.people import RefusedError
+from scoring.desk.people import RefusedError, User
 from scoring.desk.policies import Application, changed, confirm, proposals, propose
 from scoring.desk.queue import Filters
 from scoring.desk.whatif import compare
@@ -117,6 +122,65 @@ def test_a_change_is_kept_with_its_reason_and_takes_effect_when_an_owner_confirm
     for id_, message in ((first["id"], "before"), (later["id"], "Another policy"), (99, "no such")):
         with pytest.raises(RefusedError, match=message):
             confirm(desk, owner, id_)
+
+
+def _confirm_and_die(folder: Path, at: int) -> None:
+    """Killed at the beginning of this write of a file: 0: the note, 1: the file."""
+    written = itertools.count()
+
+    def writes(path: Path, content: str) -> None:
+        if next(written) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_whole(path, content)
+
+    policies.write_whole = writes  # type: ignore[attr-defined]
+    with desk_in(folder, policy={"allow": {"post_ids": ["p7"]}}) as desk:
+        confirm(desk, User("olga", "owner", hidden=False), 1)
+
+
+@pytest.mark.parametrize(("at", "stored"), [(0, False), (1, True)])
+def test_a_desk_that_is_killed_while_it_confirms_has_confirmed_or_not(
+    desk: Desk, tmp_path: Path, at: int, stored: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, then = tmp_path / "policy.yaml", changed(desk.policy, 60, RULES)
+    file.write_text(policies.text_of(desk.policy))
+    propose(desk, join(desk, "lea", "lead"), "1", then, "more of it")
+    killed = multiprocessing.get_context("fork").Process(target=_confirm_and_die, args=(tmp_path, at))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert Policy.load(file).version == desk.policy.version
+    assert (proposals(desk)[0]["confirmed_at"] is not None) == stored
+    policies.finish(desk.store, file)
+    assert Policy.load(file).version == (then if stored else desk.policy).version
+    assert ("had confirmed policy" in caplog.text) == stored
+    policies.finish(desk.store, file)
+    assert sorted(path.name for path in tmp_path.iterdir() if "policy" in path.name) == ["policy.yaml"]
+    if stored:
+        thread = Application(desk).go_on()
+        assert thread is not None
+        thread.join()
+        assert desk.policy.version == then.version
+        assert {said.policy_version for said, _ in desk.store.current([f"p{n}" for n in range(400)]).values()} == {
+            then.version
+        }
+        assert Application(desk).go_on() is None, "nothing is left"
+    else:
+        assert Application(desk).go_on() is None
+        confirm(desk, join(desk, "olga", "owner"), 1)
+        assert Policy.load(file).version == then.version
+
+
+def test_a_desk_that_is_killed_before_the_store_has_it_tells_so(
+    desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(policies.text_of(desk.policy))
+    (tmp_path / "policy.yaml.confirming").write_text(policies.text_of(changed(desk.policy, 60, RULES)))
+    policies.finish(desk.store, file)
+    assert "it is not in effect; confirm it again" in caplog.text
+    assert Policy.load(file).version == desk.policy.version
+    assert [path.name for path in tmp_path.iterdir() if "policy" in path.name] == ["policy.yaml"]
 
 
 def test_another_desk_of_the_store_takes_over_what_was_confirmed(desk: Desk, tmp_path: Path) -> None:
