@@ -61,14 +61,18 @@ PAGES = {
 
 def fill(desk: Desk, count: int, rng: np.random.Generator) -> None:
     now = datetime.now(UTC)
+    kinds = [
+        {
+            question.id: Answer(answer=question.classes[int(rng.random() < 0.3)], probability=float(rng.random()))
+            for question in desk.task.questions
+        }
+        for _ in range(2_000)
+    ]
     for start in range(0, count, 2_000):
         records = []
         for number in range(start, min(count, start + 2_000)):
             score = float(rng.beta(0.5, 2.5))
-            answers = {
-                question.id: Answer(answer=question.classes[int(rng.random() < 0.3)], probability=float(rng.random()))
-                for question in desk.task.questions
-            }
+            answers = kinds[rng.integers(len(kinds))]
             records.append(
                 Record(
                     post_id=f"post-{number}", model_name=desk.model_name, model_version=str(1 + 2 * number // count),
@@ -172,7 +176,7 @@ def _told(times: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--posts", type=int, nargs="+", default=[10_000, 100_000, 300_000])
+    parser.add_argument("--posts", type=int, nargs="+", default=[10_000, 100_000, 600_000])
     parser.add_argument("--tries", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

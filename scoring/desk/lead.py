@@ -14,10 +14,9 @@ from model.errors import ConfigError
 from scoring.desk import export, policies, quality, queue, whatif
 from scoring.desk.app import Form, Lead, Owner, Signed, Web, asked_of, number_in, web_of
 from scoring.desk.memory import SOON
-from scoring.desk.people import RefusedError, User
+from scoring.desk.people import RefusedError, User, written
 from scoring.desk.work import Desk
 from scoring.policy import Policy
-from steps.database import storable
 from steps.retrain.reviewed import GOLD, LABELS, REVIEWS
 
 routes = APIRouter()
@@ -67,7 +66,7 @@ def gold(request: Request, user: Lead, form: Signed) -> Response:
     if post_id not in web.desk.store.current([post_id], web.desk.model_name):
         raise RefusedError(404, "No record is of this post.")
     row = {"model_name": web.desk.model_name, "post_id": post_id, "label": int(label), "answers": {}}
-    row |= {"why": storable(why, 1_000), "added_by": user.name, "at": datetime.now(UTC)}
+    row |= {"why": written(why, 1_000), "added_by": user.name, "at": datetime.now(UTC)}
     add_gold(web.desk, [row])
     return RedirectResponse("/quality", 303)
 
@@ -115,7 +114,8 @@ def trail_csv(request: Request, user: Owner) -> Response:
 @routes.get("/trail.parquet")
 def trail_parquet(request: Request, user: Owner) -> Response:
     name = {"Content-Disposition": 'attachment; filename="reviews.parquet"', "Cache-Control": "no-store"}
-    return Response(export.as_parquet(web_of(request).desk), media_type="application/octet-stream", headers=name)
+    found = export.as_parquet(web_of(request).desk)
+    return StreamingResponse(found, media_type="application/octet-stream", headers=name)
 
 
 # --- what if --------------------------------------------------------------------------------------------------
@@ -163,10 +163,10 @@ def points_of(desk: Desk) -> list[int]:
 
 
 def _precision(desk: Desk, given: Form, points: list[int]) -> int | None:
-    if "precision" not in given:
+    if "precision" not in given or not points:
         return desk.policy.file.precision
     wanted = number_in(given, "precision")
-    return next((point for point in points if point >= wanted), points[-1]) if points else None
+    return next((point for point in points if point >= wanted), points[-1])
 
 
 def _rules(given: Form) -> list[dict[str, str]]:

@@ -15,11 +15,10 @@ from sqlalchemy import Connection, insert, select, update
 
 from model.errors import AgentPSError
 from model.files import write_whole
-from scoring.desk.people import RefusedError, User
+from scoring.desk.people import RefusedError, User, written
 from scoring.desk.work import Desk
 from scoring.policy import Policy
 from scoring.store import Place, Store
-from steps.database import storable
 from steps.retrain.reviewed import POLICIES
 from steps.retrain.stored import CURRENT, HISTORY
 
@@ -51,7 +50,7 @@ def proposals(desk: Desk, limit: int = 50) -> list[dict[str, Any]]:
 
 
 def propose(desk: Desk, user: User, nonce: str, policy: Policy, why: str) -> None:
-    """Raises: RefusedError: no reason is given, nothing changes, or the form was sent before."""
+    """Raises: RefusedError: no reason is given, or a long one, nothing changes, or the form was sent before."""
     if not why.strip():
         raise RefusedError(400, "Say why: it is kept with the change.")
     same = {"version": policy.file.version}
@@ -61,7 +60,7 @@ def propose(desk: Desk, user: User, nonce: str, policy: Policy, why: str) -> Non
         "nonce": nonce,
         "version": policy.version,
         "text": text_of(policy),
-        "why": storable(why.strip(), _WHY),
+        "why": written(why, _WHY),
     }
     row |= {"proposed_by": user.name, "proposed_at": datetime.now(UTC)}
 

@@ -29,6 +29,7 @@ from scoring.desk.whatif import compare
 from scoring.desk.work import Desk
 from scoring.policy import Policy
 from steps.annotate.gold import read_answers
+from steps.retrain import reviewed
 from steps.retrain.fresh import read_labels
 from tests.support.desk import TASK, Browser, desk_in, join, policy_of, put, record, served
 
@@ -242,9 +243,65 @@ def test_the_trail_exports_every_review_with_its_reason_and_no_formula(tmp_path:
         assert found == {"reviewer": "ann", "label": "0", "action": "flag", "reasons": "p80", "review_kind": "text"}
         assert (rows[0]["model_watermark"], rows[0]["review_watermark"]) == ("yes", "no")
         assert rows[0]["policy_version"] == desk.policy.version
-        table = pq.read_table(io.BytesIO(export.as_parquet(desk)))
+        table = pq.read_table(io.BytesIO(b"".join(export.as_parquet(desk))))
         assert table.num_rows == len(rows)
         assert table.column("post_id").to_pylist()[:-1] == FORMULAS
+
+
+def test_an_export_is_handed_on_while_people_review(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part has the reviews that were there when it was read; nothing but a part is in memory."""
+    monkeypatch.setattr(export, "_PART", 10)
+    ann = join(desk, "ann")
+
+    def review(count: int) -> None:
+        for _ in range(count):
+            claim = queue.claim_next(desk, ann, Filters(queue="audit"))
+            assert claim is not None
+            reviews.decide(desk, ann, claim.nonce, desk.value(queue.current(desk, claim.post_id)), 1, {}, "a note")
+
+    review(20)
+    parts = []
+    for part in export.as_parquet(desk):
+        parts.append(part)
+        if len(parts) < 4:
+            review(4)
+    assert len(parts) >= 4
+    assert pq.read_table(io.BytesIO(b"".join(parts))).column("id").to_pylist() == list(range(1, 29))
+    assert sum(1 for _ in csv.reader(io.StringIO("".join(export.as_csv(desk)), newline=""))) == 33
+
+
+@pytest.mark.parametrize(
+    ("path", "action", "field", "most"),
+    [
+        ("/what-if?asked=1&precision=90", "/what-if", "why", 1_000),
+        ("/post?id=p1", "/gold", "why", 1_000),
+        ("/queue", "/decide", "note", 2_000),
+    ],
+)
+def test_what_a_person_wrote_is_kept_whole_or_refused(
+    desk: Desk, path: str, action: str, field: str, most: int
+) -> None:
+    """A browser lets a person type `most` characters, a new line being one, and sends two for it."""
+    with served(desk) as address:
+        lead = Browser(address).enter(join(desk, "lea", "lead"))
+        lead.go(path)
+        if action == "/decide":
+            lead.fill("/next")
+        before, given = lead.page, {"label": "1", "what": "positive"}
+        answer = lead.fill(action, {field: "x" * 10_000} | given)
+        assert answer.status_code == 400
+        assert f"At most {most:,} characters are kept, and this has 10,000" in answer.text
+        lead.page = before
+        assert lead.fill(action, {field: "a\r\n" * (most // 2)} | given).status_code == 200
+    kept = {"/what-if": reviewed.POLICIES.c.why, "/gold": reviewed.GOLD.c.why, "/decide": reviewed.REVIEWS.c.note}
+    assert desk.value(select(kept[action])) == ("a\n" * (most // 2)).strip()
+
+
+def test_a_replay_keeps_the_target_where_no_version_has_thresholds(tmp_path: Path) -> None:
+    with desk_in(tmp_path) as desk, served(desk) as address:
+        lead = Browser(address).enter(join(desk, "lea", "lead"))
+        assert lead.go("/what-if?asked=1&precision=90&when+0=score+>+0.1&action+0=flag").status_code == 200
+        assert "Of 0 posts" in lead.page
 
 
 def test_labels_and_answers_come_back_through_the_store(tmp_path: Path) -> None:
