@@ -70,7 +70,7 @@ class ServiceSettings(Chosen):
     #: Tokens of a batch, pictures and texts, each post as long as the longest; None: as many posts as a micro-batch of
     #: the training had.
     batch_tokens: int | None = Field(ge=1)
-    #: How long a batch waits for more posts, in seconds.
+    #: How long a batch waits for more posts where nothing is scored, in seconds.
     batch_wait: float = Field(ge=0, le=60)
     #: Posts that wait for their turn; who sends more gets 429.
     queue_posts: int = Field(ge=1, le=100_000)
