@@ -40,6 +40,8 @@ from steps.retrain.reviewed import LABELS, REVIEWS
 from steps.retrain.stored import CURRENT, HISTORY
 
 PAGE = REPOSITORY / "docs" / "desk.md"
+#: Posts that are scored and decided one by one.
+_FIRST = 10_000
 _THERE = "counts are in memory after"
 PAGES = {
     "queue": "/queue",
@@ -60,22 +62,20 @@ PAGES = {
 
 
 def fill(desk: Desk, count: int, rng: np.random.Generator) -> None:
+    """The first posts are put as every scorer does; the others are copies of them, of later times."""
     now = datetime.now(UTC)
-    kinds = [
-        {
-            question.id: Answer(answer=question.classes[int(rng.random() < 0.3)], probability=float(rng.random()))
-            for question in desk.task.questions
-        }
-        for _ in range(2_000)
-    ]
-    for start in range(0, count, 2_000):
+    first = min(count, _FIRST)
+    for start in range(0, first, 1_000):
         records = []
-        for number in range(start, min(count, start + 2_000)):
+        for number in range(start, min(first, start + 1_000)):
             score = float(rng.beta(0.5, 2.5))
-            answers = kinds[rng.integers(len(kinds))]
+            answers = {
+                question.id: Answer(answer=question.classes[int(rng.random() < 0.3)], probability=float(rng.random()))
+                for question in desk.task.questions
+            }
             records.append(
                 Record(
-                    post_id=f"post-{number}", model_name=desk.model_name, model_version=str(1 + 2 * number // count),
+                    post_id=f"post-{number}", model_name=desk.model_name, model_version="1",
                     policy_version=None, latency_ms=None, error=None,
                     task=desk.task.fingerprint, input_sha256=f"{number:064x}", score=score, logit=None, answers=answers,
                     scored_at=now - timedelta(days=30 * (1 - number / count)),
@@ -83,7 +83,28 @@ def fill(desk: Desk, count: int, rng: np.random.Generator) -> None:
                 )
             )  # fmt: skip
         desk.store.put([(record, desk.policy.decide(record)) for record in records])
+    for start in range(first, count, first):
+        copy(desk, start, min(first, count - start), now - timedelta(days=30 * (1 - start / count)), 30 / count)
     look_at(desk, now)
+
+
+def copy(desk: Desk, start: int, count: int, since: datetime, days: float) -> None:
+    """The first `count` posts again, numbered from `start`, one each so many days."""
+    history = desk.rows(select(HISTORY).order_by(HISTORY.c.id).limit(count))
+    current = {row.history_id: row for row in desk.rows(select(CURRENT).where(CURRENT.c.history_id <= count))}
+    told, kept = [], []
+    for place, row in enumerate(history):
+        number, at = start + place, since + place * timedelta(days=days)
+        new = {"post_id": f"post-{number}", "model_version": str(1 + place % 2), "scored_at": at}
+        told.append(row._asdict() | new | {"id": number + 1, "key": f"{number:064}", "input_sha256": f"{number:064x}"})
+        changed = {"history_id": number + 1, "day": at.date(), "change": 1_000 + number // 1_000}
+        kept.append(current[row.id]._asdict() | new | changed)
+
+    def write(connection: Connection) -> None:
+        connection.execute(insert(HISTORY), told)
+        connection.execute(insert(CURRENT), kept)
+
+    desk.store.do(write, writes=True)
 
 
 def look_at(desk: Desk, now: datetime) -> None:
