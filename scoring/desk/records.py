@@ -6,6 +6,7 @@ found by an index, and reading it costs the same however large the store is. doc
 
 from __future__ import annotations
 
+import json
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic_core import from_json
 from sqlalchemy import ColumnElement, Row, Select, Text, and_, cast, func, select
 
 from scoring.desk.memory import PART, Memory
@@ -177,11 +177,11 @@ class Records(Memory):
                 column[place] = cell
 
     def _group(self, answers: str, decisions: str) -> int:
-        said = from_json(answers)
+        said = json.loads(answers)
         key = (decisions, *((name, answer["answer"]) for name, answer in said.items()))
         group: int = self._known.setdefault(key, len(self.said))
         if group == len(self.said):
-            self.said.append(({name: Answer(**answer) for name, answer in said.items()}, from_json(decisions)))
+            self.said.append(({name: Answer(**answer) for name, answer in said.items()}, json.loads(decisions)))
         return group
 
     def _numbered(self, version: str) -> int:
