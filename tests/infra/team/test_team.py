@@ -368,6 +368,26 @@ def test_the_service_scores_for_nobody_without_a_key(team: Team, session: Path, 
     assert _ask(f"{team.state.url('service')}/score", body, headers) == 401
 
 
+def test_a_post_that_is_laid_into_the_folder_is_scored_by_the_stream_worker_with_the_champion(
+    team: Team, trained: Path
+) -> None:
+    end = time.monotonic() + PATIENCE
+    while status(team.folder)["servers"]["stream"] != "ready":
+        assert time.monotonic() < end, status(team.folder)
+        time.sleep(0.5)
+    posts, image = team.folder / "home" / "posts", next((trained / "sample").rglob("*.jpg"))
+    shutil.copy(image, posts / "laid.jpg")
+    (posts / ".laid").write_text(json.dumps({"post_id": "laid", "title": "A walk", "images": ["laid.jpg"]}))
+    (posts / ".laid").rename(posts / "laid.json")
+    query = text("SELECT score FROM scoring_current WHERE post_id = 'laid'")
+    with create_engine(team.state.database("scores")).connect() as connection:
+        while not (found := connection.execute(query).scalars().all()):
+            connection.rollback()
+            assert time.monotonic() < end, (team.folder / "logs" / "stream.log").read_text()[-2000:]
+            time.sleep(0.5)
+    assert 0 <= found[0] <= 1
+
+
 def _answers(team: Team) -> int:
     with create_engine(team.state.database("ledger")).connect() as connection:
         return int(connection.execute(text("SELECT count(*) FROM annotation_answers")).scalar_one())
