@@ -164,7 +164,7 @@ def test_of_a_server_that_is_killed_no_process_stays(tmp_path: Path) -> None:
     def children() -> list[int]:
         return [int(line) for line in pids.read_text().split()] if pids.exists() else []
 
-    _await(lambda: len(children()) == 1 and supervisor.status(tmp_path)["pids"]["one"])
+    _await(lambda: len(children()) == 1 and supervisor.status(tmp_path)["pids"].get("one"))
     os.kill(supervisor.status(tmp_path)["pids"]["one"], signal.SIGKILL)
     _await(lambda: len(children()) == 2)
     assert not _runs(children()[0])
