@@ -35,6 +35,11 @@ def state() -> Iterator[Path]:
     """What is mounted as /state."""
     folder = Path(tempfile.mkdtemp(prefix="agentps-image-", dir="/var/tmp"))
     folder.chmod(0o1777)
+    if (made := REPOSITORY / ".agentps" / "backbones").is_dir():  # to make one takes minutes
+        shutil.copytree(made, folder / "agentps" / "backbones")
+        for path in (folder / "agentps").rglob("*"):
+            path.chmod(0o666 if path.is_file() else 0o777)
+        (folder / "agentps").chmod(0o777)
     yield folder
     shutil.rmtree(folder)
 
