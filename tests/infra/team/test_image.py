@@ -78,6 +78,14 @@ def test_it_holds_the_code_and_nothing_else_of_the_folder_it_was_made_in(state: 
 
 
 def test_it_has_a_health_check_and_no_tool_of_developers(state: Path) -> None:
+    check = _inspected()["Docker"]["config"]["Healthcheck"]
+    assert "http://127.0.0.1:8000/healthz" in " ".join(check["Test"])
+    there, gone = ["torch", "ray", "psycopg", "s3fs"], ["pytest", "mypy", "playwright", "mkdocs", "kubernetes_validate"]
+    script = f"from importlib.util import find_spec; print([name for name in {there + gone} if find_spec(name)])"
+    assert _in_image(state, f'python -c "{script}"').strip() == str(there)
+
+
+def test_no_layer_and_no_line_of_its_history_holds_a_password(state: Path) -> None:
     config = _inspected()["OCIv1"]
     words = json.dumps([config["config"], config["history"]]).lower()
     assert not [word for word in ("password", "secret", "_key=", "token=", "@") if word in words]
