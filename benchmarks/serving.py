@@ -90,10 +90,10 @@ def promote(version: str) -> None:
 
 
 def posts(n: int) -> list[Input]:
-    """Of the sample's test split, read into memory."""
+    """Of the sample, the test split first, read into memory."""
     manifest = render_sample(load_settings({}).sample, home())
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if row["split"] == "test"][:n]
+    rows = sorted(rows, key=lambda row: row["split"] != "test")[:n]
     return [
         Input(
             row["post_id"], row["title"], row["text"], tuple((manifest.parent / i).read_bytes() for i in row["images"])

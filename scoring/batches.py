@@ -15,6 +15,9 @@ from scoring.score import Input
 _UNDER_WAY = 2
 #: Of what a batch took, in the speed that is expected of the next.
 _NEWEST = 0.3
+#: Of a batch's time: so long before its end the next one is sent. Until it has arrived, the process that sends it may
+#: have as many requests to read as a batch has (docs/service.md).
+_LEAD = 0.35
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,21 @@ class _Sent:
 class Batches:
     """Posts wait in their order until a batch is full, or the model has nothing else to do.
 
-    A batch that is sent early is small, and small batches take longer per post. So while another one is scored, the
-    next is sent only a moment before that one's end, by the speed that was seen.
+    A batch that is sent early is small, and small batches take longer per post; one that is sent late lets the model
+    wait. So while another one is scored, the next is sent some time before that one's end, by the speed that was seen.
     """
 
-    def __init__(self, score: Callable[[list[Input]], Awaitable[Sequence[Record]]], budget: int, wait: float) -> None:
+    def __init__(
+        self, score: Callable[[list[Input]], Awaitable[Sequence[Record]]], budget: int, most: int, wait: float
+    ) -> None:
         """
         Args:
             score: takes a batch. What it raises is raised for each post of the batch.
             budget: tokens of a batch, each post as long as its longest. A longer post is a batch by itself.
-            wait: seconds that the first post waits for others where nothing is scored; and how long before the end of
-                the batch that is scored the next one is sent.
+            most: posts of a batch.
+            wait: seconds that the first post waits for others, at most, where nothing is scored.
         """
-        self.budget = budget
+        self.budget, self.most = budget, most
         self._score, self._wait = score, wait
         self._waiting: deque[_Waiting] = deque()
         self._longest = 0
@@ -84,20 +89,20 @@ class Batches:
 
     def _due(self) -> float:
         """When the next batch is to be sent, in seconds of the clock."""
-        if len(self._waiting) * self._longest >= self.budget:
+        if len(self._waiting) >= self.most or len(self._waiting) * self._longest >= self.budget:
             return 0.0
         waits = self._waiting[0].since + self._wait
         if not self._sent or not self._speed:
             return waits
         (before,) = self._sent
-        return max(waits, before.start + before.tokens / self._speed - self._wait)
+        return max(waits, before.start + (1 - _LEAD) * before.tokens / self._speed)
 
     def _send(self) -> None:
         batch: list[_Waiting] = []
         longest = 0
         while self._waiting:
             longest = max(longest, self._waiting[0].tokens)
-            if batch and (len(batch) + 1) * longest > self.budget:
+            if batch and (len(batch) >= self.most or (len(batch) + 1) * longest > self.budget):
                 break
             taken = self._waiting.popleft()
             if not taken.record.done():  # else its request was given up

@@ -2,17 +2,22 @@
 
 Ray (2.60) binds its pages for statistics to every address of the machine, and gives a client all the time that it wants
 for the head of a request; neither has an option. And who comes when all places are taken is refused by HAProxy: the
-process that scores would need a part of its core for it.
+process that scores would need a part of its core for it. And HAProxy outlives a service that is killed, and keeps its
+port, so that the service cannot be started again.
 """
 
+import ctypes
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
 #: Seconds that the head of a request may take.
 HEAD = 10
+#: linux/prctl.h: a signal for a process whose parent has ended, also after `exec`.
+_PR_SET_PDEATHSIG = 1
 BUSY = json.dumps({"detail": "busy: all places are taken: send it again after the seconds of Retry-After"})
 
 
@@ -55,6 +60,8 @@ def main(folder: str, port: str, backend: str, places: str, binary: str, *argume
         path = Path(arguments[arguments.index("-f") + 1])
         config = mended(path.read_text(encoding="utf-8"), Path(folder), int(port), backend, int(places))
         path.write_text(config, encoding="utf-8")
+    if sys.platform == "linux":  # the parent, Ray's manager of HAProxy, ends with the service
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     os.execv(binary, [binary, *arguments])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import math
 import re
 import time
@@ -24,13 +25,16 @@ from model.post import row_of
 from model.schema import IMAGES, POST_ID, TEXT, TITLE, VIDEO
 from model.video import FRAMES
 from scoring.about import Served
-from scoring.files import for_videos, watching
+from scoring.files import for_videos, read_below, watching
 from scoring.record import Record
 from scoring.score import Input, read_input
 from scoring.settings import ServiceSettings
+from steps.ingest.rows import is_url
 
 if TYPE_CHECKING:
     from scoring.fetch import Fetch
+
+logger = logging.getLogger(__name__)
 
 #: Faults of a request that its answer names.
 _NAMED = 10
@@ -47,6 +51,9 @@ _SMALL = 2**18
 _VIDEOS = 16
 #: Seconds that a rate looks back, at least.
 _WINDOW = 10.0
+
+#: What its reader adds to the reason.
+_TOLD_OF_STORE = re.compile(r"(?<=^cannot be read).*|(?<=is not the name of a file) under .*", re.DOTALL)
 
 Read = Callable[[Any], bytes]
 
@@ -159,7 +166,14 @@ class Service:
             raise ImageError("no path or URL is read here: send it as a data URL (data:image/jpeg;base64,...)")
         if isinstance(source, str) and source.startswith(("http:", "https:")):
             raise ImageError("no URL is read here: send it as a data URL (data:image/jpeg;base64,...)")
-        return read_source(source, limits, folder=folder)
+        if folder is None or not is_url(folder):
+            return read_source(source, limits, folder=folder)
+        try:
+            return read_below(folder, source, limits)
+        except ImageError as error:  # what an object store says may name its folder and its account
+            if error.__cause__ is not None:
+                logger.warning("image_root cannot be read: %s", type(error.__cause__).__name__)
+            raise ImageError(_TOLD_OF_STORE.sub("", str(error))) from None
 
     # --- room ---------------------------------------------------------------------------------------
 

@@ -122,7 +122,7 @@ class Door:
         self._model, self._settings = model, settings
         self.about = await model.about.remote()
         self._following = asyncio.create_task(self._follow())
-        self._batches = Batches(self._scored, self._budget, settings.batch_wait)
+        self._batches = Batches(self._scored, self._budget, self.about.micro_batch, settings.batch_wait)
         self._application = create_app(self, settings)
 
     @property
@@ -142,7 +142,7 @@ class Door:
             await asyncio.sleep(min(self._settings.poll, _ABOUT))
             try:
                 self.about = await self._model.about.remote()
-                self._batches.budget = self._budget
+                self._batches.budget, self._batches.most = self._budget, self.about.micro_batch
             except (RayError, RayServeException) as error:  # Ray starts it again
                 trouble = f"the process that scores does not answer ({type(error).__name__})"
                 self.about = replace(self.about, status=replace(self.about.status, trouble=trouble))

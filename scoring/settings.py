@@ -70,7 +70,7 @@ class ServiceSettings(Chosen):
     #: Tokens of a batch, pictures and texts, each post as long as the longest; None: as many posts as a micro-batch of
     #: the training had.
     batch_tokens: int | None = Field(ge=1)
-    #: How long a batch waits for more posts, in seconds.
+    #: How long a batch waits for more posts where nothing is scored, in seconds.
     batch_wait: float = Field(ge=0, le=60)
     #: Posts that wait for their turn; who sends more gets 429.
     queue_posts: int = Field(ge=1, le=100_000)
@@ -81,7 +81,7 @@ class ServiceSettings(Chosen):
     request_bytes: int = Field(ge=1)
     #: Within which a request must have been sent whole, in seconds.
     request_seconds: float = Field(gt=0, le=3600)
-    #: A folder whose files may be named as pictures; None: no path is read.
+    #: A folder, or an fsspec URL, whose files may be named as pictures; None: no path is read.
     image_root: str | None
     #: Hosts whose https URLs may be named as pictures, see `scoring.fetch.Fetch`.
     image_hosts: list[str]
@@ -101,8 +101,15 @@ class ServiceSettings(Chosen):
     @field_validator("image_root")
     @classmethod
     def _folder(cls, value: str | None) -> str | None:
-        if value is not None and not (os.path.isabs(value) and os.path.isdir(value)):
-            raise ValueError(f"{value!r}: the absolute path of a folder, or null")
+        if value is not None and is_url(value):
+            from scoring.files import check_store  # who names no object store does without it
+
+            try:
+                check_store(value)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        elif value is not None and not (os.path.isabs(value) and os.path.isdir(value)):
+            raise ValueError(f"{value!r}: the absolute path of a folder, the URL of one in an object store, or null")
         return value
 
     @field_validator("image_hosts")

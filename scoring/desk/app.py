@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,10 +19,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from model.errors import AgentPSError, plain
 from scoring.desk import policies
+from scoring.desk.memory import BeingReadError
 from scoring.desk.people import Limit, People, RefusedError, Role, User
 from scoring.desk.policies import Application
 from scoring.desk.quality import Looks
-from scoring.desk.whatif import Replay
 from scoring.desk.work import Desk
 from steps.database import storable
 from steps.pages import interval, number, share, shortened
@@ -53,13 +54,13 @@ class NobodyError(Exception):
 class Web:
     """What the routes share: limits of a user's requests, and of tries to sign in, of a name or of an address.
 
-    demo: users have no password, and come in by links that the command prints.
+    demo: users have no password, and come in by links that the command prints. wanted: somebody waits for what is read.
     """
 
     def __init__(self, desk: Desk, *, secure: bool = False, demo: bool = False) -> None:
         self.desk, self.people, self.secure, self.demo = desk, People(desk.store), secure, demo
         self.requests, self.tries = Limit(600), Limit(10)
-        self.replay, self.looks, self.application = Replay(desk), Looks(desk), Application(desk)
+        self.looks, self.application, self.wanted = Looks(desk), Application(desk), threading.Event()
         self._pages = Environment(
             loader=FileSystemLoader(_HERE / "templates"),
             autoescape=True,
@@ -182,6 +183,15 @@ def create_app(
         if request.method == "GET":
             return RedirectResponse("/sign-in", 303)
         return web.page("refused.html", None, 401, title="Signed out", message="You are signed out: sign in first.")
+
+    @app.exception_handler(BeingReadError)
+    def comes_soon(request: Request, error: Exception) -> Response:
+        web = web_of(request)
+        web.wanted.set()
+        user = getattr(request.state, "user", None)
+        page = web.page("being_read.html", user, BeingReadError.status, message=str(error))
+        page.headers.update({"Refresh": "1", "Retry-After": "1"})
+        return page
 
     @app.exception_handler(AgentPSError)
     def refused(request: Request, error: Exception) -> Response:

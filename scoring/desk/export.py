@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -72,14 +73,33 @@ def as_csv(desk: Desk) -> Iterator[str]:
     yield buffer.getvalue()
 
 
-def as_parquet(desk: Desk) -> bytes:
-    schema, buffer = columns(desk), io.BytesIO()
-    with pq.ParquetWriter(buffer, schema) as writer:
-        part: list[dict[str, Any]] = []
-        for row in rows(desk):
-            part.append(row)
-            if len(part) == _PART:
-                writer.write_table(pa.Table.from_pylist(part, schema))
-                part = []
-        writer.write_table(pa.Table.from_pylist(part, schema))
-    return buffer.getvalue()
+class _Passed(io.RawIOBase):
+    """A file that is handed on while it is written: only what was not taken yet is in memory."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._at = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def write(self, data: Any) -> int:
+        self._parts.append(bytes(data))
+        self._at += len(self._parts[-1])
+        return len(self._parts[-1])
+
+    def taken(self) -> bytes:
+        parts, self._parts = self._parts, []
+        return b"".join(parts)
+
+
+def as_parquet(desk: Desk) -> Iterator[bytes]:
+    schema, file, found = columns(desk), _Passed(), rows(desk)
+    with pq.ParquetWriter(file, schema) as writer:
+        while part := list(islice(found, _PART)):
+            writer.write_table(pa.Table.from_pylist(part, schema))
+            yield file.taken()
+    yield file.taken()

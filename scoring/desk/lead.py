@@ -11,12 +11,12 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 from sqlalchemy import insert, select
 
 from model.errors import ConfigError
-from scoring.desk import export, policies, quality, queue
+from scoring.desk import export, policies, quality, queue, whatif
 from scoring.desk.app import Form, Lead, Owner, Signed, Web, asked_of, number_in, web_of
-from scoring.desk.people import RefusedError, User
+from scoring.desk.memory import SOON
+from scoring.desk.people import RefusedError, User, written
 from scoring.desk.work import Desk
 from scoring.policy import Policy
-from steps.database import storable
 from steps.retrain.reviewed import GOLD, LABELS, REVIEWS
 
 routes = APIRouter()
@@ -30,13 +30,13 @@ def quality_page(request: Request, user: Lead) -> Response:
     days = days if days in (7, 28, 90, 365) else 28
     version = given.get("version") or None
     desk = web.desk
-    looks, hits = web.looks.read()
+    found, (looks, hits) = desk.records.read(SOON), web.looks.read(SOON)
     return web.page(
         "quality.html",
         user,
         agreement=quality.agreement(looks, desk.task.question_ids),
         gold=quality.on_gold(hits),
-        live=quality.live(desk, days, version),
+        live=quality.live(desk, found, days, version),
         days=days,
         version=version,
         versions=queue.versions(desk),
@@ -66,7 +66,7 @@ def gold(request: Request, user: Lead, form: Signed) -> Response:
     if post_id not in web.desk.store.current([post_id], web.desk.model_name):
         raise RefusedError(404, "No record is of this post.")
     row = {"model_name": web.desk.model_name, "post_id": post_id, "label": int(label), "answers": {}}
-    row |= {"why": storable(why, 1_000), "added_by": user.name, "at": datetime.now(UTC)}
+    row |= {"why": written(why, 1_000), "added_by": user.name, "at": datetime.now(UTC)}
     add_gold(web.desk, [row])
     return RedirectResponse("/quality", 303)
 
@@ -114,7 +114,8 @@ def trail_csv(request: Request, user: Owner) -> Response:
 @routes.get("/trail.parquet")
 def trail_parquet(request: Request, user: Owner) -> Response:
     name = {"Content-Disposition": 'attachment; filename="reviews.parquet"', "Cache-Control": "no-store"}
-    return Response(export.as_parquet(web_of(request).desk), media_type="application/octet-stream", headers=name)
+    found = export.as_parquet(web_of(request).desk)
+    return StreamingResponse(found, media_type="application/octet-stream", headers=name)
 
 
 # --- what if --------------------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def _what_if(web: Web, user: User, given: Form) -> Response:
     message, difference, candidate = None, None, None
     try:
         candidate = candidate_of(desk, given, points)
-        difference = web.replay.compare(candidate)
+        difference = whatif.compare(desk, desk.records.read(SOON), candidate)
     except ConfigError as error:
         message = str(error).partition(": ")[2]
     shown = [dict(rule) for rule in _rules(given)] if "asked" in given else _rules_of(desk.policy)
@@ -162,10 +163,10 @@ def points_of(desk: Desk) -> list[int]:
 
 
 def _precision(desk: Desk, given: Form, points: list[int]) -> int | None:
-    if "precision" not in given:
+    if "precision" not in given or not points:
         return desk.policy.file.precision
     wanted = number_in(given, "precision")
-    return next((point for point in points if point >= wanted), points[-1]) if points else None
+    return next((point for point in points if point >= wanted), points[-1])
 
 
 def _rules(given: Form) -> list[dict[str, str]]:

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from model.errors import AgentPSError
 from scoring.store import Store
+from steps.database import storable
 from steps.retrain.reviewed import SESSIONS, USERS
 
 Role = Literal["reviewer", "lead", "owner"]
@@ -37,6 +38,16 @@ class RefusedError(AgentPSError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+def written(text: str, most: int) -> str:
+    """What a person wrote, as it is kept. Raises: RefusedError: it is longer, and would be cut."""
+    text = storable(text.replace("\r\n", "\n").strip())  # a browser counts a new line as one character, and sends two
+    if len(text) > most:
+        raise RefusedError(
+            400, f"At most {most:,} characters are kept, and this has {len(text):,}: go back, shorten it."
+        )
+    return text
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,12 +15,12 @@ from sqlalchemy import Connection, insert, select, update
 
 from model.errors import AgentPSError
 from model.files import write_whole
-from scoring.desk.people import RefusedError, User
+from scoring.desk.people import RefusedError, User, written
 from scoring.desk.work import Desk
 from scoring.policy import Policy
-from scoring.store import Place
-from steps.database import storable
+from scoring.store import Place, Store
 from steps.retrain.reviewed import POLICIES
+from steps.retrain.stored import CURRENT, HISTORY
 
 logger = logging.getLogger(__name__)
 _WHY, _PART = 1_000, 500
@@ -49,7 +50,7 @@ def proposals(desk: Desk, limit: int = 50) -> list[dict[str, Any]]:
 
 
 def propose(desk: Desk, user: User, nonce: str, policy: Policy, why: str) -> None:
-    """Raises: RefusedError: no reason is given, nothing changes, or the form was sent before."""
+    """Raises: RefusedError: no reason is given, or a long one, nothing changes, or the form was sent before."""
     if not why.strip():
         raise RefusedError(400, "Say why: it is kept with the change.")
     same = {"version": policy.file.version}
@@ -59,7 +60,7 @@ def propose(desk: Desk, user: User, nonce: str, policy: Policy, why: str) -> Non
         "nonce": nonce,
         "version": policy.version,
         "text": text_of(policy),
-        "why": storable(why.strip(), _WHY),
+        "why": written(why, _WHY),
     }
     row |= {"proposed_by": user.name, "proposed_at": datetime.now(UTC)}
 
@@ -72,14 +73,16 @@ def propose(desk: Desk, user: User, nonce: str, policy: Policy, why: str) -> Non
 
 
 def confirm(desk: Desk, user: User, id_: int) -> None:
-    """The policy takes effect: for this desk, in its file, and for what is stored (`apply`).
+    """The policy takes effect: for this desk, in its file, and for what is stored (`Application`).
+
+    Who is killed between the store and the file leaves a note beside the file: `finish` reads it.
 
     Raises:
         RefusedError: there is no such proposal, it was confirmed before, or another one was since it was made.
-        DiskError: the file cannot be written; nothing is in effect then.
+        DiskError: the note cannot be written: nothing is in effect then. Or the file: the next start writes it.
     """
 
-    def write(connection: Connection) -> Policy:
+    def write(connection: Connection) -> tuple[Policy, str]:
         row = connection.execute(select(POLICIES).where(POLICIES.c.id == id_)).mappings().first()
         if row is None:
             raise RefusedError(404, "There is no such proposal.")
@@ -95,10 +98,46 @@ def confirm(desk: Desk, user: User, id_: int) -> None:
         values = {"confirmed_by": user.name, "confirmed_at": datetime.now(UTC)}
         connection.execute(update(POLICIES).where(POLICIES.c.id == id_).values(**values))
         if desk.policy_file is not None:
-            write_whole(desk.policy_file, str(row["text"]))
-        return policy
+            write_whole(_note(desk.policy_file), str(row["text"]))
+        return policy, str(row["text"])
 
-    desk.policy = desk.store.do(write, writes=True)
+    desk.policy, text = desk.store.do(write, writes=True)
+    if desk.policy_file is not None:
+        write_whole(desk.policy_file, text)
+        _note(desk.policy_file).unlink(missing_ok=True)
+
+
+def _note(file: Path) -> Path:
+    return file.with_name(f"{file.name}.confirming")
+
+
+def finish(store: Store, file: Path) -> None:
+    """Before the file is read: what a desk that was killed began in it is done, or dropped where nothing was confirmed.
+
+    Raises:
+        DiskError: the file cannot be written.
+    """
+    note = _note(file)
+    if not note.exists():
+        return
+
+    def write(connection: Connection) -> None:
+        """As the only writer: a desk that confirms at this moment is not disturbed."""
+        if not note.exists():
+            return
+        text = note.read_text(encoding="utf-8")
+        row = connection.execute(_confirmed()).mappings().first()
+        if row is not None and row["text"] == text:
+            write_whole(file, text)
+            logger.warning("%s: %s had confirmed policy %s when the desk ended: the file holds it now", file,
+                           row["confirmed_by"], row["version"])  # fmt: skip
+        else:
+            logger.warning(
+                "%s: the desk ended while a policy was confirmed: it is not in effect; confirm it again", file
+            )
+        note.unlink()
+
+    store.do(write, writes=True)
 
 
 def _confirmed() -> Any:
@@ -131,6 +170,18 @@ class Application:
         thread = threading.Thread(target=self._run, args=(self._desk.policy,), daemon=True)
         thread.start()
         return thread
+
+    def go_on(self) -> threading.Thread | None:
+        """As `start`, where a desk that ended had not decided about all records of before; None: it had."""
+        refresh(self._desk)
+        since = in_effect_since(self._desk).get(self._desk.policy.version)
+        if since is None:
+            return None
+        left = select(CURRENT.c.post_id).join(HISTORY, HISTORY.c.id == CURRENT.c.history_id)
+        left = left.where(CURRENT.c.model_name == self._desk.model_name, CURRENT.c.score.is_not(None))
+        left = left.where(CURRENT.c.scored_at < since)
+        left = left.where(HISTORY.c.policy_version.is_distinct_from(self._desk.policy.version)).limit(1)
+        return self.start() if self._desk.rows(left) else None
 
     def _run(self, policy: Policy) -> None:
         with self._one:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Select, and_, select
+from scipy.stats import binomtest
+from sklearn.metrics import cohen_kappa_score
+from sqlalchemy import ColumnElement, Select, and_, select
 
-from scoring.desk.records import ACTIONS
+from scoring.desk.memory import PART, Memory
+from scoring.desk.records import ACTIONS, Columns
 from scoring.desk.reviews import effective
 from scoring.desk.work import Desk
 from steps.retrain.reviewed import GOLD, LABELS, REVIEWS
@@ -21,7 +23,7 @@ from steps.survey import Figures, estimate
 
 Pair = tuple[int, int]
 #: Posts of one query.
-_PART = 500
+_POSTS = 500
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,6 @@ def kappa(pairs: Sequence[Pair]) -> float | None:
     """Cohen's: the first against the second look."""
     if len({value for pair in pairs for value in pair}) < 2:
         return None
-    from sklearn.metrics import cohen_kappa_score
-
     counted = Counter(pairs)  # a few kinds of pairs, however many there are
     one, two = zip(*counted, strict=True)
     return float(cohen_kappa_score(one, two, sample_weight=list(counted.values())))
@@ -78,64 +78,70 @@ def alpha(pairs: Sequence[Pair]) -> float | None:
     return float(1 - observed / expected)
 
 
-class Looks:
-    """What people said of the same posts, and of posts with known labels: kept in memory, and read anew of those posts
-    that were reviewed since.
-    """
+class Looks(Memory):
+    """What people said of the same posts, and of posts with known labels: read anew where one was reviewed since."""
+
+    what = "reviews"
 
     def __init__(self, desk: Desk) -> None:
-        self._desk, self._one = desk, threading.Lock()
+        super().__init__(desk)
         self._review = 0
         self._known: set[str] = set()
         self._pairs: dict[str, tuple[dict[str, int], dict[str, int]]] = {}
         self._hits: dict[str, dict[str, bool]] = {}
 
-    def read(self) -> tuple[list[tuple[dict[str, int], dict[str, int]]], list[tuple[str, bool]]]:
+    def read(
+        self, within: float | None = None
+    ) -> tuple[list[tuple[dict[str, int], dict[str, int]]], list[tuple[str, bool]]]:
         """First and second looks: the decision ("") and each answer. And each reviewer's last decision on each post
         with a known label: whether it was right.
+
+        Raises:
+            BeingReadError: it takes longer than `within` seconds.
         """
-        with self._one:
-            first, posts = not self._review, self._changed()
-            for part in [None] if first else [posts[n : n + _PART] for n in range(0, len(posts), _PART)]:
-                for post_id in part or ():
-                    self._pairs.pop(post_id, None)
-                    self._hits.pop(post_id, None)
-                self._read_pairs(part)
-                self._read_hits(part)
+        with self._whole(within):
             hits = [hit for of_post in self._hits.values() for hit in of_post.items()]
             return list(self._pairs.values()), hits
 
-    def _changed(self) -> list[str]:
-        mine = REVIEWS.c.model_name == self._desk.model_name
-        rows = self._desk.rows(select(REVIEWS.c.id, REVIEWS.c.post_id).where(mine, REVIEWS.c.id > self._review))
-        self._review = max((row[0] for row in rows), default=self._review)
+    def _left(self) -> ColumnElement[bool]:
+        return and_(REVIEWS.c.model_name == self._desk.model_name, REVIEWS.c.id > self._review)
+
+    def _part(self) -> tuple[int, bool]:
+        new = select(REVIEWS.c.id, REVIEWS.c.post_id).where(self._left()).order_by(REVIEWS.c.id).limit(PART)
+        rows = self._desk.rows(new)
         known = select(GOLD.c.post_id).where(GOLD.c.model_name == self._desk.model_name)
         before, self._known = self._known, {row[0] for row in self._desk.rows(known)}
-        return sorted({row[1] for row in rows} | (self._known - before))
+        posts = sorted({row[1] for row in rows} | (self._known - before))
+        for start in range(0, len(posts), _POSTS):
+            part = posts[start : start + _POSTS]
+            for post_id in part:
+                self._pairs.pop(post_id, None)
+                self._hits.pop(post_id, None)
+            self._read_pairs(part)
+            self._read_hits(part)
+        self._review = rows[-1][0] if rows else self._review
+        return len(rows), len(rows) == PART
 
-    def _read_pairs(self, posts: Sequence[str] | None) -> None:
+    def _read_pairs(self, posts: Sequence[str]) -> None:
         both = and_(LABELS.c.model_name == REVIEWS.c.model_name, LABELS.c.post_id == REVIEWS.c.post_id)
         query = effective(REVIEWS.c.post_id, REVIEWS.c.kind, REVIEWS.c.label, REVIEWS.c.answers).join(LABELS, both)
-        query = query.where(REVIEWS.c.model_name == self._desk.model_name, LABELS.c.second_by.is_not(None))
-        query = query.where(REVIEWS.c.kind.in_(("first", "second")))
+        query = query.where(LABELS.c.second_by.is_not(None), REVIEWS.c.kind.in_(("first", "second")))
         query = query.where(REVIEWS.c.input_sha256.is_not_distinct_from(LABELS.c.input_sha256))
         looks: dict[str, dict[str, Any]] = {}
-        for post_id, kind, label, answers in self._desk.rows(_of(query, posts)):
+        for post_id, kind, label, answers in self._desk.rows(self._of(query, posts)):
             looks.setdefault(post_id, {})[kind] = {"": label} | answers
         self._pairs |= {post_id: (look["first"], look["second"]) for post_id, look in looks.items() if len(look) == 2}
 
-    def _read_hits(self, posts: Sequence[str] | None) -> None:
+    def _read_hits(self, posts: Sequence[str]) -> None:
         same = and_(GOLD.c.model_name == REVIEWS.c.model_name, GOLD.c.post_id == REVIEWS.c.post_id)
         query = effective(REVIEWS.c.reviewer, REVIEWS.c.post_id, REVIEWS.c.label, GOLD.c.label.label("known"))
-        query = query.join(GOLD, same)
-        query = query.where(REVIEWS.c.model_name == self._desk.model_name, REVIEWS.c.label.is_not(None))
-        for reviewer, post_id, label, known in self._desk.rows(_of(query, posts)):
+        query = query.join(GOLD, same).where(REVIEWS.c.label.is_not(None))
+        for reviewer, post_id, label, known in self._desk.rows(self._of(query, posts)):
             self._hits.setdefault(post_id, {})[reviewer] = label == known
 
-
-def _of(query: Select[Any], posts: Sequence[str] | None) -> Select[Any]:
-    """posts: None: all."""
-    return (query if posts is None else query.where(REVIEWS.c.post_id.in_(posts))).order_by(REVIEWS.c.id)
+    def _of(self, query: Select[Any], posts: Sequence[str]) -> Select[Any]:
+        mine = and_(REVIEWS.c.model_name == self._desk.model_name, REVIEWS.c.post_id.in_(posts))
+        return query.where(mine).order_by(REVIEWS.c.id)
 
 
 def agreement(looks: Sequence[tuple[dict[str, int], dict[str, int]]], questions: Iterable[str]) -> list[Agreement]:
@@ -152,8 +158,6 @@ def _agreement(what: str, pairs: list[Pair]) -> Agreement:
 
 
 def accuracy(reviewer: str, hits: int, n: int) -> Accuracy:
-    from scipy.stats import binomtest
-
     interval = binomtest(hits, n).proportion_ci(0.95, method="wilson")
     return Accuracy(reviewer, hits, n, float(interval.low), float(interval.high))
 
@@ -181,9 +185,9 @@ class Drawn:
         return Drawn(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
 
 
-def drawn_posts(desk: Desk, days: int) -> Drawn:
+def drawn_posts(desk: Desk, found: Columns, days: int) -> Drawn:
     """Of the newest `days`: the random share, and what the policy asks people for; each with its probability."""
-    found, point = desk.records.read(), desk.point
+    point = desk.point
     chosen = np.flatnonzero((found.probability > 0) & (found.day > datetime.now(UTC).toordinal() - days))
     said = [decisions.get(point) if point else None for _, decisions in found.said]
     decided = np.array([-1 if one is None else int(one) for one in said], dtype=np.int64)[found.group[chosen]]
@@ -201,9 +205,9 @@ def figures(what: str, posts: Drawn) -> Live:
     return Live(what, len(posts.label), int(np.isfinite(posts.label).sum()), found)
 
 
-def live(desk: Desk, days: int, version: str | None = None) -> list[Live]:
+def live(desk: Desk, found: Columns, days: int, version: str | None = None) -> list[Live]:
     """By version; of one version by slice."""
-    posts = drawn_posts(desk, days)
+    posts = drawn_posts(desk, found, days)
     if version is None:
         names = sorted(set(posts.version), key=lambda name: (len(name), name), reverse=True)[:5]
         return [figures(f"version {name}", posts.those(posts.version == name)) for name in names]

@@ -9,10 +9,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, delete, exists, insert, select, update
 
-from scoring.desk.people import RefusedError, User
+from scoring.desk.people import RefusedError, User, written
 from scoring.desk.queue import Claim, release, take
 from scoring.desk.work import Desk, drawn
-from steps.database import storable
 from steps.retrain.reviewed import CLAIMS, LABELS, REVIEWS
 from steps.retrain.stored import CURRENT, HISTORY
 
@@ -39,8 +38,9 @@ def decide(
         answers: class indices of the questions that were answered.
 
     Raises:
-        RefusedError: the claim is gone, the record is no such one, or an answer is none.
+        RefusedError: the claim is gone, the record is no such one, an answer is none, or the note is too long.
     """
+    note = written(note, _NOTE)
     sizes = {question.id: len(question.classes) for question in desk.task.questions}
     if label not in (0, 1, None) or any(not 0 <= index < sizes.get(name, 0) for name, index in answers.items()):
         raise RefusedError(400, "A decision or an answer is none that this page has: open the post again.")
@@ -59,7 +59,7 @@ def decide(
             raise RefusedError(400, "The record of this form is not this post's: open the post again.")
         kind = "skip" if label is None else claim.kind
         said = {"kind": kind, "label": label, "answers": {} if label is None else dict(answers)}
-        row = dict(record) | {"history_id": history_id, "note": storable(note.strip(), _NOTE)}
+        row = dict(record) | {"history_id": history_id, "note": note}
         _keep(connection, desk, user, claim.post_id, nonce, row | said)
         release(connection, user)
         if kind in _JUDGING:

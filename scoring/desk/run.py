@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from model.checkpoint_info import read_operating_points
 from model.errors import AgentPSError, ConfigError
 from model.images import ImageLimits
 from model.task import load_task
+from scoring.desk import policies
 from scoring.desk.app import Web, create_app
+from scoring.desk.memory import SOON, BeingReadError
 from scoring.desk.people import People
 from scoring.desk.posts import Posts
 from scoring.desk.work import Desk, Thresholds
@@ -75,6 +77,8 @@ def desk_of(
         ConfigError, ManifestError: the policy or the posts cannot be read.
     """
     limits = ImageLimits(settings.ingest.max_image_bytes, settings.ingest.max_image_pixels)
+    if policy is not None:
+        policies.finish(store, policy)
     return Desk(
         store=store,
         model_name=name,
@@ -122,23 +126,43 @@ def serve(
             say(line)
         say(f"The desk is at {f'https://{next(iter(names))}' if names else address}. Ctrl-C ends it.")
         app = create_app(desk, ("127.0.0.1", "localhost", *names), secure=bool(names), demo=demo)
-        threading.Thread(target=_keep_up, args=(app.state.web,), daemon=True).start()
         proxied = "127.0.0.1" if names else None
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, proxy_headers=bool(names), forwarded_allow_ips=proxied
         )
-        uvicorn.Server(config).run(sockets=[bound])
+        with kept_up(app.state.web):
+            uvicorn.Server(config).run(sockets=[bound])
 
 
-def _keep_up(web: Web) -> None:
-    """What pages count over is read before somebody waits for it: some seconds at first, then what is new."""
-    while True:
+@contextmanager
+def kept_up(web: Web) -> Iterator[None]:
+    """What a desk that ended had begun is gone on with. What pages count over is read before somebody waits for it."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_keep_up, args=(web, ended))
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        web.wanted.set()
+        thread.join()
+
+
+def _keep_up(web: Web, ended: threading.Event) -> None:
+    try:
+        web.application.go_on()
+    except AgentPSError as error:
+        logger.error("stored records are not decided anew: %s", error)
+    while not ended.is_set():
+        web.wanted.clear()
         try:
-            web.desk.records.read()
-            web.looks.read()
+            web.desk.records.read(SOON)
+            web.looks.read(SOON)
+        except BeingReadError:
+            continue
         except AgentPSError as error:
             logger.error("%s", error)
-        time.sleep(_KEEP_UP)
+        web.wanted.wait(_KEEP_UP)
 
 
 def _links(desk: Desk, address: str, *, demo: bool) -> list[str]:

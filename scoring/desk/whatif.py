@@ -56,52 +56,47 @@ class Difference:
     moves: list[Move]
 
 
-class Replay:
-    """Over the stored records as they are now; where there are very many, the newest (`scoring.desk.records`)."""
+def compare(desk: Desk, found: Columns, then: Policy) -> Difference:
+    """The policy in effect against another one, over stored records.
 
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+    Raises:
+        ConfigError: the policy asks for a threshold or an answer that a version lacks.
+    """
+    before_N, after_N = (_actions(desk, policy, found) for policy in (desk.policy, then))
+    moves = []
+    for before, after in permutations(range(len(ACTIONS)), 2):
+        moved = np.flatnonzero((before_N == before) & (after_N == after))
+        if len(moved):
+            first = moved[np.argsort(-found.score[moved], kind="stable")][:_LISTED]
+            listed = [(found.ids[found.place[i]], float(found.score[i])) for i in first]
+            moves.append(Move(ACTIONS[before], ACTIONS[after], len(moved), listed))
+    volumes = [_volume(actions, found) for actions in (before_N, after_N)]
+    return Difference(len(found.score), found.since, volumes[0], volumes[1], moves)
 
-    def compare(self, then: Policy) -> Difference:
-        """The policy in effect against another one.
 
-        Raises:
-            ConfigError: the policy asks for a threshold or an answer that a version lacks.
-        """
-        found = self._desk.records.read()
-        before_N, after_N = (self._actions(policy, found) for policy in (self._desk.policy, then))
-        moves = []
-        for before, after in permutations(range(len(ACTIONS)), 2):
-            moved = np.flatnonzero((before_N == before) & (after_N == after))
-            if len(moved):
-                first = moved[np.argsort(-found.score[moved], kind="stable")][:_LISTED]
-                listed = [(found.ids[found.place[i]], float(found.score[i])) for i in first]
-                moves.append(Move(ACTIONS[before], ACTIONS[after], len(moved), listed))
-        volumes = [_volume(actions, found) for actions in (before_N, after_N)]
-        return Difference(len(found.score), found.since, volumes[0], volumes[1], moves)
+def _actions(desk: Desk, policy: Policy, found: Columns) -> _Actions:
+    numbers = np.unique([value for rule, _ in policy.rules for value in _numbers(rule.when)])
+    side_N = np.searchsorted(numbers, found.score, "left") + np.searchsorted(numbers, found.score, "right")
+    kind_N = found.group * (2 * len(numbers) + 1) + side_N
+    said = np.zeros(int(kind_N.max(initial=-1)) + 1, dtype=np.int8)
+    example = np.zeros(len(said), dtype=np.int64)
+    example[kind_N] = np.arange(len(kind_N))
+    for kind in np.flatnonzero(np.bincount(kind_N, minlength=len(said))):
+        row = example[kind]
+        said[kind] = _decided(desk, policy, found.said[found.group[row]], float(found.score[row]))
+    action_N: _Actions = said[kind_N]
+    allowed = [found.places[post_id] for post_id in policy.allowed.get(POST_ID, ()) if post_id in found.places]
+    action_N[np.isin(found.place, allowed)] = ACTIONS.index("pass")
+    return action_N
 
-    def _actions(self, policy: Policy, found: Columns) -> _Actions:
-        numbers = np.unique([value for rule, _ in policy.rules for value in _numbers(rule.when)])
-        side_N = np.searchsorted(numbers, found.score, "left") + np.searchsorted(numbers, found.score, "right")
-        kind_N = found.group * (2 * len(numbers) + 1) + side_N
-        said = np.zeros(int(kind_N.max(initial=-1)) + 1, dtype=np.int8)
-        example = np.zeros(len(said), dtype=np.int64)
-        example[kind_N] = np.arange(len(kind_N))
-        for kind in np.flatnonzero(np.bincount(kind_N, minlength=len(said))):
-            row = example[kind]
-            said[kind] = self._decided(policy, found.said[found.group[row]], float(found.score[row]))
-        action_N: _Actions = said[kind_N]
-        allowed = [found.places[post_id] for post_id in policy.allowed.get(POST_ID, ()) if post_id in found.places]
-        action_N[np.isin(found.place, allowed)] = ACTIONS.index("pass")
-        return action_N
 
-    def _decided(self, policy: Policy, said: tuple[dict[str, Answer], dict[str, bool]], score: float) -> int:
-        answers, decisions = said
-        record = Record.model_construct(
-            post_id="", model_name=self._desk.model_name, model_version="of a stored record",
-            score=score, answers=answers, decisions=decisions, error=None,
-        )  # fmt: skip
-        return ACTIONS.index(policy.decide(record, {}).action)
+def _decided(desk: Desk, policy: Policy, said: tuple[dict[str, Answer], dict[str, bool]], score: float) -> int:
+    answers, decisions = said
+    record = Record.model_construct(
+        post_id="", model_name=desk.model_name, model_version="of a stored record",
+        score=score, answers=answers, decisions=decisions, error=None,
+    )  # fmt: skip
+    return ACTIONS.index(policy.decide(record, {}).action)
 
 
 def _numbers(text: str) -> list[float]:

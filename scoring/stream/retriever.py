@@ -7,15 +7,15 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from model.errors import AgentPSError, ConfigError, ImageError, cut
-from model.images import MOST_PATH, ImageLimits, read_source
+from model.images import ImageLimits, read_source
 from model.post import post_id_of, shown
 from model.schema import IMAGES, POST_ID
+from scoring.files import check_store, read_below
 from scoring.stream.source import Message
 from scoring.stream.waiting import AwayError
 from steps.ingest.rows import is_url, json_object
@@ -115,7 +115,7 @@ def reader(limits: ImageLimits, folder: str | None, fetch: ReadUrl | None = None
         on_the_web = isinstance(source, str) and source.startswith(("https://", "http://"))
         try:
             if not on_the_web and folder is not None and is_url(folder):
-                return _read_below(folder, source, limits)
+                return read_below(folder, source, limits)
             if not on_the_web:
                 return read_source(source, limits, folder=folder)
             if fetch is None:
@@ -129,35 +129,16 @@ def reader(limits: ImageLimits, folder: str | None, fetch: ReadUrl | None = None
     return read
 
 
-def _read_below(url: str, source: Any, limits: ImageLimits) -> bytes:
-    """The picture itself, or a file below `url`: by its name there, or by its whole URL."""
-    try:
-        return read_source(source, limits)
-    except ImageError:
-        if not isinstance(source, str) or source.startswith("data:") or len(source) > MOST_PATH:
-            raise
-    return read_source(source.removeprefix(f"{url.rstrip('/')}/"), limits, root=url)
-
-
 def picture_folder(images: str | None, source_folder: Path | None) -> str | None:
     if images is not None and is_url(images):
-        return _remote_folder(images)
+        try:
+            check_store(images)
+        except ConfigError as error:
+            raise ConfigError(f"stream.images {error}") from error
+        return images
     folder = Path(images) if images else source_folder
     if folder is None:
         return None
     if not folder.is_dir():
         raise ConfigError(f"stream.images {folder}: is no folder: make it, or correct the path")
     return str(folder.resolve())
-
-
-def _remote_folder(url: str) -> str:
-    """Raises: ConfigError where it is none of an object store that can be read."""
-    if urlsplit(url).scheme in ("http", "https", "file", "local"):
-        raise ConfigError(f"stream.images {masked(url)}: name a local folder by its path; hosts stand in image_hosts")
-    from fsspec.core import url_to_fs
-
-    try:
-        url_to_fs(url)
-    except (ValueError, ImportError, OSError) as error:
-        raise ConfigError(f"stream.images {masked(url)}: {cut(masked(str(error)), 300)}") from error
-    return url

@@ -44,13 +44,13 @@ _TRAINED = 16
 _NF4 = 0.516
 #: The smallest pretrained backbone that has a profile.
 NEXT_PROFILE = REPOSITORY / "configs" / "smolvlm2-256m.yaml"
-#: What the driver, the kernels and torch's allocator hold beside the tensors.
-_OVERHEAD = 1.05
+#: What the kernels and torch's allocator hold beside the tensors.
+_OVERHEAD = 1.04
 
 
 #: Of an H200, fitted to four backbones (benchmarks/gpu.json): times that matrix products take of what the peak says,
 #: passes over each byte kept for the backward pass, seconds in which the kernels of one layer are started.
-_PRODUCTS, _PASSES, _LAUNCH = 1.4, 38.0, 6e-3
+_PRODUCTS, _PASSES, _LAUNCH = 1.2, 37.0, 7e-3
 
 
 @dataclass(frozen=True)

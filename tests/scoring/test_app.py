@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import fsspec
 import httpx2
 import pytest
 from fastapi import HTTPException, Request
@@ -131,6 +132,34 @@ def test_no_path_and_no_url_is_read_that_was_not_allowed(source: str, tmp_path: 
         record = client(**given).post("/score", json={"posts": [post(images=[source])]}).json()["records"][0]
         assert (record["error"] is None) == (source == "a.png" and given != {})
         assert str(tmp_path) not in str(record["error"])
+
+
+class _Broken(fsspec.AbstractFileSystem):  # type: ignore[misc]
+    """An object store that says too much."""
+
+    protocol = "broken"
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        raise PermissionError("account 4711 may not read bucket/pictures/a.png")
+
+
+def test_pictures_of_an_object_store_are_read_and_nothing_is_told_of_it() -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe({"/bucket/pictures/a.png": picture(), "/bucket/secret.png": picture()})
+    fsspec.register_implementation("broken", _Broken, clobber=True)
+
+    def error_of(root: str, source: str) -> str | None:
+        sent = {"posts": [post(images=[source])]}
+        found: str | None = client(image_root=root).post("/score", json=sent).json()["records"][0]["error"]
+        return found
+
+    root = "memory://bucket/pictures"
+    assert error_of(root, "a.png") is error_of(root, f"{root}/a.png") is error_of(root, data_url(picture())) is None
+    for outside in ("../secret.png", "/bucket/secret.png", "memory://bucket/secret.png", "b/../../secret.png", "b.png"):
+        said = error_of(root, outside)
+        assert said is not None
+        assert root not in said
+    assert error_of("broken://bucket/pictures", "a.png") == "image 1: cannot be read"
 
 
 def test_posts_beyond_the_queue_are_refused_with_a_time_and_taken_later() -> None:
@@ -260,6 +289,8 @@ def test_the_metrics_count_requests_posts_and_troubles() -> None:
         ({"port": 0}, "service.port: "),
         ({"image_root": "pictures"}, "the absolute path of a folder"),
         ({"image_root": os.devnull}, "the absolute path of a folder"),
+        ({"image_root": "file:///etc"}, "name a local folder by its path"),
+        ({"image_root": "nowhere://x"}, "nowhere"),
         ({"queue_posts": 8}, "request_posts 64 is more than queue_posts 8"),
         ({"queue_bytes": 8}, "request_bytes 64000000 is more than queue_bytes 8"),
         ({"ports": 8}, "service.ports: unknown key"),

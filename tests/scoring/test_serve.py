@@ -61,6 +61,12 @@ def running(home: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[byte
     finally:
         process.kill()
         process.wait()
+        until(lambda: is_free(port), lambda: f"port {port} is still listened to")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) != 0
 
 
 def family(root: int) -> list[psutil.Process]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import uvicorn
 
 from model.images import ImageLimits
 from model.task import FinalQuestion, Question, Task
+from scoring.desk import run
 from scoring.desk.app import create_app
 from scoring.desk.people import People, User
 from scoring.desk.posts import Posts
@@ -104,19 +106,21 @@ def join(desk: Desk, name: str, role: str = "reviewer") -> User:
 
 
 @contextmanager
-def served(desk: Desk, **chosen: Any) -> Iterator[str]:
-    """Its address."""
-    server = uvicorn.Server(uvicorn.Config(create_app(desk, **chosen), port=0, log_level="warning", ws="none"))
+def served(desk: Desk, *, kept_up: bool = False, **chosen: Any) -> Iterator[str]:
+    """Its address. kept_up: what pages count over is read beside them, as the command does."""
+    app = create_app(desk, **chosen)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", ws="none"))
     thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            assert thread.is_alive()
-            threading.Event().wait(0.02)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with run.kept_up(app.state.web) if kept_up else nullcontext():
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                threading.Event().wait(0.02)
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 class Browser(requests.Session):
@@ -146,6 +150,9 @@ class Browser(requests.Session):
         return {name: _plain(value) for name, value in fields}
 
     def _had(self, answer: requests.Response) -> requests.Response:
+        while pause := answer.headers.get("Refresh"):
+            time.sleep(int(pause))
+            answer = self.get(answer.url)
         self.page = answer.text
         return answer
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import func, select
 
+from scoring.desk import lead, records
 from scoring.desk.people import User
 from scoring.desk.work import Desk, Shares
 from steps.retrain.reviewed import LABELS, REVIEWS
@@ -194,6 +195,22 @@ def test_every_page_passes_axe(desk: Desk, chromium: Any, scheme: str) -> None:
         if scheme == "light":
             owner.picture(path.strip("/").partition("?")[0].replace(" ", "-") or "home")
     assert faults == []
+
+
+@pytest.mark.parametrize("scripted", [True, False])
+def test_a_page_whose_counts_are_being_read_comes_by_itself(
+    desk: Desk, chromium: Any, scripted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "PART", 40)
+    monkeypatch.setattr(lead, "SOON", 0.0)
+    lea = Person(chromium, join(desk, "lea", "lead"), java_script_enabled=scripted, bypass_csp=True)
+    page = lea.go("/what-if")
+    assert "The records are being read: 67%. This page comes by itself." in page.inner_text("main")
+    if scripted:
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
+        with desk.records._one:
+            assert axe.Axe().run(page).response["violations"] == []
+    page.wait_for_selector("text=Of 60 posts")
 
 
 @pytest.mark.parametrize(

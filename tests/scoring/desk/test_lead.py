@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import multiprocessing
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +20,16 @@ from sqlalchemy import select
 
 from cli.main import main
 from model.errors import ConfigError
+from model.files import write_whole
 from scoring.desk import export, policies, queue, reviews
-from scoring.desk.people import RefusedError
+from scoring.desk.people import RefusedError, User
 from scoring.desk.policies import Application, changed, confirm, proposals, propose
 from scoring.desk.queue import Filters
-from scoring.desk.whatif import Replay
+from scoring.desk.whatif import compare
 from scoring.desk.work import Desk
 from scoring.policy import Policy
 from steps.annotate.gold import read_answers
+from steps.retrain import reviewed
 from steps.retrain.fresh import read_labels
 from tests.support.desk import TASK, Browser, desk_in, join, policy_of, put, record, served
 
@@ -54,7 +60,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 def test_a_replay_says_what_the_policy_itself_says_of_each_record(desk: Desk) -> None:
     then = changed(desk.policy, 60, RULES)
-    found = Replay(desk).compare(then)
+    found = compare(desk, desk.records.read(), then)
     expected: dict[tuple[str, str], set[str]] = {}
     for record_, _ in desk.store.current([f"p{n}" for n in range(400)], "m").values():
         pair = desk.policy.decide(record_).action, then.decide(record_).action
@@ -74,10 +80,9 @@ def test_a_replay_says_what_the_policy_itself_says_of_each_record(desk: Desk) ->
 
 
 def test_a_replay_sees_what_came_since(desk: Desk) -> None:
-    replay = Replay(desk)
-    assert replay.compare(desk.policy).posts == 400
+    assert compare(desk, desk.records.read(), desk.policy).posts == 400
     put(desk, record("new", 0.9))
-    assert replay.compare(desk.policy).posts == 401
+    assert compare(desk, desk.records.read(), desk.policy).posts == 401
 
 
 def test_a_replay_has_figures_from_the_labels_of_drawn_posts(desk: Desk) -> None:
@@ -88,7 +93,7 @@ def test_a_replay_has_figures_from_the_labels_of_drawn_posts(desk: Desk) -> None
             select(queue.CURRENT.c.history_id, queue.CURRENT.c.score).where(queue.CURRENT.c.post_id == claim.post_id)
         )[0]
         reviews.decide(desk, ann, claim.nonce, shown, int(score >= 0.6), {})
-    found = Replay(desk).compare(changed(desk.policy, 60, []))
+    found = compare(desk, desk.records.read(), changed(desk.policy, 60, []))
     scores = np.array([said[0].score for said in desk.store.current([f"p{n}" for n in range(400) if n != 7]).values()])
     assert found.then.figures is not None
     assert found.then.figures.precision.value == pytest.approx((scores >= 0.6).sum() / (scores >= 0.3).sum())
@@ -118,6 +123,65 @@ def test_a_change_is_kept_with_its_reason_and_takes_effect_when_an_owner_confirm
     for id_, message in ((first["id"], "before"), (later["id"], "Another policy"), (99, "no such")):
         with pytest.raises(RefusedError, match=message):
             confirm(desk, owner, id_)
+
+
+def _confirm_and_die(folder: Path, at: int) -> None:
+    """Killed at the beginning of this write of a file: 0: the note, 1: the file."""
+    written = itertools.count()
+
+    def writes(path: Path, content: str) -> None:
+        if next(written) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write_whole(path, content)
+
+    policies.write_whole = writes  # type: ignore[attr-defined]
+    with desk_in(folder, policy={"allow": {"post_ids": ["p7"]}}) as desk:
+        confirm(desk, User("olga", "owner", hidden=False), 1)
+
+
+@pytest.mark.parametrize(("at", "stored"), [(0, False), (1, True)])
+def test_a_desk_that_is_killed_while_it_confirms_has_confirmed_or_not(
+    desk: Desk, tmp_path: Path, at: int, stored: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, then = tmp_path / "policy.yaml", changed(desk.policy, 60, RULES)
+    file.write_text(policies.text_of(desk.policy))
+    propose(desk, join(desk, "lea", "lead"), "1", then, "more of it")
+    killed = multiprocessing.get_context("fork").Process(target=_confirm_and_die, args=(tmp_path, at))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert Policy.load(file).version == desk.policy.version
+    assert (proposals(desk)[0]["confirmed_at"] is not None) == stored
+    policies.finish(desk.store, file)
+    assert Policy.load(file).version == (then if stored else desk.policy).version
+    assert ("had confirmed policy" in caplog.text) == stored
+    policies.finish(desk.store, file)
+    assert sorted(path.name for path in tmp_path.iterdir() if "policy" in path.name) == ["policy.yaml"]
+    if stored:
+        thread = Application(desk).go_on()
+        assert thread is not None
+        thread.join()
+        assert desk.policy.version == then.version
+        assert {said.policy_version for said, _ in desk.store.current([f"p{n}" for n in range(400)]).values()} == {
+            then.version
+        }
+        assert Application(desk).go_on() is None, "nothing is left"
+    else:
+        assert Application(desk).go_on() is None
+        confirm(desk, join(desk, "olga", "owner"), 1)
+        assert Policy.load(file).version == then.version
+
+
+def test_a_desk_that_is_killed_before_the_store_has_it_tells_so(
+    desk: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(policies.text_of(desk.policy))
+    (tmp_path / "policy.yaml.confirming").write_text(policies.text_of(changed(desk.policy, 60, RULES)))
+    policies.finish(desk.store, file)
+    assert "it is not in effect; confirm it again" in caplog.text
+    assert Policy.load(file).version == desk.policy.version
+    assert [path.name for path in tmp_path.iterdir() if "policy" in path.name] == ["policy.yaml"]
 
 
 def test_another_desk_of_the_store_takes_over_what_was_confirmed(desk: Desk, tmp_path: Path) -> None:
@@ -179,9 +243,65 @@ def test_the_trail_exports_every_review_with_its_reason_and_no_formula(tmp_path:
         assert found == {"reviewer": "ann", "label": "0", "action": "flag", "reasons": "p80", "review_kind": "text"}
         assert (rows[0]["model_watermark"], rows[0]["review_watermark"]) == ("yes", "no")
         assert rows[0]["policy_version"] == desk.policy.version
-        table = pq.read_table(io.BytesIO(export.as_parquet(desk)))
+        table = pq.read_table(io.BytesIO(b"".join(export.as_parquet(desk))))
         assert table.num_rows == len(rows)
         assert table.column("post_id").to_pylist()[:-1] == FORMULAS
+
+
+def test_an_export_is_handed_on_while_people_review(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part has the reviews that were there when it was read; nothing but a part is in memory."""
+    monkeypatch.setattr(export, "_PART", 10)
+    ann = join(desk, "ann")
+
+    def review(count: int) -> None:
+        for _ in range(count):
+            claim = queue.claim_next(desk, ann, Filters(queue="audit"))
+            assert claim is not None
+            reviews.decide(desk, ann, claim.nonce, desk.value(queue.current(desk, claim.post_id)), 1, {}, "a note")
+
+    review(20)
+    parts = []
+    for part in export.as_parquet(desk):
+        parts.append(part)
+        if len(parts) < 4:
+            review(4)
+    assert len(parts) >= 4
+    assert pq.read_table(io.BytesIO(b"".join(parts))).column("id").to_pylist() == list(range(1, 29))
+    assert sum(1 for _ in csv.reader(io.StringIO("".join(export.as_csv(desk)), newline=""))) == 33
+
+
+@pytest.mark.parametrize(
+    ("path", "action", "field", "most"),
+    [
+        ("/what-if?asked=1&precision=90", "/what-if", "why", 1_000),
+        ("/post?id=p1", "/gold", "why", 1_000),
+        ("/queue", "/decide", "note", 2_000),
+    ],
+)
+def test_what_a_person_wrote_is_kept_whole_or_refused(
+    desk: Desk, path: str, action: str, field: str, most: int
+) -> None:
+    """A browser lets a person type `most` characters, a new line being one, and sends two for it."""
+    with served(desk) as address:
+        lead = Browser(address).enter(join(desk, "lea", "lead"))
+        lead.go(path)
+        if action == "/decide":
+            lead.fill("/next")
+        before, given = lead.page, {"label": "1", "what": "positive"}
+        answer = lead.fill(action, {field: "x" * 10_000} | given)
+        assert answer.status_code == 400
+        assert f"At most {most:,} characters are kept, and this has 10,000" in answer.text
+        lead.page = before
+        assert lead.fill(action, {field: "a\r\n" * (most // 2)} | given).status_code == 200
+    kept = {"/what-if": reviewed.POLICIES.c.why, "/gold": reviewed.GOLD.c.why, "/decide": reviewed.REVIEWS.c.note}
+    assert desk.value(select(kept[action])) == ("a\n" * (most // 2)).strip()
+
+
+def test_a_replay_keeps_the_target_where_no_version_has_thresholds(tmp_path: Path) -> None:
+    with desk_in(tmp_path) as desk, served(desk) as address:
+        lead = Browser(address).enter(join(desk, "lea", "lead"))
+        assert lead.go("/what-if?asked=1&precision=90&when+0=score+>+0.1&action+0=flag").status_code == 200
+        assert "Of 0 posts" in lead.page
 
 
 def test_labels_and_answers_come_back_through_the_store(tmp_path: Path) -> None:

@@ -63,12 +63,12 @@ def test_drawn_posts_come_with_the_labels_that_people_gave(tmp_path: Path) -> No
         row = {"model_name": "m", "state": "done", "first_by": "ann", "answers": {}, "at": datetime.now(UTC)}
         rows = [row | {"post_id": f"p{n}", "label": n % 2, "input_sha256": "0" * 64} for n in range(0, 100, 3)]
         desk.store.do(lambda connection: connection.execute(insert(LABELS), rows), writes=True)
-        found = quality.drawn_posts(desk, 28)
+        found = quality.drawn_posts(desk, desk.records.read(), 28)
         assert {f"p{n}" for n in range(50, 100)} <= set(found.post_id)
         assert found.probability.tolist() == np.where(found.flagged, 1.0, 0.5).tolist()
         assert found.label[found.post_id == "p99"].tolist() == [1.0]
         assert np.isnan(found.label[found.post_id == "p98"]).all()
-        assert [row.what for row in quality.live(desk, 28)] == ["version 2", "version 1"]
+        assert [row.what for row in quality.live(desk, desk.records.read(), 28)] == ["version 2", "version 1"]
 
 
 def test_the_intervals_of_the_desk_cover_the_truth(tmp_path: Path) -> None:
