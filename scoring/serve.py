@@ -210,12 +210,14 @@ def _haproxy(port: int, places: int) -> Iterator[Path]:
         words = [sys.executable, "-I", haproxy.__file__, name, str(port), f"http-{_APP}", str(places), binary]
         script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
         script.chmod(stat.S_IRWXU)
-        with listening("127.0.0.1", 0, "") as free:
-            first = int(free.getsockname()[1])
+        with listening("127.0.0.1", 0, "") as free, listening("127.0.0.1", 0, "") as other:
+            first, fallback = (int(each.getsockname()[1]) for each in (free, other))
         os.environ |= {
             # Ray's first is 30000 for each service, and two of one user would share it: posts would go to either
             "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
             "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(min(first + 100, 65_535)),
+            # Ray's is 8500: shared likewise, and where another user has it, the service does not start
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),

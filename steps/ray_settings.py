@@ -36,7 +36,7 @@ _ENVIRONMENT = {
 }
 #: And where none is joined: its ports are open on the loopback address only, as Ray has it on macOS (issue 18730). On
 #: Linux it replaces a loopback address that is given to it, and this variable is the only way.
-_ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def prepare() -> None:
@@ -50,7 +50,7 @@ def prepare() -> None:
     if find_spec("ray") is None:
         raise ConfigError("Ray is not installed: `pip install -e .[serve]`, in the folder of AgentPS, installs it")
     alone = ADDRESS not in os.environ
-    for name, value in (_ENVIRONMENT | (_ALONE if alone else {})).items():
+    for name, value in (_ENVIRONMENT | (LOOPBACK if alone else {})).items():
         os.environ.setdefault(name, value)
     if alone and not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

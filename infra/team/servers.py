@@ -20,8 +20,9 @@ from urllib.parse import quote
 import yaml
 
 from infra.team.databases import binary, prepare_mariadb, prepare_postgresql
-from infra.team.state import State
+from infra.team.state import State, load
 from model.files import write_whole
+from model.yaml_file import load_yaml
 
 #: What of the caller's environment would lead a server elsewhere.
 _OURS = ("MLFLOW_", "ZENML_", "AWS_", "RAY_", "AGENTPS_")
@@ -235,7 +236,6 @@ def _scoring(state: State) -> dict[str, str]:
         "MLFLOW_TRACKING_USERNAME": "service",
         "MLFLOW_TRACKING_PASSWORD": state.secrets["mlflow_service"],
         "STORE_URL": state.database("scores"),
-        "SERVICE_KEY": state.secrets.get("service_key", ""),
     }
 
 
@@ -247,7 +247,7 @@ def run_file(state: State) -> Path:
     service = {"host": state.options.host, "port": state.ports["service"], "keys": str(folder / "keys.yaml")}
     stream = {
         "source": str(folder / "posts"), "store": "env:STORE_URL", "service": state.url("service"),
-        "service_key": "env:SERVICE_KEY",
+        "service_key": "env:SERVICE_KEY", "metrics": f"127.0.0.1:{state.ports['stream']}",
     }  # fmt: skip
     ours = {"register": {"name": state.options.models[0]}, "service": service, "stream": stream}
     given = state.options.run
@@ -287,11 +287,23 @@ def _service(state: State) -> Server:
 
 
 def _stream(state: State) -> Server:
-    command = [AGENTPS, "stream", "-c", str(state.folder / "home" / "run.yaml")]
+    run, environment = state.folder / "home" / "run.yaml", _scoring(state)
+
+    def prepare() -> None:
+        run_file(state)
+        # drawn by the first set-up of MLflow, in another process: `state` is older
+        environment["SERVICE_KEY"] = load(state.folder).secrets["service_key"]
+
+    def ready() -> bool:
+        """It listens for Prometheus once it takes posts; where a run file says that nobody is told, nobody knows."""
+        address = load_yaml(run)["stream"]["metrics"]
+        if address is None:
+            return True
+        host, _, port = str(address).rpartition(":")
+        return port.isdigit() and listens(int(port), host.strip("[]"))
 
     def waits() -> str | None:
         return None if answers(f"{state.url('service')}/ready") else "the service takes no posts yet"
 
-    return Server(
-        "stream", command, lambda: True, _scoring(state), prepare=partial(run_file, state), waits=waits, vital=False
-    )
+    command = [AGENTPS, "stream", "-c", str(run)]
+    return Server("stream", command, ready, environment, prepare=prepare, waits=waits, vital=False)

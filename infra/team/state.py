@@ -35,6 +35,7 @@ _HEAD = """\
 #: Server -> the port that is taken where it is free at the first start.
 _PORTS = {
     "postgresql": 5433, "mariadb": 3307, "s3": 8333, "mlflow": 5000, "zenml": 8237, "service": 8000,
+    "stream": 9108,
     "weed_master": 9333, "weed_master_grpc": 19333, "weed_volume": 8085, "weed_volume_grpc": 18085,
     "weed_filer": 8888, "weed_filer_grpc": 18888, "weed_s3_grpc": 18333,
 }  # fmt: skip

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,11 @@ def state() -> Iterator[Path]:
     """What is mounted as /state."""
     folder = Path(tempfile.mkdtemp(prefix="agentps-image-", dir="/var/tmp"))
     folder.chmod(0o1777)
+    if (made := REPOSITORY / ".agentps" / "backbones").is_dir():  # to make one takes minutes
+        shutil.copytree(made, folder / "agentps" / "backbones")
+        for path in (folder / "agentps").rglob("*"):
+            path.chmod(0o666 if path.is_file() else 0o777)
+        (folder / "agentps").chmod(0o777)
     yield folder
     shutil.rmtree(folder)
 
@@ -48,6 +54,11 @@ def _in_image(state: Path, script: str) -> str:
     )
     assert done.returncode == 0, done.stdout[-3000:]
     return done.stdout
+
+
+def _inspected() -> Any:
+    inspect = ["buildah", "inspect", "--type", "image", IMAGE]
+    return json.loads(subprocess.run(inspect, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
 def test_it_runs_as_a_user_of_a_high_id_who_can_change_nothing_of_the_image(state: Path) -> None:
@@ -66,11 +77,16 @@ def test_it_holds_the_code_and_nothing_else_of_the_folder_it_was_made_in(state: 
     assert beside == set()
 
 
+def test_it_has_a_health_check_and_no_tool_of_developers(state: Path) -> None:
+    check = _inspected()["Docker"]["config"]["Healthcheck"]
+    assert "http://127.0.0.1:8000/healthz" in " ".join(check["Test"])
+    there, gone = ["torch", "ray", "psycopg", "s3fs"], ["pytest", "mypy", "playwright", "mkdocs", "kubernetes_validate"]
+    script = f"from importlib.util import find_spec; print([name for name in {there + gone} if find_spec(name)])"
+    assert _in_image(state, f'python -c "{script}"').strip() == str(there)
+
+
 def test_no_layer_and_no_line_of_its_history_holds_a_password(state: Path) -> None:
-    told = subprocess.run(
-        ["buildah", "inspect", "--type", "image", IMAGE], stdout=subprocess.PIPE, text=True, check=True
-    )
-    config = json.loads(told.stdout)["OCIv1"]
+    config = _inspected()["OCIv1"]
     words = json.dumps([config["config"], config["history"]]).lower()
     assert not [word for word in ("password", "secret", "_key=", "token=", "@") if word in words]
     assert config["config"]["User"] == "10001"

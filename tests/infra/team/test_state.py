@@ -164,7 +164,7 @@ def test_of_a_server_that_is_killed_no_process_stays(tmp_path: Path) -> None:
     def children() -> list[int]:
         return [int(line) for line in pids.read_text().split()] if pids.exists() else []
 
-    _await(lambda: len(children()) == 1 and supervisor.status(tmp_path)["pids"]["one"])
+    _await(lambda: len(children()) == 1 and supervisor.status(tmp_path)["pids"].get("one"))
     os.kill(supervisor.status(tmp_path)["pids"]["one"], signal.SIGKILL)
     _await(lambda: len(children()) == 2)
     assert not _runs(children()[0])
@@ -244,6 +244,37 @@ def test_what_people_set_is_laid_over_the_run_file_of_the_service(tmp_path: Path
     assert found["service"]["keys"]
     assert found["stream"]["source"] == "kafka://k:9092/posts"
     assert found["stream"]["store"] == "env:STORE_URL"
+
+
+def _worker(made: state.State) -> Server:
+    (found,) = (server for server in servers(made) if server.name == "stream")
+    return found
+
+
+def test_the_stream_worker_of_a_new_stack_gets_the_key_that_is_drawn_while_the_others_start(tmp_path: Path) -> None:
+    made = state.make(tmp_path)
+    worker = _worker(made)  # before MLflow's first set-up
+    state.save_secrets(tmp_path, made.secrets | {"service_key": "agentps_drawn"})
+    worker.prepare()
+    assert worker.environment["SERVICE_KEY"] == "agentps_drawn"
+
+
+def test_the_stream_worker_is_ready_when_it_tells_prometheus_and_not_while_it_ends_again_and_again(
+    tmp_path: Path,
+) -> None:
+    made = state.make(tmp_path)
+    state.save_secrets(tmp_path, made.secrets | {"service_key": "k"})
+    worker = _worker(made)
+    worker.prepare()
+    assert not worker.ready()
+    with socket.create_server(("127.0.0.1", made.ports["stream"])):
+        assert worker.ready()
+    for given, ready in ((None, True), ("nowhere", False)):
+        options = yaml.safe_load((tmp_path / "team.yaml").read_text())
+        (tmp_path / "team.yaml").write_text(yaml.safe_dump(options | {"run": {"stream": {"metrics": given}}}))
+        worker = _worker(state.load(tmp_path))
+        worker.prepare()
+        assert worker.ready() is ready
 
 
 def test_of_the_callers_environment_nothing_leads_a_server_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

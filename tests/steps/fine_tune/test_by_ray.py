@@ -24,6 +24,7 @@ from model.data import Shards
 from model.errors import ConfigError
 from model.schema import LABEL_SOURCE, POST_ID
 from model.settings import BackboneSettings
+from steps import ray_settings
 from steps.fine_tune import ahead
 from steps.fine_tune.launch import TrainingJob, job_directory
 from steps.paths import REPOSITORY
@@ -45,10 +46,22 @@ job = job.model_copy(update={"train": TrainSettings.model_validate_json(sys.argv
 run(job, labels, work)
 """
 MACHINES = """
-import sys
+import sys, time
 from steps import ray_settings
 ray_settings.prepare()
+from ray._private import services
 from ray.cluster_utils import Cluster
+once = services.get_node
+def patiently(*arguments):  # Ray itself gives a node 30 seconds to start
+    end = time.monotonic() + 600
+    while True:
+        try:
+            return once(*arguments)
+        except RuntimeError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.5)
+services.get_node = patiently
 machines = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": sys.argv[1]})
 other = machines.add_node(num_cpus=1)
 machines.wait_for_nodes()
@@ -152,6 +165,8 @@ def two_machines(home: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str
     # sockets of Ray lie there, whose paths may have 107 bytes
     token, folder = secrets.token_hex(32), Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "AGENTPS_HOME": str(home / "home")}
+    # who joins, too: without it Ray puts this machine's other address in place of 127.0.0.1, where nobody listens
+    variables |= ray_settings.LOOPBACK
     command = [sys.executable, "-c", MACHINES, str(folder)]
     with (home / "machines.txt").open("w") as log:
         process = subprocess.Popen(
