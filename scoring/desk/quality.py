@@ -117,15 +117,19 @@ class Looks(Memory):
             for post_id in part:
                 self._pairs.pop(post_id, None)
                 self._hits.pop(post_id, None)
-            self._read_pairs(part)
-            self._read_hits(part)
+            mine = and_(LABELS.c.model_name == self._desk.model_name, LABELS.c.post_id.in_(part))
+            twice = select(LABELS.c.post_id).where(mine, LABELS.c.second_by.is_not(None))
+            self._read_pairs([row[0] for row in self._desk.rows(twice)])
+            self._read_hits(sorted(self._known.intersection(part)))
         self._review = rows[-1][0] if rows else self._review
         return len(rows), len(rows) == PART
 
     def _read_pairs(self, posts: Sequence[str]) -> None:
+        if not posts:  # most are looked at once
+            return
         both = and_(LABELS.c.model_name == REVIEWS.c.model_name, LABELS.c.post_id == REVIEWS.c.post_id)
         query = effective(REVIEWS.c.post_id, REVIEWS.c.kind, REVIEWS.c.label, REVIEWS.c.answers).join(LABELS, both)
-        query = query.where(LABELS.c.second_by.is_not(None), REVIEWS.c.kind.in_(("first", "second")))
+        query = query.where(REVIEWS.c.kind.in_(("first", "second")))
         query = query.where(REVIEWS.c.input_sha256.is_not_distinct_from(LABELS.c.input_sha256))
         looks: dict[str, dict[str, Any]] = {}
         for post_id, kind, label, answers in self._desk.rows(self._of(query, posts)):
@@ -133,6 +137,8 @@ class Looks(Memory):
         self._pairs |= {post_id: (look["first"], look["second"]) for post_id, look in looks.items() if len(look) == 2}
 
     def _read_hits(self, posts: Sequence[str]) -> None:
+        if not posts:
+            return
         same = and_(GOLD.c.model_name == REVIEWS.c.model_name, GOLD.c.post_id == REVIEWS.c.post_id)
         query = effective(REVIEWS.c.reviewer, REVIEWS.c.post_id, REVIEWS.c.label, GOLD.c.label.label("known"))
         query = query.join(GOLD, same).where(REVIEWS.c.label.is_not(None))
