@@ -24,10 +24,11 @@ BUSY = json.dumps({"detail": "busy: all places are taken: send it again after th
 def places_of(queue_posts: int) -> int:
     """Requests that HAProxy lets through at one time.
 
-    With all places taken, a post waits for as long as the queue takes on average, and some wait longer. A quarter is
-    left free, so that nearly all that were let in are answered within that time. Requests of several posts may fill it.
+    With all places taken, a post waits for as long as they take on average, and some wait 1.4 times as long
+    (docs/service.md). A third is left free, so that nearly all that were let in are answered within the time that the
+    queue takes. Requests of several posts may fill it.
     """
-    return max(1, queue_posts * 3 // 4)
+    return max(1, queue_posts * 2 // 3)
 
 
 def mended(config: str, folder: Path, port: int, backend: str, places: int) -> str:

@@ -41,8 +41,8 @@ def test_only_the_service_has_an_address_heads_have_a_time_and_places_an_end() -
     assert refuse.endswith("if METH_POST { be_conn(http-agentps) ge 128 }")
 
 
-def test_a_quarter_of_the_places_is_left_for_posts_of_one_request() -> None:
-    assert [haproxy.places_of(posts) for posts in (1, 2, 128)] == [1, 1, 96]
+def test_a_third_of_the_places_is_left_for_posts_of_one_request() -> None:
+    assert [haproxy.places_of(posts) for posts in (1, 2, 192)] == [1, 1, 128]
 
 
 def test_a_service_that_is_open_on_every_address_keeps_it() -> None:
