@@ -25,6 +25,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -53,8 +54,6 @@ RECORD, PAGE = REPOSITORY / "benchmarks" / "serving.json", REPOSITORY / "docs" /
 CLIENTS = 128
 #: Posts that come before those that count: at first, each shape of a batch takes longer.
 WARM = 4_000
-#: Passes over posts that were seen.
-AGAIN = 6
 #: Times the measured capacity, and the moves of the champion under load.
 OVERLOAD, MOVES, ROLLBACKS = 3, 20, 5
 NAME = load_settings({}).register_.model_name(load_task("ucc"))
@@ -125,6 +124,15 @@ def bodies(inputs: Sequence[Input]) -> list[bytes]:
         ).encode()
         for post in inputs
     ]
+
+
+def renewed(inputs: Sequence[Input], n: int) -> list[Input]:
+    """`n` posts whose pictures look like those of `inputs`, in files that nobody has seen."""
+    found = []
+    for k in range(n):
+        post, end = inputs[k % len(inputs)], b"%08d" % k  # behind a JPEG's end nothing is read
+        found.append(replace(post, images=tuple(image + end for image in post.images)))
+    return found
 
 
 def mlflow_bodies(inputs: Sequence[Input]) -> list[bytes]:
@@ -201,14 +209,14 @@ def mlflow_server(uri: str) -> Any:
 
 
 def capacity(url: str, warm: Sequence[bytes], sent: Sequence[bytes], scores: Sequence[float | None]) -> dict[str, Any]:
-    """A pass over the posts, each new to the service; then others, all seen, for as long as overload takes."""
+    """A pass over the posts, each new to the service; then another, all seen."""
     run(closed(f"{url}/score", warm, CLIENTS, len(warm)))
     begin, busy = time.perf_counter(), time.process_time()
     first = run(closed(f"{url}/score", sent, CLIENTS, len(sent)))
     cores_of_the_load = round((time.process_time() - busy) / (time.perf_counter() - begin), 2)
     found = {a.number: json.loads(a.body)["records"][0]["score"] for a in first if a.status == 200}
     differences = [abs(found[k] - scores[k]) for k in found if scores[k] is not None]  # type: ignore[operator]
-    again = run(closed(f"{url}/score", sent, CLIENTS, AGAIN * len(sent)))
+    again = run(closed(f"{url}/score", sent, CLIENTS, len(sent)))
     largest = float(np.max(differences)) if differences else None
     return {
         "first": figures(first),
@@ -218,8 +226,9 @@ def capacity(url: str, warm: Sequence[bytes], sent: Sequence[bytes], scores: Seq
     }
 
 
-def overload(url: str, sent: Sequence[bytes], rate: float, seconds: float) -> dict[str, Any]:
-    """`OVERLOAD` times what the service can do."""
+def overload(url: str, inputs: Sequence[Input], rate: float, seconds: float) -> dict[str, Any]:
+    """`OVERLOAD` times what the service can do, on new pictures, too."""
+    sent = bodies(renewed(inputs, int(OVERLOAD * rate * seconds)))
     begin, busy = time.perf_counter(), time.process_time()
     answers = run(steady(f"{url}/score", sent, OVERLOAD * rate, seconds))
     cores_of_the_load = round((time.process_time() - busy) / (time.perf_counter() - begin), 2)
@@ -406,7 +415,7 @@ def measure(n: int, seconds: float, requests: int) -> dict[str, Any]:
         with service(folder, uri) as (process, url):
             at_best = capacity(url, warm, sent, scores)
             record["service"] = arms = {"capacity": at_best}
-            arms["overload"] = overload(url, sent, at_best["again"]["answered_per_second"], seconds)
+            arms["overload"] = overload(url, inputs[:n], at_best["first"]["answered_per_second"], seconds)
             arms["moves"] = moves(url, sent, uri)
             arms["memory"] = memory(url, sent, requests)
             arms["drain"] = drain(process, url, sent)

@@ -30,5 +30,5 @@ def test_a_day_has_all_its_posts_and_twice_as_many_in_the_burst() -> None:
 def test_the_paper_s_training_takes_the_hours_of_its_measured_rate() -> None:
     jobs = capacity.jobs(capacity.load_task("ucc"))
     found = jobs["training, llava-ov-0.5b, one H200"]
-    assert found["hours"] == pytest.approx(5 * 150_000 / 18.29 / 3600, rel=1e-3)
+    assert found["hours"] == pytest.approx(5 * 150_000 / 19.66 / 3600, rel=1e-3)
     assert found["dollars"] == pytest.approx([2.5 * found["hours"], 7.0 * found["hours"]])

@@ -48,6 +48,7 @@ OPTIONAL = {
     "aio_pika": "a test of RabbitMQ, with FastStream's extra of that name",
     "boto3": "the team's stack, with its extra",
     "botocore": "with boto3",
+    "packaging": "infra/image/trim.py: it runs where all packages of the locks are",
     "nats": "a stream's source, with FastStream's extra of that name",
     "redis": "the same",
 }
