@@ -51,15 +51,15 @@ class _Block(nn.Module):
 class Eyes(nn.Module):
     """Pixels (U, 3, S, S) to (U, 1, D): a picture is one token.
 
-    It holds the means and the maxima of every block: a colour is a mean of the first blocks, a thing a maximum of the
-    last. What is a few pixels wide, as a scratch, is a maximum of the first ones, and means do not show it.
+    It holds the means of every block, and the maxima of the last: colours are seen by the first blocks, things by the
+    last.
     """
 
     def __init__(self, channels: tuple[int, ...] | list[int], width: int) -> None:
         super().__init__()
         widths = [3, *channels]
         self.blocks = nn.ModuleList(_Block(a, b, deep=k > 0) for k, (a, b) in enumerate(pairwise(widths)))
-        self.out = nn.Linear(2 * sum(channels), width)
+        self.out = nn.Linear(sum(channels) + channels[-1], width)
 
     def forward(self, pixels_UCSS: Tensor) -> Tensor:
         if self.training:
@@ -73,7 +73,8 @@ class Eyes(nn.Module):
         found = []
         for block in self.blocks:
             x = block(x)
-            found += [x.mean((2, 3)), x.amax((2, 3))]
+            found.append(x.mean((2, 3)))
+        found.append(x.amax((2, 3)))
         token_UD = self.out(torch.cat(found, dim=1))
         return _SCALE * F.layer_norm(token_UD, token_UD.shape[-1:]).unsqueeze(1)
 
