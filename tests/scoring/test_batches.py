@@ -163,9 +163,9 @@ def test_the_next_batch_is_sent_a_third_of_a_batch_s_time_before_the_model_needs
         expected = 2 * (clock() - begin)  # eight tokens take twice the time of four
         asked(batches, posts("efghijkl"), posts("m"))
         await model.has(2)
-        await asyncio.sleep(0.5 * expected)
+        await asyncio.sleep(0.25 * expected)
         assert len(model.taken) == 2
-        await asyncio.sleep(0.35 * expected)
+        await asyncio.sleep(0.6 * expected)
         assert model.taken[2:] == [["m"]]
 
     run(test)
