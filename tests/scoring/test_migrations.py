@@ -144,7 +144,7 @@ def test_a_store_of_an_older_version_that_is_opened_loses_nothing_and_goes_on(
         assert [letter.message_id for letter in store.dead_letters()] == ["y", "z"]
 
 
-@pytest.mark.parametrize("revision", OLDER)
+@pytest.mark.parametrize("revision", [revision for revision in OLDER if revision < "0003"])  # it kept them itself
 def test_what_later_versions_keep_beside_a_post_is_filled_from_what_is_there(
     revision: str, url: str, today: Store
 ) -> None:

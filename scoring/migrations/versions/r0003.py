@@ -24,4 +24,3 @@ def upgrade() -> None:
     op.create_index("scoring_current_change", _TABLE, ["model_name", "change"])
     for name, first in (("score", ()), ("action", ("action",)), ("audit", ("audit",)), ("day", ("day", "action"))):
         op.create_index(f"scoring_waiting_{name}", _TABLE, ["model_name", "waiting", *first, "score", "history_id"])
-    op.create_index("desk_reviews_model", "desk_reviews", ["model_name", "id"])
