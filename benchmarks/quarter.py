@@ -204,7 +204,7 @@ class Quarter:
             ],
         )
         self.served += [
-            {"week": day // 7 + 1, LABEL: row[LABEL], "with": bool(a), "without": bool(b)}
+            {"week": day // 7 + 1, "version": champion, LABEL: row[LABEL], "with": bool(a), "without": bool(b)}
             for row, a, b in zip(rows, by_champion[decision], by_first[decision], strict=True)
         ]
 
@@ -374,7 +374,9 @@ def decided(home: Path = HOME) -> dict[str, Any]:
 
 
 def weekly_figures(served: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Live precision and recall by week, on all posts of the week once all are labelled: (k, n) each."""
+    """Live precision and recall by week, on all posts of the week once all are labelled: (k, n) each; and the precision
+    of each version that served in it.
+    """
     table = pd.DataFrame(served)
     positive = table[LABEL] == 1
     figures = []
@@ -387,6 +389,10 @@ def weekly_figures(served: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "precision": (hits, int(rows[side].sum())),
                 "recall": (hits, int(positive[rows.index].sum())),
             }
+        flagged = rows[rows["with"]].assign(hit=positive)
+        one["versions"] = {
+            str(version): (int(hits.sum()), len(hits)) for version, hits in flagged.groupby("version")["hit"]
+        }
         figures.append(one)
     return figures
 
@@ -449,8 +455,7 @@ Live precision and recall on all posts of a week, once they are labelled:
 `drift`: lines of the drift page above their limits. `live`: the champion's precision on what it scored in the newest 14
 days, as the run saw it with the labels of that Monday, and its upper bound. If the bound is below the promise, the
 champion counts as stale. A candidate then need not be surely better, but must not be worse by more than
-`promote.stale_tolerance`. (Since this was run, a champion that flags nothing counts as stale, too: see
-[retraining](retraining.md).)
+`promote.stale_tolerance`. A champion that flags nothing counts as stale, too: see [retraining](retraining.md).
 
 | run after week | candidate | verdict and reason | champion then | drift | live |
 |---|---|---|---|---|---|
@@ -497,8 +502,10 @@ def _interval(pair: list[int]) -> str:
 
 
 def _kept(weeks: list[dict[str, Any]], changed: int, back: dict[str, Any] | None) -> str:
-    """In which weeks the served precision's interval covers or exceeds the promise, and in which nothing is flagged."""
-    broken = [one["week"] for one in weeks if _bounds(one["with"]["precision"])[1] < PRECISION / 100]
+    """In which weeks the served precision's interval covers or exceeds the promise, and in which nothing is flagged.
+    Days on which a version served by a person's word do not count.
+    """
+    broken = [one["week"] for one in weeks if _bounds(_chosen(one, back))[1] < PRECISION / 100]
     before, after = ([week for week in broken if (week < changed) is side] for side in (True, False))
     again = next((week for week in range(changed, len(weeks) + 1) if all(week > late for late in after)), None)
     said = f"Before the change the interval lies below the promise of {PRECISION} % in "
@@ -506,13 +513,21 @@ def _kept(weeks: list[dict[str, Any]], changed: int, back: dict[str, Any] | None
     said += f"; after it in week {', '.join(map(str, after))}" if after else "; after it in none"
     if after:
         said += f": kept again from week {again} on, after {again - changed} retrainings" if again else ": to the end"
-    if back is not None and back["week"] in after:
+    if back is not None:
         said += (
-            f" (in week {back['week']} a person had rolled back to version {back['back_to']} for two days, see below)"
+            f" (without the two days of week {back['week']} on which a person had rolled back to version "
+            f"{back['back_to']}, see below)"
         )
     if silent := [str(one["week"]) for one in weeks if not one["with"]["precision"][1]]:
         said += f". In week {', '.join(silent)} nothing was flagged: of that champion no threshold could be promised"
     return f"{said}."
+
+
+def _chosen(week: dict[str, Any], back: dict[str, Any] | None) -> list[int]:
+    """(right, flagged) of the versions that the retrainings chose."""
+    by_hand = back["back_to"] if back is not None and back["week"] == week["week"] else None
+    pairs = [pair for version, pair in week["versions"].items() if version != by_hand]
+    return [sum(pair[k] for pair in pairs) for k in (0, 1)]
 
 
 def _pooled(weeks: list[dict[str, Any]], side: str, metric: str) -> str:
@@ -525,6 +540,7 @@ def page(record: dict[str, Any]) -> str:
     after = [one for one in weeks if one["week"] > changed]
     alarms = [(run["week"], line) for run in runs for line in run["alarms"]]
     annotation, back, idle = record["annotation"], record["rollback"], record["idle"]
+    by_version = weeks[back["week"] - 1]["versions"] if back is not None else {}
     others = [("with", "recall"), ("without", "precision"), ("without", "recall")]
     if annotation["requests"] != annotation["posts"]:
         raise SystemExit(f"{annotation}: a post was asked twice; the page says otherwise")
@@ -567,7 +583,9 @@ def page(record: dict[str, Any]) -> str:
             if back is None
             else f"On Tuesday of week {back['week']} `agentps rollback` gave `champion` from version {back['from']} "
             f"back to version {back['back_to']}, which scored Wednesday's and Thursday's posts; on Thursday evening "
-            f"`agentps promote {back['from']}` went forward again."
+            f"`agentps promote {back['from']}` went forward again. Of what version {back['back_to']} flagged in those "
+            f"two days {Share(*by_version.get(back['back_to'], (0, 0)))} was right; of what version {back['from']} "
+            f"flagged in the other five, {Share(*by_version.get(back['from'], (0, 0)))}."
         ),
         moves="; ".join(record["moves"]),
         idle_seconds=idle["seconds"],
