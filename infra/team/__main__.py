@@ -16,7 +16,8 @@ from steps.edge import in_one_message
 #: Program -> the package of Debian that has it.
 _PROGRAMS = {
     "postgres": "postgresql", "initdb": "postgresql", "pg_dump": "postgresql", "mariadbd": "mariadb-server",
-    "mariadb-install-db": "mariadb-server", "mariadb-dump": "mariadb-server", "setpriv": "util-linux",
+    "mariadb-install-db": "mariadb-server", "mariadb-dump": "mariadb-server", "prometheus": "prometheus",
+    "setpriv": "util-linux",
 }  # fmt: skip
 #: What the lock of the team has beyond the others.
 _MODULES = ("flask_wtf", "boto3", "s3fs", "psycopg", "ray", "faststream")
@@ -53,7 +54,8 @@ def start(host: str | None) -> None:
     state = make(team_folder(), host)
     start_all(state, click.echo)
     click.echo(f"MLflow {state.url('mlflow')}  ZenML {state.url('zenml')}  scoring {state.url('service')}")
-    click.echo(f"object store {state.url('s3')}  folder {state.folder}")
+    prometheus = f"http://127.0.0.1:{state.ports['prometheus']}"
+    click.echo(f"object store {state.url('s3')}  Prometheus {prometheus}  folder {state.folder}")
     click.echo("python -m infra.team user NAME --train: an account for one who trains")
 
 

@@ -23,6 +23,7 @@ from infra.team.databases import binary, prepare_mariadb, prepare_postgresql
 from infra.team.state import State, load
 from model.files import write_whole
 from model.yaml_file import load_yaml
+from steps.paths import REPOSITORY
 
 #: What of the caller's environment would lead a server elsewhere.
 _OURS = ("MLFLOW_", "ZENML_", "AWS_", "RAY_", "AGENTPS_")
@@ -77,7 +78,7 @@ def answers(url: str) -> bool:
 
 def servers(state: State) -> list[Server]:
     """In the order in which they are started; stopped in the other one."""
-    return [*stores(state), _mlflow(state), _zenml(state), _service(state), _stream(state)]
+    return [*stores(state), _mlflow(state), _zenml(state), _service(state), _stream(state), _prometheus(state)]
 
 
 def stores(state: State) -> list[Server]:
@@ -307,3 +308,37 @@ def _stream(state: State) -> Server:
 
     command = [AGENTPS, "stream", "-c", str(run)]
     return Server("stream", command, ready, environment, prepare=prepare, waits=waits, vital=False)
+
+
+#: The rules that Prometheus holds against what it is told.
+ALERTS = REPOSITORY / "infra" / "alerts" / "agentps.yaml"
+#: What Prometheus keeps, whichever ends first; its log of the last hours comes on top of the size.
+_KEPT = ("30d", "1GB")
+
+
+def _prometheus(state: State) -> Server:
+    """It has no login, and so listens on the loopback address whatever the others do."""
+    folder, address = state.folder / "prometheus", f"127.0.0.1:{state.ports['prometheus']}"
+    age, size = _KEPT
+
+    def prepare() -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        stream = load_yaml(run_file(state))["stream"]["metrics"]
+        told = {"agentps-service": f"{state.reached}:{state.ports['service']}", "agentps-stream": stream}
+        content = {
+            "rule_files": [str(ALERTS)],
+            "scrape_configs": [
+                {"job_name": job, "scrape_interval": "15s", "static_configs": [{"targets": [target]}]}
+                for job, target in told.items()
+                if target is not None
+            ],
+            "global": {"evaluation_interval": "15s"},
+            "alerting": {"alertmanagers": [{"static_configs": [{"targets": state.options.alertmanagers}]}]},
+        }
+        write_whole(folder / "prometheus.yml", yaml.safe_dump(content), private=True)
+
+    command = [str(binary("prometheus")), f"--config.file={folder / 'prometheus.yml'}", "--log.level=warn"]
+    command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"]
+    command += [f"--storage.tsdb.retention.time={age}", f"--storage.tsdb.retention.size={size}"]
+    ready = partial(answers, f"http://{address}/-/ready")
+    return Server("prometheus", command, ready, prepare=prepare, vital=False)

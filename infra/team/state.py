@@ -9,10 +9,10 @@ import socket
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 
 from model.errors import AgentPSError, ConfigError
 from model.files import write_whole
@@ -30,12 +30,13 @@ _HEAD = """\
 # models: the registered models that people with the right `train` may register into and move the champion of; the
 #   service scores with the first one
 # ports: where each server listens
+# alertmanagers: HOST:PORT of each to which Prometheus sends its alerts; without one they are only shown
 # run: a run file's options for the service and the stream worker: task, register, service, stream
 """
 #: Server -> the port that is taken where it is free at the first start.
 _PORTS = {
     "postgresql": 5433, "mariadb": 3307, "s3": 8333, "mlflow": 5000, "zenml": 8237, "service": 8000,
-    "stream": 9108,
+    "stream": 9108, "prometheus": 9090,
     "weed_master": 9333, "weed_master_grpc": 19333, "weed_volume": 8085, "weed_volume_grpc": 18085,
     "weed_filer": 8888, "weed_filer_grpc": 18888, "weed_s3_grpc": 18333,
 }  # fmt: skip
@@ -60,6 +61,7 @@ class Options(Chosen):
     names: list[str] = []
     models: list[ModelName] = Field(default=["agentps-ucc"], min_length=1)
     ports: dict[str, int] = Field(default_factory=dict)
+    alertmanagers: list[Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}$")]] = []
     run: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -8,18 +8,22 @@ import signal
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
 from infra.team import state, supervisor
-from infra.team.servers import Server, run_file, servers
+from infra.team.databases import binary
+from infra.team.servers import ALERTS, Server, run_file, servers
 from infra.team.supervisor import start, stop, supervisor_of
 from model.errors import ConfigError
+from model.yaml_file import load_yaml
 
 
 def _modes(folder: Path) -> dict[str, int]:
@@ -43,7 +47,8 @@ def test_a_stack_of_before_gets_the_secrets_and_ports_of_servers_that_are_new_an
     fewer = {name: value for name, value in made.secrets.items() if name != "s3_posts"} | {"service_key": "k"}
     (tmp_path / "secrets.json").write_text(json.dumps(fewer))
     options = yaml.safe_load((tmp_path / "team.yaml").read_text())
-    del options["ports"]["weed_filer"]
+    for server in ("weed_filer", "prometheus"):
+        del options["ports"][server]
     (tmp_path / "team.yaml").write_text(yaml.safe_dump(options))
     found = state.make(tmp_path)
     assert found.secrets.items() > fewer.items()
@@ -73,6 +78,7 @@ def test_a_taken_port_is_left_to_the_one_who_has_it_and_none_is_given_out_twice(
         ("modls: []", "modls"),
         ("models: [champion]", "models"),
         ("models: []", "models"),
+        ("alertmanagers: [http://alerts:9093]", "alertmanagers"),
         ("[", "YAML"),
     ],
 )
@@ -275,6 +281,59 @@ def test_the_stream_worker_is_ready_when_it_tells_prometheus_and_not_while_it_en
         worker = _worker(state.load(tmp_path))
         worker.prepare()
         assert worker.ready() is ready
+
+
+class _Figures(BaseHTTPRequestHandler):
+    """A stream worker, as Prometheus sees it."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"agentps_stream_waiting 1\n")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _prometheus(made: state.State, path: str) -> Any:
+    address = f"http://127.0.0.1:{made.ports['prometheus']}/api/v1/{path}"
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        return json.load(answer)["data"]
+
+
+@pytest.mark.skipif(binary("prometheus") is None, reason="no prometheus: apt-get install prometheus")
+def test_prometheus_asks_service_and_worker_holds_the_rules_against_them_and_knows_where_alerts_go(
+    tmp_path: Path,
+) -> None:
+    state.make(tmp_path)
+    options = yaml.safe_load((tmp_path / "team.yaml").read_text())
+    (tmp_path / "team.yaml").write_text(yaml.safe_dump(options | {"alertmanagers": ["127.0.0.1:9"]}))
+    made = state.load(tmp_path)
+    (server,) = (server for server in servers(made) if server.name == "prometheus")
+    worker = HTTPServer(("127.0.0.1", made.ports["stream"]), _Figures)
+    threading.Thread(target=worker.serve_forever, daemon=True).start()
+    thread = _supervised(tmp_path, server)
+    try:
+        _await(lambda: supervisor.status(tmp_path)["servers"].get("prometheus") == "ready")
+        rules = [rule for group in load_yaml(ALERTS)["groups"] for rule in group["rules"]]
+        found = [rule for group in _prometheus(made, "rules")["groups"] for rule in group["rules"]]
+        assert [rule["name"] for rule in found] == [rule["alert"] for rule in rules]
+        manager = {"url": "http://127.0.0.1:9/api/v2/alerts"}
+        _await(lambda: _prometheus(made, "alertmanagers")["activeAlertmanagers"] == [manager])
+        # the worker answers, and waits for a broker; the service is not there
+        _await(
+            lambda: (
+                {each["labels"]["alertname"] for each in _prometheus(made, "alerts")["alerts"]}
+                == {"ServiceDown", "StreamWaits"}
+            )
+        )
+        up = {each["labels"]["job"]: each["health"] for each in _prometheus(made, "targets")["activeTargets"]}
+        assert up == {"agentps-service": "down", "agentps-stream": "up"}
+    finally:
+        (tmp_path / "end").touch()
+        thread.join(60)
+        worker.shutdown()
+        worker.server_close()
 
 
 def test_of_the_callers_environment_nothing_leads_a_server_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
