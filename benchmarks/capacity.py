@@ -25,14 +25,30 @@ from steps.annotate.prompt import build_questions
 from steps.paths import REPOSITORY
 
 PAGE, HERE = REPOSITORY / "docs" / "capacity.md", Path(__file__).parent
-#: Dollars, the lowest and the highest that was listed. Not checked with any provider: put your own here.
+#: Dollars, the lowest and the highest that was listed on the day named, as others wrote it down: none was checked with
+#: the provider. Put your own here.
 PRICE_TABLE = {
-    "A100 80 GB, hour": (0.80, 3.00, "mercatus-ai.com/blog/cloud-gpu-pricing, May 2026"),
-    "H200 141 GB, hour": (2.50, 7.00, "the same"),
-    "CPU core, hour": (0.02, 0.043, "c5.2xlarge as AWS lists it ($0.34 for 8), and its spot price"),
-    "database server, hour": (0.50, 2.00, "an estimate of ours: 16 cores, 64 GB"),
-    "TB stored, month": (10.0, 23.0, "an estimate of ours: object stores"),
-    "million reads of an object store": (0.0, 0.40, "an estimate of ours: own store, AWS S3"),
+    "A100 80 GB, hour": (
+        1.39,
+        3.43,
+        "RunPod's Community Cloud; AWS p4de.24xlarge, an eighth. Read 2026-11-09: "
+        "github.com/datareceipts/data-receipts, 109-gpu-pricing",
+    ),
+    "H200 141 GB, hour": (
+        3.45,
+        10.44,
+        "Civo, read 2026-10-24: github.com/renshuBTC/compute-screener, data/gpu_providers_latest.csv; "
+        "Google a3-ultragpu-8g, an eighth, 2026-10-13: huggingface.co/datasets/tanod/cloud-gpu-list-prices",
+    ),
+    "CPU core, hour": (
+        0.02,
+        0.043,
+        "c5.2xlarge, an eighth, spot and on demand: AWS's own example, which it calls not current, "
+        "docs.aws.amazon.com/autoscaling/ec2/userguide/weights-spot-price-per-unit-hour-example.html",
+    ),
+    "database server, hour": (0.50, 2.00, "not confirmed, an estimate of ours: 16 cores, 64 GB"),
+    "TB stored, month": (10.0, 23.0, "not confirmed, an estimate of ours: object stores"),
+    "million reads of an object store": (0.0, 0.40, "not confirmed, an estimate of ours: own store, AWS S3"),
 }
 POSTS_A_DAY = 100e6
 IMAGES, KILOBYTES = 5.25, 417  # a post's, as in benchmarks/gpu.py; an image's, a phone's JPEG of quality 85
@@ -205,7 +221,7 @@ def render(found: dict[str, Any]) -> dict[str, str]:
         for name, job in found["jobs"].items()
     ]  # fmt: skip
     day = [[name, amount, _range(dollars)] for name, amount, dollars in found["day"]]
-    prices = [[name, _range([low, high]), source] for name, (low, high, source) in PRICE_TABLE.items()]
+    prices = [[name, f"{low:.2f} to {high:.2f}", source] for name, (low, high, source) in PRICE_TABLE.items()]
     return {
         "carries": table(["one unit of", "posts/s", "units for the mean", "for the burst"], carries),
         "days": table(["bought for", "posts/s", *short, *(f"wait for {name}" for name in short), "late"], days),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import click
 
 from infra.team.databases import binary
-from infra.team.state import exists, load, make, team_folder
+from infra.team.state import State, exists, load, make, team_folder
 from model.errors import ConfigError
 from steps.edge import in_one_message
+from steps.locks import locked
 
 #: Program -> the package of Debian that has it.
 _PROGRAMS = {
@@ -97,13 +100,24 @@ def user(name: str, train: bool) -> None:
     """Make an account in MLflow and ZenML, or give it a new password and key; says where its variables are."""
     from infra.team import setup
 
-    if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]{0,31}", name) or name in ("admin", "service", "stream"):
+    if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]{0,31}", name) or name.lower() in ("admin", "service", "stream"):
         raise ConfigError(
             f"user {name!r:.50}: a letter, then letters, digits, - and _ are expected; and no server's name"
         )
-    state = load(team_folder())
-    setup.enter(state)
-    click.echo(f". {setup.user(state, name, train=train)}")
+    with _accounts() as state:
+        others = {path.stem for path in (state.folder / "users").glob("*.env")} - {name}
+        if found := [other for other in others if other.lower() == name.lower()]:
+            raise ConfigError(f"user {name}: ZenML takes it for {found[0]}, who is there: choose another name")
+        setup.enter(state)
+        click.echo(f". {setup.user(state, name, train=train)}")
+
+
+@contextmanager
+def _accounts() -> Iterator[State]:
+    """The stack, while no other command changes its passwords."""
+    folder = load(team_folder()).folder
+    with locked(folder / "accounts.lock", "another command that changes passwords"):
+        yield load(folder)
 
 
 @main.command()
@@ -135,12 +149,12 @@ def rotate() -> None:
     from infra.team.supervisor import stop as stop_all
     from infra.team.supervisor import supervisor_of
 
-    state = load(team_folder())
-    if supervisor_of(state.folder) is None:
-        raise click.ClickException("the stack does not run: make team, then rotate: MLflow and ZenML change theirs")
-    setup.enter(state)
-    setup.rotate(state)
-    stop_all(state.folder)
+    with _accounts() as state:
+        if supervisor_of(state.folder) is None:
+            raise click.ClickException("the stack does not run: make team, then rotate: MLflow and ZenML change theirs")
+        setup.enter(state)
+        setup.rotate(state)
+        stop_all(state.folder)
     click.echo("rotated, and stopped: make team starts it; people take up their files again")
 
 

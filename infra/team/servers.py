@@ -27,6 +27,9 @@ from steps.paths import REPOSITORY
 
 #: What of the caller's environment would lead a server elsewhere.
 _OURS = ("MLFLOW_", "ZENML_", "AWS_", "RAY_", "AGENTPS_")
+#: The stack's servers speak to each other on this machine: not through a proxy that the machine is given.
+_HERE = "127.0.0.1,localhost"
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 #: Seconds.
 _PATIENCE = 5
 AGENTPS = str(Path(sys.executable).with_name("agentps"))
@@ -37,8 +40,9 @@ class Server:
     """One process.
 
     user: Debian's, where root starts the stack. prepare: is called before each start. ready: whether it answers. after:
-    what `infra.team.setup` does once it is ready. waits: a line while there is nothing for it to do; it is not started
-    then. stop: the signal by which it ends cleanly. vital: where it does not come up, neither do the others.
+    what `infra.team.setup` does once it is ready. ports: of `team.yaml`, which must be free before it starts.
+    waits: a line while there is nothing for it to do; it is not started then. stop: the signal that ends it cleanly.
+    vital: where it does not come up, neither do the others.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Server:
     user: str | None = None
     prepare: Callable[[], object] = lambda: None
     after: str | None = None
+    ports: tuple[str, ...] = ()
     waits: Callable[[], str | None] = lambda: None
     stop: signal.Signals = signal.SIGTERM
     vital: bool = True
@@ -57,7 +62,9 @@ def clean(environment: dict[str, str]) -> dict[str, str]:
     """The caller's environment without what leads elsewhere, and with the server's own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "ZENML_ANALYTICS_OPT_IN": "false", "DO_NOT_TRACK": "true"}
-    return kept | quiet | {"PYTHONUNBUFFERED": "1"} | environment
+    beside = next((value for name, value in kept.items() if name.lower() == "no_proxy" and value), "")
+    direct = dict.fromkeys(("no_proxy", "NO_PROXY"), f"{beside},{_HERE}".lstrip(","))
+    return kept | quiet | direct | {"PYTHONUNBUFFERED": "1"} | environment
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:
@@ -70,7 +77,7 @@ def listens(port: int, host: str = "127.0.0.1") -> bool:
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:
+        with _opener.open(url, timeout=_PATIENCE) as answer:
             return bool(answer.status == 200)
     except (OSError, ValueError):
         return False
@@ -96,6 +103,7 @@ def stores(state: State) -> list[Server]:
             partial(listens, ports["postgresql"]),
             user="postgres",
             prepare=partial(prepare_postgresql, state),
+            ports=("postgresql",),
             stop=signal.SIGINT,  # at once: SIGTERM waits for all who are connected
         ),
         Server(
@@ -104,6 +112,7 @@ def stores(state: State) -> list[Server]:
             partial(listens, ports["mariadb"]),
             user="mysql",
             prepare=partial(prepare_mariadb, state),
+            ports=("mariadb",),
         ),
         Server(
             "s3",
@@ -111,6 +120,7 @@ def stores(state: State) -> list[Server]:
             partial(listens, ports["s3"], state.reached),
             prepare=partial(_prepare_s3, state),
             after="buckets",
+            ports=("s3", *(name for name in ports if name.startswith("weed_"))),
         ),
     ]
 
@@ -205,6 +215,7 @@ def _mlflow(state: State) -> Server:
         environment,
         prepare=prepare,
         after="mlflow",
+        ports=("mlflow",),
     )
 
 
@@ -225,7 +236,13 @@ def _zenml(state: State) -> Server:
     }
     prepare = partial((state.folder / "zenml").mkdir, mode=0o700, exist_ok=True)
     return Server(
-        "zenml", command, partial(answers, f"{state.url('zenml')}/health"), environment, prepare=prepare, after="zenml"
+        "zenml",
+        command,
+        partial(answers, f"{state.url('zenml')}/health"),
+        environment,
+        prepare=prepare,
+        after="zenml",
+        ports=("zenml",),
     )
 
 
@@ -262,9 +279,8 @@ def _no_champion(state: State) -> str | None:
     login = b64encode(f"service:{state.secrets['mlflow_service']}".encode()).decode()
     url = f"{state.url('mlflow')}/api/2.0/mlflow/registered-models/alias?name={quote(name)}&alias=champion"
     try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, headers={"Authorization": f"Basic {login}"}), timeout=_PATIENCE
-        ):
+        asked = urllib.request.Request(url, headers={"Authorization": f"Basic {login}"})
+        with _opener.open(asked, timeout=_PATIENCE):
             return None
     except urllib.error.HTTPError as error:
         if error.code in (400, 404):
@@ -282,6 +298,7 @@ def _service(state: State) -> Server:
         partial(answers, f"{state.url('service')}/ready"),
         _scoring(state),
         prepare=partial(run_file, state),
+        ports=("service",),
         waits=partial(_no_champion, state),
         vital=False,  # a champion that cannot be served is rolled back in MLflow
     )
@@ -307,7 +324,9 @@ def _stream(state: State) -> Server:
         return None if answers(f"{state.url('service')}/ready") else "the service takes no posts yet"
 
     command = [AGENTPS, "stream", "-c", str(run)]
-    return Server("stream", command, ready, environment, prepare=prepare, waits=waits, vital=False)
+    elsewhere = "metrics" in state.options.run.get("stream", {})
+    ports = () if elsewhere else ("stream",)
+    return Server("stream", command, ready, environment, prepare=prepare, ports=ports, waits=waits, vital=False)
 
 
 #: The rules that Prometheus holds against what it is told.
@@ -341,4 +360,4 @@ def _prometheus(state: State) -> Server:
     command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"]
     command += [f"--storage.tsdb.retention.time={age}", f"--storage.tsdb.retention.size={size}"]
     ready = partial(answers, f"http://{address}/-/ready")
-    return Server("prometheus", command, ready, prepare=prepare, vital=False)
+    return Server("prometheus", command, ready, prepare=prepare, ports=("prometheus",), vital=False)

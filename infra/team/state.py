@@ -18,11 +18,12 @@ from model.errors import AgentPSError, ConfigError
 from model.files import write_whole
 from model.strict import Chosen, explain_validation
 from model.yaml_file import load_yaml
+from steps.locks import locked
 from steps.paths import home
 from steps.register.names import ModelName
 
 _FOLDER = "AGENTPS_TEAM"
-_OPTIONS, _SECRETS = "team.yaml", "secrets.json"
+_OPTIONS, _SECRETS, _LOCK = "team.yaml", "secrets.json", "made.lock"
 _HEAD = """\
 # The team's stack (docs/team.md): what you may change, for the next `make team-stop` and `make team`.
 # host: what people reach is listened to there; databases and the inside of the object store stay on 127.0.0.1
@@ -40,6 +41,8 @@ _PORTS = {
     "weed_master": 9333, "weed_master_grpc": 19333, "weed_volume": 8085, "weed_volume_grpc": 18085,
     "weed_filer": 8888, "weed_filer_grpc": 18888, "weed_s3_grpc": 18333,
 }  # fmt: skip
+#: Those that people reach: they listen where `host` says; all others on the loopback address.
+_REACHED = ("s3", "mlflow", "zenml", "service")
 #: Each is drawn by itself.
 _DRAWN = (
     "postgresql_mlflow", "postgresql_agentps", "mariadb_zenml", "mlflow_admin", "mlflow_service", "mlflow_flask",
@@ -54,13 +57,20 @@ class TeamError(AgentPSError):
     """A server of the team's stack cannot be had."""
 
 
+class _Known(dict[str, Any]):
+    def __missing__(self, name: str) -> Any:
+        raise ConfigError(
+            f"this stack was made by an older version, and has no {name} yet: make team-stop, then make team"
+        )
+
+
 class Options(Chosen):
     """The file `team.yaml`."""
 
     host: str = "127.0.0.1"
     names: list[str] = []
     models: list[ModelName] = Field(default=["agentps-ucc"], min_length=1)
-    ports: dict[str, int] = Field(default_factory=dict)
+    ports: dict[str, Annotated[int, Field(ge=1, le=65_535)]] = Field(default_factory=dict)
     alertmanagers: list[Annotated[str, StringConstraints(pattern=r"^(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}$")]] = []
     run: dict[str, Any] = Field(default_factory=dict)
 
@@ -75,12 +85,16 @@ class State:
 
     @property
     def ports(self) -> dict[str, int]:
-        return self.options.ports
+        return _Known(self.options.ports)
 
     @property
     def reached(self) -> str:
         """The host part of what people of this machine reach."""
         return "127.0.0.1" if self.options.host in ("0.0.0.0", "::") else self.options.host
+
+    def address(self, server: str) -> tuple[str, int]:
+        """Where it listens."""
+        return (self.options.host if server in _REACHED else "127.0.0.1", self.ports[server])
 
     def url(self, server: str) -> str:
         return f"http://{self.reached}:{self.ports[server]}"
@@ -123,11 +137,17 @@ def load(folder: Path) -> State:
             f"there is no team's stack in {folder}: `make team` makes one; {_FOLDER} names another folder"
         )
     drawn = json.loads((folder / _SECRETS).read_text(encoding="utf-8"))
-    return State(folder, _read(folder / _OPTIONS), drawn)
+    return State(folder, _read(folder / _OPTIONS), _Known(drawn))
 
 
 def make(folder: Path, host: str | None = None) -> State:
     """The stack of `folder`, with secrets of its own and ports that are free; one of before gets what is new since."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(folder / _LOCK, f"another start of the stack in {folder}"):  # else each would draw its own secrets
+        return _make(folder, host)
+
+
+def _make(folder: Path, host: str | None) -> State:
     if exists(folder):
         kept = json.loads((folder / _SECRETS).read_text(encoding="utf-8"))
     else:
@@ -136,7 +156,6 @@ def make(folder: Path, host: str | None = None) -> State:
                 f"{folder} holds {found[0]} but no {_SECRETS}, without which it cannot be opened: put that back, or "
                 "restore a back-up into an empty folder"
             )
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         kept = {}
     before = _read(folder / _OPTIONS) if (folder / _OPTIONS).exists() else Options()
     options = before.model_copy(update={"ports": _free(before.ports), "host": host or before.host})

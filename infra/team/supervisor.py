@@ -18,8 +18,9 @@ from filelock import Timeout
 from infra.team.databases import as_user
 from infra.team.servers import Server, clean
 from infra.team.state import State, TeamError
-from model.errors import AgentPSError, DiskError
+from model.errors import AgentPSError, ConfigError, DiskError
 from model.files import write_whole
+from scoring.ports import listening
 from steps.locks import holder, locked
 from steps.paths import REPOSITORY
 
@@ -27,6 +28,8 @@ _LOCK, _STATUS, _LOGS = "running.lock", "status.json", "logs"
 #: Seconds: of a server until it answers, the first time; of one to end; between two looks; of the longest pause before
 #: one is started again; between two questions to one that has answered.
 _START, _END, _LOOK, _LONGEST, _CHECK = 600.0, 90.0, 0.5, 60.0, 15.0
+#: Seconds in which a stack that was killed gives its ports back.
+_FREED = 30.0
 _WAITS = "waits: "
 
 
@@ -46,7 +49,7 @@ class _Process:
     def look(self) -> None:
         """Start it where it is not there and may be; say how it is.
 
-        Raises: TeamError where it cannot be prepared.
+        Raises: TeamError where it cannot be prepared, or another program has its port.
         """
         if self.process is not None and (code := self.process.poll()) is not None:
             _kill_group(self.process.pid)  # those that it started hold its port
@@ -59,6 +62,8 @@ class _Process:
             if (line := self.server.waits()) is not None:
                 self.word, self._again = f"{_WAITS}{line}", time.monotonic() + 5
                 return
+            if (line := self.taken()) is not None:
+                raise TeamError(line)
             self._start()
         if self.process is None or time.monotonic() < self._check:
             return
@@ -74,6 +79,16 @@ class _Process:
         """It cannot be started or set up, while the others go on: it is tried again."""
         self.word, self._failures = why, self._failures + 1
         self._again = self._check = time.monotonic() + min(_LONGEST, 2.0**self._failures)
+
+    def taken(self) -> str | None:
+        """Where it cannot listen: what has its port would be taken for this server, and be told passwords."""
+        for name in self.server.ports:
+            host, port = self._state.address(name)
+            try:
+                listening(host, port, f"another, ports.{name}, in {self._state.folder / 'team.yaml'}").close()
+            except ConfigError as error:
+                return f"{self.server.name}: {error}"
+        return None
 
     def _start(self) -> None:
         self.server.prepare()
@@ -189,16 +204,24 @@ def watch(state: State, processes: list[_Process]) -> None:
     for process in processes:
         try:
             process.look()
-        except AgentPSError as error:
+        except (AgentPSError, OSError) as error:  # a full disk, no more processes: of this server only
             process.fail(str(error))
     with suppress(DiskError):  # a full disk
         _tell(state, processes)
 
 
 def _bring_up(process: _Process, ended: Callable[[], bool]) -> None:
+    freed = time.monotonic() + _FREED
+    while not ended() and process.taken() is not None and time.monotonic() < freed:
+        time.sleep(_LOOK)
     end = time.monotonic() + _START
     while not ended():
-        process.look()
+        try:
+            process.look()
+        except AgentPSError as error:
+            if process.server.vital:
+                raise
+            process.fail(str(error))
         if process.settled:
             return
         if process.process is None or time.monotonic() > end:

@@ -43,7 +43,7 @@ def test_plan_tells_what_it_would_cost_and_sends_nothing(run: Run, server: Serve
     assert "to ask           12\n" in lines
     assert "expected, $" in lines
     assert server.requests == []
-    assert "prices             of 2025 (" in lines
+    assert "prices             of May 2026 (" in lines
     unpriced = run("plan", "--set", "model=unheard-of").output
     assert "no price expected" in unpriced
     assert "'unheard-of' is not in" in unpriced

@@ -6,10 +6,13 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -20,7 +23,7 @@ import yaml
 
 from infra.team import state, supervisor
 from infra.team.databases import binary
-from infra.team.servers import ALERTS, Server, run_file, servers
+from infra.team.servers import ALERTS, Server, answers, clean, run_file, servers
 from infra.team.supervisor import start, stop, supervisor_of
 from model.errors import ConfigError
 from model.yaml_file import load_yaml
@@ -32,7 +35,9 @@ def _modes(folder: Path) -> dict[str, int]:
 
 def test_a_new_stack_has_secrets_of_its_own_that_only_its_owner_reads(tmp_path: Path) -> None:
     one, other = state.make(tmp_path / "one"), state.make(tmp_path / "other")
-    assert _modes(one.folder) == {"secrets.json": 0o600, "team.yaml": 0o600}
+    modes = _modes(one.folder)
+    del modes["made.lock"]  # says which process makes it
+    assert modes == {"secrets.json": 0o600, "team.yaml": 0o600}
     assert not set(one.secrets.values()) & set(other.secrets.values())
     assert all(len(value) >= 32 for value in one.secrets.values())
     assert len(set(one.secrets.values())) == len(one.secrets)
@@ -40,6 +45,20 @@ def test_a_new_stack_has_secrets_of_its_own_that_only_its_owner_reads(tmp_path: 
 
 def test_a_second_make_changes_nothing(tmp_path: Path) -> None:
     assert state.make(tmp_path) == state.make(tmp_path) == state.load(tmp_path)
+
+
+def test_two_starts_at_the_same_time_make_one_stack_with_one_set_of_secrets(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: state.make(tmp_path / "team"), range(8)))
+    assert all(one == state.load(tmp_path / "team") for one in made)
+
+
+def test_a_command_on_a_stack_of_before_says_that_it_is_to_be_started_again(tmp_path: Path) -> None:
+    made = state.make(tmp_path)
+    ports = {name: port for name, port in made.ports.items() if name != "stream"}
+    (tmp_path / "team.yaml").write_text(yaml.safe_dump({"ports": ports}))
+    with pytest.raises(ConfigError, match=r"no stream yet: make team"):
+        run_file(state.load(tmp_path))
 
 
 def test_a_stack_of_before_gets_the_secrets_and_ports_of_servers_that_are_new_and_keeps_its_own(tmp_path: Path) -> None:
@@ -75,6 +94,7 @@ def test_a_taken_port_is_left_to_the_one_who_has_it_and_none_is_given_out_twice(
     [
         ("host: 1", "host"),
         ("ports: {mysql: 1}", "mysql"),
+        ("ports: {mlflow: 70000}", "mlflow"),
         ("modls: []", "modls"),
         ("models: [champion]", "models"),
         ("models: []", "models"),
@@ -96,7 +116,7 @@ def test_where_no_stack_is_the_message_says_how_to_make_one(tmp_path: Path) -> N
     assert not stop(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["admin", "service", "../x", "a/b", "", "-x"])
+@pytest.mark.parametrize("name", ["admin", "Admin", "service", "../x", "a/b", "", "-x", "ALICE"])
 def test_an_account_takes_no_servers_name_and_no_path(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +125,9 @@ def test_an_account_takes_no_servers_name_and_no_path(
     from infra.team.__main__ import main
 
     monkeypatch.setenv("AGENTPS_TEAM", str(tmp_path))
+    state.make(tmp_path)
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "alice.env").touch()  # ZenML's database takes ALICE for the same
     found = CliRunner().invoke(main, ["user", "--", name])
     assert isinstance(found.exception, ConfigError)
 
@@ -213,6 +236,79 @@ def test_a_service_that_cannot_start_stops_none_of_the_servers_by_which_that_is_
     assert supervisor.status(tmp_path)["servers"]["mlflow"] == "ready"
     (tmp_path / "end").touch()
     thread.join(60)
+
+
+def test_what_has_a_servers_port_is_not_taken_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be told passwords. One that others need stops the start; another is started once the port is free."""
+    monkeypatch.setattr(supervisor, "_FREED", 0.2)
+    made = state.make(tmp_path)
+    one, other = (
+        replace(_Command("sleep 1000").of(name, lambda: True), ports=(name,), vital=vital)
+        for name, vital in (("postgresql", True), ("prometheus", False))
+    )
+    why = r"postgresql.*port \d+ .*ports\.postgresql, in .*team\.yaml"
+    taken = socket.create_server(("127.0.0.1", made.ports["postgresql"]))
+    with taken, pytest.raises(state.TeamError, match=why), supervisor.up(made, [one, other]):
+        pass
+    with socket.create_server(("127.0.0.1", made.ports["prometheus"])):
+        thread = _supervised(tmp_path, one, other)
+        _await(lambda: supervisor.status(tmp_path)["up"])
+        assert "ports.prometheus" in supervisor.status(tmp_path)["servers"]["prometheus"]
+        assert supervisor.status(tmp_path)["servers"]["postgresql"] == "ready"
+    _await(lambda: supervisor.status(tmp_path)["servers"]["prometheus"] == "ready")
+    (tmp_path / "end").touch()
+    thread.join(60)
+
+
+def test_a_stack_that_was_killed_gives_its_ports_back_before_the_next_one_starts(tmp_path: Path) -> None:
+    made = state.make(tmp_path)
+    taken = socket.create_server(("127.0.0.1", made.ports["mlflow"]))
+    threading.Timer(1, taken.close).start()
+    with supervisor.up(made, [replace(_Command("sleep 1000").of("mlflow"), ports=("mlflow",))]) as processes:
+        assert [process.word for process in processes] == ["ready"]
+
+
+def test_a_full_disk_while_one_server_is_started_again_stops_no_other(tmp_path: Path) -> None:
+    full = [False]
+
+    def prepare() -> None:
+        if full[0]:
+            Path("/dev/full").write_text("x")
+
+    thread = _supervised(
+        tmp_path, _Command("sleep 1000").of("one"), replace(_Command("sleep 1000").of("other"), prepare=prepare)
+    )
+    _await(lambda: supervisor.status(tmp_path)["up"])
+    full[0] = True
+    pids = supervisor.status(tmp_path)["pids"]
+    os.kill(pids["other"], signal.SIGKILL)
+    _await(lambda: "No space left" in supervisor.status(tmp_path)["servers"]["other"])
+    full[0] = False
+    _await(lambda: supervisor.status(tmp_path)["servers"]["other"] == "ready")
+    assert supervisor.status(tmp_path)["pids"]["one"] == pids["one"]
+    (tmp_path / "end").touch()
+    thread.join(60)
+
+
+def test_servers_reach_each_other_where_the_machine_is_given_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "intranet.example.org")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    server = HTTPServer(("127.0.0.1", 0), _Figures)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    script = "import sys, requests; print(requests.get(sys.argv[1]).status_code)"
+    try:
+        assert answers(url)
+        done = subprocess.run(
+            [sys.executable, "-c", script, url], env=clean({}), stdout=subprocess.PIPE, text=True, check=True
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.stdout == "200\n"
+    assert clean({})["no_proxy"] == clean({})["NO_PROXY"] == "intranet.example.org,127.0.0.1,localhost"
 
 
 def test_a_server_that_is_silent_later_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,8 +433,6 @@ def test_prometheus_asks_service_and_worker_holds_the_rules_against_them_and_kno
 
 
 def test_of_the_callers_environment_nothing_leads_a_server_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    from infra.team.servers import clean
-
     for name in ("MLFLOW_TRACKING_URI", "AWS_PROFILE", "ZENML_STORE_URL", "RAY_ADDRESS", "AGENTPS_HOME"):
         monkeypatch.setenv(name, "elsewhere")
     assert "elsewhere" not in clean({}).values()

@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -394,6 +395,39 @@ def test_a_post_that_is_laid_into_the_folder_is_scored_by_the_stream_worker_with
     assert 0 <= found[0] <= 1
 
 
+def _prometheus(team: Team, path: str) -> Any:
+    url = f"http://127.0.0.1:{team.state.ports['prometheus']}/api/v1/{path}"
+    with urllib.request.urlopen(url, timeout=120) as answer:
+        return json.load(answer)["data"]
+
+
+def test_an_alert_fires_when_the_worker_is_silent_and_ends_when_it_goes_on(team: Team, trained: Path) -> None:
+    """Of a stack that serves: service and worker are seen by Prometheus."""
+
+    def await_(condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, (status(team.folder), _prometheus(team, "targets"))
+            time.sleep(2)
+
+    def fires() -> bool:
+        found = _prometheus(team, "alerts")["alerts"]
+        return ("StreamDown", "firing") in {(each["labels"]["alertname"], each["state"]) for each in found}
+
+    def up() -> dict[str, str]:
+        return {each["labels"]["job"]: each["health"] for each in _prometheus(team, "targets")["activeTargets"]}
+
+    await_(lambda: up() == {"agentps-service": "up", "agentps-stream": "up"} and not fires())
+    worker = status(team.folder)["pids"]["stream"]
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        await_(fires)
+        assert up() == {"agentps-service": "up", "agentps-stream": "down"}
+    finally:
+        os.kill(worker, signal.SIGCONT)
+    await_(lambda: not fires())
+
+
 def _answers(team: Team) -> int:
     with _engine(team.state.database("ledger")).connect() as connection:
         return int(connection.execute(text("SELECT count(*) FROM annotation_answers")).scalar_one())
@@ -429,6 +463,7 @@ def test_what_was_deleted_comes_back_from_a_back_up_scores_the_same_and_pays_not
 
 def test_after_a_rotation_no_password_of_before_opens_and_all_goes_on(team: Team) -> None:
     before = team.state
+    _s3(team.variables("alice")).put_object(Bucket="posts", Key="of-before", Body=b"x")
     team.command("rotate")
     team.command("start")
     after = team.state
@@ -439,7 +474,7 @@ def test_after_a_rotation_no_password_of_before_opens_and_all_goes_on(team: Team
     assert _mlflow(team, "alice", "/registered-models/search") == 200
     with pytest.raises(ClientError):
         _s3(before.s3("posts")).list_objects_v2(Bucket="posts")
-    assert _s3(team.variables("alice")).list_objects_v2(Bucket="posts")["KeyCount"] > 0
+    assert _s3(team.variables("alice")).get_object(Bucket="posts", Key="of-before")["Body"].read() == b"x"
     with pytest.raises(OperationalError):
         _engine(before.database("scores")).connect()
     _engine(team.variables("alice")["STORE_URL"]).connect().close()

@@ -75,7 +75,7 @@ def test_the_table_says_of_when_its_prices_are_and_the_day_is_no_model(line: str
     path.write_text(f"{line}\nm: {{input: 1, output: 1, batch: 1, image: {{base: 1, tile: 1}}}}\n")
     assert prices_as_of(path) == day
     assert list(load_prices(path)) == ["m"]
-    assert prices_as_of() == "2025"
+    assert prices_as_of() == "May 2026"
 
 
 @pytest.mark.parametrize(
