@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,9 +19,8 @@ from filelock import Timeout
 from infra.team.databases import as_user
 from infra.team.servers import Server, clean
 from infra.team.state import State, TeamError
-from model.errors import AgentPSError, ConfigError, DiskError
+from model.errors import AgentPSError, DiskError
 from model.files import write_whole
-from scoring.ports import listening
 from steps.locks import holder, locked
 from steps.paths import REPOSITORY
 
@@ -83,11 +83,15 @@ class _Process:
     def taken(self) -> str | None:
         """Where it cannot listen: what has its port would be taken for this server, and be told passwords."""
         for name in self.server.ports:
-            host, port = self._state.address(name)
+            host, port = address = self._state.address(name)
             try:
-                listening(host, port, f"another, ports.{name}, in {self._state.folder / 'team.yaml'}").close()
-            except ConfigError as error:
-                return f"{self.server.name}: {error}"
+                socket.create_server(address, family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+            except OSError as error:
+                why = os.strerror(error.errno) if error.errno else error
+                return (
+                    f"{self.server.name} cannot listen on {host}, port {port} ({why}): stop what has it, or name "
+                    f"another: ports.{name}, in {self._state.folder / 'team.yaml'}"
+                )
         return None
 
     def _start(self) -> None:
