@@ -6,6 +6,7 @@ import os
 import pwd
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from infra.team.state import State, TeamError
@@ -61,9 +62,22 @@ def prepare_postgresql(state: State) -> Path:
             # which databases there are is nobody's business: without it every role may connect to each
             closed = [f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC" for name in (*DATABASES, "postgres")]
             _single(state, part, roles + made + closed)
+    _forget_the_dead(data)
     passwords = {role: state.secrets[f"postgresql_{role}"] for role in DATABASES.values()}
     _single(state, data, [f"ALTER ROLE {role} PASSWORD '{password}'" for role, password in passwords.items()])
     return data
+
+
+def _forget_the_dead(data: Path) -> None:
+    """A machine that lost power leaves the number of the server's process, which another process may have now.
+
+    PostgreSQL would not start then, and asks for its file to be removed by hand.
+    """
+    pid = data / "postmaster.pid"
+    with suppress(FileNotFoundError, ProcessLookupError):
+        number = pid.read_text(encoding="utf-8").split("\n", 1)[0]
+        if os.fsencode(data) not in Path(f"/proc/{number}/cmdline").read_bytes():
+            pid.unlink()
 
 
 def _single(state: State, data: Path, statements: list[str]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
 from mlflow.tracking import MlflowClient
 from sqlalchemy import MetaData, create_engine, insert, text
 
-from infra.team.databases import binary
+from infra.team.databases import as_user, binary
 from infra.team.servers import clean, stores
 from infra.team.state import State, make
 from infra.team.supervisor import up
@@ -78,6 +80,27 @@ def _fill(url: str) -> None:
         for name, rows in ROWS.items():
             connection.execute(insert(tables.tables[name]), rows)
     engine.dispose()
+
+
+def test_postgresql_starts_after_the_machine_lost_power_where_another_process_has_its_number_now(state: State) -> None:
+    database, *_ = stores(state)
+    with up(state, [database]):
+        pass
+    # of a user whom PostgreSQL may send signals: it would take it for itself
+    other = subprocess.Popen([*as_user("postgres"), "sleep", "1000"], cwd="/")
+    try:
+        left = state.folder / "postgresql" / "postmaster.pid"
+        port, now = state.ports["postgresql"], int(time.time())
+        left.write_text(f"{other.pid}\n{left.parent}\n{now}\n{port}\n\n127.0.0.1\n  123456         0\nready   \n")
+        if os.getuid() == 0:
+            shutil.chown(left, "postgres", "postgres")
+        with up(state, [database]):
+            engine = create_engine(state.database("mlflow"))
+            engine.connect().close()
+            engine.dispose()
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_mlflows_tables_of_an_older_version_are_brought_up_to_date_and_lose_nothing(state: State) -> None:
