@@ -38,11 +38,6 @@ def missing() -> list[str]:
     return lines
 
 
-def _installed() -> None:
-    if lines := missing():
-        raise click.ClickException("not installed:\n  " + "\n  ".join(lines))
-
-
 @click.group(help=(__doc__ or "").partition("\n")[0])
 def main() -> None:
     pass
@@ -55,7 +50,8 @@ def start(host: str | None) -> None:
     from infra.team.supervisor import start as start_all
     from infra.team.supervisor import supervisor_of
 
-    _installed()
+    if lines := missing():
+        raise click.ClickException("not installed:\n  " + "\n  ".join(lines))
     if host is not None and supervisor_of(team_folder()) is not None:
         raise click.ClickException("--host: the stack runs: make team-stop first")
     state = make(team_folder(), host)
@@ -93,7 +89,6 @@ def run() -> None:
     from infra.team.servers import servers
     from infra.team.supervisor import run as supervise
 
-    _installed()
     state = make(team_folder())
     supervise(state, servers(state))
 
