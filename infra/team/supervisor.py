@@ -222,9 +222,9 @@ def _bring_up(process: _Process, ended: Callable[[], bool]) -> None:
     while not ended():
         try:
             process.look()
-        except AgentPSError as error:
+        except (AgentPSError, OSError) as error:
             if process.server.vital:
-                raise
+                raise TeamError(str(error)) from error
             process.fail(str(error))
         if process.settled:
             return
