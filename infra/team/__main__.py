@@ -79,7 +79,10 @@ def status() -> None:
     folder = team_folder()
     if not exists(folder) or supervisor_of(folder) is None:
         raise click.ClickException(f"the stack of {folder} does not run: make team")
-    for name, word in told(folder)["servers"].items():
+    found = told(folder)["servers"]
+    if not found:
+        raise click.ClickException(f"the stack of {folder} does not say how it is: it begins, or its disk is full")
+    for name, word in found.items():
         click.echo(f"{name}: {word}")
 
 

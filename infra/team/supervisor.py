@@ -210,8 +210,10 @@ def watch(state: State, processes: list[_Process]) -> None:
             process.look()
         except (AgentPSError, OSError) as error:  # a full disk, no more processes: of this server only
             process.fail(str(error))
-    with suppress(DiskError):  # a full disk
+    try:
         _tell(state, processes)
+    except DiskError:  # what was told before may be true no more
+        (state.folder / _STATUS).unlink(missing_ok=True)
 
 
 def _bring_up(process: _Process, ended: Callable[[], bool]) -> None:

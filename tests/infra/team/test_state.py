@@ -25,7 +25,7 @@ from infra.team import state, supervisor
 from infra.team.databases import binary
 from infra.team.servers import ALERTS, Server, answers, clean, run_file, servers
 from infra.team.supervisor import start, stop, supervisor_of
-from model.errors import ConfigError
+from model.errors import ConfigError, DiskError
 from model.yaml_file import load_yaml
 
 
@@ -286,6 +286,35 @@ def test_a_full_disk_while_one_server_is_started_again_stops_no_other(tmp_path: 
     full[0] = False
     _await(lambda: supervisor.status(tmp_path)["servers"]["other"] == "ready")
     assert supervisor.status(tmp_path)["pids"]["one"] == pids["one"]
+    (tmp_path / "end").touch()
+    thread.join(60)
+
+
+def test_on_a_full_disk_nothing_is_told_that_was_true_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from infra.team.__main__ import main
+
+    write = supervisor.write_whole
+    full = [False]
+
+    def write_whole(path: Path, content: str) -> None:
+        if full[0]:
+            raise DiskError("no space left")
+        write(path, content)
+
+    monkeypatch.setattr(supervisor, "write_whole", write_whole)
+    monkeypatch.setenv("AGENTPS_TEAM", str(tmp_path))
+    thread = _supervised(tmp_path, _Command("sleep 1000").of("one"))
+    _await(lambda: supervisor.status(tmp_path)["up"])
+    full[0] = True
+    os.kill(supervisor.status(tmp_path)["pids"]["one"], signal.SIGKILL)
+    _await(lambda: not supervisor.status(tmp_path)["up"])
+    found = CliRunner().invoke(main, ["status"])
+    assert found.exit_code == 1
+    assert "disk is full" in found.output
+    full[0] = False
+    _await(lambda: supervisor.status(tmp_path)["servers"].get("one") == "ready")
     (tmp_path / "end").touch()
     thread.join(60)
 
