@@ -372,7 +372,7 @@ def test_machines_that_share_no_folder_finish_by_the_store_with_the_same_paramet
             """Ray counts a checkpoint: all processes have stored their part."""
             return bool(files.glob(f"{path}/fine_tune/*/run/checkpoint_manager_snapshot.json"))
 
-        wait_for(lambda: stored() and len(workers(machines)) == 2, process, work)
+        wait_for(lambda: len(workers(machines)) == 2 and stored(), process, work)
         for name in ("first", "second"):
             assert list((tmp_path / name).glob("work/ray/*/job.json")), name
         workers(machines)[0].send_signal(signal.SIGKILL)
