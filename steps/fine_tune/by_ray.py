@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 _RESTARTS = 20
 #: Ray's own notes of the run, and what no restart would mend.
 _NOTES, _REFUSED = "ray", "refused.json"
+#: On each machine: the start of all processes that what was stored was fetched for.
+_STARTED = "started.txt"
 #: The copy of shards that lie where other machines do not reach them.
 _SHARDS = "shards"
 #: Where a worker finds MLflow; its password and keys are in the environment of the cluster's machines already.
@@ -142,24 +145,26 @@ def _train_stored(folder: Folder) -> None:
     here.
     """
     import ray
-    from ray.train import collective, get_checkpoint, get_context
+    from ray.train import collective, get_checkpoint
 
     # machines may share AGENTPS_HOME all the same
-    node = ray.get_runtime_context().get_node_id()
-    here = home() / "work" / "ray" / f"{Path(folder.path).name}-{node}"
-    first = get_context().get_local_rank() == 0
-    if first:
+    here = home() / "work" / "ray" / f"{Path(folder.path).name}-{ray.get_runtime_context().get_node_id()}"
+    start = collective.broadcast_from_rank_zero(secrets.token_hex(8))  # names this start of all processes
+    # not by the local rank: Ray counts it by address, which two of its nodes may share
+    with locked(here.with_suffix(".lock"), f"the process of this machine that fetches {folder.path}"):
         fetch_job(folder, here)
-        with locked(here / "lock", f"the processes of a training that ended before, {here}"):
+        if not (here / _STARTED).exists() or (here / _STARTED).read_text(encoding="utf-8") != start:
             last = get_checkpoint()
-            take_state(folder, last and Folder(last.filesystem, last.path), here)
+            with locked(here / "lock", f"the processes of a training that ended before, {here}"):
+                take_state(folder, last and Folder(last.filesystem, last.path), here)
+            write_whole(here / _STARTED, start)
     collective.barrier()
     reports = _Reports(here)
     train_as_part(here, [reports])
     reports.report()
     collective.barrier()
-    if first:
-        shutil.rmtree(here)
+    for left in (here, here.with_suffix(".lock")):
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 class _Reports(TrainerCallback):
