@@ -237,6 +237,8 @@ def fit(
 ) -> FitResult:
     """Train `model` in place and leave it with the weights of its best epoch on val.
 
+    Of several processes, the first one: the others end with the weights of the last step, and NaN in place of figures.
+
     Args:
         work_dir: checkpoints to resume from are kept here. The caller gives the same directory for
             the same training and another for any other: a checkpoint found here is resumed.
@@ -291,8 +293,10 @@ def fit(
         if resume is None and model.family.untaught:
             teach(model, batches, settings)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    load_trainable_state(model, load_file(best), best)
-    kept = _read_best(best)
+    kept = {"value": float("nan"), "epoch": float("nan")}
+    if arguments.should_save:  # who wrote it: other processes may be on machines that do not have it
+        load_trainable_state(model, load_file(best), best)
+        kept = _read_best(best)
     return FitResult(
         best_val_average_precision=kept["value"],
         best_epoch=kept["epoch"],

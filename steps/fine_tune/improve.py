@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,15 +19,19 @@ from steps.fine_tune.launch import TrainingJob, run
 from steps.fine_tune.methods import taught
 from steps.tables import rows_of
 
+if TYPE_CHECKING:
+    from steps.fine_tune.stored import Store
+
 
 def improved(
-    job: TrainingJob, labels: pd.DataFrame, root: Path
+    job: TrainingJob, labels: pd.DataFrame, root: Path, store: Store | None = None
 ) -> tuple[pd.DataFrame, dict[str, float], dict[str, float]]:
     """
     Args:
         job: the training that the labels are for; `job.train.labels` names the method.
         labels: the annotator's.
         root: where trainings have their folders.
+        store: as of `run`.
 
     Returns:
         `labels` with the method's in the rows of the training posts; the questions' weights in the loss; and by
@@ -51,7 +56,7 @@ def improved(
     def answers_of(made: pd.DataFrame, training: str) -> dict[str, NDArray[np.float64]]:
         """`training` names nothing here: each has its folder by its labels."""
         plain = job.train.model_copy(update={"labels": "plain"})
-        directory, _ = run(job.model_copy(update={"train": plain}), made, root)
+        directory, _ = run(job.model_copy(update={"train": plain}), made, root, store)
         loaded = load(directory, best_device())
         return predict_rows(loaded.model, Batches(shards, loaded.prompt, task), rows, plain.micro_batch).questions
 

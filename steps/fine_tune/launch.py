@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import git
 import mlflow
@@ -41,9 +41,13 @@ from steps.locks import locked
 from steps.paths import REPOSITORY
 from steps.tables import rows_of
 
+if TYPE_CHECKING:
+    from steps.fine_tune.stored import Store
+
 logger = logging.getLogger(__name__)
 
-JOB, _LABELS, _RESULT, _CHECKPOINT = "job.json", "labels.parquet", "result.json", "checkpoint"
+#: In a training's directory: what it is made of; Trainer's checkpoints; and what comes out.
+JOB, LABELS, TRAINER, RESULT, CHECKPOINT = "job.json", "labels.parquet", "trainer", "result.json", "checkpoint"
 #: The digest of the code that began the training.
 _CODE = "code.txt"
 #: Directories of finished trainings that are kept beside the current one.
@@ -113,8 +117,11 @@ def job_directory(job: TrainingJob, labels: pd.DataFrame, root: Path) -> Path:
     )
 
 
-def run(job: TrainingJob, labels: pd.DataFrame, root: Path) -> tuple[Path, FitResult]:
+def run(job: TrainingJob, labels: pd.DataFrame, root: Path, store: Store | None = None) -> tuple[Path, FitResult]:
     """Train, or go on where an interrupted training of the same job stopped.
+
+    Args:
+        store: the run's artifact store, where other machines reach it.
 
     Returns:
         The checkpoint directory and what Trainer reported.
@@ -128,18 +135,18 @@ def run(job: TrainingJob, labels: pd.DataFrame, root: Path) -> tuple[Path, FitRe
         os.utime(directory)  # the newest: who forgets old trainings meanwhile leaves it
         _forget_old(root, directory)
         _tell_of_other_code(directory)
-        with replacing(directory / _LABELS) as part:
+        with replacing(directory / LABELS) as part:
             labels.to_parquet(part, index=False)
         write_whole(directory / JOB, job.model_dump_json(indent=1))
         if job.train.engine == "ray":
             from steps.fine_tune.by_ray import train
 
-            train(directory, job.train)
+            train(directory, job.train, store)
         elif job.train.processes == 1:
             train_job(directory, [MlflowMetrics()])
         else:
             _train_by_several(directory, job.train.processes)
-        return directory / _CHECKPOINT, FitResult(**json.loads((directory / _RESULT).read_text(encoding="utf-8")))
+        return directory / CHECKPOINT, FitResult(**json.loads((directory / RESULT).read_text(encoding="utf-8")))
 
 
 def _train_by_several(directory: Path, processes: int) -> None:
@@ -174,7 +181,7 @@ def _tell_of_other_code(directory: Path) -> None:
 
 
 def _forget_old(root: Path, current: Path) -> None:
-    finished = [path for path in root.iterdir() if path != current and (path / _RESULT).exists()]
+    finished = [path for path in root.iterdir() if path != current and (path / RESULT).exists()]
     for path in sorted(finished, key=lambda path: path.stat().st_mtime)[:-_KEPT]:
         shutil.rmtree(path)
 
@@ -189,11 +196,11 @@ def train_job(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> Non
         _train_job(directory, callbacks)
 
 
-def train_as_part(directory: Path) -> None:
+def train_as_part(directory: Path, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Train the job of `directory` in this process, one of a training; the first logs to the run MLFLOW_RUN_ID."""
     if os.environ.get("MLFLOW_RUN_ID") and _rank() == 0:
         mlflow.start_run()
-    train_job(directory, [MlflowMetrics()])
+    train_job(directory, [MlflowMetrics(), *callbacks])
 
 
 def _rank() -> int:
@@ -208,14 +215,14 @@ def _train_job(directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
     network, tokenizer, prompt = checkpoint.build(job.resolved_backbone, task, shards.sequence, job.train)
     if job.start is not None:
         checkpoint.start_from(network, job.start, job.task, job.resolved_backbone)
-    labels, train = pd.read_parquet(directory / _LABELS), shards.posts[SPLIT] == TRAIN
+    labels, train = pd.read_parquet(directory / LABELS), shards.posts[SPLIT] == TRAIN
     rows_of(labels, shards.posts.loc[train, POST_ID].tolist(), "labels")  # a post without a row would train nothing
     batches = Batches(shards, prompt, job.task, labels)
     with disk_told(directory):
-        result = fit(network, batches, job.train, directory / "trainer", callbacks=callbacks)
+        result = fit(network, batches, job.train, directory / TRAINER, callbacks=callbacks)
     if _rank() == 0:
         checkpoint.save(
-            directory / _CHECKPOINT,
+            directory / CHECKPOINT,
             network,
             tokenizer,
             task=job.task,
@@ -225,7 +232,7 @@ def _train_job(directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
             embed_backbone=job.backbone.name in (TINY, OWN),
             provenance={**job.provenance, "commit": _commit(), **{name: version(name) for name in _PACKAGES}},
         )
-        write_whole(directory / _RESULT, json.dumps(asdict(result)))
+        write_whole(directory / RESULT, json.dumps(asdict(result)))
 
 
 def _main() -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import mlflow
 import pandas as pd
 from zenml import log_metadata, step
+from zenml.artifact_stores import BaseArtifactStore, LocalArtifactStore
+from zenml.client import Client
 from zenml.logger import get_logger
 
 from materializers.directory import CheckpointDirectory, DirectoryMaterializer, ShardDirectory
@@ -19,6 +21,7 @@ from steps.register import registry
 
 if TYPE_CHECKING:
     from steps.fine_tune.launch import TrainingJob
+    from steps.fine_tune.stored import Store
 
 logger = get_logger(__name__)
 
@@ -51,7 +54,7 @@ def fine_tune(
     job = job.model_copy(update={"weights": weights})
     _tell_memory(job)
     mlflow.log_params({"task": task.name, "backbone": backbone.name, **settings.model_dump(mode="json")})
-    directory, result = run(job, labels, home() / "work" / "fine_tune")
+    directory, result = run(job, labels, home() / "work" / "fine_tune", _store(Client().active_stack.artifact_store))
     figures = {
         "best_val_average_precision": result.best_val_average_precision,
         "best_epoch": result.best_epoch,
@@ -89,11 +92,23 @@ def improve_labels(
 
     job = _job(shards, labels, task, backbone, data_fingerprint, settings, model_name, start)
     _tell_memory(job)
-    made, weights, changed = improved(job, labels, home() / "work" / "fine_tune")
+    made, weights, changed = improved(
+        job, labels, home() / "work" / "fine_tune", _store(Client().active_stack.artifact_store)
+    )
     log_metadata({"method": settings.labels, **{f"changed_{id_}": share for id_, share in changed.items()}})
     shares = ", ".join(f"{id_} {share:.1%}" for id_, share in changed.items())
     logger.info("Labels improved by %s; changed: %s", settings.labels, shares)
     return made, weights
+
+
+def _store(artifacts: BaseArtifactStore) -> Store | None:
+    """The artifact store, as processes on other machines reach it; None: it is a folder of this one."""
+    from steps.fine_tune.stored import Store
+
+    if isinstance(artifacts, LocalArtifactStore):
+        return None
+    # ZenML's keys, or its connector's, if it has some; else each machine has its own
+    return Store(artifacts.path, getattr(getattr(artifacts, "filesystem", None), "storage_options", {}))
 
 
 def _tell_memory(job: TrainingJob) -> None:

@@ -192,6 +192,10 @@ def test_the_run_files_hold_options_of_ours(manifests: list[dict[str, Any]], tmp
     each = int(resources.get("nvidia.com/gpu", 1))  # without a GPU a process takes the cores of a machine
     assert tuned.processes == each * group["maxReplicas"]
     assert tuned.least_processes == each * group["minReplicas"]
+    volumes = group["template"]["spec"]["volumes"]
+    assert not [each for each in volumes if "persistentVolumeClaim" in each], (
+        "a training needs no folder that all share"
+    )
 
 
 def test_whatever_a_pod_writes_goes_to_a_volume(manifests: list[dict[str, Any]]) -> None:

@@ -19,7 +19,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from fsspec.core import url_to_fs
 
+from infra.team.servers import stores, weed
+from infra.team.state import make
+from infra.team.supervisor import up
 from model.data import Shards
 from model.errors import ConfigError
 from model.schema import LABEL_SOURCE, POST_ID
@@ -35,15 +39,15 @@ PATIENCE = 900.0  # seconds, on a busy machine
 RUN = """
 import json, sys
 from pathlib import Path
-from typing import Any
 import pandas as pd
 from model.settings import TrainSettings
 from steps.fine_tune.launch import TrainingJob, run
+from steps.fine_tune.stored import Store
 folder, work = Path(sys.argv[1]), Path(sys.argv[2])
 job = TrainingJob.model_validate_json((folder / "job.json").read_text())
 labels = pd.read_parquet(folder / "labels.parquet")
 job = job.model_copy(update={"train": TrainSettings.model_validate_json(sys.argv[3])})
-run(job, labels, work)
+run(job, labels, work, Store(*json.loads(sys.argv[4])) if len(sys.argv) > 4 else None)
 """
 MACHINES = """
 import sys, time
@@ -62,8 +66,10 @@ def patiently(*arguments):  # Ray itself gives a node 30 seconds to start
                 raise
             time.sleep(0.5)
 services.get_node = patiently
-machines = Cluster(True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": sys.argv[1]})
-other = machines.add_node(num_cpus=1)
+first, second = ({"AGENTPS_HOME": home} for home in sys.argv[2:])
+options = {"num_cpus": 1, "include_dashboard": False, "temp_dir": sys.argv[1], "env_vars": first}
+machines = Cluster(True, head_node_args=options)
+other = machines.add_node(num_cpus=1, env_vars=second)
 machines.wait_for_nodes()
 print(machines.address, flush=True)
 for line in sys.stdin:
@@ -94,11 +100,19 @@ def folder(tiny_backbone: BackboneSettings, tmp_path_factory: pytest.TempPathFac
 
 
 def start(
-    folder: Path, work: Path, cluster: dict[str, str] | None = None, **settings: object
+    folder: Path,
+    work: Path,
+    cluster: dict[str, str] | None = None,
+    store: tuple[str, dict[str, Any]] | None = None,
+    **settings: object,
 ) -> subprocess.Popen[bytes]:
-    """Args: cluster: the variables by which a cluster is joined; None: Ray is started on this machine."""
+    """Args:
+    cluster: the variables by which a cluster is joined; None: Ray is started on this machine.
+    store: what a `Store` is made of.
+    """
     options = {"epochs": 2, "batch": 4, "micro_batch": 2, "head_dropout": 0.1} | settings
     command = [sys.executable, "-c", RUN, str(folder), str(work), train_settings(**options).model_dump_json()]
+    command += [] if store is None else [json.dumps(store)]
     work.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= cluster or {}
@@ -157,18 +171,20 @@ def wait_for(moment: Callable[[], bool], process: subprocess.Popen[bytes], work:
 
 
 @contextmanager
-def two_machines(home: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
+def two_machines(place: Path, *, shared: bool = True) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str]]]:
     """Two nodes of a cluster with room for one process each. Yields them, and the variables of who joins.
 
+    `shared`: all have the same AGENTPS_HOME; else each has a folder of its own.
     The line `lose` on their standard input ends one of them, as when its power fails.
     """
     # sockets of Ray lie there, whose paths may have 107 bytes
     token, folder = secrets.token_hex(32), Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "AGENTPS_HOME": str(home / "home")}
+    variables = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "AGENTPS_HOME": str(place / "home")}
     # who joins, too: without it Ray puts this machine's other address in place of 127.0.0.1, where nobody listens
     variables |= ray_settings.LOOPBACK
-    command = [sys.executable, "-c", MACHINES, str(folder)]
-    with (home / "machines.txt").open("w") as log:
+    homes = [str(place / name) for name in (("home", "home") if shared else ("first", "second"))]
+    command = [sys.executable, "-c", MACHINES, str(folder), *homes]
+    with (place / "machines.txt").open("w") as log:
         process = subprocess.Popen(
             command,
             cwd=REPOSITORY,
@@ -180,7 +196,7 @@ def two_machines(home: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str
     try:
         assert process.stdout is not None
         address = process.stdout.readline().decode().strip()
-        assert address, (home / "machines.txt").read_text()[-4000:]
+        assert address, (place / "machines.txt").read_text()[-4000:]
         yield process, variables | {"RAY_ADDRESS": address}
     finally:
         process.communicate(timeout=PATIENCE)  # the end of its input ends them
@@ -314,3 +330,54 @@ def test_where_a_machine_is_lost_for_good_those_that_are_left_finish_with_the_sa
         directory = finish(process, work)
     assert json.loads((directory / "result.json").read_text())["resumed_from_step"] > 0
     assert difference(directory, expected) <= 1e-4
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a `Store` is made of, with the keys that ZenML would have."""
+    if request.param == "folder":
+        (tmp_path / "store").mkdir()
+        yield (tmp_path / "store").as_uri(), {}
+        return
+    for name in ("s3fs", "boto3"):
+        pytest.importorskip(name, reason=f"no {name}: make team")
+    if weed() is None:
+        pytest.skip("no SeaweedFS: make team")
+    state = make(tmp_path / "team")
+    servers = [server for server in stores(state) if server.name == "s3"]
+    with up(state, servers):
+        environment = state.s3("zenml")
+        yield (
+            "s3://zenml",
+            {
+                "key": environment["AWS_ACCESS_KEY_ID"],
+                "secret": environment["AWS_SECRET_ACCESS_KEY"],
+                "client_kwargs": {"endpoint_url": environment["AWS_ENDPOINT_URL"], "region_name": "us-east-1"},
+            },
+        )
+
+
+@needs_ray
+@pytest.mark.ray
+def test_machines_that_share_no_folder_finish_by_the_store_with_the_same_parameters_after_one_was_killed(
+    folder: Path, tmp_path: Path, store: tuple[str, dict[str, Any]]
+) -> None:
+    settings = {"processes": 2, "epochs": 6, "saves_per_epoch": 5}
+    expected = finish(start(folder, tmp_path / "whole", **settings), tmp_path / "whole")  # by torchrun
+    work, (files, path) = tmp_path / "work", url_to_fs(store[0], **store[1], use_listings_cache=False)
+    with two_machines(tmp_path, shared=False) as (machines, variables):
+        process = start(folder, work, variables, store, **settings, engine="ray")
+
+        def stored() -> bool:
+            """Ray counts a checkpoint: all processes have stored their part."""
+            return bool(files.glob(f"{path}/fine_tune/*/run/checkpoint_manager_snapshot.json"))
+
+        wait_for(lambda: len(workers(machines)) == 2 and stored(), process, work)
+        for name in ("first", "second"):
+            assert list((tmp_path / name).glob("work/ray/*/job.json")), name
+        workers(machines)[0].send_signal(signal.SIGKILL)
+        directory = finish(process, work)
+    assert json.loads((directory / "result.json").read_text())["resumed_from_step"] > 0
+    assert parameters(directory) == parameters(expected)
+    assert not files.find(f"{path}/fine_tune"), "the store keeps what nobody needs"
+    assert not [found for name in ("first", "second") for found in (tmp_path / name).glob("work/ray/*/*")]
