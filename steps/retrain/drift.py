@@ -119,7 +119,7 @@ def _classes(
 def _counts(values: pd.Series, weights: NDArray[np.float64] | None) -> pd.Series:
     """Of each class the posts; with weights in all the effective number of posts (Korn and Graubard 1998)."""
     if weights is None:
-        return values.value_counts()
+        return values.value_counts().astype(float)
     return pd.Series(weights * weights.sum() / (weights**2).sum(), values.index).groupby(values).sum()
 
 
