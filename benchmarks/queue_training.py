@@ -105,12 +105,18 @@ def chosen(scored: Scored, pool: NDArray[np.bool_], budget: int, arm: str, seed:
     return drawn
 
 
+def missing(rows: list[dict[str, Any]]) -> list[tuple[str, int, int]]:
+    """Arm, budget and seed of each training that has no row yet."""
+    there = {(row["arm"], row["budget"], row["seed"]) for row in rows}
+    arms = [("none", 0), *((arm, budget) for budget in BUDGETS for arm in ARMS)]
+    return [(*one, seed) for one in arms for seed in SEEDS if (*one, seed) not in there]
+
+
 def measure(ground: Ground, rows: list[dict[str, Any]], record: Path) -> None:
     """Train what has no row yet; each is written down as it ends."""
     posts = ground.shards.posts
     is_train = (posts[SPLIT] == TRAIN).to_numpy()
     positive = (posts[LABEL] == 1).to_numpy(bool)
-    there = {(row["seed"], row["arm"], row["budget"]) for row in rows}
 
     def add(seed: int, arm: str, budget: int, reached: dict[str, float], **more: Any) -> None:
         rounded = {name: round(value, 6) for name, value in reached.items()}
@@ -119,17 +125,14 @@ def measure(ground: Ground, rows: list[dict[str, Any]], record: Path) -> None:
         print(rows[-1], flush=True)  # noqa: T201
 
     firsts: dict[int, tuple[NDArray[np.bool_], Scored]] = {}
-    wanted = [("none", 0), *((arm, budget) for budget in BUDGETS for arm in ARMS)]
-    for arm, budget, seed in [(*one, seed) for one in wanted for seed in SEEDS]:
-        if (seed, arm, budget) in there:
-            continue
+    for arm, budget, seed in missing(rows):
         if seed not in firsts:
             place = draws(posts.loc[is_train, POST_ID].tolist(), "queue", str(seed))
             first = np.zeros(len(posts), dtype=np.bool_)
             first[np.flatnonzero(is_train)[np.argsort(place, kind="stable")[:FIRST]]] = True
             reached, scored = trained(ground, first, seed, ground.train.epochs, f"first-{seed}", None)
             firsts[seed] = first, scored
-            if (seed, "first", 0) not in there:
+            if not any((row["seed"], row["arm"]) == (seed, "first") for row in rows):
                 add(seed, "first", 0, reached)
         first, scored = firsts[seed]
         more = chosen(scored, is_train & ~first, budget, arm, seed) if budget else np.zeros_like(first)
@@ -139,8 +142,9 @@ def measure(ground: Ground, rows: list[dict[str, Any]], record: Path) -> None:
         shutil.rmtree(ground.work / name)
 
 
-def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
+def tables(record: dict[str, Any]) -> dict[str, str]:
     """Means over the seeds; in brackets the lowest and the highest."""
+    rows = record["rows"]
 
     def cell(arm: str, budget: int, metric: str) -> str:
         found = [100 * row[metric] for row in rows if (row["arm"], row["budget"]) == (arm, budget)]
@@ -148,25 +152,30 @@ def tables(rows: list[dict[str, Any]]) -> dict[str, str]:
 
     lines = [["0, the first model", *(cell("first", 0, metric) for metric in METRICS for _ in ARMS)]]
     lines.append(["0, trained further", *(cell("none", 0, metric) for metric in METRICS for _ in ARMS)])
-    for budget in sorted(BUDGETS):
+    for budget in sorted({row["budget"] for row in rows} - {0}):
         lines.append([f"{budget:,}", *(cell(arm, budget, metric) for metric in METRICS for arm in ARMS)])
     head = ["more labels", "AP, random", "AP, queue", "R@P80, random", "R@P80, queue"]
     return {"training": table(head, lines) + "\n"}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
-    torch.set_num_threads(1)
+def ground() -> Ground:
     settings = load_study_settings({"sample": {"gold_share": 1.0}, "preprocess": {"repeat_frames": False}})
     task, backbone = load_task(settings.task), resolve(settings.backbone, home())
     work = home() / "work" / "queue_training"
     if not (work / "shards" / "shards.json").exists():
         shards_of(settings, task, backbone, work / "shards")
     train = settings.fine_tune.model_copy(update={"variant": "agentps_answers"})
+    return Ground(Shards(work / "shards"), task, train, backbone, work)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    torch.set_num_threads(1)
     rows = json.loads(RECORD.read_text(encoding="utf-8"))["rows"] if RECORD.exists() else []
-    measure(Ground(Shards(work / "shards"), task, train, backbone, work), rows, RECORD)
-    put(tables(rows), PAGE)
+    if missing(rows):
+        measure(ground(), rows, RECORD)
+    put(tables({"rows": rows}), PAGE)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from model.schema import PROBABILITY
 _WITHIN = 2.0
 #: Points of each cell's distribution. A bound is their quantile: right to 0.001 or so.
 _POINTS = 4_000
+#: No post is drawn with less: it would stand for more posts than there are, and its square for more than numbers hold.
+_LEAST = 1e-12
 #: A number of posts that differs from 0 by rounding only.
 _NOTHING = 1e-9
 
@@ -95,7 +97,7 @@ class Asked(Row):
     """Of a row with a label: with what probability people were asked of its post; null: nobody drew it."""
 
     inclusion_probability: Annotated[
-        float | None, Field(gt=0, le=1), Expects("a probability above 0 and at most 1, or null")
+        float | None, Field(ge=_LEAST, le=1), Expects("a probability above 0 and at most 1, or null")
     ] = None
 
 

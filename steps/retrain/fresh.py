@@ -252,6 +252,15 @@ def read_chances(place: str | Path) -> dict[str, float]:
     return {post_id: asked for post_id, (_, asked) in found.items()}
 
 
+def tell_unweighed(place: str | None) -> None:
+    """Say that labels count once each which a policy's draw chose, where they are those of the review desk."""
+    if place is not None and is_store(resolved(place, "retrain.labels")):
+        logger.warning(
+            "labels of the review desk count once each on val and test, however likely people were to see the post: so "
+            "the figures are of the posts that people look at; `agentps recalibrate --late` weighs them"
+        )
+
+
 def too_little(
     source: str | Path, cursor: Cursor | None, settings: RetrainSettings, max_reject_share: float = 0.0
 ) -> str | None:

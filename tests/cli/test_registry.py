@@ -230,8 +230,10 @@ def test_recalibrate_takes_a_filled_in_queue_for_the_posts_that_it_was_drawn_fro
     rows = pd.read_json(tmp_path / "posts.jsonl", lines=True)
     full = rows.assign(images=[[str(tmp_path / name) for name in album] for album in rows["images"]])
     found = Scorer.from_directory(registry.fetch(first), image_root="/").score(full)["score"]
+    rng = np.random.default_rng(0)
+    rows["label"] = (rng.random(1200) < found.rank(pct=True) ** 2).astype(int)
     often = found.rank(pct=True) > 0.5
-    asked = often | (np.arange(1200) % 5 == 0)
+    asked = often | (rng.random(1200) < 0.2)
     queue = rows[asked].assign(inclusion_probability=np.where(often[asked], 1.0, 0.2))
     queue.to_json(tmp_path / "posts.jsonl", orient="records", lines=True)
     mlflow.end_run()
@@ -242,7 +244,7 @@ def test_recalibrate_takes_a_filled_in_queue_for_the_posts_that_it_was_drawn_fro
     level = Scorer.from_directory(registry.fetch(second), image_root="/").score(full)["score"].mean()
     assert level == pytest.approx(rows["label"].mean(), abs=0.04)
     assert queue["label"].mean() > rows["label"].mean() + 0.06, "unlike those asked of"
-    assert registry.report_of(second).stand_for == pytest.approx(600, rel=0.1), "the test posts"
+    assert registry.report_of(second).stand_for == pytest.approx(600, rel=0.2), "the test posts"
     queue.loc[queue.index[::2], "inclusion_probability"] = None
     queue.to_json(tmp_path / "posts.jsonl", orient="records", lines=True)
     refused = call("recalibrate", "-c", config)

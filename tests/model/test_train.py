@@ -165,7 +165,7 @@ def test_the_best_epoch_is_that_of_the_posts_that_those_of_val_were_drawn_from(
 ) -> None:
     drawn = tiny_shards.subset(np.ones(len(tiny_shards.posts), bool))
     drawn.posts[PROBABILITY] = np.where(np.arange(len(drawn.posts)) % 3 == 0, 0.05, 1.0)
-    settings = train_settings(epochs=2, learning_rate=0.02)
+    settings = train_settings(epochs=1, learning_rate=1e-5)
     kept, result = train(tiny_backbone, drawn, tmp_path, settings)
     model, _, batches = network(tiny_backbone, drawn, settings)
     model.load_state_dict(kept, strict=False)

@@ -544,7 +544,7 @@ def test_with_what_probability_people_were_asked_is_read_of_every_manifest(folde
     assert "inclusion_probability" not in plain, "no label was drawn"
 
 
-@pytest.mark.parametrize("cell", [0, -0.5, 1.01, "0.5", True, [0.5]])
+@pytest.mark.parametrize("cell", [0, -0.5, 1.01, 1e-300, "0.5", True, [0.5]])
 def test_a_probability_that_is_none_is_a_fault_of_its_row(folder: Path, cell: Any) -> None:
     rows = [post("good", label=1, inclusion_probability=0.5), post("bad", label=0, inclusion_probability=cell)]
     result = read_manifest(write(folder, rows), TASK, settings())

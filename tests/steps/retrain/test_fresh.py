@@ -442,3 +442,13 @@ def test_a_manifest_s_probability_goes_with_the_manifest_s_label(tmp_path: Path)
     assert asked[0]["inclusion_probability"] == 0.5
     plain = read_posts(tmp_path / "b.jsonl", fresh.columns_of(TASK), TASK)
     assert "inclusion_probability" not in select(plain, None, {}, settings(), INGEST).rows[0]
+
+
+def test_a_retraining_says_that_the_desk_s_labels_count_once_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for place in (None, str(tmp_path / "labels.csv")):
+        fresh.tell_unweighed(place)
+    assert not caplog.records
+    fresh.tell_unweighed(f"sqlite:///{tmp_path}/scores.db")
+    assert "labels of the review desk count once each on val and test" in caplog.text
