@@ -51,8 +51,6 @@ from steps.study.train import Inputs
 
 RECORD, PAGE = REPOSITORY / "benchmarks" / "albums.json", REPOSITORY / "docs" / "own-posts.md"
 POSTS = 5_000
-#: Half of the profile's: seven trainings are many.
-EPOCHS = 8
 RECALLS = ("recall_at_p60", "recall_at_p80")
 #: Profile, variants, number of seeds.
 CELLS: tuple[tuple[str, tuple[Variant, ...], int], ...] = (
@@ -286,9 +284,11 @@ def write(folder: Path, posts: int) -> None:
 
 
 def inputs_of(folder: Path, profile: str) -> Inputs:
-    """The posts as shards, with the backbone of the profile."""
+    """The posts as shards, with the backbone of the profile; all train for as many epochs as `own-posts`."""
     task = load_task(folder / "task.yaml")
-    settings = load_settings(read_options(REPOSITORY / "configs" / f"{profile}.yaml"))
+    settings, own = (
+        load_settings(read_options(REPOSITORY / "configs" / f"{name}.yaml")) for name in (profile, "own-posts")
+    )
     posts = read_manifest(folder / "posts.jsonl", task, settings.ingest).posts
     root = folder / profile
     if not root.exists():
@@ -297,7 +297,7 @@ def inputs_of(folder: Path, profile: str) -> Inputs:
             build_own(own_folder(root), [*seen[TITLE], *seen[TEXT]], task, settings.preprocess.image_size)
         tokenizer = load_tokenizer(resolve(settings.backbone, folder, root))
         write_shards(root, posts, task, settings.preprocess, tokenizer, settings.ingest.limits)
-    train = settings.fine_tune.model_copy(update={"epochs": EPOCHS})
+    train = settings.fine_tune.model_copy(update={"epochs": own.fine_tune.epochs})
     people = posts.loc[posts[SPLIT] == TRAIN, [POST_ID, *task.question_ids]]
     people.to_parquet(folder / "labels.parquet", index=False)
     backbone = resolve(settings.backbone, folder, root)

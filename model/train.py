@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .agentps import AgentPS
+from .average import Average
 from .checkpoint import load_trainable_state, trainable_state
 from .data import Batches, PostDataset
 from .device import best_device
@@ -36,6 +37,7 @@ from .tower_cache import tower_cache
 
 _WEIGHTS = "model.safetensors"  # the name by which Trainer knows a checkpoint that has weights
 _STATE = "trainer_state.json"  # Trainer writes it last: a checkpoint that has it is whole
+_AVERAGE = "average.safetensors"  # beside them, with `ema_decay`
 _BEST = "best"  # key of the best weights' own metadata
 
 
@@ -78,6 +80,9 @@ class _Trainer(Trainer):
 
     def __init__(self, *, batches: Batches, settings: TrainSettings, best: Path, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._average = None if settings.ema_decay is None else Average(self._module, settings.ema_decay)
+        if self._average is not None:
+            self.add_callback(self._average)
         self._batches = batches
         self._settings = settings
         self._best = best
@@ -132,6 +137,10 @@ class _Trainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Average precision on val; the best weights so far are kept beside the checkpoints."""
+        with nullcontext() if self._average is None else self._average.in_place():
+            return self._measure()
+
+    def _measure(self) -> dict[str, float]:
         rows = self._batches.rows(VAL, labelled=True)
         scores = predict_rows(self._module, self._batches, rows, self._settings.micro_batch).final_N
         labels = self._batches.final_labels(rows)
@@ -161,10 +170,14 @@ class _Trainer(Trainer):
         directory = Path(output_dir)
         directory.mkdir(parents=True, exist_ok=True)
         save_file(trainable_state(self._module), directory / _WEIGHTS)
+        if self._average is not None:
+            save_file(self._average.weights, directory / _AVERAGE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         path = Path(resume_from_checkpoint)
         load_trainable_state(self._module, load_file(path / _WEIGHTS), path)
+        if self._average is not None:
+            self._average.weights = load_file(path / _AVERAGE, device=str(self.args.device))
 
 
 def _read_best(path: Path) -> dict[str, float]:

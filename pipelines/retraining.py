@@ -88,7 +88,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     )
     decision, _scores = promote(
         version, report, page, predictions, shards, table, policy, settings.promote, settings.retrain.live_precision,
-        alarmed,
+        settings.notify, alarmed,
     )  # fmt: skip
     outcome = refit(version, decision, alarmed, refit_options(settings))
     advance(version, outcome, run.newest)

@@ -94,7 +94,7 @@ def _training(options: dict[str, Any] | None = None) -> None:
     )
     version = register(checkpoint, report, predictions, table, policy, fingerprint, settings.register_, settings.ingest)
     precision = settings.retrain.live_precision
-    promote(version, report, page, predictions, shards, table, policy, settings.promote, precision)
+    promote(version, report, page, predictions, shards, table, policy, settings.promote, precision, settings.notify)
 
 
 agentps_training = CheckedPipeline(name="agentps_training", entrypoint=_training, kind=TrainingSettings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import subprocess
 
 from model.errors import ConfigError, plain
@@ -15,6 +16,11 @@ PATIENCE = 60
 
 def one_line(text: str) -> str:
     return plain(" ".join(text.split()))
+
+
+def from_here(text: str) -> str:
+    """The line that says which machine speaks, without secrets."""
+    return masked(one_line(f"AgentPS on {socket.gethostname()}: {text}"))
 
 
 def send(line: str, settings: NotifySettings) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 from contextlib import suppress
 from datetime import datetime
@@ -13,7 +12,7 @@ from infra.schedule.command import program
 from infra.schedule.job import Launch
 from model.errors import ConfigError, cut
 from pipelines.config import load_notify
-from steps.notify import one_line, send
+from steps.notify import from_here, one_line, send
 from steps.paths import REPOSITORY
 from steps.secrets import masked
 
@@ -57,7 +56,7 @@ def _tell(launch: Launch, log: Path, what: str) -> tuple[str, list[str]]:
     Returns:
         The line; what could not be delivered and why.
     """
-    line = masked(one_line(f"AgentPS on {socket.gethostname()}: {launch.pipeline} failed: {what}"))
+    line = from_here(f"{launch.pipeline} failed: {what}")
     try:
         settings = load_notify(Path(launch.config) if launch.config else None)
     except ConfigError:

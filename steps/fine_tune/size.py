@@ -40,6 +40,8 @@ from steps.settings import load_settings, read_yaml
 
 #: Bytes of a trained number in all: itself, its gradient and AdamW's two moments, in float32.
 _TRAINED = 16
+#: With `ema_decay` beside them: its average, in float32.
+_AVERAGED = 4
 #: Of a weight in NF4: 4 bits, and its part of the quantized constants.
 _NF4 = 0.516
 #: The smallest pretrained backbone that has a profile.
@@ -150,7 +152,7 @@ def work(
         tokens=longest,
         average_tokens=average,
         weights=_frozen_bytes(model, backbone),
-        optimizer=_TRAINED * trained,
+        optimizer=(_TRAINED + (_AVERAGED if train.ema_decay is not None else 0)) * trained,
         activations=kept,
         checkpointed=kept / layers + layers * b * longest * family.text.hidden_size * dtype.itemsize,
         flops=flops + pictures * (1 if family.tower else 3),  # a family without a tower trains all that sees pictures

@@ -16,12 +16,14 @@ from materializers.directory import ShardDirectory
 from model.metrics import point_name
 from model.task import Task
 from steps.evaluate.report import EvalReport
+from steps.notify import from_here, send
+from steps.promote.gate import Decision
 from steps.publish import lay
 from steps.register import history
 from steps.register.mirror import spread
 from steps.register.reach import answered
 from steps.register.registry import CHALLENGER, CHAMPION, RegisteredVersion
-from steps.settings import PromoteSettings
+from steps.settings import NotifySettings, PromoteSettings
 
 logger = get_logger(__name__)
 
@@ -37,13 +39,14 @@ def promote(
     task: Task,
     settings: PromoteSettings,
     precision: int,
+    notify: NotifySettings,
     alarmed: str | None = None,
 ) -> tuple[Annotated[str, "decision"], Annotated[pd.DataFrame, "champion_scores"]]:
     """The decision with its reason, which is also among the version's tags; and the scores that the champion gave
     to the same test posts (`post_id`, `label`, `score` of the candidate, `champion`).
 
     `precision`: the target, in percent, at which posts are flagged. `alarmed`: the version that people's late labels
-    speak against, see `steps.retrain.step.live`.
+    speak against, see `steps.retrain.step.live`. `notify`: who is told where the gate leaves it to a person.
 
     This step is never cached, so it is the one that lays the run's own report page where the summary says.
     """
@@ -60,6 +63,8 @@ def promote(
     with answered():
         mlflow.log_dict(json.loads(decision.model_dump_json()), "promotion/decision.json")
     log_metadata({"decision": said})
+    for undelivered in tell(version, decision, notify):
+        logger.warning("%s", undelivered)
     alias = CHAMPION if state.aliases.get(CHAMPION) == version.version else CHALLENGER
     logger.info(
         "\n%s\n\n%s version %s is @%s (%s)\nReport: %s\nNext: mlflow ui --backend-store-uri %s",
@@ -72,3 +77,12 @@ def promote(
         shlex.quote(mlflow.get_tracking_uri()),
     )
     return said, candidate.scores
+
+
+def tell(version: RegisteredVersion, decision: Decision, settings: NotifySettings) -> list[str]:
+    """Tell a person whose word the gate waits for. Returns: what could not be delivered and why."""
+    if decision.verdict != history.NEEDS_A_PERSON:
+        return []
+    take = f'agentps promote {version.version} --because "…"'
+    line = f"{version.name} version {version.version} {decision.verdict}: {decision.reason}. To take it: {take}"
+    return send(from_here(line), settings)

@@ -13,7 +13,6 @@ drawn ones (`steps.survey`): by a policy (`audit`, in the store), or by `agentps
 from __future__ import annotations
 
 import logging
-import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,7 +27,7 @@ from model.metrics import point_name
 from model.post import Expects, PostId, Row, Time
 from model.schema import LABEL, POST_ID
 from steps.ingest.rows import checked_rows
-from steps.notify import send
+from steps.notify import from_here, send
 from steps.paths import STORE_FILE, home, store_url
 from steps.retrain.fresh import is_to_come, read_chances, read_labels
 from steps.retrain.stored import ACTION, AUDIT, AUDIT_PROBABILITY, COLUMNS, POLICY_COLUMNS, is_store, read_stored
@@ -136,7 +135,7 @@ class Live:
 
 def tell(model: str, found: Live, settings: NotifySettings) -> list[str]:
     """Tell a person of an alarm. Returns: what could not be delivered and why."""
-    return send(f"AgentPS on {socket.gethostname()}: {model} {found.line}", settings)
+    return send(from_here(f"{model} {found.line}"), settings)
 
 
 def scores_place(given: str | None) -> str | None:

@@ -178,6 +178,40 @@ def test_the_best_epoch_is_that_of_the_posts_that_those_of_val_were_drawn_from(
     assert shards_digest(drawn, TASK) != shards_digest(tiny_shards, TASK), "it is another training"
 
 
+class Steps(Record):
+    """Before the first optimizer step, and after each."""
+
+    def on_train_begin(self, *arguments: Any, **kwargs: Any) -> None:
+        super().on_epoch_end(*arguments, **kwargs)
+
+    def on_step_end(self, *arguments: Any, **kwargs: Any) -> None:
+        super().on_epoch_end(*arguments, **kwargs)
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_kept_and_trains_nothing_else(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+) -> None:
+    settings, steps, plain = train_settings(epochs=1), Steps(), Steps()
+    averaged = settings.model_copy(update={"ema_decay": 0.4})
+    kept, result = train(tiny_backbone, tiny_shards, tmp_path / "average", averaged, steps)
+    train(tiny_backbone, tiny_shards, tmp_path / "plain", settings, plain)
+    assert largest_difference(steps.epochs[-1], plain.epochs[-1]) == 0
+    # after n steps (1 + n) / (10 + n), at most 0.4: 2 / 11, 3 / 12, 4 / 13, 5 / 14, then 0.4 twice
+    expected = steps.epochs[0]
+    for decay, trained in zip((2 / 11, 3 / 12, 4 / 13, 5 / 14, 0.4, 0.4), steps.epochs[1:], strict=True):
+        expected = {name: decay * expected[name] + (1 - decay) * trained[name] for name in expected}
+    assert largest_difference(kept, expected) < 1e-6
+    assert largest_difference(kept, steps.epochs[-1]) > 1e-4
+    model, _, batches = network(tiny_backbone, tiny_shards, settings)
+    model.load_state_dict(kept, strict=False)
+    rows = batches.rows(VAL, labelled=True)
+    precision = average_precision_score(batches.final_labels(rows), predict(model, in_chunks(rows, 8, batches)).final_N)
+    assert precision == pytest.approx(result.best_val_average_precision)
+
+
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -199,12 +233,16 @@ fit(model, batches, settings, Path(sys.argv[3]), callbacks=[Kill()], quiet=True)
 """
 
 
-@pytest.mark.parametrize("lora", [None, LoraSettings(rank=4, alpha=8, dropout=0.1)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "options",
+    [{"lora": None}, {"lora": LoraSettings(rank=4, alpha=8, dropout=0.1)}, {"lora": None, "ema_decay": 0.8}],
+    ids=["full", "lora", "average"],
+)
 def test_a_killed_training_goes_on_to_the_same_parameters(
-    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, lora: LoraSettings | None
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """Killed two optimizer steps after a checkpoint, in the second epoch; dropout's random state goes on too."""
-    settings = train_settings(epochs=3, lora=lora, head_dropout=0.1, micro_batch=4)
+    settings = train_settings(epochs=3, **options, head_dropout=0.1, micro_batch=4)
     undisturbed, _ = train(tiny_backbone, tiny_shards, tmp_path / "undisturbed", settings)
     work, kill_at = tmp_path / "killed", STEPS_PER_EPOCH + 5
     arguments = [tiny_backbone.name, str(tiny_shards.root), str(work), settings.model_dump_json(), str(kill_at)]

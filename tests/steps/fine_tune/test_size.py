@@ -112,6 +112,8 @@ def test_the_bytes_are_those_of_a_real_step(family: str, lora: dict[str, int] | 
     assert found.optimizer == pytest.approx(there + moments_of_unused, rel=0.01)
     frozen = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
     assert found.weights == pytest.approx(frozen, rel=0.01)
+    averaged = work(backbone, sequence, train.model_copy(update={"ema_decay": 0.9}), task, 3)
+    assert averaged.optimizer - found.optimizer == pytest.approx(sum(p.nbytes for p in trained), rel=0.01)
 
 
 def test_a_training_that_cannot_fit_is_told_with_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
