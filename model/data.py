@@ -4,7 +4,8 @@ A shard directory holds
 
     shards.json           sequence settings, tokenizer, number of images and their hash
     images-00000.npy …    uint8 (n, S, S, 3): each distinct image once
-    posts.parquet         post_id, split, label, gold labels; `frames`: F image numbers; `text_ids`
+    posts.parquet         post_id, split, label, gold labels; `frames`: F image numbers; `text_ids`; where posts were
+                          drawn for people, inclusion_probability
 
 Dimensions: B posts · U distinct images of the batch · S side of a frame, in pixels · F frames
             · Q intermediate questions
@@ -31,7 +32,7 @@ from .errors import CheckpointError
 from .files import disk_told, to_disk, write_whole
 from .prompt import Prompt
 from .reader import make_batch, padded_frames
-from .schema import LABEL, NO_FRAME, NO_LABEL, POST_ID, SPLIT
+from .schema import LABEL, NO_FRAME, NO_LABEL, POST_ID, PROBABILITY, SPLIT
 from .settings import SequenceSettings
 from .task import Task
 
@@ -237,6 +238,11 @@ class Batches:
     def final_labels(self, rows: np.ndarray) -> np.ndarray:
         """int64 (len(rows),), NO_LABEL where there is none."""
         return self._final_N.numpy()[rows]
+
+    def weights(self, rows: np.ndarray) -> np.ndarray | None:
+        """float64 (len(rows),): for how many posts each labelled one stands; None: for itself (see `steps.survey`)."""
+        posts = self.shards.posts
+        return 1 / posts[PROBABILITY].to_numpy(np.float64)[rows] if PROBABILITY in posts else None
 
     def __call__(self, rows: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         batch = make_batch(

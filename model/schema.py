@@ -19,6 +19,8 @@ LANGUAGE = "language"
 ROOT = "root"
 IMAGE_SHA256 = "image_sha256"
 VIDEO_SHA256 = "video_sha256"
+# With what probability people were asked of the post, where posts were drawn for them (`steps.survey`).
+PROBABILITY = "inclusion_probability"
 
 #: What a manifest may hold beside one column per question. A question id may be none of these.
 MANIFEST_COLUMNS = (POST_ID, CREATED_AT, TITLE, TEXT, IMAGES, LABEL, SPLIT, LANGUAGE, VIDEO)
@@ -37,7 +39,7 @@ MISSING_REASON = "missing_reason"
 RESERVED = frozenset((
     *MANIFEST_COLUMNS, ROOT, IMAGE_SHA256, VIDEO_SHA256, LABEL_SOURCE, MISSING_REASON, LOGIT, SCORE, ERROR, DECISION,
     MODEL_VERSION, SCORED_AT, "frames", "text_ids", "characters", "n_images", "features", "disputed", "post", "album",
-    "said", "final", "inclusion_probability", "reasons",
+    "said", "final", PROBABILITY, "reasons",
 ))  # fmt: skip
 
 #: A class index that means "no label": torch's `ignore_index` for cross-entropy.

@@ -149,7 +149,8 @@ class _Trainer(Trainer):
                 f"the training diverged: after epoch {self.state.epoch:g} the scores of val are NaN; lower "
                 "fine_tune.learning_rate or max_grad_norm, and start again"
             )
-        metrics = {"eval_average_precision": float(average_precision_score(labels, scores))}
+        weights = self._batches.weights(rows)
+        metrics = {"eval_average_precision": float(average_precision_score(labels, scores, sample_weight=weights))}
         if self.args.should_save:
             self._keep_if_best(metrics["eval_average_precision"])
         self.log(metrics)

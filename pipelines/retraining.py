@@ -52,6 +52,7 @@ def _retraining(options: dict[str, Any] | None = None) -> None:
     champion = history.sync(name).champion
     cursor = fresh.read_cursor(fresh.cursor_path(home(), name))
     posts = fresh.read_posts(source, fresh.columns_of(policy), policy, settings.ingest.max_reject_share)
+    fresh.tell_unweighed(settings.retrain.labels)
     run = fresh.begin(
         fresh.select(
             posts,

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from model.errors import ConfigError
 
-#: Of a queue, beside the posts' own columns: with what probability each was drawn, and why it was worth it.
-PROBABILITY, REASONS = "inclusion_probability", "reasons"
+#: Of a queue, beside the posts' own columns and `inclusion_probability`: why a post was worth it.
+REASONS = "reasons"
 #: The worth of a post that could not be flagged by any threshold in question, of one that could be it is 1.
 _BELOW = 0.05
 #: So many times more each reason makes a post worth.

@@ -22,7 +22,7 @@ import pandas as pd
 from pydantic import BaseModel
 
 from model.data import FRAMES, TEXT_IDS, Shards
-from model.schema import LABEL, POST_ID, SPLIT
+from model.schema import LABEL, POST_ID, PROBABILITY, SPLIT
 from model.task import Task
 
 #: From a post's shards and labels to trained weights and their metrics: `model/`, `steps/evaluate/`, `steps/study/`.
@@ -58,6 +58,7 @@ def table_digest(table: pd.DataFrame) -> str:
 def shards_digest(shards: Shards, task: Task) -> dict[str, Any]:
     """Names what a training reads of shards: their posts, their images and the form of the sequence."""
     columns = [POST_ID, SPLIT, LABEL, *task.question_ids, FRAMES, TEXT_IDS]
+    columns += [PROBABILITY] if PROBABILITY in shards.posts else []  # the best epoch depends on it
     return {
         "posts": table_digest(shards.posts[columns]),
         "images": shards.images_sha256,

@@ -15,21 +15,27 @@ The bounds are of the stream of posts that these are a draw from: with every pos
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
 from model.errors import DataError
-from steps.queue import PROBABILITY
+from model.post import Expects, Row
+from model.schema import PROBABILITY
 
 #: Posts of one cell: the largest probability is at most so many times the smallest.
 _WITHIN = 2.0
 #: Points of each cell's distribution. A bound is their quantile: right to 0.001 or so.
 _POINTS = 4_000
+#: No post is drawn with less: it would stand for more posts than there are, and its square for more than numbers hold.
+_LEAST = 1e-12
+#: A number of posts that differs from 0 by rounding only.
+_NOTHING = 1e-9
 
 _Floats = NDArray[np.float64]
 _Mask = NDArray[np.bool_]
@@ -81,15 +87,63 @@ class _Cell:
             return np.full(_POINTS, float(upper))
         hits = self.share * self.labels
         a, b = (hits + 1, self.labels - hits) if upper else (hits, self.labels - hits + 1)
-        if a <= 1e-9 or b <= 1e-9:
+        if a <= _NOTHING or b <= _NOTHING:
             return np.full(_POINTS, float(upper))
         points: _Floats = betaincinv(a, b, (rng.permutation(_POINTS) + 0.5) / _POINTS)
         return points
 
 
+class Asked(Row):
+    """Of a row with a label: with what probability people were asked of its post; null: nobody drew it."""
+
+    inclusion_probability: Annotated[
+        float | None, Field(ge=_LEAST, le=1), Expects("a probability above 0 and at most 1, or null")
+    ] = None
+
+
+def chance(post_id: str, own: float | None, later: Mapping[str, int], chances: Mapping[str, float]) -> float | None:
+    """With what probability people were asked of the label that counts of a post; None: nobody drew it.
+
+    Beside drawn posts such a one stands for itself, as with probability 1: it had its label before the draw, which is
+    made of the others.
+
+    Args:
+        own: the probability of the manifest's label.
+        later: labels that replace the manifest's. chances: of those that were drawn, the probability.
+    """
+    return chances.get(post_id) if post_id in later else own
+
+
 def weights_of(table: pd.DataFrame) -> _Floats | None:
-    """(N,): for how many posts each stands, where its `inclusion_probability` says so; None: each for one."""
+    """(N,): for how many posts each stands, where its `inclusion_probability` says so; None: each for one.
+
+    What is measured or fitted on labels takes its weights from here. Not weighed are: the loss of a training, which
+    learns what a post's label is, whichever posts it sees; and what says how the posts are that were given (rules of
+    `validate`, numbers of posts, agreement with people's answers).
+    """
     return 1 / table[PROBABILITY].to_numpy(np.float64) if PROBABILITY in table else None
+
+
+def share_of(hits: ArrayLike, weights: ArrayLike | None = None, level: float = 0.95) -> Estimate:
+    """The share of the posts for which `hits` holds, each as often as it stands for posts.
+
+    Its bounds are the exact ones of Clopper and Pearson, with the effective number of posts where weights differ.
+
+    Args:
+        hits: (N,) bool. weights: (N,), of `weights_of`; None: one each.
+        level: of both bounds together.
+    """
+    from scipy.special import betaincinv
+
+    hit_N = np.asarray(hits, dtype=np.float64)
+    if not len(hit_N):
+        return Estimate(None, 0.0, 1.0, 0)
+    weight_N = np.ones(len(hit_N)) if weights is None else np.asarray(weights, dtype=np.float64)
+    share, n = float(np.average(hit_N, weights=weight_N)), float(weight_N.sum() ** 2 / (weight_N**2).sum())
+    k = share * n
+    low = 0.0 if k < _NOTHING else float(betaincinv(k, n - k + 1, (1 - level) / 2))
+    high = 1.0 if n - k < _NOTHING else float(betaincinv(k + 1, n - k, (1 + level) / 2))
+    return Estimate(share, low, high, len(hit_N))
 
 
 def estimate(

@@ -60,8 +60,11 @@ def figure(draw: Callable[[Axes], None], height: float = 3.5) -> str:
     return data_uri("image/svg+xml", buffer.getvalue())
 
 
-def draw_curve(axes: Axes, report: EvalReport, scores: np.ndarray, labels: np.ndarray) -> None:
-    curve = metrics.threshold_curve(scores, labels)
+def draw_curve(
+    axes: Axes, report: EvalReport, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> None:
+    """weights: for how many posts each stands; None: one. So in the others."""
+    curve = metrics.threshold_curve(scores, labels, weights)
     kept = np.unique(np.linspace(0, len(curve.thresholds) - 1, _MAX_CURVE_POINTS).astype(int))
     axes.plot(curve.recall[kept], curve.precision[kept], color=_NEGATIVE, linewidth=1.6)
     points = report.operating_points
@@ -73,7 +76,7 @@ def draw_curve(axes: Axes, report: EvalReport, scores: np.ndarray, labels: np.nd
     axes.plot(
         *_columns(served), "x", color=_POSITIVE, markersize=7, markeredgewidth=1.8, label="with the threshold from val"
     )
-    rate = report.n_positive / report.n_posts
+    rate = report.guessing
     axes.axhline(rate, color=_FAINT, linewidth=1)
     axes.annotate(
         "flag everything", (0.01, rate), xytext=(0, 3), textcoords="offset points", fontsize=8, color="#616e7c"
@@ -82,13 +85,21 @@ def draw_curve(axes: Axes, report: EvalReport, scores: np.ndarray, labels: np.nd
     axes.legend(loc="lower left", bbox_to_anchor=(0, 0.02))
 
 
-def draw_histogram(axes: Axes, report: EvalReport, scores: np.ndarray, labels: np.ndarray, task: Task) -> None:
+def draw_histogram(
+    axes: Axes,
+    report: EvalReport,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    task: Task,
+    weights: np.ndarray | None = None,
+) -> None:
     bins = np.linspace(0, 1, 31).tolist()
     for members, colour, name in (
         (~labels, _NEGATIVE, task.final.classes[0]),
         (labels, _POSITIVE, task.final.classes[1]),
     ):
-        axes.hist(scores[members], bins=bins, color=colour, alpha=0.55, label=f"{_plain(name)} by people")
+        own = None if weights is None else weights[members]
+        axes.hist(scores[members], bins=bins, weights=own, color=colour, alpha=0.55, label=f"{_plain(name)} by people")
     finite = {key: p.threshold for key, p in report.operating_points.items() if math.isfinite(p.threshold)}
     shades = np.linspace(0.75, 0.0, len(report.operating_points))
     for shade, (key, point) in zip(shades, report.operating_points.items(), strict=True):
@@ -104,8 +115,8 @@ def draw_histogram(axes: Axes, report: EvalReport, scores: np.ndarray, labels: n
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, columnspacing=1.2, handlelength=1.4)
 
 
-def draw_reliability(axes: Axes, scores: np.ndarray, labels: np.ndarray) -> None:
-    mean_score, positive_share = metrics.reliability(scores, labels)
+def draw_reliability(axes: Axes, scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> None:
+    mean_score, positive_share = metrics.reliability(scores, labels, weights=weights)
     axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, linestyle=(0, (4, 3)), label="perfectly calibrated")
     axes.plot(
         mean_score, positive_share, "o-", color=_NEGATIVE, linewidth=1.2, markersize=4, label="15 bins of equal size"

@@ -94,6 +94,7 @@ def render(
     val, test = labelled(val, VAL, task, report.variant), labelled(test, TEST, task, report.variant)
     val_scores, val_labels = score_arrays(val)
     scores, labels = score_arrays(test)
+    weights = weights_of(test)
     fitted = {
         key: metrics.apply_threshold(val_scores, val_labels, point.threshold, point.min_precision, weights_of(val))
         for key, point in report.operating_points.items()
@@ -112,9 +113,9 @@ def render(
         rule=rule,
         threshold=threshold,
         groups=_groups(test, posts, task, report, threshold, settings.examples),
-        curve=charts.figure(lambda axes: charts.draw_curve(axes, report, scores, labels)),
-        histogram=charts.figure(lambda axes: charts.draw_histogram(axes, report, scores, labels, task)),
-        reliability=charts.figure(lambda axes: charts.draw_reliability(axes, scores, labels)),
+        curve=charts.figure(lambda axes: charts.draw_curve(axes, report, scores, labels, weights)),
+        histogram=charts.figure(lambda axes: charts.draw_histogram(axes, report, scores, labels, task, weights)),
+        reliability=charts.figure(lambda axes: charts.draw_reliability(axes, scores, labels, weights)),
         bars=charts.figure(lambda axes: charts.draw_bars(axes, questions), height=1.1 + 0.5 * len(questions))
         if questions
         else None,
@@ -150,9 +151,10 @@ def _metric_rows(report: EvalReport) -> list[tuple[str, Metric, str]]:
 def _question_rows(report: EvalReport, test: pd.DataFrame, task: Task) -> list[QuestionRow]:
     if not answers_questions(report.variant):
         return []
-    rows = []
+    rows, weights = [], weights_of(test)
     for question in task.questions:
-        shares = test[question.id].value_counts(normalize=True)  # over the labelled posts
+        one = pd.Series(1.0 if weights is None else weights, test.index)
+        shares = one.groupby(test[question.id]).sum() / one[test[question.id].notna()].sum()  # over the labelled posts
         rows.append(
             QuestionRow(
                 ask=question.ask,

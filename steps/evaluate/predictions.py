@@ -15,10 +15,9 @@ from model.data import Batches, Shards
 from model.device import best_device
 from model.metrics import Calibration, fit_calibration
 from model.prompt import Prompt
-from model.schema import LABEL, POST_ID, SPLIT, TEST, VAL
+from model.schema import LABEL, POST_ID, PROBABILITY, SPLIT, TEST, VAL
 from model.scorer import answer_columns, predict_rows
 from model.task import Task
-from steps.queue import PROBABILITY
 from steps.survey import weights_of
 
 

@@ -23,11 +23,10 @@ from model.bootstrap import bootstrap_interval
 from model.columns import SCORE, answer_column, probability_column
 from model.errors import DataError
 from model.metrics import Calibration, OperatingPoint
-from model.schema import LABEL, TEST, VAL
+from model.schema import LABEL, PROBABILITY, TEST, VAL
 from model.settings import Variant, answers_questions
 from model.task import Task
 from steps.evaluate.promise import posts_needed, promised_threshold
-from steps.queue import PROBABILITY
 from steps.settings import EvaluateSettings
 from steps.survey import weights_of
 
@@ -58,6 +57,8 @@ class EvalReport(_Frozen):
     n_posts: int
     n_positive: int
     n_unlabelled: int
+    #: How many posts those of test stand for, where these were drawn for people; None: themselves.
+    stand_for: int | None = None
     #: The same of val, on which thresholds and calibration are fitted.
     n_val: int
     n_val_unlabelled: int
@@ -88,6 +89,17 @@ class EvalReport(_Frozen):
             if number is not None and math.isfinite(number)
         }
 
+    @property
+    def guessing(self) -> float:
+        """The average precision of a model that knows nothing: the share of positives."""
+        share = self.metrics[metrics.POSITIVE_RATE].value if metrics.POSITIVE_RATE in self.metrics else None
+        return self.n_positive / self.n_posts if share is None else share
+
+    @property
+    def counted(self) -> str:
+        """How the posts of test count, where it is not once each; else empty."""
+        return "" if self.stand_for is None else f"drawn for people, they stand for about {self.stand_for:,}"
+
     def unpromised(self, point: str) -> str:
         """Why the operating point flags nothing."""
         if self.confidence is None:
@@ -103,7 +115,8 @@ class EvalReport(_Frozen):
         """The recall-at-precision table for a terminal, without a final line break."""
         lines = [
             f"{self.task} · {self.variant} · {self.n_posts:,} test posts, {self.n_positive:,} positive · "
-            f"{self._named(metrics.AVERAGE_PRECISION)}, by guessing {self.n_positive / self.n_posts:.3f}",
+            f"{self._named(metrics.AVERAGE_PRECISION)}, by guessing {self.guessing:.3f}",
+            *([f"the test posts were {self.counted}"] if self.counted else []),
             f"{'precision':>9}  {'recall on test':<22}  with the threshold from val",
         ]
         for key, point in self.operating_points.items():
@@ -192,6 +205,7 @@ def build_report(
         n_posts=len(test),
         n_positive=int(labels.sum()),
         n_unlabelled=n_test - len(test),
+        stand_for=None if weights is None else round(float(weights.sum())),
         n_val=len(val),
         n_val_unlabelled=n_val - len(val),
         metrics=found,

@@ -26,6 +26,7 @@ from model import schema
 from model.errors import ImageError, ManifestError, plain
 from model.images import MOST_PATH
 from model.post import Row, columns_of, parse, post_id_of, row_of, shown
+from model.schema import PROBABILITY
 from model.settings import PostLimits
 from model.task import Task
 from model.video import FRAMES
@@ -33,8 +34,8 @@ from steps.ingest.groups import grouped, split_of
 from steps.ingest.pdq import Hash
 from steps.ingest.pictures import Clip, Picture, compared, frames_mark, hash_images, read_videos, with_frames
 from steps.ingest.rows import absolute, is_url, opened, parent_of, read_rows
-from steps.queue import PROBABILITY
 from steps.settings import IngestSettings
+from steps.survey import Asked
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class IngestResult:
         text, images (names relative to root), root (an absolute local folder, or an fsspec URL), image_sha256,
         label, one Int8 column per question, split; language where the manifest has it; and where it has videos, video
         and video_sha256: the images of such a post end with the frames of its video, and root is where these lie. Where
-        retraining's labels were drawn for people, inclusion_probability (float64).
+        posts were drawn for people, inclusion_probability (float64, NaN where there is no label).
     rejects: one row for every other one: the fields of `Reject`.
     counts: rows, posts, rejected, images, files (distinct), labelled, train, val, test; and with `group_by` groups (of
         two or more posts), largest_group, posts_across (of groups that lie in more than one split).
@@ -139,14 +140,15 @@ def parse_posts(
     Args:
         row: the columns that are read (see `model.post.row_of`).
         check: what else a post must be: it raises a ValueError, or completes the post.
-        chosen: the manifest is one that retraining wrote: its columns ORIGIN and, where it is there, PROBABILITY are
-            read.
+        chosen: the manifest is one that retraining wrote: its column ORIGIN is read.
 
     Raises:
-        ManifestError: as `read_rows`.
+        ManifestError: as `read_rows`; or of some labels, and not of all, it is said with what probability people were
+            asked of the post.
     """
     columns = columns_of(row)
-    rows, in_file = read_rows(path, [*columns, ORIGIN, PROBABILITY] if chosen else columns, required)
+    own = [*([ORIGIN] if chosen else ()), *([PROBABILITY] if schema.LABEL in columns else ())]
+    rows, in_file = read_rows(path, [*columns, *own], required)
     unknown = [name for name in in_file if name not in (*schema.MANIFEST_COLUMNS, *columns, ORIGIN, PROBABILITY)]
     if unknown and schema.IMAGES in columns:  # else a part of the posts is read, to count them
         logger.warning(
@@ -157,11 +159,14 @@ def parse_posts(
     first_row: dict[str, int] = {}
     for number, cells in rows:
         manifest, row_there = cells.pop(ORIGIN, (str(path), number))
-        own = {PROBABILITY: cells.pop(PROBABILITY)} if cells.get(PROBABILITY) is not None else {}
         parsed, faults = parse(row, cells)
+        asked, wrong = parse(Asked, cells)
+        faults += wrong
         post_id = post_id_of(cells.get(schema.POST_ID))
         if parsed is not None:
-            post = parsed.model_dump(by_alias=True) | {ORIGIN: (manifest, row_there)} | own
+            post = parsed.model_dump(by_alias=True) | {ORIGIN: (manifest, row_there)}
+            if asked is not None and asked.inclusion_probability is not None:
+                post[PROBABILITY] = asked.inclusion_probability
             try:
                 check(post)
             except ValueError as error:
@@ -172,7 +177,20 @@ def parse_posts(
             rejects.append(Reject(manifest, row_there, post_id, "; ".join(faults)))
         else:
             posts.append(post)
+    _refuse_half_drawn(path, posts)
     return posts, rejects
+
+
+def _refuse_half_drawn(path: str | Path, posts: Sequence[Post]) -> None:
+    labelled = [post for post in posts if post.get(schema.LABEL) is not None]
+    lacking = [post for post in labelled if PROBABILITY not in post]
+    if not lacking or len(lacking) == len(labelled):
+        return
+    raise ManifestError(
+        f"manifest {path}: {PROBABILITY}: {len(lacking):,} of the {len(labelled):,} posts with a label have none, as "
+        f"row {lacking[0][ORIGIN][1]} ({plain(lacking[0][schema.POST_ID])}): write 1 where a post had its label before "
+        "the others were drawn; else its probability, or remove the label"
+    )
 
 
 def refuse_too_many(path: str | Path, rejects: list[Reject], n_rows: int, max_share: float, *, none_left: bool) -> None:
@@ -377,9 +395,9 @@ def _table(posts: Sequence[Post], task: Task) -> pd.DataFrame:
         dtypes[schema.LANGUAGE] = "str"
     if any(post[schema.VIDEO] is not None for post in posts):
         dtypes |= {schema.VIDEO: "str", schema.VIDEO_SHA256: "str"}
-    if any(PROBABILITY in post for post in posts):
+    if any(PROBABILITY in post and post[schema.LABEL] is not None for post in posts):
         dtypes[PROBABILITY] = "float64"
-    cells = {name: [post[name] for post in posts] for name in dtypes}
+    cells = {name: [post[name] if name != PROBABILITY else post.get(name) for post in posts] for name in dtypes}
     return pd.DataFrame({name: pd.Series(cells[name], dtype=dtype) for name, dtype in dtypes.items()})
 
 

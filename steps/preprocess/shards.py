@@ -17,12 +17,11 @@ from model.data import FRAMES, TEXT_IDS, ShardWriter
 from model.errors import ImageError, plain
 from model.files import disk_told
 from model.images import ImageLimits, frame_indices, read_frame
-from model.schema import IMAGE_SHA256, IMAGES, LABEL, POST_ID, ROOT, SPLIT, TEXT, TITLE
+from model.schema import IMAGE_SHA256, IMAGES, LABEL, POST_ID, PROBABILITY, ROOT, SPLIT, TEXT, TITLE
 from model.settings import SequenceSettings
 from model.task import Task
 from model.text import encode_post_text
 from steps.parallel import ordered_map
-from steps.queue import PROBABILITY
 
 #: Images handed to a worker at a time, and bytes of frames that it hands back at most (more cost twice as much a byte).
 _CHUNK, _CHUNK_BYTES = 64, 2**19

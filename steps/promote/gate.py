@@ -236,13 +236,12 @@ def _calibration_noise(scores_N: _Scores, weights_N: _Scores | None) -> float:
 
 def _guessing(candidate: Judged, posts: Posts, settings: PromoteSettings) -> Check:
     """The metric against what the share `guessing` of models that know nothing exceeds: the same scores, dealt out by
-    chance.
+    chance. Each post keeps what it stands for, which in a queue goes with its label.
     """
     fn, scores_N = _measured(settings.metric, candidate)
-    order, rng = np.argsort(-scores_N, kind="stable"), np.random.default_rng(_SEED)
-    weights_N = posts.weights_N
-    order_N, weight_N = scores_N[order], None if weights_N is None else weights_N[order]
-    draws = [fn(order_N, rng.permutation(posts.labels_N), weights=weight_N) for _ in range(settings.bootstrap)]
+    order_N, rng, weights_N = -np.sort(-scores_N), np.random.default_rng(_SEED), posts.weights_N
+    dealt = (rng.permutation(len(order_N)) for _ in range(settings.bootstrap))
+    draws = [fn(order_N, posts.labels_N[k], weights=None if weights_N is None else weights_N[k]) for k in dealt]
     value = fn(scores_N, posts.labels_N, weights=weights_N)
     limit = float(np.quantile(draws, 1 - settings.guessing))
     name = f"{settings.metric} against guessing"

@@ -14,14 +14,13 @@ from model.checkpoint_info import read_info, read_operating_points
 from model.columns import ERROR, LOGIT, SCORE, answer_column, probability_column
 from model.errors import DataError
 from model.metrics import BRIER_SKILL, point_name
-from model.schema import LABEL, POST_ID, SPLIT, TEST, VAL
+from model.schema import LABEL, POST_ID, PROBABILITY, SPLIT, TEST, VAL
 from steps.evaluate.predictions import calibrated
 from steps.evaluate.report import EvalReport, build_report
 from steps.ingest.posts import manifest_fingerprint, read_manifest
 from steps.ingest.sample import render_sample
 from steps.paths import home
 from steps.promote.gate import Decision, Judged, Posts, decide, slices_of
-from steps.queue import PROBABILITY
 from steps.register import history, registry
 from steps.register.moves import RegistryState
 from steps.register.own_code import scorer_of

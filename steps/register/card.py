@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from model import metrics
 from model.checkpoint_info import CheckpointInfo
@@ -24,6 +23,7 @@ from model.settings import answers_questions
 from model.task import Task
 from steps.evaluate.report import EvalReport, Metric
 from steps.promote.gate import slices_of
+from steps.survey import share_of, weights_of
 from steps.tables import rows_of
 
 #: Characters that MLflow's databases take for a description.
@@ -75,7 +75,10 @@ def _training(report: EvalReport, info: CheckpointInfo, posts: pd.DataFrame | No
     if posts is not None:
         train = posts[posts[SPLIT] == TRAIN]
         known = train[LABEL].dropna()
-        share = f", {100 * known.mean():.1f} % of them {info.task.final.positive}" if len(known) else ""
+        weights = weights_of(train.loc[known.index])
+        of = ", {} of them" if weights is None else "; of all that they were drawn from, {} are"
+        mean = _percent(share_of(known == 1, weights).value)
+        share = f"{of.format(mean)} {info.task.final.positive}" if len(known) else ""
         lines.append(f"{len(train):,} posts{_span(train)}; people's decision for {len(known):,}{share}.")
     if "start" in info.provenance:
         lines.append(f"It went on from the weights of {info.provenance['start']}.")
@@ -138,8 +141,8 @@ def _shown(report: EvalReport) -> dict[str, OperatingPoint]:
 
 def _measured(report: EvalReport, task: Task) -> str:
     lines = [
-        f"{report.n_posts:,} posts, {report.n_positive:,} positive; brackets are 95 % intervals. Guessing has an "
-        f"average precision of {_percent(report.n_positive / report.n_posts)}."
+        f"{report.n_posts:,} posts, {report.n_positive:,} positive{'; ' if report.counted else ''}{report.counted}; "
+        f"brackets are 95 % intervals. Guessing has an average precision of {_percent(report.guessing)}."
     ]
     named = [metrics.AVERAGE_PRECISION, metrics.ROC_AUC]
     named += [metrics.recall_name(key) for key in _shown(report)]
@@ -164,9 +167,11 @@ def _slices(report: EvalReport, predictions: pd.DataFrame, posts: pd.DataFrame |
     point = max(served, key=lambda item: item[1].min_precision)[1]
     slices = slices_of(rows_of(posts, test[POST_ID].tolist(), "posts"))
     flagged, positive = test[SCORE].to_numpy() >= point.threshold, (test[LABEL] == 1).to_numpy(bool)
+    weights = weights_of(test)
     judged, short = 0, []
     for name, member in slices.items():
-        enough, said = _short_of(point, flagged[member], positive[member])
+        weight = np.ones(int(member.sum())) if weights is None else weights[member]
+        enough, said = _short_of(point, flagged[member], positive[member], weight)
         judged += enough
         short += [f"- {plain(name)}: {line}" for line in said]
     head = (
@@ -179,21 +184,18 @@ def _slices(report: EvalReport, predictions: pd.DataFrame, posts: pd.DataFrame |
 
 
 def _short_of(
-    point: OperatingPoint, flagged: NDArray[np.bool_], positive: NDArray[np.bool_]
+    point: OperatingPoint, flagged: NDArray[np.bool_], positive: NDArray[np.bool_], weights: NDArray[np.float64]
 ) -> tuple[bool, Sequence[str]]:
     """Whether a slice has enough posts to be judged; and in what its exact interval lies wholly below."""
-    found, hits = [], int((flagged & positive).sum())
+    found, hits = [], flagged & positive
     enough = False
-    for name, n, bound in (
-        ("precision", int(flagged.sum()), point.min_precision),
-        ("recall", int(positive.sum()), point.recall),
-    ):
-        if n >= _LEAST:
+    for name, of, bound in (("precision", flagged, point.min_precision), ("recall", positive, point.recall)):
+        if (n := int(of.sum())) >= _LEAST:
             enough = True
-            interval = binomtest(hits, n).proportion_ci(_LEVEL, method="exact")
-            if interval.high < bound:
-                between = f"[{_percent(interval.low)}, {_percent(interval.high)}]"
-                found.append(f"{name} {_percent(hits / n)} {between} of {n:,} posts, below {_percent(bound)}")
+            share = share_of(hits[of], weights[of], _LEVEL)
+            if share.high < bound:
+                between = f"[{_percent(share.low)}, {_percent(share.high)}]"
+                found.append(f"{name} {_percent(share.value)} {between} of {n:,} posts, below {_percent(bound)}")
     return enough, found
 
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from model.columns import SCORE
 from model.errors import DataError
 from model.metrics import comparable
-from model.schema import LABEL, POST_ID, SPLIT, TEST
+from model.schema import LABEL, POST_ID, PROBABILITY, SPLIT, TEST
 from steps.evaluate.report import EvalReport, Metric
 from steps.promote.gate import Judged, gain_of
+from steps.survey import weights_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def compare(a: Version, b: Version, *, n: int) -> str:
             f"{a.name} was tested on {len(left)} posts, {b.name} on {len(right)}: none is common to both, so their "
             "difference cannot be judged: run the pipeline once more, and the gate scores both on the same posts"
         )
-    labels = (common[f"{LABEL}_a"] == 1).to_numpy(bool)
+    labels, weights = (common[f"{LABEL}_a"] == 1).to_numpy(bool), _weights(common)
     judged = [
         Judged(scores_N=common[f"{SCORE}_{side}"].to_numpy(np.float64), report=version.report)
         for side, version in (("a", a), ("b", b))
@@ -53,7 +55,7 @@ def compare(a: Version, b: Version, *, n: int) -> str:
     for name in dict.fromkeys((*a.report.metrics, *b.report.metrics)):
         row = f"{name:<20}  {_shown(a.report.metrics.get(name)):>22}  {_shown(b.report.metrics.get(name)):>22}"
         if comparable(name) is not None:
-            value, low, high = gain_of(name, judged[0], judged[1], labels, n=n)
+            value, low, high = gain_of(name, judged[0], judged[1], labels, n=n, weights_N=weights)
             row += f"  {value:+.4f} [{low:+.4f}, {high:+.4f}]" + (" *" if low > 0 or high < 0 else "")
         rows.append(row)
     return "\n".join([*rows, "* the interval of 95 % does not hold 0"])
@@ -61,7 +63,14 @@ def compare(a: Version, b: Version, *, n: int) -> str:
 
 def _test(version: Version) -> pd.DataFrame:
     rows = version.predictions
-    return rows.loc[(rows[SPLIT] == TEST) & rows[LABEL].notna(), [POST_ID, LABEL, SCORE]]
+    drawn = [PROBABILITY] if PROBABILITY in rows else []
+    return rows.loc[(rows[SPLIT] == TEST) & rows[LABEL].notna(), [POST_ID, LABEL, SCORE, *drawn]]
+
+
+def _weights(common: pd.DataFrame) -> NDArray[np.float64] | None:
+    """For how many posts each stands: of a post that one test drew and the other had anyway, what the draw says."""
+    chances = [common[name] for name in common if str(name).startswith(PROBABILITY)]
+    return weights_of(pd.DataFrame({PROBABILITY: pd.concat(chances, axis=1).min(axis=1)})) if chances else None
 
 
 def _shown(metric: Metric | None) -> str:

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 from model.columns import DECISION, MODEL_VERSION, SCORE, SCORED_AT
 from model.errors import ConfigError, DataError
-from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, ROOT, TEXT, TITLE
+from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, PROBABILITY, ROOT, TEXT, TITLE
 from model.task import Task
 from steps.promote.gate import slices_of
-from steps.queue import PROBABILITY, REASONS, draw, inclusion, not_ruled_out, reach, worth
+from steps.queue import REASONS, draw, inclusion, not_ruled_out, reach, worth
 from steps.register import registry
 from steps.register.registry import RegisteredVersion
 from steps.retrain.fresh import read_chances, read_labels
-from steps.retrain.live import Share, read_scores, scores_place
+from steps.retrain.live import read_scores, scores_place
 from steps.retrain.newest import fall
 from steps.settings import RetrainSettings
+from steps.survey import chance, share_of
 from steps.tables import tell_unmatched
 
 _Mask = NDArray[np.bool_]
@@ -62,8 +63,11 @@ def whom_to_ask(
     table[LABEL] = table[POST_ID].map(known).astype(float).fillna(table[LABEL].astype(float))
     for column in (SCORE, DECISION, SCORED_AT):
         table[column] = table[POST_ID].map(ours[column])
-    if chances := read_chances(settings.labels) if settings.labels else {}:
-        table[PROBABILITY] = table[POST_ID].map(chances).astype(float).fillna(1.0)
+    chances = read_chances(settings.labels) if settings.labels else {}
+    own = table.get(PROBABILITY, pd.Series(np.nan, table.index))
+    drawn = [chance(post_id, cell, known, chances) for post_id, cell in zip(table[POST_ID], own, strict=True)]
+    table[PROBABILITY] = np.array(drawn, dtype=np.float64)
+    table[PROBABILITY] = table[PROBABILITY].fillna(1.0)
     reasons = _reasons(table, scored, champion, settings.live_precision / 100, confidence, disputed)
     asked = table[LABEL].isna().to_numpy(bool)
     if not asked.any():
@@ -130,8 +134,9 @@ def _reasons(
         reasons["newer than the training"] = (table[CREATED_AT] > profile[CREATED_AT].max()).to_numpy(bool)
     judged = (table[LABEL].notna() & table[DECISION].eq(True)).to_numpy(bool)
     positive = (table[LABEL] == 1).to_numpy(bool)
+    weights_N = 1 / table[PROBABILITY].to_numpy(np.float64)
     for name, member in slices_of(table).items():
-        share = Share(int((judged & positive & member).sum()), int((judged & member).sum()))
-        if share.upper(confidence) < target:
+        ours = judged & member
+        if share_of(positive[ours], weights_N[ours], 2 * confidence - 1).high < target:
             reasons[f"weak: {name}"] = member
     return {reason: holds for reason, holds in reasons.items() if holds.any()}

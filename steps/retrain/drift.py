@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import chi2_contingency, ks_2samp, mannwhitneyu
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -19,11 +20,12 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from model.schema import LABEL
+from model.schema import LABEL, PROBABILITY
 from model.task import Task
 from steps.pages import template
 from steps.retrain.profile import CHARACTERS, FEATURES, N_IMAGES
 from steps.settings import RetrainSettings
+from steps.survey import weights_of
 
 #: A difference that chance shows less often than this.
 SIGNIFICANCE = 0.01
@@ -61,7 +63,8 @@ def compare(reference: pd.DataFrame, fresh: pd.DataFrame, task: Task, settings: 
     for column, what in ((CHARACTERS, "characters of title and text"), (N_IMAGES, "images")):
         lines.append(_numbers(what, reference[column], fresh[column], settings.max_ks))
     # a label that is still to come is no answer; an annotator's missing one is
-    lines.append(_classes("label", reference[LABEL].dropna(), fresh[LABEL].dropna(), settings.max_cramers_v))
+    old, new = reference[reference[LABEL].notna()], fresh[fresh[LABEL].notna()]
+    lines.append(_classes("label", old[LABEL], new[LABEL], settings.max_cramers_v, weights_of(old), weights_of(new)))
     for name in task.question_ids:
         if name in reference and name in fresh:
             lines.append(_classes(f"answers to {name}", reference[name], fresh[name], settings.max_cramers_v))
@@ -74,7 +77,8 @@ def records(lines: list[Difference]) -> list[dict[str, Any]]:
 
 
 def _schema(reference: pd.DataFrame, fresh: pd.DataFrame) -> Difference:
-    gone, new = (sorted(map(str, columns)) for columns in (set(reference) - set(fresh), set(fresh) - set(reference)))
+    ours, theirs = ({*map(str, side)} - {PROBABILITY} for side in (reference, fresh))  # how people were asked
+    gone, new = sorted(ours - theirs), sorted(theirs - ours)
     found = f"gone: {gone}, new: {new}" if gone or new else "the same columns"
     return Difference("schema", "columns that differ", float(len(gone) + len(new)), 0.0, 0.0, found)
 
@@ -91,10 +95,17 @@ def _numbers(what: str, reference: pd.Series, fresh: pd.Series, limit: float) ->
     return Difference(what, "KS distance", float(test.statistic), limit, float(test.pvalue), found)
 
 
-def _classes(what: str, reference: pd.Series, fresh: pd.Series, limit: float) -> Difference:
-    sides = {"reference": reference, "fresh": fresh}
-    named = {side: values.astype("string").fillna(_MISSING).value_counts() for side, values in sides.items()}
-    counts = pd.DataFrame(named).fillna(0).astype(int).sort_index()
+def _classes(
+    what: str,
+    reference: pd.Series,
+    fresh: pd.Series,
+    limit: float,
+    reference_weights: NDArray[np.float64] | None = None,
+    fresh_weights: NDArray[np.float64] | None = None,
+) -> Difference:
+    sides = {"reference": (reference, reference_weights), "fresh": (fresh, fresh_weights)}
+    named = {side: _counts(values.astype("string").fillna(_MISSING), w) for side, (values, w) in sides.items()}
+    counts = pd.DataFrame(named).fillna(0).sort_index()
     few = _few(len(reference), len(fresh))
     if few or len(counts) < 2:
         return Difference(what, "Cramér's V", None, limit, None, few or f"one class only: {list(counts.index)}")
@@ -103,6 +114,13 @@ def _classes(what: str, reference: pd.Series, fresh: pd.Series, limit: float) ->
     found = "; ".join(f"{name}: {a:.1%}, fresh {b:.1%}" for name, a, b in shares.itertuples())
     # two columns: the smaller side less one is 1
     return Difference(what, "Cramér's V", float(np.sqrt(chi2 / counts.to_numpy().sum())), limit, float(p), found)
+
+
+def _counts(values: pd.Series, weights: NDArray[np.float64] | None) -> pd.Series:
+    """Of each class the posts; with weights in all the effective number of posts (Korn and Graubard 1998)."""
+    if weights is None:
+        return values.value_counts().astype(float)
+    return pd.Series(weights * weights.sum() / (weights**2).sum(), values.index).groupby(values).sum()
 
 
 def _embedding(reference: pd.Series, fresh: pd.Series, limit: float) -> Difference:

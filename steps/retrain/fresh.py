@@ -9,30 +9,30 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated
 
 from pydantic import AliasChoices, AwareDatetime, Field, ValidationError
 
 from model.errors import ManifestError, plain
 from model.files import disk_told, write_whole
-from model.post import Expects, PostId, Row, row_of
-from model.schema import CREATED_AT, LABEL, MANIFEST_COLUMNS, POST_ID, SPLIT, TEST
+from model.post import PostId, row_of
+from model.schema import CREATED_AT, LABEL, MANIFEST_COLUMNS, POST_ID, PROBABILITY, SPLIT, TEST
 from model.strict import Strict
 from model.task import Task
 from steps.ingest.groups import split_of
 from steps.ingest.posts import ORIGIN, Post, Reject, fingerprint_of, parse_posts, refuse_too_many
 from steps.ingest.rows import absolute, checked_rows, is_url, json_object, opened, parent_of
-from steps.queue import PROBABILITY
 from steps.retrain.reviewed import reviewed_labels
 from steps.retrain.stored import is_store
 from steps.secrets import resolved
 from steps.settings import IngestSettings, RetrainSettings
+from steps.survey import Asked, chance
 from steps.tables import tell_unmatched
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ _KEPT = 3
 #: A time that is further ahead than this is a wrong clock's, and tells nothing. One that is less far ahead may be of a
 #: clock that differs, or of a zone that was left out.
 _AHEAD = timedelta(days=1)
+#: A probability that a spreadsheet rounded is still the same.
+_ROUNDED = 0.01
 
 
 def is_to_come(time: datetime, now: datetime | None = None) -> bool:
@@ -215,29 +217,48 @@ def read_labels(place: str | Path) -> dict[str, int]:
     place = resolved(str(place), "retrain.labels")
     if is_store(place):
         return reviewed_labels(place)
-    path = Path(place)
-    rows = checked_rows(path, row_of(columns=(POST_ID, LABEL)), "labels", (POST_ID, LABEL))
+    rows = checked_rows(Path(place), row_of(columns=(POST_ID, LABEL)), "labels", (POST_ID, LABEL))
     cells = (row.model_dump() for _, row in rows)
     return {row[POST_ID]: row[LABEL] for row in cells if row[LABEL] is not None}
 
 
-class AskedPost(Row):
+class AskedPost(Asked):
     """A row of labels that may have come from a queue."""
 
     post_id: PostId
-    inclusion_probability: Annotated[float | None, Field(gt=0, le=1), Expects("a probability above 0, or null")] = None
 
 
 def read_chances(place: str | Path) -> dict[str, float]:
     """With what probability `agentps queue` drew the posts of the labels; empty where they are not its.
 
-    Raises: as `read_labels`.
+    A row without one, as a correction has it, leaves that of the post's other rows.
+
+    Raises: as `read_labels`; and ManifestError, where two queues drew a post.
     """
     place = resolved(str(place), "retrain.labels")
     if is_store(place):
         return {}
-    rows = checked_rows(Path(place), AskedPost, "labels", (POST_ID,))
-    return {row.post_id: row.inclusion_probability for _, row in rows if row.inclusion_probability is not None}
+    found: dict[str, tuple[int, float]] = {}
+    for number, row in checked_rows(Path(place), AskedPost, "labels", (POST_ID,)):
+        if (asked := row.inclusion_probability) is None:
+            continue
+        first, before = found.setdefault(row.post_id, (number, asked))
+        if not math.isclose(before, asked, rel_tol=_ROUNDED):
+            raise ManifestError(
+                f"labels {place}:{number}: {PROBABILITY}: {asked:g}, and row {first} of the same post "
+                f"({plain(row.post_id)}) has {before:g}: two queues drew it, so the second was made before the first "
+                "was filled in, and what they tell cannot be joined: keep the rows of one of the two"
+            )
+    return {post_id: asked for post_id, (_, asked) in found.items()}
+
+
+def tell_unweighed(place: str | None) -> None:
+    """Say that labels count once each which a policy's draw chose, where they are those of the review desk."""
+    if place is not None and is_store(resolved(place, "retrain.labels")):
+        logger.warning(
+            "labels of the review desk count once each on val and test, however likely people were to see the post: so "
+            "the figures are of the posts that people look at; `agentps recalibrate --late` weighs them"
+        )
 
 
 def too_little(
@@ -289,7 +310,7 @@ def select(
         since: the retraining cursor, None before the first retraining.
         labels: people's later labels by post id; they replace the manifest's.
         sides: by post id, the splits of posts that are grouped by what they share (`ingest.group_by`).
-        chances: by post id, with what probability people were asked for its later label; of others it is 1.
+        chances: by post id, with what probability people were asked for its later label (see `steps.survey.chance`).
 
     Raises:
         NoMatchError: there are labels, and none is of a post.
@@ -299,6 +320,7 @@ def select(
     newest = max((post[CREATED_AT] for post in posts if post[CREATED_AT] <= now), default=now)
     longest = newest - datetime.min.replace(tzinfo=UTC)  # of posts whose clock says the year 1
     window, tested = (newest - min(timedelta(days=n), longest) for n in (settings.window_days, settings.test_days))
+    drawn = bool(chances) or any(PROBABILITY in post for post in posts)
     kept: list[Post] = []
     older: list[Post] = []
     n_fresh = 0
@@ -309,8 +331,8 @@ def select(
         split = split or split_of(post[POST_ID], ingest.val_share, ingest.test_share)
         label = labels.get(post[POST_ID], post.get(LABEL))
         row = post | {SPLIT: split, LABEL: label}
-        if chances:
-            row[PROBABILITY] = chances.get(post[POST_ID], 1.0)
+        if drawn:
+            row[PROBABILITY] = chance(post[POST_ID], post.get(PROBABILITY), labels, chances) or 1.0
         if split == TEST:
             if post.get(SPLIT) == TEST or post[CREATED_AT] > tested:
                 kept.append(row)

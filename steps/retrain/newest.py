@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from model.columns import DECISION, SCORED_AT
 from model.errors import DataError
-from model.schema import CREATED_AT, LABEL, POST_ID, SPLIT, TEST, VAL
+from model.schema import CREATED_AT, LABEL, POST_ID, PROBABILITY, SPLIT, TEST, VAL
 from model.task import Task
 from steps.ingest.posts import read_manifest
 from steps.paths import home
-from steps.queue import PROBABILITY
 from steps.register import registry
 from steps.register.registry import RegisteredVersion
 from steps.retrain import fresh
@@ -97,7 +96,7 @@ def newest_posts(
     until = _trained_until(champion)
     source = fresh.absolute(settings.posts)
     rows = [
-        post
+        {name: cell for name, cell in post.items() if name != PROBABILITY}  # of another label
         | {LABEL: label[post[POST_ID]], SPLIT: TEST if _place("test", post[POST_ID]) < _TESTED else VAL}
         | ({PROBABILITY: drawn[post[POST_ID]]} if drawn else {})
         for post in fresh.read_posts(source, fresh.columns_of(task), task, settings.ingest.max_reject_share)

@@ -12,7 +12,7 @@ from model.backbone import load_backbone, load_tokenizer
 from model.backbones import family_of
 from model.data import FRAMES, Shards
 from model.device import best_device
-from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, TEXT, TITLE, TRAIN
+from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, PROBABILITY, SPLIT, TEXT, TITLE, TRAIN
 from model.settings import BackboneSettings
 from model.task import Task
 from steps.tables import rows_of
@@ -28,12 +28,12 @@ def profile(
 ) -> pd.DataFrame:
     """One row a training post, `PROFILED` at most: post_id, created_at, characters (of title and text), n_images,
     label and one Int8 column per question (the annotator's), and features: the frozen tower's states, float32 (D,),
-    mean over patches and over the distinct frames.
+    mean over patches and over the distinct frames. Where posts were drawn for people, inclusion_probability.
     """
     train = posts[posts[SPLIT] == TRAIN]
     place = train[POST_ID].map(lambda post_id: hashlib.sha256(f"profile:{post_id}".encode()).hexdigest())
     train = train.loc[place.sort_values().index[:PROFILED]].sort_values(POST_ID)
-    table = train[[POST_ID, CREATED_AT, LABEL]].reset_index(drop=True)
+    table = train[[POST_ID, CREATED_AT, LABEL, *({PROBABILITY} & {*train})]].reset_index(drop=True)
     table[CHARACTERS] = (train[TITLE].str.len() + train[TEXT].str.len()).to_numpy()
     table[N_IMAGES] = train[IMAGES].map(len).to_numpy()
     answers = rows_of(labels, table[POST_ID].tolist(), "labels")

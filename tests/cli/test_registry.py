@@ -29,6 +29,7 @@ from steps.evaluate.report import EvalReport, build_report
 from steps.paths import REPOSITORY, store_url
 from steps.promote.gate import Decision
 from steps.register import history, registry
+from steps.register.compare import Version, compare
 from steps.retrain.reviewed import LABELS
 from steps.settings import load_settings
 from tests.support.tiny import SEQUENCE, TASK, train_settings, write_checkpoint, write_images
@@ -218,6 +219,48 @@ def test_recalibrate_makes_a_version_of_the_same_weights_that_goes_through_the_g
     assert f"agentps-small version 2: promoted: {tags[history.REASON]}" in done.output
     assert tags[history.REASON].startswith("brier_skill +")
     assert history.sync(NAME).aliases == {"champion": "2", "previous": "1", "challenger": "2"}
+
+
+def test_recalibrate_takes_a_filled_in_queue_for_the_posts_that_it_was_drawn_from(
+    add: Add, config: str, tmp_path: Path
+) -> None:
+    """Of the posts with high scores people were asked in any case, of one in five others."""
+    first = add(1.0, "promoted")
+    posts(tmp_path, 1200, registry.fetch(first))
+    rows = pd.read_json(tmp_path / "posts.jsonl", lines=True)
+    full = rows.assign(images=[[str(tmp_path / name) for name in album] for album in rows["images"]])
+    found = Scorer.from_directory(registry.fetch(first), image_root="/").score(full)["score"]
+    rng = np.random.default_rng(0)
+    rows["label"] = (rng.random(1200) < found.rank(pct=True) ** 2).astype(int)
+    often = found.rank(pct=True) > 0.5
+    asked = often | (rng.random(1200) < 0.2)
+    queue = rows[asked].assign(inclusion_probability=np.where(often[asked], 1.0, 0.2))
+    queue.to_json(tmp_path / "posts.jsonl", orient="records", lines=True)
+    mlflow.end_run()
+    mlflow.create_experiment("agentps_training", artifact_location=(tmp_path / "artifacts").as_uri())
+    done = call("recalibrate", "-c", config)
+    assert done.exit_code == 0, done.output
+    second = registry.get(NAME, "2")
+    level = Scorer.from_directory(registry.fetch(second), image_root="/").score(full)["score"].mean()
+    assert level == pytest.approx(rows["label"].mean(), abs=0.04)
+    assert queue["label"].mean() > rows["label"].mean() + 0.06, "unlike those asked of"
+    assert registry.report_of(second).stand_for == pytest.approx(600, rel=0.2), "the test posts"
+    queue.loc[queue.index[::2], "inclusion_probability"] = None
+    queue.to_json(tmp_path / "posts.jsonl", orient="records", lines=True)
+    refused = call("recalibrate", "-c", config)
+    assert refused.exit_code == 1
+    assert "posts with a label have none, as row 1 (" in refused.output
+
+
+def test_compare_weighs_common_posts_as_they_were_drawn() -> None:
+    tables = {skill: predictions(skill) for skill in (1.0, 2.0)}
+    chance = np.where(np.arange(400) % 3 == 0, 0.1, 1.0)
+    drawn = {skill: table.assign(inclusion_probability=chance) for skill, table in tables.items()}
+    # of one version all posts of test had labels, of the other these were drawn
+    made = [Version("a", report(tables[1.0]), tables[1.0]), Version("b", report(drawn[2.0]), drawn[2.0])]
+    line = next(line for line in compare(*made, n=20).splitlines() if line.startswith("roc_auc"))
+    values = [report(drawn[skill]).metrics["roc_auc"].value for skill in (1.0, 2.0)]
+    assert f"  {(values[0] or 0) - (values[1] or 0):+.4f} [" in line
 
 
 def fallen(add: Add, config: str, tmp_path: Path) -> tuple[pd.DataFrame, NDArray[np.int64]]:

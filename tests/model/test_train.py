@@ -21,11 +21,12 @@ from model import train as training
 from model.checkpoint import trainable_state
 from model.data import Shards
 from model.errors import DataError
-from model.schema import TRAIN, VAL
+from model.schema import PROBABILITY, TRAIN, VAL
 from model.scorer import in_chunks, predict
 from model.settings import BackboneSettings, LoraSettings, TrainSettings
 from model.train import AlbumSampler, FitResult, fit, last_whole_checkpoint
-from tests.support.tiny import network, train_settings
+from steps.recipe import shards_digest
+from tests.support.tiny import TASK, network, train_settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 STEPS_PER_EPOCH = 6  # 48 posts, 8 an optimizer step
@@ -157,6 +158,24 @@ def test_the_weights_of_the_best_epoch_on_val_are_kept(
     rows = batches.rows(VAL, labelled=True)
     scores = predict(model, in_chunks(rows, 8, batches)).final_N
     assert average_precision_score(batches.final_labels(rows), scores) == pytest.approx(max(precisions))
+
+
+def test_the_best_epoch_is_that_of_the_posts_that_those_of_val_were_drawn_from(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
+) -> None:
+    drawn = tiny_shards.subset(np.ones(len(tiny_shards.posts), bool))
+    drawn.posts[PROBABILITY] = np.where(np.arange(len(drawn.posts)) % 3 == 0, 0.05, 1.0)
+    settings = train_settings(epochs=1, learning_rate=1e-5)
+    kept, result = train(tiny_backbone, drawn, tmp_path, settings)
+    model, _, batches = network(tiny_backbone, drawn, settings)
+    model.load_state_dict(kept, strict=False)
+    rows = batches.rows(VAL, labelled=True)
+    scores, labels = predict(model, in_chunks(rows, 8, batches)).final_N, batches.final_labels(rows)
+    weights = 1 / drawn.posts[PROBABILITY].to_numpy()[rows]
+    weighed = average_precision_score(labels, scores, sample_weight=weights)
+    assert result.best_val_average_precision == pytest.approx(weighed)
+    assert weighed != pytest.approx(average_precision_score(labels, scores))
+    assert shards_digest(drawn, TASK) != shards_digest(tiny_shards, TASK), "it is another training"
 
 
 class Steps(Record):

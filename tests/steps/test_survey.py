@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest
 
 from model.errors import DataError
-from steps.survey import estimate
+from steps.survey import estimate, share_of
 
 
 def test_each_label_counts_for_the_posts_that_it_was_drawn_from() -> None:
@@ -80,3 +80,15 @@ def test_the_bounds_hold_in_93_of_100_draws_also_where_few_positives_are_drawn(
         figures = estimate(positive, flagged, probability, rng.random(n) < probability)
         held += [one.low <= true <= one.high for one, true in zip(figures, truth, strict=True)]
     assert (held / draws >= 0.93).all(), held / draws
+
+
+def test_a_share_of_posts_has_the_exact_bounds_and_weighs_by_the_effective_number_of_posts() -> None:
+    for k, n in ((0, 12), (7, 20), (20, 20)):
+        found, exact = share_of(np.arange(n) < k), binomtest(k, n).proportion_ci(0.95, method="exact")
+        assert (found.value, found.low, found.high) == pytest.approx((k / n, exact.low, exact.high))
+    # 3 of 10 stand for 3 posts, 10 others for 4 each: 43 posts of 13, of which (43 ** 2) / (3 + 10 * 16) count
+    weighed = share_of(np.arange(13) < 3, np.where(np.arange(13) < 3, 1.0, 4.0))
+    n = 43**2 / 163
+    assert weighed.value == pytest.approx(3 / 43)
+    assert weighed.high == pytest.approx(beta.ppf(0.975, n * 3 / 43 + 1, n * 40 / 43))
+    assert share_of([]).high == 1

@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from model.settings import Variant
-from steps.evaluate.page import render
+from steps.evaluate import charts
+from steps.evaluate.page import _question_rows, render
+from steps.evaluate.report import score_arrays
 from steps.settings import EvaluateSettings
+from steps.survey import weights_of
 from tests.support import predictions as support
 from tests.support.html import Page, needs_nothing_from_outside
 from tests.support.posts import ingested
@@ -148,3 +152,32 @@ def test_vanilla_has_no_questions(posts: pd.DataFrame) -> None:
     page = page_of(posts, "vanilla")
     assert "Intermediate questions" not in page
     assert page.count("data:image/svg+xml") == 3
+
+
+def test_posts_that_were_drawn_for_people_are_charted_as_those_that_they_stand_for(posts: pd.DataFrame) -> None:
+    """A post with probability 1 / k is as k posts: the charts, the majority's share and what guessing gives."""
+    val, test = predictions(0, "val", "agentps"), predictions(1, "test", "agentps")
+    test["spicy"] = pd.array([i % 2 for i in range(N)], dtype="Int8")
+    times = np.where(test["score"] > 0.5, 1, 4)
+    drawn, copies = test.assign(inclusion_probability=1 / times), test.loc[np.repeat(test.index, times)]
+    reports = [support.report_of(val, table, "agentps", SETTINGS) for table in (drawn, copies)]
+    text = " ".join(Page(render(reports[0], val, drawn, posts, TASK, SETTINGS)).text.split())
+    share = 100 * np.average(test["label"], weights=times)
+    assert (
+        f"({share:.1f} % of all posts: the test posts were drawn for people, they stand for about {times.sum()}" in text
+    )
+    assert reports[0].table().splitlines()[1].endswith(f"stand for about {times.sum()}")
+    charts_of = []
+    for report, table in zip(reports, (drawn, copies), strict=True):
+        axes = Figure().subplots(3)
+        scores, labels, weights = *score_arrays(table), weights_of(table)
+        charts.draw_curve(axes[0], report, scores, labels, weights)
+        charts.draw_reliability(axes[1], scores, labels, weights)
+        charts.draw_histogram(axes[2], report, scores, labels, TASK, weights)
+        lines = [line.get_xydata() for ax in axes[:2] for line in ax.lines]
+        charts_of.append([*lines, [bar.get_height() for bar in axes[2].patches]])
+    for drawn_line, line in zip(*charts_of, strict=True):
+        assert np.asarray(drawn_line) == pytest.approx(np.asarray(line), nan_ok=True)
+    rows = [_question_rows(*made, TASK)[0].majority for made in zip(reports, (drawn, copies), strict=True)]
+    assert rows[0] == pytest.approx(rows[1])
+    assert rows[0] != pytest.approx(test["spicy"].value_counts(normalize=True).max())

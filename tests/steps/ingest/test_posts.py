@@ -528,3 +528,42 @@ def test_the_fingerprint_on_another_file_system_changes_with_each_image(folder: 
 def test_a_url_that_leads_nowhere_is_named(url: str, reason: str) -> None:
     with pytest.raises(ManifestError, match=f"manifest {url}: .*{reason}"):
         read_manifest(url, TASK, settings())
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_with_what_probability_people_were_asked_is_read_of_every_manifest(folder: Path, suffix: str) -> None:
+    """A queue that was filled in; a post that nobody has labelled yet needs none, and each other one has it."""
+    rows = [post(1, label=1, inclusion_probability=0.2), post(2, label=0, inclusion_probability=1), post(3)]
+    path = write(folder, rows)
+    if suffix == ".parquet":
+        path = folder / "posts.parquet"
+        pd.DataFrame(rows).to_parquet(path)
+    table = read_manifest(path, TASK, settings()).posts
+    assert table["inclusion_probability"].tolist() == [0.2, 1, pytest.approx(np.nan, nan_ok=True)]
+    plain = read_manifest(write(folder, [post(1, label=1), post(2, inclusion_probability=0.2)]), TASK, settings()).posts
+    assert "inclusion_probability" not in plain, "no label was drawn"
+
+
+@pytest.mark.parametrize("cell", [0, -0.5, 1.01, 1e-300, "0.5", True, [0.5]])
+def test_a_probability_that_is_none_is_a_fault_of_its_row(folder: Path, cell: Any) -> None:
+    rows = [post("good", label=1, inclusion_probability=0.5), post("bad", label=0, inclusion_probability=cell)]
+    result = read_manifest(write(folder, rows), TASK, settings())
+    assert result.posts["post_id"].tolist() == ["good"]
+    reason = result.rejects.loc[0, "reason"]
+    assert reason.startswith("inclusion_probability: ")
+    assert reason.endswith("; a probability above 0 and at most 1, or null is expected")
+
+
+def test_labels_of_which_some_have_a_probability_are_no_sample_until_each_has_one(folder: Path) -> None:
+    rows = [post(n, label=n % 2, inclusion_probability=0.5 if n % 2 else None) for n in range(6)]
+    pd.DataFrame(rows).to_parquet(folder / "posts.parquet")  # there the missing ones are NaN
+    with pytest.raises(ManifestError, match=r"posts\.parquet: inclusion_probability: 3 of the 6 posts "):
+        read_manifest(folder / "posts.parquet", TASK, settings())
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(write(folder, rows), TASK, settings())
+    assert "posts.jsonl: inclusion_probability: 3 of the 6 posts with a label have none, as row 1 (0): write 1" in str(
+        caught.value
+    )
+    for row in rows[::2]:
+        row["inclusion_probability"] = 1
+    assert read_manifest(write(folder, rows), TASK, settings()).posts["inclusion_probability"].notna().all()

@@ -317,3 +317,33 @@ def test_whether_a_version_that_would_flag_nothing_replaces_one_that_flags_is_a_
     if verdict == "needs a person":
         assert decision.reason.endswith("but it would flag nothing at p80: no threshold is precise enough on val")
     assert decide(better, held, test, policy(max_calibration_error=None)).promote, "not asked where none is served"
+
+
+# Posts that were drawn for people
+
+
+def drawn(seed: int, skill: float) -> tuple[Judged, Posts]:
+    """Test posts of a queue of another model: the flagged half of them, mostly positive, was drawn ten times as often.
+    9 % of the posts are positive, of those that were drawn 40 %.
+    """
+    rng = np.random.default_rng(seed)
+    flagged = rng.random(600) < 0.5
+    labels = rng.random(600) < np.where(flagged, 0.75, 0.05)
+    evidence = rng.normal(skill * labels)
+    scores = 1 / (1 + np.exp(-evidence))
+    weights = np.where(flagged, 1.0, 20.0)
+    value = average_precision(scores, labels, weights)
+    return Judged(scores_N=scores, report=report(average_precision=value)), Posts(labels, {}, weights)
+
+
+def test_on_posts_of_a_queue_guessing_is_judged_by_the_posts_that_they_stand_for() -> None:
+    """One in twenty who knows nothing passes, and who knows something does not fail for the queue's many positives."""
+    settings = policy(floor=0.0, max_calibration_error=None)
+    passed = [decide(*judged(drawn(seed, 0.0)), settings).promote for seed in range(100)]
+    assert np.mean(passed) <= 0.11, "5 %, as far as 100 draws tell"
+    known = [decide(*judged(drawn(seed, 1.5)), settings) for seed in range(10)]
+    assert all(decision.promote for decision in known), [decision.reason for decision in known]
+
+
+def judged(made: tuple[Judged, Posts]) -> tuple[Judged, None, Posts]:
+    return made[0], None, made[1]

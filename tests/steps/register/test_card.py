@@ -149,3 +149,20 @@ def test_mlflow_shows_the_card_as_the_version_s_description(
     assert described == card(report(), predictions, TASK, info, posts)
     MlflowClient().copy_model_version(f"models:/agentps-small/{version.version}", "production")
     assert MlflowClient().get_model_version("production", "1").description == described
+
+
+def test_the_card_counts_posts_that_were_drawn_for_people_as_those_that_they_stand_for(info: CheckpointInfo) -> None:
+    """One positive training post was asked of in any case, seven others with 1 in 2: 1 of 15. Of the flagged English
+    posts those that are right were asked of in any case, five wrong ones stand for 50 each.
+    """
+    posts, predictions = tables()
+    posts["inclusion_probability"] = np.where(posts["label"] == 1, 1.0, 0.5)
+    wrong = predictions.index[(predictions["label"] == 0)][:5]
+    predictions.loc[wrong, "score"] = 0.9
+    plain = card(report(), predictions, TASK, info, posts.drop(columns="inclusion_probability"))
+    assert "language en: precision" not in plain, "30 of 35 labels are right"
+    predictions["inclusion_probability"] = 1.0
+    predictions.loc[wrong, "inclusion_probability"] = 0.02
+    text = card(report(), predictions, TASK, info, posts)
+    assert "people's decision for 8; of all that they were drawn from, 6.7 % are good." in text
+    assert "- language en: precision 10.7 % [" in text, "30 of 280"

@@ -82,3 +82,13 @@ def test_too_few_posts_are_never_a_silent_pass() -> None:
     assert page.count(">not compared<") == len(lines) - 1
     assert "600 and 29 rows; 30 are needed" in page
     assert "no profile" in render([], "heading", "Version 1 carries no profile")
+
+
+def test_labels_of_a_queue_are_compared_by_the_posts_that_they_stand_for() -> None:
+    """Half of the queue's labels are positive, and each negative one stands for as many posts as make it 3 of 10."""
+    queue = table(2, label=pd.array([1, 0] * 300, "Int8"))
+    weighed = queue.assign(inclusion_probability=np.tile([1.0, 3 / 7], 300))
+    found = {line.what: line for line in compare(table(1), weighed, TASK, SETTINGS)}
+    assert {line.outcome for line in found.values()} == {"within limits"}
+    assert "fresh 70.0%; 1: " in found["label"].found
+    assert outcomes(compare(table(1), queue, TASK, SETTINGS))["label"] == "drift"

@@ -410,3 +410,45 @@ def test_a_folder_of_manifests_may_lie_on_another_file_system() -> None:
     assert [row["post_id"] for row in read_posts("memory://grown")] == ["p1", "p2"]
     assert fresh.folder_of("memory://grown") == "memory://grown"
     assert fresh.folder_of("memory://grown/1.jsonl") == "memory://grown"
+
+
+def test_a_post_that_two_queues_drew_is_refused_and_the_rows_of_one_are_taken(tmp_path: Path) -> None:
+    """Drawn from the same posts, before one of them was filled in: those drawn by both would count for too few."""
+    one, other = "p1,1,0.25\np2,0,1.0\n", "p2,,1.0\np3,1,0.5\np1,0,0.75\n"
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"post_id,label,inclusion_probability\n{one}{other}", encoding="utf-8")
+    with pytest.raises(ManifestError, match=r"labels\.csv:6: inclusion_probability: 0\.75, and row 2 of the same post"):
+        read_chances(labels)
+    labels.write_text(f"post_id,label,inclusion_probability\n{one}", encoding="utf-8")
+    assert read_chances(labels) == {"p1": 0.25, "p2": 1}
+
+
+def test_a_corrected_label_keeps_the_probability_of_its_post(tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    rows = "p1,1,0.123456\np2,0,0.5\np1,0,\np2,1,0.5\np1,1,0.1235\n"
+    labels.write_text(f"post_id,label,inclusion_probability\n{rows}", encoding="utf-8")
+    assert read_labels(labels) == {"p1": 1, "p2": 1}
+    assert read_chances(labels) == {"p1": 0.123456, "p2": 0.5}
+
+
+def test_a_manifest_s_probability_goes_with_the_manifest_s_label(tmp_path: Path) -> None:
+    """p0: people gave a later label, for which nobody drew it. p1: the manifest's. p2: a manifest that nobody drew."""
+    write(tmp_path / "a.jsonl", [post(n, n, label=1, split="val", inclusion_probability=0.25) for n in range(2)])
+    write(tmp_path / "b.jsonl", [post(2, 2, label=1, split="val")])
+    posts = read_posts(tmp_path, fresh.columns_of(TASK), TASK)
+    rows = select(posts, None, {"p0": 0}, settings(), INGEST).rows
+    assert {row["post_id"]: row["inclusion_probability"] for row in rows} == {"p0": 1, "p1": 0.25, "p2": 1}
+    asked = select(posts, None, {"p0": 0}, settings(), INGEST, chances={"p0": 0.5}).rows
+    assert asked[0]["inclusion_probability"] == 0.5
+    plain = read_posts(tmp_path / "b.jsonl", fresh.columns_of(TASK), TASK)
+    assert "inclusion_probability" not in select(plain, None, {}, settings(), INGEST).rows[0]
+
+
+def test_a_retraining_says_that_the_desk_s_labels_count_once_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for place in (None, str(tmp_path / "labels.csv")):
+        fresh.tell_unweighed(place)
+    assert not caplog.records
+    fresh.tell_unweighed(f"sqlite:///{tmp_path}/scores.db")
+    assert "labels of the review desk count once each on val and test" in caplog.text

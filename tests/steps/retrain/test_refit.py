@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from model.columns import LOGIT
-from model.schema import LABEL, POST_ID, SPLIT
+from model.schema import LABEL, POST_ID, PROBABILITY, SPLIT
 from steps.evaluate.predictions import calibrated
 from steps.evaluate.report import EvalReport
-from steps.queue import PROBABILITY, draw, inclusion, reach, worth
+from steps.queue import draw, inclusion, reach, worth
 from steps.retrain.ask import lowest_in_question
 from steps.retrain.newest import fall, since_the_fall
 from steps.retrain.step import refit_options
