@@ -236,7 +236,7 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
     quiet: bool = False,
 ) -> FitResult:
-    """Train `model` in place and leave it with the weights of its best epoch on val.
+    """Train `model` in place and leave it, in the first process, with the weights of its best epoch on val.
 
     Of several processes, the first one: the others end with the weights of the last step, and NaN in place of figures.
 
