@@ -379,5 +379,6 @@ def test_machines_that_share_no_folder_finish_by_the_store_with_the_same_paramet
         directory = finish(process, work)
     assert json.loads((directory / "result.json").read_text())["resumed_from_step"] > 0
     assert parameters(directory) == parameters(expected)
-    assert not files.glob(f"{path}/fine_tune/*"), "the store keeps what nobody needs"
+    # SeaweedFS keeps empty folders for a while
+    assert files.du(f"{path}/fine_tune") == 0, "the store keeps what nobody needs"
     assert not [found for name in ("first", "second") for found in (tmp_path / name).glob("work/ray/*/*")]
