@@ -12,6 +12,8 @@ import click
 from cli.annotation import _FILE, _OUT, _options, _read, _settings
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from model.task import Task
     from steps.settings import TrainingSettings
 
@@ -51,13 +53,13 @@ def draft(
     price = FREE if simulated else load_prices().get(asked.model)
     judged = None
     with Ledger(ledger_url(asked.ledger)) as ledger:
-        with _endpoint(simulated, settings, load_task("ucc"), shipped_draft()) as endpoint:
+        with _endpoint(simulated, settings, load_task("ucc"), texts=shipped_draft()) as endpoint:
             task, spent = make(text, asked, ledger, price=price, **endpoint)
         if simulated or manifest is not None:
             posts = tried_posts(_read(manifest or _sample(settings), task, settings), most_posts)
             left = None if asked.max_cost is None else max(asked.max_cost - spent, 1e-9)
             trial = asked.model_copy(update={"max_cost": left})
-            with _endpoint(simulated, settings, task, {}) as endpoint:
+            with _endpoint(simulated, settings, task, posts) as endpoint:
                 judged = try_draft(posts, task, trial, ledger, price=price, **endpoint)
     write_whole(out, file_of(task, policy, asked.source, judged))
     click.echo(f"{len(task.questions)} questions: {out}; the draft cost {dollars(None if price is None else spent)}")
@@ -74,7 +76,11 @@ def _sample(settings: TrainingSettings) -> Path:
 
 @contextmanager
 def _endpoint(
-    simulated: bool, settings: TrainingSettings, task: Task, texts: Mapping[str, str]
+    simulated: bool,
+    settings: TrainingSettings,
+    task: Task,
+    posts: pd.DataFrame | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Where to ask: the simulated endpoint while the block runs, or the one of the environment."""
     if not simulated:
@@ -85,5 +91,5 @@ def _endpoint(
     from steps.annotate.simulated import SimulatedAnnotator
 
     truth = pd.read_parquet(_sample(settings).with_name("truth.parquet"))
-    with SimulatedAnnotator(truth, task, texts) as server:
+    with SimulatedAnnotator(truth, task, posts, texts) as server:
         yield {"base_url": server.base_url, "api_key": server.api_key}

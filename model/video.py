@@ -26,7 +26,7 @@ from .images import ImageLimits, Source, read_source
 #: Of each video, by uniform sampling over its time (paper: "video frame or album image", 16).
 FRAMES = 16
 #: Raise it where the same video gives other frames than before: ingest keeps frames.
-FORM = 1
+FORM = 2
 #: Pictures of a video that are told apart; of these, decoded.
 _MOST_PICTURES, _MOST_DECODED = 40_000, 20_000
 #: Seconds of CPU for a video; of the clock, on a busy machine.
@@ -56,10 +56,10 @@ def read_video(
 
 
 def frames(data: bytes, limits: ImageLimits) -> list[bytes]:
-    """`FRAMES` pictures of a video as JPEG, in order: at equal distances in time, the first and the last one included.
+    """`FRAMES` pictures of a video, in order: at equal distances in time, the first and the last one included.
 
-    They are upright by its metadata, in sRGB, and no larger than an annotator reads. Of a video of fewer pictures some
-    come more than once.
+    They are upright by its metadata, in sRGB, and no larger than an annotator reads: JPEG, or PNG of a video in RGB. Of
+    a video of fewer pictures some come more than once.
 
     Raises:
         ImageError: the message is the reason, ready for the rejects table.
@@ -80,7 +80,7 @@ def frames(data: bytes, limits: ImageLimits) -> list[bytes]:
     if error is not None:
         raise ImageError(error)
     if (largest := max(map(len, found))) > limits.max_bytes:
-        raise ImageError(f"its frames have up to {largest:,} bytes as JPEG; at most {limits.max_bytes:,} are read")
+        raise ImageError(f"its frames have up to {largest:,} bytes; at most {limits.max_bytes:,} are read")
     return found
 
 
@@ -134,7 +134,7 @@ class _Decoder:
             raise EOFError
         answer = json.loads(line)
         found = [stdout.read(size) for size in answer.get("sizes", ())]
-        if [len(jpeg) for jpeg in found] != answer.get("sizes", []):
+        if [len(file) for file in found] != answer.get("sizes", []):
             raise EOFError
         return answer, found
 

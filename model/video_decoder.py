@@ -2,7 +2,7 @@
 
 Run as a file, so that it is the same wherever the package lies; it imports nothing of it. Over its pipes go a line of
 JSON and the bytes that this line counts: `{"bytes": …, "frames": …, …}` and a video; back `{"error": …}` or
-`{"sizes": […]}` and so many JPEGs.
+`{"sizes": […]}` and so many pictures.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide")
 _CODECS = {"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "libvpx", "libvpx-vp9", "mpeg4", "h263"}
 #: Pixels of the shorter side, at most: what an annotator reads of an image in high detail; and of the longer one.
 SIDE, LONGEST = 768, 4096
-_QUALITY = 92
+#: Of JPEG; of PNG: 1 of 9, as the higher ones take several times as long.
+_QUALITY, _COMPRESSION = 92, 1
 #: Transfer functions of HDR by their numbers in ITU-T H.273; the nits of a white page in it (BT.2408).
 _PQ, _HLG, _WHITE = 16, 18, 203.0
 #: From where on HDR's light is pressed together, as a share of white.
@@ -44,7 +45,7 @@ class BrokenVideoError(Exception):
 
 
 def frames(data: bytes, limits: dict[str, Any]) -> list[bytes]:
-    """`limits["frames"]` pictures as JPEG, at equal distances in time, the first and the last of the video included.
+    """`limits["frames"]` pictures as files, at equal distances in time, the first and the last of the video included.
 
     Each is the picture on display at its time. The times are those of the packets, whatever a header claims; decoded is
     from the last key frame before a time on.
@@ -85,8 +86,8 @@ def _sampled(container: Any, limits: dict[str, Any]) -> list[bytes]:
     asked = [times[0] + k * (times[-1] - times[0]) // max(n - 1, 1) for k in range(n)]
     shown = [times[bisect.bisect_right(times, time) - 1] for time in asked]
     found = _decoded(stream.codec_context, packets, sorted(set(shown)), times, limits, stream.time_base)
-    jpegs = {time: _jpeg(frame, stream.sample_aspect_ratio) for time, frame in found.items()}
-    return [jpegs[time] for time in shown]
+    files = {time: _file(frame, stream.sample_aspect_ratio) for time, frame in found.items()}
+    return [files[time] for time in shown]
 
 
 def _stream(container: Any, limits: dict[str, Any]) -> Any:
@@ -201,14 +202,18 @@ def _frames_from(context: Any, packets: list[Any]) -> Any:
 # --- a picture -----------------------------------------------------------------------------------------------
 
 
-def _jpeg(frame: Any, aspect: Any) -> bytes:
+def _file(frame: Any, aspect: Any) -> bytes:
+    """JPEG; PNG of a video in RGB, as lossless recordings of screens and drawings are: it keeps every pixel."""
     image = _rgb(frame, *_size(frame, float(aspect or 1)))
     turn = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
     quarter = round(frame.rotation / 90) % 4 * 90
     if quarter:
         image = image.transpose(turn[quarter])
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_QUALITY)
+    if frame.format.is_rgb:
+        image.save(buffer, "PNG", compress_level=_COMPRESSION)
+    else:
+        image.save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()
 
 
@@ -275,7 +280,7 @@ def main(source: BinaryIO, sink: BinaryIO) -> None:
         found: list[bytes] = []
         try:
             found = frames(data, limits)
-            answer: dict[str, Any] = {"sizes": [len(jpeg) for jpeg in found]}
+            answer: dict[str, Any] = {"sizes": [len(file) for file in found]}
         except BrokenVideoError as error:
             answer = {"error": str(error)}
         finally:

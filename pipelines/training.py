@@ -15,6 +15,7 @@ from model.task import Task, load_task
 from pipelines.entry import CheckedPipeline
 from steps.fine_tune.ahead import check
 from steps.ingest import ahead
+from steps.ingest.pictures import frames_mark
 from steps.ingest.posts import manifest_fingerprint
 from steps.ingest.rows import absolute
 from steps.ingest.sample import render_sample, sample_fingerprint
@@ -41,15 +42,16 @@ def prepare(
     if settings.posts == SAMPLE:
         ahead.begin(partial(render_sample, settings.sample, home()))
         source, fingerprint = SAMPLE, sample_fingerprint(settings.sample)
+        read = f"{fingerprint} {frames_mark()}"
     else:
         source = absolute(settings.posts)
-        fingerprint = fingerprint or manifest_fingerprint(source)
+        read = fingerprint = fingerprint or manifest_fingerprint(source)
     from steps.annotate.step import annotate
     from steps.ingest.step import ingest
     from steps.preprocess.step import preprocess
     from steps.validate.step import validate
 
-    table, _rejects = ingest(source, fingerprint, policy, settings.sample, settings.ingest, root)
+    table, _rejects = ingest(source, read, policy, settings.sample, settings.ingest, root)
     labels, _page = annotate(table, policy, settings.annotate, settings.sample)
     validate(table, labels, policy, settings.validate_, settings.ingest)
     shards = preprocess(table, policy, settings.backbone, settings.preprocess, settings.ingest, after=["validate"])

@@ -71,6 +71,8 @@ class SampleSettings(Chosen):
     difficulty: Difficulty
     #: Share of the training posts that carry people's process labels; val and test carry them all.
     gold_share: float = Field(ge=0, le=1)
+    #: One of so many posts that follow each other comes as a clip in place of an album; 0: none.
+    clips: int = Field(default=0, ge=0)
 
 
 class IngestSettings(Chosen):

@@ -2,7 +2,7 @@
 
 It speaks `POST /v1/chat/completions` of the OpenAI protocol, so that the embedded default runs the
 same client as a paid endpoint does, without a key or a network. It knows the posts of the embedded
-sample only, by the content of their images, and answers from the sample's hidden truth.
+sample only, by the content of their images or frames, and answers from the sample's hidden truth.
 
 The answers are drawn before the server starts, each from a seed made of its post and question, so
 a post is answered the same way every time. The server itself is a process of its own
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import AnnotationError
-from model.schema import POST_ID
+from model.schema import IMAGE_SHA256, POST_ID, VIDEO_SHA256
 
 if TYPE_CHECKING:  # the server process needs neither
     import pandas as pd
@@ -59,7 +59,7 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def album_key(image_sha256s: Sequence[str]) -> str:
-    """The simulated annotator's name of a post: its images' hashes, in order."""
+    """The simulated annotator's name of a post: the hashes of its images, or of its clip's frames, in order."""
     return hashlib.sha256("\n".join(image_sha256s).encode()).hexdigest()
 
 
@@ -88,19 +88,22 @@ def simulated_count(question: Question, post: str, true_count: int, n_images: in
     return wrong[pick % len(wrong)] if wrong else true_count
 
 
-def simulated_message(task: Task, post: str, true_counts: Sequence[int], n_images: int) -> dict[str, Any]:
+def simulated_message(
+    task: Task, post: str, true_counts: Sequence[int], n_images: int, times: int = 1
+) -> dict[str, Any]:
     """The assistant's `message` for one post.
 
     Args:
         post: the post's `album_key`.
         true_counts: one for each question of the task, in order.
+        times: how often each image is shown: in a clip more than once.
     """
     chance, pick = _draws(post, "missing")
     if chance < MISSING_SHARE:
         refused = pick % 2 == 0
         return {"role": "assistant", "content": None if refused else PROSE, "refusal": REFUSAL if refused else None}
     counts = [
-        simulated_count(question, post, count, n_images)
+        simulated_count(question, post, count, n_images) * (times if question.answer == "count" else 1)
         for question, count in zip(task.questions, true_counts, strict=True)
     ]
     return {"role": "assistant", "content": ",".join(map(str, counts)), "refusal": None}
@@ -110,9 +113,10 @@ class SimulatedAnnotator:
     """Runs the simulated annotator while its `with` block runs.
 
     Args:
-        truth: the sample's hidden truth: post_id, images_sha256 (list of hex), n_images, and the
-            true count of each question of the task.
+        truth: the sample's hidden truth: post_id, images_sha256 (list of hex), n_images, the true count of each
+            question of the task, and video_sha256 where an album comes as a clip.
         task: the questions, in the order in which they are asked.
+        posts: as ingest read them: what the frames of each clip are.
         texts: answers to requests without images, by their text.
 
     Raises:
@@ -122,7 +126,13 @@ class SimulatedAnnotator:
     #: What the client is to send as its key; the server does not look at it.
     api_key = "simulated"
 
-    def __init__(self, truth: pd.DataFrame, task: Task, texts: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        truth: pd.DataFrame,
+        task: Task,
+        posts: pd.DataFrame | None = None,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
         unknown = [id_ for id_ in task.question_ids if id_ not in ACCURACY or id_ not in truth.columns]
         if unknown:
             raise AnnotationError(
@@ -130,7 +140,7 @@ class SimulatedAnnotator:
                 f"{', '.join(ACCURACY)}, on the embedded sample. Set `annotator: human` to use the manifest's own "
                 "process labels, or `annotator: openai` to ask a real annotator"
             )
-        self._messages = _messages(truth, task)
+        self._messages = _messages(truth, task, _frames(posts))
         for text, answer in (texts or {}).items():
             self._messages[album_key([text])] = {"role": "assistant", "content": answer, "refusal": None}
         self._process: subprocess.Popen[bytes] | None = None
@@ -196,8 +206,18 @@ class SimulatedAnnotator:
             self._process.wait()
 
 
-def _messages(truth: pd.DataFrame, task: Task) -> dict[str, dict[str, Any]]:
-    """The answer to every post of the truth, by its `album_key`.
+def _frames(posts: pd.DataFrame | None) -> dict[str, list[str]]:
+    """The hashes of a clip's frames, in order, by the clip's own."""
+    if posts is None or VIDEO_SHA256 not in posts:
+        return {}
+    pairs = zip(posts[VIDEO_SHA256], posts[IMAGE_SHA256], strict=True)
+    return {video: list(shown) for video, shown in pairs if isinstance(video, str)}
+
+
+def _messages(truth: pd.DataFrame, task: Task, frames: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """The answer to every post of the truth, by the `album_key` of what is shown; none to a clip without `frames`.
+
+    The answer to a clip is drawn as that to its album.
 
     Raises:
         AnnotationError: two posts of the same images have different truths, so that the images alone
@@ -206,8 +226,9 @@ def _messages(truth: pd.DataFrame, task: Task) -> dict[str, dict[str, Any]]:
     known: dict[str, tuple[str, list[int]]] = {}
     messages = {}
     ids, albums, sizes = (truth[column].tolist() for column in (POST_ID, "images_sha256", "n_images"))
+    clips = truth[VIDEO_SHA256].tolist() if VIDEO_SHA256 in truth else [None] * len(truth)
     counts_of = truth[list(task.question_ids)].to_numpy().tolist()
-    for post_id, album, n_images, counts in zip(ids, albums, sizes, counts_of, strict=True):
+    for post_id, album, clip, n_images, counts in zip(ids, albums, clips, sizes, counts_of, strict=True):
         post = album_key(list(album))
         earlier = known.setdefault(post, (post_id, counts))
         if earlier[1] != counts:
@@ -215,7 +236,10 @@ def _messages(truth: pd.DataFrame, task: Task) -> dict[str, dict[str, Any]]:
                 f"the sample's truth: posts {earlier[0]} and {post_id} have the same images, but the counts "
                 f"{earlier[1]} and {counts}; the simulated annotator knows a post by its images, so they must agree"
             )
-        messages[post] = simulated_message(task, post, counts, n_images)
+        shown = frames.get(clip, ()) if isinstance(clip, str) else album
+        if len(shown):
+            message = simulated_message(task, post, counts, n_images, len(shown) // n_images)
+            messages[album_key(list(shown))] = message
     return messages
 
 

@@ -48,7 +48,7 @@ def _ask(posts: pd.DataFrame, task: Task, settings: AnnotateSettings, sample: Sa
             return ask(price=load_prices().get(settings.model))
         ahead.wait()  # the step that draws the sample may be cached
         truth = pd.read_parquet(render_sample(sample, home()).with_name("truth.parquet"))
-        with SimulatedAnnotator(truth, task) as server:
+        with SimulatedAnnotator(truth, task, posts) as server:
             return ask(base_url=server.base_url, api_key=server.api_key, price=FREE)
 
 

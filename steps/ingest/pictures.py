@@ -108,14 +108,15 @@ def _clip(name: str, root: str, limits: ImageLimits, alike: bool, place: Path) -
             found = frames(data, limits)
             with replacing(folder) as part:
                 part.mkdir()
-                for number, jpeg in enumerate(found):
-                    (part / f"{number:02d}.jpg").write_bytes(jpeg)
+                for number, frame in enumerate(found):
+                    kind = "png" if frame.startswith(b"\x89PNG") else "jpg"
+                    (part / f"{number:02d}.{kind}").write_bytes(frame)
     except ImageError as error:
         return error
     files = sorted(folder.iterdir())
-    jpegs = [file.read_bytes() for file in files]
-    hashes = [hashlib.sha256(jpeg).hexdigest() for jpeg in jpegs]
-    compared = {hashes[k]: pdq(decode(jpegs[k], limits, least_side=SIDE // 2)) for k in _MIDDLE if alike}
+    shown = [file.read_bytes() for file in files]
+    hashes = [hashlib.sha256(frame).hexdigest() for frame in shown]
+    compared = {hashes[k]: pdq(decode(shown[k], limits, least_side=SIDE // 2)) for k in _MIDDLE if alike}
     return Clip(
         sha256,
         tuple((file.relative_to(place).as_posix(), own) for file, own in zip(files, hashes, strict=True)),

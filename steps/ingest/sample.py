@@ -12,6 +12,9 @@ then flipped, as people's labels are not perfect either. Whether a text is relev
 known by comparing its words with the pictures: no single image and no text alone tells.
 
 Every post depends on (seed, difficulty, split, index) alone: a larger sample begins with the smaller one.
+
+With `clips`, some albums come as a video without loss. The network reads the same of it, pixel for pixel, if it reads
+`CLIP_PICTURES` frames and albums are repeated to so many, as by default.
 """
 
 from __future__ import annotations
@@ -27,20 +30,37 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
 from model.files import disk_told, to_disk
-from model.schema import CREATED_AT, IMAGES, LABEL, POST_ID, SPLIT, SPLITS, TEXT, TITLE, TRAIN
+from model.schema import (
+    CREATED_AT,
+    IMAGES,
+    LABEL,
+    POST_ID,
+    SPLIT,
+    SPLITS,
+    TEXT,
+    TITLE,
+    TRAIN,
+    VIDEO,
+    VIDEO_SHA256,
+)
 from model.task import TASKS_DIR, Task, load_task
+from model.video import FRAMES
 from steps.lifetime import end_with_parent
 from steps.locks import locked
 from steps.settings import Difficulty, SampleSettings
 
 IMAGE_SIZE = 32
 MAX_IMAGES = 8
+#: Pictures that a clip shows, for half a second each: an album's, again and again. Each is in two of its `FRAMES` frames,
+#: so that whoever takes this many of them, at equal distances, has the album repeated to so many.
+CLIP_PICTURES = FRAMES // 2
 #: Share of the final labels that people got wrong.
 LABEL_NOISE = 0.05
 _SCALE = 3  # drawn larger, then averaged down: smooth edges at 32 pixels
@@ -268,16 +288,48 @@ def final_label(answers: dict[str, int]) -> int:
     return int((not answers["ugc"] and not relevant) or (answers["watermark"] and not own))
 
 
-def write_album(root: Path, stem: str, post: SamplePost, rng: np.random.Generator) -> tuple[list[str], list[str]]:
-    """Draw a post's images, `root/STEM-0.jpg` and so on. Returns their names below `root`, and their sha256."""
-    names, hashes = [], []
-    for k, parts in enumerate(zip(post.subjects, post.styles, post.overlays, strict=True)):
+def _draw_album(post: SamplePost, rng: np.random.Generator) -> list[bytes]:
+    """A post's images as JPEG files."""
+    files = []
+    for parts in zip(post.subjects, post.styles, post.overlays, strict=True):
         buffer = BytesIO()
         draw_image(rng, *parts).save(buffer, "JPEG", quality=92, subsampling=0)
-        names.append(f"{stem}-{k}.jpg")
-        hashes.append(hashlib.sha256(buffer.getvalue()).hexdigest())
-        (root / names[-1]).write_bytes(buffer.getvalue())
-    return names, hashes
+        files.append(buffer.getvalue())
+    return files
+
+
+def write_album(root: Path, stem: str, post: SamplePost, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """Draw a post's images, `root/STEM-0.jpg` and so on. Returns their names below `root`, and their sha256."""
+    files = _draw_album(post, rng)
+    return _write_files(root, stem, files), [_sha256(file) for file in files]
+
+
+def _sha256(file: bytes) -> str:
+    return hashlib.sha256(file).hexdigest()
+
+
+def _write_files(root: Path, stem: str, files: list[bytes]) -> list[str]:
+    names = [f"{stem}-{k}.jpg" for k in range(len(files))]
+    for name, file in zip(names, files, strict=True):
+        (root / name).write_bytes(file)
+    return names
+
+
+def _clip(files: list[bytes]) -> bytes:
+    """A video of an album: an MP4 with H.264 in RGB without loss."""
+    import av
+
+    pictures = [Image.open(BytesIO(file)) for file in files]
+    buffer = BytesIO()
+    with av.open(buffer, "w", format="mp4") as output:
+        stream = output.add_stream("libx264rgb", rate=4, options={"qp": "0", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = IMAGE_SIZE, IMAGE_SIZE, "rgb24"
+        stream.codec_context.thread_count = 1  # the file tells it: else not the same bytes on every machine
+        for number in range(FRAMES):
+            picture = pictures[number * CLIP_PICTURES // FRAMES % len(pictures)]
+            output.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        output.mux(stream.encode())
+    return buffer.getvalue()
 
 
 def _write_posts(
@@ -289,11 +341,21 @@ def _write_posts(
     offset = sum((settings.train, settings.val, settings.test)[:split_index])
     folder = f"images/{split}-{start // _POSTS_PER_FOLDER:03d}"
     (root / folder).mkdir(parents=True, exist_ok=True)
+    with_clip = -1  # the last of the posts' groups, of `clips` each, that has its clip
     for index in range(start, stop):
         rng = np.random.default_rng((settings.seed, split_index, index))
         post = compose_post(rng, settings.difficulty)
-        names, hashes = write_album(root, f"{folder}/{index:06d}", post, rng)
-        answers = {q.id: q.class_of(post.counts[q.id], len(names)) for q in task.questions}
+        files = _draw_album(post, rng)
+        shown: dict[str, Any] = {IMAGES: []}
+        truth: dict[str, Any] = {"images_sha256": [_sha256(file) for file in files], "n_images": len(files)}
+        # each image is in as many frames: a share of the images is the same share of the frames
+        if settings.clips and index // settings.clips != with_clip and FRAMES % len(files) == 0:
+            with_clip, clip = index // settings.clips, _clip(files)
+            shown[VIDEO], truth[VIDEO_SHA256] = f"{folder}/{index:06d}.mp4", _sha256(clip)
+            (root / shown[VIDEO]).write_bytes(clip)
+        else:
+            shown[IMAGES] = _write_files(root, f"{folder}/{index:06d}", files)
+        answers = {q.id: q.class_of(post.counts[q.id], len(files)) for q in task.questions}
         label = final_label(answers) ^ int(rng.random() < LABEL_NOISE)
         gold = split != TRAIN or rng.random() < settings.gold_share
         post_id = f"{split}-{index:06d}"
@@ -304,13 +366,13 @@ def _write_posts(
                 CREATED_AT: (_FIRST_DAY + timedelta(days=90 * (offset + index) / total)).isoformat(timespec="seconds"),
                 TITLE: post.title,
                 TEXT: post.text,
-                IMAGES: names,
+                **shown,
                 LABEL: label,
                 **{question: answer if gold else None for question, answer in answers.items()},
                 SPLIT: split,
             }
         )
-        truths.append({POST_ID: post_id, "images_sha256": hashes, "n_images": len(names), **post.counts})
+        truths.append({POST_ID: post_id, **truth, **post.counts})
     return rows, truths
 
 
@@ -330,6 +392,7 @@ def sample_fingerprint(settings: SampleSettings) -> str:
 
 def split_fingerprint(manifest: Path, split: str) -> str:
     """Names the content of a rendered split: texts, pictures, labels. Times are left out: they move with the sizes.
+    Which posts are clips is left out too: they show the same pictures.
 
     The standard sample's test split is public: a result on it counts when this is the value of the dataset card.
     """
@@ -337,7 +400,7 @@ def split_fingerprint(manifest: Path, split: str) -> str:
     truth = pd.read_parquet(manifest.with_name("truth.parquet"))
     posts["pictures"] = truth["images_sha256"].map(list)
     # whole numbers, also where another split lacks some of them
-    rows = posts[posts[SPLIT] == split].drop(columns=[CREATED_AT, IMAGES]).convert_dtypes()
+    rows = posts[posts[SPLIT] == split].drop(columns=[CREATED_AT, IMAGES, VIDEO], errors="ignore").convert_dtypes()
     return hashlib.sha256(rows.to_json(orient="records").encode()).hexdigest()[:16]
 
 
