@@ -138,4 +138,4 @@ def test_the_truth_names_a_clip_by_its_bytes(clips: Path) -> None:
         if "video" in row:
             assert truth[row["post_id"]] == hashlib.sha256((clips.parent / row["video"]).read_bytes()).hexdigest()
         else:
-            assert truth[row["post_id"]] is None
+            assert pd.isna(truth[row["post_id"]])
