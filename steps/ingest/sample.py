@@ -58,8 +58,8 @@ from steps.settings import Difficulty, SampleSettings
 
 IMAGE_SIZE = 32
 MAX_IMAGES = 8
-#: Pictures that a clip shows, for half a second each: an album's, again and again. Each is in two of its frames, so that
-#: whoever takes this many of those, at equal distances, has the album repeated to so many.
+#: Pictures that a clip shows, for half a second each: an album's, again and again. Each is in two of its frames, so
+#: that whoever takes this many of those, at equal distances, has the album repeated to so many.
 CLIP_PICTURES = FRAMES // 2
 #: Share of the final labels that people got wrong.
 LABEL_NOISE = 0.05
