@@ -184,7 +184,8 @@ def real(count: int, name: str = "agentps-ucc") -> dict[str, Any]:
     if not found:
         raise SystemExit("no sample: run `make train` first")
     lines = found[0].read_text(encoding="utf-8").splitlines(keepends=True)
-    chosen = sorted(lines, key=lambda line: json.loads(line)["split"] == "train")[:count]
+    albums = [line for line in lines if json.loads(line)["images"]]
+    chosen = sorted(albums, key=lambda line: json.loads(line)["split"] == "train")[:count]
     manifest = found[0].with_name(".batch-scoring.jsonl")  # pictures are named from the folder that it lies in
     rounds: dict[str, list[dict[str, Any]]] = {"local": [], "ray": []}
     with tempfile.TemporaryDirectory() as scratch:

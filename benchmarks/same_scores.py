@@ -84,7 +84,7 @@ def by_stream(manifest: Path, scratch: Path) -> dict[str, list[float]]:
 def measure(count: int) -> dict[str, Any]:
     mlflow.set_tracking_uri(tracking_uri(home()))
     inputs = posts(count)
-    rendered = render_sample(load_settings({}).sample, home())
+    rendered = render_sample(load_settings({"sample": {"clips": 0}}).sample, home())
     wanted = {post.post_id for post in inputs}
     lines = [
         line for line in rendered.read_text(encoding="utf-8").splitlines(True) if json.loads(line)["post_id"] in wanted

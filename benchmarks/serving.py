@@ -93,7 +93,7 @@ def promote(version: str) -> None:
 
 def posts(n: int) -> list[Input]:
     """Of the sample, the test split first, read into memory."""
-    manifest = render_sample(load_settings({}).sample, home())
+    manifest = render_sample(load_settings({"sample": {"clips": 0}}).sample, home())
     rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
     rows = sorted(rows, key=lambda row: row["split"] != "test")[:n]
     return [

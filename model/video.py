@@ -15,7 +15,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -35,11 +34,6 @@ _CPU_SECONDS, _WALL_SECONDS = 60.0, 600.0
 _MOST_IDLE = 4
 #: By its name it is known that results depend on it, see `steps.caching`.
 _DECODER = "model.video_decoder"
-MISSING = "a video needs the package av (PyAV), which is not installed: pip install 'agentps[video]'"
-
-
-def can_decode() -> bool:
-    return find_spec("av") is not None
 
 
 def read_video(
@@ -64,8 +58,6 @@ def frames(data: bytes, limits: ImageLimits) -> list[bytes]:
     Raises:
         ImageError: the message is the reason, ready for the rejects table.
     """
-    if not can_decode():
-        raise ImageError(MISSING)
     if len(data) > limits.max_video_bytes:
         raise ImageError(f"{len(data):,} bytes; at most {limits.max_video_bytes:,} are read")
     try:

@@ -20,7 +20,6 @@ from PIL import Image
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 
-from model.video import can_decode
 from scoring.about import Served
 from scoring.keys import Keys
 from scoring.requests import Read, ScoreAnswer, ScoreRequest, Service
@@ -185,13 +184,12 @@ def _request_body() -> dict[str, Any]:
     schema = ScoreRequest.model_json_schema()
     inner = schema.pop("$defs")["ScorePost"]
     schema["properties"]["posts"]["items"] = inner
+    video = f"data:video/mp4;base64,{base64.b64encode(_small_video()).decode()}"
     examples = {
         "one post": {"value": {"posts": [post]}},
         "two posts": {"value": {"posts": [post, {**post, "post_id": "43", "title": ""}]}},
+        "a video": {"value": {"posts": [{"post_id": "44", "title": "A walk, seen", "video": video}]}},
     }
-    if can_decode():
-        video = f"data:video/mp4;base64,{base64.b64encode(_small_video()).decode()}"
-        examples["a video"] = {"value": {"posts": [{"post_id": "44", "title": "A walk, seen", "video": video}]}}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "examples": examples}}}
     }

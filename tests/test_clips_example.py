@@ -32,8 +32,6 @@ from tests.model.test_scorer import CALIBRATION, points
 from tests.support.clips import opened
 from tests.support.tiny import train_settings
 
-pytest.importorskip("av", reason="PyAV (av) is not installed: pip install 'agentps[video]'")
-
 EXAMPLE = REPOSITORY / "examples" / "clips"
 COUNTS = {"train": 40, "val": 12, "test": 8}
 SETTINGS = load_settings({"preprocess": {"frames": 8}})

@@ -100,7 +100,7 @@ DEVELOPMENT = _imported(
 
 def test_what_our_code_imports_is_declared() -> None:
     assert len(PRODUCT) > 20
-    extras = [EXTRAS[name] for name in ("serve", "stream", "postgresql", "video", "team")]
+    extras = [EXTRAS[name] for name in ("serve", "stream", "postgresql", "team")]
     assert _undeclared(PRODUCT, _declared(PROJECT["project"]["dependencies"], *extras)) == {}
 
 

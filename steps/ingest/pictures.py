@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model import schema
-from model.errors import ConfigError, ImageError
+from model.errors import ImageError
 from model.files import replacing, write_whole
 from model.images import ImageLimits, decode, read_source
-from model.video import FORM, FRAMES, MISSING, can_decode, frames, read_video
+from model.video import FORM, FRAMES, frames, read_video
 from steps.ingest.groups import IMAGE
 from steps.ingest.pdq import LEAST_QUALITY, SIDE, Hash, pdq
 from steps.parallel import ordered_map
@@ -84,16 +84,10 @@ def _read(name: str, root: str, limits: ImageLimits, alike: bool) -> Picture | I
 def read_videos(
     names: Iterable[str], root: str, settings: IngestSettings, workers: int | None
 ) -> dict[str, Clip | ImageError]:
-    """The frames of each video, decoded where no ingest did so before; or why it cannot be used.
-
-    Raises:
-        ConfigError: there are videos, and the package that decodes them is missing.
-    """
+    """The frames of each video, decoded where no ingest did so before; or why it cannot be used."""
     distinct = list(dict.fromkeys(names))
     if not distinct:
         return {}
-    if not can_decode():
-        raise ConfigError(MISSING)
     logger.info("decoding %d videos", len(distinct))
     read = partial(_clip, root=root, limits=settings.limits, alike=IMAGE in settings.group_by, place=frames_home())
     return dict(zip(distinct, ordered_map(read, distinct, chunk=_CHUNK_VIDEOS, workers=workers), strict=True))

@@ -77,7 +77,9 @@ def test_a_config_that_is_not_text_or_not_there_is_named(tmp_path: Path) -> None
 def test_a_command_takes_the_file_of_any_pipeline(file: Callable[[str], Path]) -> None:
     assert read_options(None) == {}
     assert read_options(file("parameters: {annotate: {max_cost: 5}}\n")) == {"annotate": {"max_cost": 5}}
-    assert read_options(STUDY_CONFIG) == {"sample": {"gold_share": 1.0}}, "the section study is the study's alone"
+    assert read_options(STUDY_CONFIG) == {"sample": {"gold_share": 1.0, "clips": 0}}, (
+        "the section study is the study's alone"
+    )
 
 
 def test_a_wrong_option_of_scoring_is_named_by_a_command_too(file: Callable[[str], Path]) -> None:

@@ -9,11 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.pipelines.workspace import STEPS, Workspace
-
-pytest.importorskip("av", reason="PyAV (av) is not installed: pip install 'agentps[video]'")
-
 from tests.model.test_video import BROKEN
+from tests.pipelines.workspace import STEPS, Workspace
 from tests.support.clips import clip
 
 pytestmark = pytest.mark.pipeline

@@ -24,13 +24,10 @@ from scoring.remote import RemoteScore
 from scoring.score import Input, read_input
 from scoring.settings import load_service
 from scoring.stream.run import store_of, stream
+from tests.support.clips import clip
 from tests.support.pictures import ok, picture_host
 from tests.support.service import Stub, listening, picture, post
 from tests.support.stream import INGEST, StubScore, settings
-
-pytest.importorskip("av", reason="PyAV (av) is not installed: pip install 'agentps[video]'")
-
-from tests.support.clips import clip
 
 LIMITS = ImageLimits(max_bytes=100_000, max_pixels=10_000, max_video_bytes=50_000, max_video_seconds=4)
 MANY = INGEST.model_copy(update={"max_images": 64})

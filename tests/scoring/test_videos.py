@@ -23,12 +23,9 @@ from steps.ingest.posts import read_manifest
 from steps.preprocess.shards import write_shards
 from steps.settings import load_settings
 from tests.model.test_scorer import CALIBRATION, points
+from tests.support.clips import clip
 from tests.support.photos import photo
 from tests.support.tiny import SEQUENCE, TASK, train_settings, write_checkpoint
-
-pytest.importorskip("av", reason="PyAV (av) is not installed: pip install 'agentps[video]'")
-
-from tests.support.clips import clip
 
 INGEST = load_settings({}).ingest
 

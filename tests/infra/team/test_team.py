@@ -296,18 +296,23 @@ def _agentps(team: Team, home: Path, *words: str) -> subprocess.CompletedProcess
     return run([str(Path(sys.executable).with_name("agentps")), *words], environment)
 
 
+def _files(rows: list[dict[str, Any]]) -> list[str]:
+    return sorted({name for row in rows for name in [*row["images"], *([row["video"]] if "video" in row else [])]})
+
+
 def test_posts_in_the_object_store_score_as_on_a_disk_and_those_of_another_bucket_are_refused(
     team: Team, trained: Path, tmp_path: Path
 ) -> None:
     folder = next((trained / "sample").iterdir())
     rows = [json.loads(line) for line in (folder / "posts.jsonl").read_text().splitlines()[:5]]
     manifest = "".join(
-        json.dumps({key: row[key] for key in ("post_id", "title", "text", "images")}) + "\n" for row in rows
+        json.dumps({key: row[key] for key in ("post_id", "title", "text", "images", "video") if key in row}) + "\n"
+        for row in rows
     )
     (tmp_path / "few.jsonl").write_text(manifest)
     client = _s3(team.state.s3("posts"))
     client.put_object(Bucket="posts", Key="day/few.jsonl", Body=manifest.encode())
-    for name in {name for row in rows for name in row["images"]}:
+    for name in _files(rows):
         client.upload_file(str(folder / name), "posts", f"day/{name}")
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / name, tmp_path / name)
@@ -332,9 +337,8 @@ def test_a_training_reads_its_manifest_and_its_pictures_from_the_object_store(
     rows = [row for split, most in SMALL.items() for row in [each for each in rows if each["split"] == split][:most]]
     client = _s3(team.variables("alice"))
     client.put_object(Bucket="posts", Key="train/posts.jsonl", Body="\n".join(map(json.dumps, rows)).encode())
-    names = sorted({name for row in rows for name in row["images"]})
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: client.upload_file(str(folder / name), "posts", f"train/{name}"), names))
+        list(pool.map(lambda name: client.upload_file(str(folder / name), "posts", f"train/{name}"), _files(rows)))
     home = _home(tmp_path / "home")
     ours = "posts: s3://posts/train/posts.jsonl\nregister: {name: agentps-stored}\n"
     (home / "run.yaml").write_text(ours + RUN.replace("sample:", "#"))

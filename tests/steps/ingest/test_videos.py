@@ -13,20 +13,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from model.errors import ConfigError
 from model.images import ImageLimits, read_source
 from model.video import FRAMES, frames
 from steps.annotate.human import human_labels
 from steps.ingest.posts import IngestResult, manifest_fingerprint, read_manifest
 from steps.settings import load_settings
 from steps.validate.expectations import validate_posts
-from tests.support.photos import photo
-from tests.support.tasks import DEMO as TASK
-
-pytest.importorskip("av", reason="PyAV (av) is not installed: pip install 'agentps[video]'")
-
 from tests.model.test_video import BROKEN
 from tests.support.clips import clip, numbers
+from tests.support.photos import photo
+from tests.support.tasks import DEMO as TASK
 
 pytestmark = pytest.mark.usefixtures("agentps_home")
 
@@ -169,13 +165,6 @@ def test_the_fingerprint_covers_videos_and_the_frames_that_were_kept(folder: Pat
     assert second != first
     shutil.rmtree(agentps_home / "frames")
     assert manifest_fingerprint(path) != second
-
-
-def test_a_video_without_pyav_stops_the_run_with_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("steps.ingest.pictures.can_decode", lambda: False)
-    with pytest.raises(ConfigError, match=r"pip install 'agentps\[video\]'"):
-        read(folder, [{"post_id": "v", "video": "clip.mp4"}])
-    assert len(read(folder, [{"post_id": "a", "images": ["cover.jpg"]}]).posts) == 1
 
 
 def leaks(posts: pd.DataFrame) -> list[str]:

@@ -53,7 +53,8 @@ SEQUENCE = SequenceSettings(frames=8, image_size=32, max_text_tokens=64, max_tok
 
 def small_inputs(folder: Path) -> Inputs:
     """400 training posts of the sample, and a backbone whose tower has seen 1,000 images."""
-    settings = load_settings({"sample": {"train": 400, "val": 200, "test": 300, "seed": 7, "gold_share": 1.0}})
+    sample = {"train": 400, "val": 200, "test": 300, "seed": 7, "gold_share": 1.0, "clips": 0}
+    settings = load_settings({"sample": sample})
     posts = read_manifest(render_sample(settings.sample, folder), TASK, settings.ingest).posts
     backbone = resolve(BackboneSettings(name=TINY), folder, tower_images=1000)
     limits = ImageLimits(max_bytes=10**7, max_pixels=10**7)
