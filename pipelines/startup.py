@@ -8,6 +8,7 @@ import logging
 import sys
 from typing import Any
 
+from zenml.environment import Environment
 from zenml.integrations.integration import Integration
 from zenml.integrations.pytorch import PytorchIntegration
 from zenml.integrations.sklearn import SklearnIntegration
@@ -19,13 +20,14 @@ from steps.edge import told
 from steps.log_lines import JsonLines, as_json
 from steps.secrets import mask_error, masked
 
+_TRACKER = "zenml.integrations.mlflow.experiment_trackers.mlflow_experiment_tracker"
 #: ZenML sets the root logger to INFO, and so makes others speak: a line for each class that Great Expectations
 #: imports, for each request to the annotator; and, after every step, for a package that is not installed (fastai).
 _LEVELS = {
     "great_expectations": logging.WARNING,
     "httpx": logging.WARNING,
     "httpx2": logging.WARNING,
-    "zenml.integrations.mlflow.experiment_trackers.mlflow_experiment_tracker": logging.ERROR,
+    _TRACKER: logging.ERROR,
 }
 _LAUNCHER = "zenml.orchestrators.step_launcher"
 #: They log each write of their own that fails with its traceback, and hand it on.
@@ -44,6 +46,9 @@ def prepare() -> None:
     # ZenML asks which package a table's class is from whenever a step returns one, and this reads the file lists of all
     # packages: half a second, with the same answer.
     importlib.metadata.packages_distributions = functools.cache(importlib.metadata.packages_distributions)
+    # And it asks pip for the installed packages, in a process, at the beginning of a run and of each of its steps.
+    Environment.get_python_packages = functools.cache(Environment.get_python_packages)  # type: ignore[method-assign]
+    _leave_autologging_alone()
     _activate_if_imported(PytorchIntegration, "torch")
     _activate_if_imported(SklearnIntegration, "sklearn")
 
@@ -56,6 +61,15 @@ def _activate_if_imported(integration: type[Integration], library: str) -> None:
     """
     is_installed = integration.check_installation
     integration.check_installation = lambda: library in sys.modules and is_installed()  # type: ignore[method-assign]
+
+
+def _leave_autologging_alone() -> None:
+    """After each step ZenML switches MLflow's autologging off, which nothing here switches on: it imports torch for
+    that, also where the training is cached.
+    """
+    loaded = sys.modules.get(_TRACKER)  # `zenml pipeline run` has looked at the stack before it imports the pipeline
+    if loaded is not None:
+        loaded.MLFlowExperimentTracker.disable_autologging = lambda tracker: None
 
 
 def _where() -> dict[str, str]:

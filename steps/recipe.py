@@ -30,6 +30,8 @@ TRAINING = 1
 #: Beside it, of trainings in several processes: how the posts are shared among them. 1 trained some posts of an epoch's
 #: begin twice where the processes did not share them evenly.
 SEVERAL = 2
+#: Beside it, of cells of the method `relabelled`. 1 made the labels anew twice, each time by a training from nothing.
+RELABELLED = 2
 #: Options that say where a training runs, and how fast, but not what comes out.
 WHERE = frozenset({"engine", "least_processes"})
 #: From the sample's texts and images to the tiny backbone: `model/tiny.py`, `steps/ingest/sample.py`.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +29,27 @@ os.environ.update(
     OMP_NUM_THREADS="1",  # pytest-xdist runs one worker a core: torch's own threads would only wait for each other
 )
 
+# Where a shell or an image forbids it, each of the hundreds of processes that the tests start would compile all anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+#: A file system in memory.
+_MEMORY = Path("/dev/shm")
+#: Bytes that all tests together need at most, and as much again.
+_ROOM = 4 << 30
+
+
+def _in_memory() -> bool:
+    """Whether pytest's temporary folders can be in memory."""
+    if not _MEMORY.is_dir() or shutil.disk_usage(_MEMORY).free < _ROOM:
+        return False
+    return not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC  # some tests write a command and run it
+
+
+# On a disk a database waits at each of its writes, and a rendered sample at each of its files. No test can see whether
+# what was written would outlast a loss of power.
+if _in_memory():
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY))
 
 # Who started the tests may ignore these (nohup, a shell's `&`), and what the tests start would too.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -39,6 +62,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("ray") is not None:
                 item.add_marker(pytest.mark.skip(reason="takes minutes: `pytest -m ray` runs it"))
+
+
+def pytest_collection_finish() -> None:
+    """Python's garbage collector need not look through what all tests' modules have imported, a million objects: that
+    takes nearly a second, and each training asks for it.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -106,14 +137,22 @@ def tracking(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     mlflow.set_registry_uri("")  # none, as before: where the runs are tracked
 
 
+@pytest.fixture(scope="session")
+def made_zenml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ZenML's tables with what it puts there by itself: making them takes seconds."""
+    from tests.support.zenml import make_zenml
+
+    return make_zenml(tmp_path_factory.mktemp("made-zenml"))
+
+
 @pytest.fixture
-def own_zenml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+def own_zenml(made_zenml: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A ZenML of its own: the user's settings and database are never touched."""
     from zenml.client import Client
 
     from tests.support.zenml import zenml_of_its_own
 
-    with zenml_of_its_own(tmp_path_factory.mktemp("zenml")):
+    with zenml_of_its_own(tmp_path_factory.mktemp("zenml"), made_zenml):
         yield Client()
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
@@ -53,11 +54,12 @@ def improved(
         )
     annotated = rows_of(labels, posts[POST_ID].tolist(), "labels")[[POST_ID, *ids]].astype(dict.fromkeys(ids, "Int8"))
 
-    def answers_of(made: pd.DataFrame, training: str) -> dict[str, NDArray[np.float64]]:
-        """`training` names nothing here: each has its folder by its labels."""
+    def answers_of(stages: Sequence[pd.DataFrame]) -> dict[str, NDArray[np.float64]]:
         plain = job.train.model_copy(update={"labels": "plain"})
-        directory, _ = run(job.model_copy(update={"train": plain}), made, root, store)
-        loaded = load(directory, best_device())
+        start = job.start
+        for made in stages:
+            start, _ = run(job.model_copy(update={"train": plain, "start": start}), made, root, store)
+        loaded = load(cast(Path, start), best_device())
         return predict_rows(loaded.model, Batches(shards, loaded.prompt, task), rows, plain.micro_batch).questions
 
     made, weighted = taught(job.train.labels, annotated, gold, posts[LABEL], task, answers_of)

@@ -69,7 +69,8 @@ class TrainingJob(BaseModel):
     resolved_backbone: BackboneSettings
     shards: Path
     provenance: dict[str, Any]
-    #: A registered checkpoint whose weights are trained further; None: the backbone's, with fresh heads.
+    #: A checkpoint, registered or of another training, whose weights are trained further; None: the backbone's, with
+    #: fresh heads.
     start: Path | None = None
     #: The questions' weights in the loss, by id, where they are others than the task's.
     weights: dict[str, float] | None = None
@@ -108,13 +109,18 @@ def job_directory(job: TrainingJob, labels: pd.DataFrame, root: Path) -> Path:
         task=recipe.options(job.task),
         train=recipe.options(job.train, without=recipe.WHERE),
         backbone=fingerprint(job.resolved_backbone if job.backbone.name == OWN else job.backbone),
-        # the hashes of its files, wherever they lie
-        start=None if job.start is None else sha256_of(job.start / MANIFEST),
+        start=None if job.start is None else _named(job.start, root),
         shards=recipe.shards_digest(Shards(job.shards), job.task),
         labels=recipe.table_digest(labels),
         **({} if job.weights is None else {"weights": job.weights}),  # no key of a training without them changes
         **({} if job.train.processes == 1 else {"several": recipe.SEVERAL}),
     )
+
+
+def _named(start: Path, root: Path) -> str:
+    """Names a checkpoint: by the folder of its training here, or by the hashes of its files, wherever they lie."""
+    training = start.parent
+    return training.name if training.parent == root else sha256_of(start / MANIFEST)
 
 
 def run(job: TrainingJob, labels: pd.DataFrame, root: Path, store: Store | None = None) -> tuple[Path, FitResult]:

@@ -4,9 +4,9 @@ plain       the annotator's labels as they are
 gold        people's label wherever there is one
 weighted    gold, and each question's loss is weighted by what its labels tell (see `informedness`)
 dropped     gold, and a question whose labels tell next to nothing keeps people's labels only
-relabelled  gold, a first training; then every label is made anew from what that model says, what the annotator said
-            and what the final label is, weighed by how often each errs; a second training on these, from which they
-            are made anew again; a third one
+relabelled  gold, a first training; dropped, a second one that goes on from its weights; then every label is made anew
+            from what this model says, what the annotator said and what the final label is, weighed by how often each
+            errs; a third training on these, from nothing
 
 Dimensions: N posts · C classes of one question
 """
@@ -37,7 +37,7 @@ def taught(
     gold: pd.DataFrame,
     final: pd.Series,
     task: Task,
-    answers_of: Callable[[pd.DataFrame, str], dict[str, NDArray[np.float64]]],
+    answers_of: Callable[[Sequence[pd.DataFrame]], dict[str, NDArray[np.float64]]],
 ) -> tuple[pd.DataFrame, Task]:
     """The process labels to train on by `method`, and the task with its question weights.
 
@@ -45,21 +45,20 @@ def taught(
         labels: the annotator's: post_id and one nullable Int8 column per question.
         gold: people's, of some of these posts.
         final: (N,) the final labels, 1, 0 or NA, row by row of `labels`.
-        answers_of: trains on labels, and gives the model's answers to every post of them, by question (N, C); it is
-            called with the labels and the training's name.
+        answers_of: trains on each of these labels in turn, on the weights that the one before left, and gives the last
+            model's answers to every post of them, by question (N, C).
     """
     if method == "plain":
         return labels, task
     told = question_informedness(labels, gold, task)
     if method == "weighted":
         return with_gold(labels, gold), weighted(task, told)
-    if method == "dropped":
-        return with_gold(without_uninformative(labels, told), gold), task
-    made = with_gold(labels, gold)
+    mixed, dropped = with_gold(labels, gold), with_gold(without_uninformative(labels, told), gold)
     if method == "relabelled":
-        for training in ("first", "second"):
-            made = relabelled(labels, answers_of(made, training), final, gold, task)
-    return made, task
+        # Labels that tell nothing teach a question's head the likelier answer. What the other questions taught lets the
+        # second training find the right one from people's few labels; from nothing, it often would not.
+        return relabelled(labels, answers_of([mixed, dropped]), final, gold, task), task
+    return dropped if method == "dropped" else mixed, task
 
 
 def informedness(matrix: NDArray[np.float64]) -> float:

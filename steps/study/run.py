@@ -50,6 +50,7 @@ def cell_key(cell: Cell, inputs: Inputs, shards: dict[str, Any], labels: str) ->
         shards=shards,
         labels=labels if cell.labels == ANNOTATOR else None,
         gold_share=None if cell.method == "plain" else inputs.gold_share,
+        **({"relabelled": recipe.RELABELLED} if cell.method == "relabelled" else {}),  # no other cell's key changes
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 from transformers import set_seed
 
 from model import checkpoint
@@ -128,18 +130,30 @@ def _labels(
     rows = np.flatnonzero((shards.posts[SPLIT] == TRAIN).to_numpy())
     final = shards.posts[LABEL].iloc[rows].reset_index(drop=True)
 
-    def answers_of(made: pd.DataFrame, training: str) -> dict[str, np.ndarray]:
-        network, prompt, _ = _fit(task, train, shards, made, inputs, work / training)
+    def answers_of(stages: Sequence[pd.DataFrame]) -> dict[str, np.ndarray]:
+        weights = None
+        for number, made in enumerate(stages):
+            network, prompt, _ = _fit(task, train, shards, made, inputs, work / str(number), weights)
+            weights = checkpoint.trainable_state(network)
         return predict(network, in_chunks(rows, train.micro_batch, Batches(shards, prompt, task))).questions
 
     return taught(cell.method, labels, gold, final, task, answers_of)
 
 
 def _fit(
-    task: Task, train: TrainSettings, shards: Shards, labels: pd.DataFrame, inputs: Inputs, work: Path
+    task: Task,
+    train: TrainSettings,
+    shards: Shards,
+    labels: pd.DataFrame,
+    inputs: Inputs,
+    work: Path,
+    weights: dict[str, Tensor] | None = None,
 ) -> tuple[AgentPS, Prompt, FitResult]:
+    """`weights`: of a training that this one goes on from; None: it begins from the backbone's."""
     set_seed(train.seed)
     network, _, prompt = checkpoint.build(inputs.backbone, task, shards.sequence, train)
+    if weights is not None:
+        checkpoint.load_trainable_state(network, weights, work)
     result = fit(network, Batches(shards, prompt, task, labels), train, work, quiet=True)
     return network, prompt, result
 

@@ -41,8 +41,8 @@ RAW: dict[str, Any] = yaml.safe_load(LOCAL_STACK.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def _zenml(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with zenml_of_its_own(tmp_path_factory.mktemp("zenml")):
+def _zenml(made_zenml: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with zenml_of_its_own(tmp_path_factory.mktemp("zenml"), made_zenml):
         yield
 
 

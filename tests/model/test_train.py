@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -212,8 +211,9 @@ def test_the_average_of_the_weights_is_what_is_evaluated_and_kept_and_trains_not
     assert precision == pytest.approx(result.best_val_average_precision)
 
 
+#: A process for each of the given trainings is forked from one that has imported everything.
 _KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from transformers import TrainerCallback, set_seed
 from model.data import Shards
@@ -223,35 +223,52 @@ from tests.support.tiny import network
 
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
-        if state.global_step == int(sys.argv[5]):
+        if state.global_step == int(sys.argv[4]):
             os.kill(os.getpid(), signal.SIGKILL)
 
-settings = TrainSettings.model_validate_json(sys.argv[4])
-set_seed(settings.seed)
-model, _, batches = network(BackboneSettings(name=sys.argv[1]), Shards(Path(sys.argv[2])), settings)
-fit(model, batches, settings, Path(sys.argv[3]), callbacks=[Kill()], quiet=True)
+for work, options in json.loads(sys.argv[3]).items():
+    child = os.fork()
+    if child == 0:
+        settings = TrainSettings.model_validate_json(json.dumps(options))
+        set_seed(settings.seed)
+        model, _, batches = network(BackboneSettings(name=sys.argv[1]), Shards(Path(sys.argv[2])), settings)
+        fit(model, batches, settings, Path(work), callbacks=[Kill()], quiet=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, work
 """
+OPTIONS: dict[str, dict[str, Any]] = {
+    "full": {"lora": None},
+    "lora": {"lora": LoraSettings(rank=4, alpha=8, dropout=0.1)},
+    "average": {"lora": None, "ema_decay": 0.8},
+}
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"lora": None}, {"lora": LoraSettings(rank=4, alpha=8, dropout=0.1)}, {"lora": None, "ema_decay": 0.8}],
-    ids=["full", "lora", "average"],
-)
-def test_a_killed_training_goes_on_to_the_same_parameters(
-    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, options: dict[str, Any]
-) -> None:
-    """Killed two optimizer steps after a checkpoint, in the second epoch; dropout's random state goes on too."""
-    settings = train_settings(epochs=3, **options, head_dropout=0.1, micro_batch=4)
-    undisturbed, _ = train(tiny_backbone, tiny_shards, tmp_path / "undisturbed", settings)
-    work, kill_at = tmp_path / "killed", STEPS_PER_EPOCH + 5
-    arguments = [tiny_backbone.name, str(tiny_shards.root), str(work), settings.model_dump_json(), str(kill_at)]
+def to_be_killed(kind: str) -> TrainSettings:
+    return train_settings(epochs=3, **OPTIONS[kind], head_dropout=0.1, micro_batch=4)
+
+
+@pytest.fixture(scope="module")
+def killed(tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each of the trainings, killed two optimizer steps after a checkpoint, in the second epoch."""
+    folder, kill_at = tmp_path_factory.mktemp("killed"), STEPS_PER_EPOCH + 5
+    trainings = {str(folder / kind): to_be_killed(kind).model_dump(mode="json") for kind in OPTIONS}
+    arguments = [tiny_backbone.name, str(tiny_shards.root), json.dumps(trainings), str(kill_at)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.run(
         [sys.executable, "-c", _KILLED, *arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True
     )
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    resumed, result = train(tiny_backbone, tiny_shards, work, settings)
+    assert process.returncode == 0, process.stderr
+    return folder
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_a_killed_training_goes_on_to_the_same_parameters(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, killed: Path, tmp_path: Path, kind: str
+) -> None:
+    """Dropout's random state goes on too."""
+    settings = to_be_killed(kind)
+    undisturbed, _ = train(tiny_backbone, tiny_shards, tmp_path / "undisturbed", settings)
+    resumed, result = train(tiny_backbone, tiny_shards, killed / kind, settings)
     assert result.resumed_from_step == STEPS_PER_EPOCH + 3
     assert largest_difference(undisturbed, resumed) <= 1e-6
 

@@ -39,8 +39,10 @@ def backbones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def workspace(tmp_path_factory: pytest.TempPathFactory, backbones: Path) -> Workspace:
-    workspace = Workspace(tmp_path_factory.mktemp("workspace"))
+def workspace(
+    tmp_path_factory: pytest.TempPathFactory, backbones: Path, made_zenml: Path, empty_database: Path
+) -> Workspace:
+    workspace = Workspace(tmp_path_factory.mktemp("workspace"), made_zenml, empty_database)
     (workspace.home / "backbones").symlink_to(backbones)
     workspace.python("-m", "infra.local_stack")
     return workspace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -33,22 +34,7 @@ def _told_once(output: str, message: str) -> None:
     assert re.search(message, told), f"expected {message!r}, found:\n{output}"
 
 
-def test_an_annotator_that_is_down_is_one_message_and_exit_code_1(workspace: Workspace) -> None:
-    models = workspace.rows("mlflow.db", "registered_models")
-    config = {"sample": {"train": 40, "val": 20, "test": 20}, "annotator": "openai"}
-
-    run = workspace.train(
-        workspace.config("down.yaml", config), OPENAI_BASE_URL="http://127.0.0.1:9/v1", OPENAI_API_KEY="none"
-    )
-
-    assert run.exit_code == 1
-    _told_once(run.output, r"annotator openai:gpt-4o at http://127\.0\.0\.1:9/v1/: .*check that the endpoint runs")
-    assert "Step annotate failed." in run.output
-    assert run.finished == ["ingest"]
-    assert workspace.rows("mlflow.db", "registered_models") == models
-
-
-def test_every_other_fault_is_one_message_with_file_row_or_key_and_remedy(workspace: Workspace) -> None:
+def test_every_fault_is_one_message_with_file_row_or_key_and_remedy(workspace: Workspace) -> None:
     models = workspace.rows("mlflow.db", "registered_models")
     workspace.python(f"{EXAMPLE}/make_posts.py", "faulty")
     folder = workspace.root / "faulty"
@@ -83,11 +69,17 @@ def test_every_other_fault_is_one_message_with_file_row_or_key_and_remedy(worksp
             r"strange\.jsonl: 10 of 160 posts are rejected, 5\.0% at most .*row 1 \(listing-000\): backdrop: 'moon'; .*"
             r"Correct these rows, or raise ingest\.max_reject_share",
         ),
+        "down": (
+            {"sample": {"train": 40, "val": 20, "test": 20}, "annotator": "openai"},
+            r"annotator openai:gpt-4o at http://127\.0\.0\.1:9/v1/: .*check that the endpoint runs",
+        ),
         "positives": (own | {"posts": manifest("negative.jsonl", negative)}, r"positive.*test"),
     }
     configs = [workspace.config(f"{name}.yaml", config) for name, (config, _) in faults.items()]
 
-    output = workspace.python("-c", _SEVERAL, *configs).output
+    command = [sys.executable, "-c", _SEVERAL, *configs]
+    nobody = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "none"}
+    output = workspace.start(command, **nobody).wait().output
 
     parts = re.split(r"^--- (\w+)\.yaml ended with (\d+) ---$", output, flags=re.MULTILINE)
     ended = dict(zip(parts[1::3], zip(parts[0::3], parts[2::3], strict=False), strict=True))
@@ -96,5 +88,8 @@ def test_every_other_fault_is_one_message_with_file_row_or_key_and_remedy(worksp
         said, exit_code = ended[name]
         assert exit_code == "1", said
         _told_once(said, f"(?s){message}")
+    down = ended["down"][0]
+    assert "Step annotate failed." in down
+    assert re.findall(r"^Step `?(\w+)`? has finished in", down, re.MULTILINE) == ["ingest"]
     assert not set(STEPS[3:]) & set(re.findall(r"Step `?(\w+)`? has started", output)), "stopped before preprocess"
     assert workspace.rows("mlflow.db", "registered_models") == models

@@ -8,12 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import pytest
 import yaml
-from zenml import step
+from zenml import environment, step
 from zenml.client import Client
 from zenml.config.global_config import GlobalConfiguration
 from zenml.logger import get_logger
@@ -156,6 +156,21 @@ def test_an_option_may_name_the_variable_that_holds_it(
 def test_a_variable_that_is_not_set_is_named() -> None:
     with pytest.raises(ConfigError, match=r"annotate\.ledger is env:NO_SUCH_LEDGER, and the variable NO_SUCH_LEDGER"):
         ledger_url("env:NO_SUCH_LEDGER")
+
+
+def test_the_installed_packages_are_asked_for_once_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def pip(command: list[str], **options: Any) -> bytes:
+        asked.append(command)
+        return b"a==1\nb==2\n"
+
+    monkeypatch.setattr(environment.subprocess, "check_output", pip)
+    packages = cast(Any, environment.Environment.get_python_packages)
+    packages.cache_clear()
+    assert [packages() for _ in range(9)] == [["a==1", "b==2"]] * 9
+    packages.cache_clear()
+    assert len(asked) == 1
 
 
 def test_a_failed_run_does_not_wait_for_what_was_begun_ahead(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def test_a_training_on_improved_labels_takes_a_step_more_that_is_cached_and_show
     workspace: Workspace,
 ) -> None:
     fine_tune = {"epochs": 1, "labels": "relabelled"}
-    sample = SMALL["sample"] | {"val": 70}  # another test needs an annotation of SMALL that is not cached
+    sample = {"train": 80, "val": 50, "test": 50}
     given = {**SMALL, "sample": sample, "fine_tune": fine_tune, "register": {"name": "improved"}}
     config = workspace.config("labels.yaml", given)
     whole = workspace.train(config)

@@ -46,10 +46,10 @@ def _path_of_a_post(options: dict[str, Any] | None = None) -> None:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckedPipeline]:
+def small(made_zenml: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckedPipeline]:
     from tests.support.zenml import zenml_of_its_own
 
-    with zenml_of_its_own(tmp_path_factory.mktemp("zenml")):
+    with zenml_of_its_own(tmp_path_factory.mktemp("zenml"), made_zenml):
         parts = (StackComponentType.ORCHESTRATOR, StackComponentType.ARTIFACT_STORE)
         Client().create_stack("own", components=dict.fromkeys(parts, "default"))
         Client().activate_stack("own")

@@ -6,7 +6,10 @@ with them afterwards is not seen here.
 
 from __future__ import annotations
 
+import copy
 import json
+import re
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +20,7 @@ import pytest
 import yaml
 
 from infra.schedule.command import program
-from tests.pipelines.workspace import Outcome, Workspace
+from tests.pipelines.workspace import Workspace
 
 pytestmark = pytest.mark.pipeline
 
@@ -30,31 +33,45 @@ client.create_stack_component("k8s", "default", Kind.CONTAINER_REGISTRY, {"uri":
 client.create_stack("k8s", {Kind.ORCHESTRATOR: "k8s", Kind.ARTIFACT_STORE: "default", Kind.CONTAINER_REGISTRY: "k8s"})
 """
 
+#: `agentps schedule` with one list of arguments after the other, in one process: most of its time is imports.
+_SEVERAL = """
+import json, sys, urllib.request
+from cli.main import main
+for arguments in json.loads(sys.argv[2]):
+    try:
+        main(["schedule", *arguments], prog_name="agentps")
+    except SystemExit as end:
+        print(f"\\n--- ended with {end.code} ---", flush=True)
+    urllib.request.urlopen(sys.argv[1]).close()
+"""
+
 
 class Cluster(ThreadingHTTPServer):
-    """`cron_jobs`: name -> manifest."""
+    """`cron_jobs`: name -> manifest; `seen`: what they were at each GET."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.cron_jobs: dict[str, dict[str, Any]] = {}
+        self.seen: list[dict[str, dict[str, Any]]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
         self.kubeconfig = folder / "kubeconfig"
         config = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{self.server_port}"}}],
+            "clusters": [{"name": "c", "cluster": {"server": self.url}}],
             "users": [{"name": "u", "user": {}}],
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
             "current-context": "c",
         }
         self.kubeconfig.write_text(yaml.safe_dump(config), encoding="utf-8")
 
-    @property
-    def schedules(self) -> list[str]:
-        return [job["spec"]["schedule"] for job in self.cron_jobs.values()]
-
 
 class _Handler(BaseHTTPRequestHandler):
     server: Cluster
+
+    def do_GET(self) -> None:
+        self.server.seen.append(copy.deepcopy(self.server.cron_jobs))
+        self._answer(200, {})
 
     def do_POST(self) -> None:
         manifest = self._body()
@@ -102,12 +119,10 @@ def test_a_schedule_on_a_stack_is_changed_in_place_and_never_doubled(workspace: 
     weekly = workspace.config("weekly.yaml", {"posts": "new", "settings": docker})
     other = workspace.config("other.yaml", {"posts": "newer", "settings": docker})
 
-    def schedule(*arguments: str) -> Outcome:
-        command = [program("agentps"), "schedule", *arguments]
-        return workspace.start(command, KUBECONFIG=str(cluster.kubeconfig)).wait()
-
-    pipeline = ("--pipeline", "pipelines.agentps_retraining")
-    made = schedule("--stack", "k8s", "--cron", "0  3 * * 1", *pipeline, "-c", weekly)
+    make = ("--stack", "k8s", "--pipeline", "pipelines.agentps_retraining", "--cron")
+    environment = {"KUBECONFIG": str(cluster.kubeconfig)}
+    command = [program("agentps"), "schedule", *make, "0  3 * * 1", "-c", weekly]
+    made = workspace.start(command, **environment).wait()
     assert made.exit_code == 0, made.output
     assert "on stack k8s: pipelines.agentps_retraining, cron 0 3 * * 1" in made.output
     ((name, job),) = cluster.cron_jobs.items()
@@ -115,28 +130,35 @@ def test_a_schedule_on_a_stack_is_changed_in_place_and_never_doubled(workspace: 
     container = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == "registry.example/agentps"
 
-    assert schedule("--stack", "k8s", "--cron", "0 4 * * 1", *pipeline, "-c", weekly).exit_code == 0
-    assert {name: job["spec"]["schedule"] for name, job in cluster.cron_jobs.items()} == {name: "0 4 * * 1"}
-
+    several = [
+        (*make, "0 4 * * 1", "-c", weekly),
+        (*make, "0 4 * * 1", "-c", other),
+        ("--stack", "k8s", "--show"),
+        ("--stack", "k8s", "--remove"),
+        ("--stack", "k8s", "--remove"),
+    ]
+    command = [sys.executable, "-c", _SEVERAL, cluster.url, json.dumps(several)]
+    output = workspace.start(command, **environment).wait().output
+    later, replaced, shown, removed, nothing = re.split(r"^--- ended with 0 ---$", output, flags=re.MULTILINE)[:5]
+    assert "cron 0 4 * * 1" in later
+    states = [{name: job["spec"]["schedule"] for name, job in jobs.items()} for jobs in cluster.seen]
+    assert states[0] == {name: "0 4 * * 1"}
     # what it runs cannot be changed in place: the old one goes before the new one comes
-    assert schedule("--stack", "k8s", "--cron", "0 4 * * 1", *pipeline, "-c", other).exit_code == 0
-    assert cluster.schedules == ["0 4 * * 1"]
-    assert name not in cluster.cron_jobs
+    assert list(states[1].values()) == ["0 4 * * 1"], replaced
+    assert name not in states[1]
+    assert states[2] == states[1]
+    assert "cron 0 4 * * 1" in shown
+    assert "the schedule is removed" in removed
+    assert states[3:] == [{}, {}]
+    assert "there was no schedule on stack k8s" in nothing
 
-    assert "cron 0 4 * * 1" in schedule("--stack", "k8s", "--show").output
-    assert "the schedule is removed" in schedule("--stack", "k8s", "--remove").output
-    assert cluster.cron_jobs == {}
-    assert "there was no schedule on stack k8s" in schedule("--stack", "k8s", "--remove").output
 
-
-def test_a_stack_without_schedules_or_of_no_name_is_refused(workspace: Workspace) -> None:
-    def refused(stack: str) -> str:
-        outcome = workspace.start([program("agentps"), "schedule", "--stack", stack, "--cron", "0 3 * * *"]).wait()
-        assert outcome.exit_code == 1
-        return outcome.output
-
-    assert "stack default: its orchestrator, of flavor local, runs no schedules" in refused("default")
-    assert "there is no ZenML stack 'nowhere'" in refused("nowhere")
+def test_a_stack_without_schedules_or_of_no_name_is_refused(workspace: Workspace, cluster: Cluster) -> None:
+    several = [("--stack", stack, "--cron", "0 3 * * *") for stack in ("default", "nowhere")]
+    output = workspace.python("-c", _SEVERAL, cluster.url, json.dumps(several)).output
+    default, nowhere = re.split(r"^--- ended with 1 ---$", output, flags=re.MULTILINE)[:2]
+    assert "stack default: its orchestrator, of flavor local, runs no schedules" in default
+    assert "there is no ZenML stack 'nowhere'" in nowhere
 
 
 def test_what_the_stack_starts_is_the_literal_command_and_its_failure_is_told(workspace: Workspace) -> None:

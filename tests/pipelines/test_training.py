@@ -1,8 +1,13 @@
-"""The literal `zenml pipeline run agentps_training -c FILE` on a small sample: killed, finished, repeated, changed."""
+"""The literal `zenml pipeline run agentps_training -c FILE` on a small sample: killed, asked to end, finished,
+repeated, changed; what it says, and what ZenML and MLflow take its runs for.
+"""
 
 from __future__ import annotations
 
+import signal
+import sqlite3
 import time
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -24,24 +29,58 @@ SMALL: dict[str, Any] = {
 MODEL = "agentps-ucc"
 
 
+def states(workspace: Workspace, table: str) -> list[str]:
+    """Of ZenML's runs or steps, in the order in which they began."""
+    (database,) = (workspace.root / ".zenml").rglob("zenml.db")
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=60)) as connection:
+        return [row[0] for row in connection.execute(f"SELECT status FROM {table} ORDER BY created")]
+
+
+def in_mlflow(workspace: Workspace) -> list[str]:
+    with closing(sqlite3.connect(f"file:{workspace.home}/mlflow.db?mode=ro", uri=True, timeout=60)) as connection:
+        return [row[0] for row in connection.execute("SELECT status FROM runs ORDER BY start_time")]
+
+
 # One test: each part goes on from what the one before left, and every start of the command takes seconds.
-def test_a_killed_run_is_finished_by_the_same_command_then_cached_then_only_trained_again(workspace: Workspace) -> None:
+def test_a_run_that_was_ended_is_finished_by_the_same_command_then_cached_then_only_trained_again(
+    workspace: Workspace,
+) -> None:
     workspace.forget_answers()
     config = workspace.config("small.yaml", SMALL)
+    began, begun = len(states(workspace, "pipeline_run")), len(in_mlflow(workspace))
 
     # Killed in annotate: the annotator ends too, what was answered is kept.
     workspace.start(workspace.command(config)).kill_when(lambda: workspace.answers >= 20)
-    answered = workspace.answers
-    assert 20 <= answered < POSTS
+    killed = workspace.answers
+    assert 20 <= killed < POSTS
+    assert states(workspace, "pipeline_run")[began:] == ["running"]
+    assert in_mlflow(workspace)[begun:] == ["RUNNING"]
     deadline = time.monotonic() + 10
     while workspace.simulated_annotators():
         assert time.monotonic() < deadline, "the simulated annotator outlived the run that started it"
         time.sleep(0.1)
 
+    # The same command closes that run. A signal ends it in one line, and it is closed, too.
+    second = workspace.start(workspace.command(config))
+    second.wait_for(lambda: workspace.answers >= killed + 20)
+    second.process.send_signal(signal.SIGTERM)
+    ended = second.wait()
+    answered = workspace.answers
+    assert answered < POSTS, "it was to end in annotate"
+    assert ended.exit_code == 128 + signal.SIGTERM
+    assert ended.output.splitlines()[-1] == "Ended by SIGTERM: the same command goes on from here"
+    assert "Traceback" not in ended.output
+    assert "Closed the run agentps_training-" in ended.output
+    assert states(workspace, "pipeline_run")[began:] == ["failed", "failed"]
+    assert not {"running", "initializing", "provisioning"} & set(states(workspace, "step_run"))
+    assert in_mlflow(workspace)[begun:] == ["KILLED", "KILLED"]
+    assert workspace.simulated_annotators() == []
+    assert list((workspace.home / "locks" / "runs").iterdir()) == []
+
     # Killed in preprocess: the rest was asked before.
     work = workspace.home / "work"
     workspace.start(workspace.command(config)).kill_when(lambda: any(work.glob("shards-*")))
-    assert workspace.answers == POSTS, "one attempt a post, over both runs"
+    assert workspace.answers == POSTS, "one attempt a post, over the three runs"
     assert workspace.last_metrics()["annotate_asked"] == POSTS - answered
 
     # The same command finishes, and ends in a promotion.

@@ -22,6 +22,7 @@ from mlflow import MlflowClient
 
 from model.schema import IMAGES, TEXT, TITLE, VIDEO
 from steps.paths import REPOSITORY
+from tests.support.zenml import copy_zenml
 
 ZENML = Path(sys.executable).with_name("zenml")
 STEPS = ("ingest", "annotate", "validate", "preprocess", "fine_tune", "evaluate", "register", "promote")
@@ -96,7 +97,7 @@ class Running:
 class Workspace:
     """The copy, `root`; its state, `home`; and what a run left there."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, made_zenml: Path, empty_database: Path) -> None:
         self.root, self.home = root, root / ".agentps"
         listed = subprocess.run(
             ["git", "ls-files", "-co", "--exclude-standard", "-z", "--", *_COPIED],
@@ -118,7 +119,8 @@ class Workspace:
             "ZENML_LOGGING_COLORS_DISABLED": "true",
             "PYTHONPATH": str(root),  # before the repository that is installed in the environment
         }
-        (root / ".zenml").mkdir()
+        copy_zenml(made_zenml, root / ".zenml")
+        shutil.copy(empty_database, self.home / "mlflow.db")
 
     def start(self, command: list[str], **environment: str) -> Running:
         log = self.root / f"output-{time.monotonic_ns()}.txt"

@@ -291,7 +291,9 @@ def test_a_killed_runner_leaves_the_lock_to_its_pipeline_and_the_next_one_tells_
 def test_a_runner_that_is_asked_to_end_asks_its_pipeline_and_waits_for_it(scheduled: Machine, tmp_path: Path) -> None:
     started, closed = tmp_path / "started", tmp_path / "closed"
     scheduled.zenml(
-        f'trap \'sleep 0.5; touch "{closed}"; exit 143\' TERM; touch "{started}"; while true; do sleep 0.02; done'
+        # half a second, in which the runner learns that it has started it
+        f'trap \'sleep 0.5; touch "{closed}"; exit 143\' TERM; sleep 0.5; touch "{started}"; '
+        "while true; do sleep 0.02; done"
     )
     runner = process(scheduled, at(24, 3), _ENDED_BY_SIGNAL)
     wait_for(started.exists)

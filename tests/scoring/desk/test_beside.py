@@ -33,7 +33,7 @@ from tests.support.stream import INGEST, PICTURE, StubScore, settings
 
 
 def test_people_decide_while_a_stream_fills_the_same_store(tmp_path: Path) -> None:
-    """Ten files of ten posts come one after the other; two people take what is there meanwhile."""
+    """Five files of ten posts come one after the other; two people take what is there meanwhile."""
     inbox = tmp_path / "in"
     inbox.mkdir()
     with desk_in(tmp_path) as desk, served(desk) as address:
@@ -41,7 +41,7 @@ def test_people_decide_while_a_stream_fills_the_same_store(tmp_path: Path) -> No
         chosen = settings(tmp_path, str(inbox), store=desk.store.name, policy=str(tmp_path / "policy.yaml"))
 
         def fill() -> None:
-            for part in range(10):
+            for part in range(5):
                 rows = [
                     {"post_id": f"{part}-{n}", "title": "t", "text": "x" * n, "images": [PICTURE]} for n in range(10)
                 ]
@@ -65,7 +65,7 @@ def test_people_decide_while_a_stream_fills_the_same_store(tmp_path: Path) -> No
             time.sleep(0.3)  # the desk takes 600 requests a minute of one user
         filling.result()
         pool.shutdown()
-        assert done == len(desk.rows(select(LABELS))) == 100
+        assert done == len(desk.rows(select(LABELS))) == 50
 
 
 class Deciding(Stub):

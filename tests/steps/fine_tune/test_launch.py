@@ -179,26 +179,6 @@ def test_other_weights_to_start_from_have_another_directory_and_are_what_is_trai
     assert max(float((before[name] - after[name]).abs().max()) for name in before) < 1e-6
 
 
-def test_two_processes_train_what_one_does(job: TrainingJob, tmp_path: Path) -> None:
-    """Under torchrun, two posts a process beside four in one: the same batches, so the same parameters."""
-    labels = people(job)
-    one = job.model_copy(update={"train": train_settings(epochs=1, batch=4, micro_batch=4, head_dropout=0.0)})
-    settings = train_settings(epochs=1, batch=4, micro_batch=2, head_dropout=0.0, processes=2)
-    two = job.model_copy(update={"train": settings})
-    first, alone = run(one, labels, tmp_path)
-    second, together = run(two, labels, tmp_path)
-    left = dict(checkpoint.load(first).model.named_parameters())
-    right = dict(checkpoint.load(second).model.named_parameters())
-    assert left.keys() == right.keys()
-    assert max(float((left[name] - right[name]).abs().max()) for name in left) <= 1e-4
-    assert together.best_val_average_precision == pytest.approx(alone.best_val_average_precision, abs=1e-4)
-    built, _, _ = checkpoint.build(job.resolved_backbone, TASK, Shards(job.shards).sequence, settings)
-    start = dict(built.language_model.named_parameters())
-    prefix = "backbone.language_model."
-    assert any((left[prefix + name] - value).abs().max() > 1e-3 for name, value in start.items()), "nothing was trained"
-    assert torch.isfinite(torch.cat([value.flatten() for value in right.values()])).all()
-
-
 def test_a_finished_training_leaves_three_others_beside_it(job: TrainingJob, tmp_path: Path) -> None:
     for k in range(5):
         directory = tmp_path / f"old-{k}"
@@ -210,8 +190,11 @@ def test_a_finished_training_leaves_three_others_beside_it(job: TrainingJob, tmp
     assert (tmp_path / "unfinished").exists()
 
 
-def test_two_processes_end_with_a_killed_run_and_the_same_run_then_finishes(job: TrainingJob, tmp_path: Path) -> None:
-    settings = train_settings(epochs=30, batch=4, micro_batch=2, head_dropout=0.0, processes=2)
+def test_two_processes_end_with_a_killed_run_and_the_same_run_then_trains_what_one_does(
+    job: TrainingJob, tmp_path: Path
+) -> None:
+    """Under torchrun, two posts a process beside four in one: the same batches, so the same parameters."""
+    settings = train_settings(epochs=6, batch=4, micro_batch=2, head_dropout=0.0, processes=2)
     two = job.model_copy(update={"train": settings})
     process = start(two, tmp_path)
     checkpoints = "work/*/trainer/checkpoint-*/trainer_state.json"
@@ -225,7 +208,23 @@ def test_two_processes_end_with_a_killed_run_and_the_same_run_then_finishes(job:
     assert not (directory / "result.json").exists(), "it was killed after its end"
     again = start(two, tmp_path)
     assert again.wait(PATIENCE) == 0, (tmp_path / "errors.txt").read_text()
-    assert json.loads((directory / "result.json").read_text())["resumed_from_step"] > 0
+    together = json.loads((directory / "result.json").read_text())
+    assert together["resumed_from_step"] > 0
+
+    one = settings.model_copy(update={"micro_batch": 4, "processes": 1})
+    first, alone = run(job.model_copy(update={"train": one}), people(job), tmp_path / "alone")
+    left = dict(checkpoint.load(first).model.named_parameters())
+    right = dict(checkpoint.load(directory / "checkpoint").model.named_parameters())
+    assert left.keys() == right.keys()
+    assert max(float((left[name] - right[name]).abs().max()) for name in left) <= 1e-4
+    assert together["best_val_average_precision"] == pytest.approx(alone.best_val_average_precision, abs=1e-4)
+    built, _, _ = checkpoint.build(job.resolved_backbone, TASK, Shards(job.shards).sequence, settings)
+    before = dict(built.language_model.named_parameters())
+    prefix = "backbone.language_model."
+    assert any((left[prefix + name] - value).abs().max() > 1e-3 for name, value in before.items()), (
+        "nothing was trained"
+    )
+    assert torch.isfinite(torch.cat([value.flatten() for value in right.values()])).all()
 
 
 def test_a_second_start_of_a_training_says_whom_it_waits_for_and_then_trains(job: TrainingJob, tmp_path: Path) -> None:

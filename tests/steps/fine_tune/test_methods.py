@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -123,3 +125,25 @@ def test_relabelled_reads_the_final_label() -> None:
     answers["bright"], answers["kind"] = np.array([[0.98, 0.02]] * 20), np.array([[0.98, 0.01, 0.01]] * 20)
     found = methods.relabelled(table(ids), answers, series(*truth), gold, TASK)
     assert found["calm"].tolist() == truth
+
+
+def test_relabelled_hears_a_model_that_goes_on_without_the_labels_that_tell_nothing() -> None:
+    """The annotator says `calm` at random."""
+    ids = "abcdefgh"
+    labels = table(ids, bright=[1, 0] * 4, kind=[0, 1, 2, 0] * 2, calm=[1, 1, 0, 0] * 2)
+    gold = table(ids, bright=[1, 0] * 4, kind=[0, 1, 2, 0] * 2, calm=[1, 0] * 4).iloc[:6]
+    answers = {q.id: np.full((8, len(q.classes)), 1 / len(q.classes)) for q in TASK.questions}
+    answers["calm"] = np.array([[0.1, 0.9], [0.9, 0.1]] * 4)
+    trained = []
+
+    def answers_of(stages: Sequence[pd.DataFrame]) -> dict[str, np.ndarray]:
+        trained.extend(stages)
+        return answers
+
+    made, task = methods.taught("relabelled", labels, gold, series(*[None] * 8), TASK, answers_of)
+    assert task == TASK
+    whole, dropped = trained
+    pd.testing.assert_frame_equal(whole, methods.with_gold(labels, gold))
+    assert dropped["calm"].tolist() == [1, 0, 1, 0, 1, 0, pd.NA, pd.NA], "people's only"
+    assert dropped["bright"].tolist() == labels["bright"].tolist()
+    assert made["calm"].tolist() == [1, 0] * 4, "the model's, calibrated"

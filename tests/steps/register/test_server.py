@@ -24,8 +24,8 @@ NAME, TARGET = "agentps-small", "production"
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with mlflow_server(tmp_path_factory.mktemp("server")) as found:
+def url(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with mlflow_server(tmp_path_factory.mktemp("server"), empty_database) as found:
         yield found
 
 

@@ -38,8 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sky(folder: Path) -> Iterator[Weather]:
-    with mlflow_server(folder) as url, weather(url) as found:
+def sky(folder: Path, empty_database: Path) -> Iterator[Weather]:
+    with mlflow_server(folder, empty_database) as url, weather(url) as found:
         yield found
 
 

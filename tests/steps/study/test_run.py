@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
+from model.agentps import AgentPS
+from model.checkpoint import trainable_state
 from model.data import Shards
 from model.errors import DataError
 from model.schema import POST_ID, SPLIT, TRAIN
@@ -19,6 +22,7 @@ from model.task import load_task
 from steps import recipe
 from steps.fine_tune.backbone import fingerprint
 from steps.paths import REPOSITORY
+from steps.study import train
 from steps.study.cells import ANNOTATOR, NONE, PEOPLE, Cell, cell_of, cells_of_tables, only
 from steps.study.records import add_record, read_records
 from steps.study.run import Study, cell_key
@@ -57,6 +61,25 @@ def test_a_finished_cell_is_not_trained_again_and_a_killed_study_trains_the_rest
     assert {"average_precision", "f1", "recall_at_p80", "accuracy_kind"} <= second.metrics.keys()
     assert len(second.ranks) == 8, "one per labelled test post"
     assert not list(inputs.work.glob("*/")), "finished trainings leave no checkpoints"
+
+
+def test_the_second_training_of_relabelled_begins_with_the_weights_that_the_first_left(
+    inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, begun = [], []
+
+    def fit(network: AgentPS, *arguments: Any, **options: Any) -> Any:
+        begun.append({name: weight.clone() for name, weight in trainable_state(network).items()})
+        result = train_fit(network, *arguments, **options)
+        trained.append({name: weight.clone() for name, weight in trainable_state(network).items()})
+        return result
+
+    train_fit = train.fit
+    monkeypatch.setattr(train, "fit", fit)
+    train_cell(cell_of(TASK, "agentps_answers", 48, ANNOTATOR, method="relabelled"), "key", inputs, inputs.work)
+    first, second, last = begun
+    assert all(torch.equal(second[name], weight) for name, weight in trained[0].items())
+    assert all(torch.equal(last[name], weight) for name, weight in first.items()), "the third begins from nothing"
 
 
 @pytest.mark.parametrize("method", ["gold", "weighted", "dropped", "relabelled"])

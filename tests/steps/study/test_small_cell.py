@@ -4,8 +4,9 @@ They are in `small_cell.json`. Where results are meant to change, raise `steps.r
 
     .venv/bin/python -m tests.steps.study.test_small_cell
 
-The cell goes the whole way of the sample: rendered posts, a tiny backbone, shards, made-up labels, and three trainings,
-each on labels that the one before has mended (method `relabelled`); the last one is evaluated.
+The cell goes the whole way of the sample: rendered posts, a tiny backbone, shards, made-up labels, and three trainings:
+one, one that goes on from its weights, and one on the labels that this model mended (method `relabelled`), which is
+evaluated.
 
 Float noise was measured on an AMD EPYC with one and two threads, and with its newer instructions switched off
 (ATEN_CPU_CAPABILITY=default and avx2, with ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS), for two seeds, the tower
