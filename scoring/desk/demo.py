@@ -9,15 +9,14 @@ from itertools import islice
 import yaml
 
 from model.files import write_whole
-from model.images import ImageLimits
 from model.metrics import point_name
 from model.post import post_id_of
-from model.schema import IMAGES, LABEL, POST_ID, SPLIT, TEST, TEXT, TITLE
-from scoring.batch import picture_reader
+from model.schema import IMAGES, LABEL, POST_ID, SPLIT, TEST, TEXT, TITLE, VIDEO
 from scoring.desk.lead import add_gold
 from scoring.desk.people import People
 from scoring.desk.run import desk_of
 from scoring.desk.work import Desk
+from scoring.files import picture_reader, video_reader
 from scoring.manifest import keeping, score_new
 from scoring.policy import Policy
 from scoring.score import LocalScore
@@ -48,18 +47,16 @@ def prepare(settings: TrainingSettings, name: str, say: Callable[[str], None]) -
         write_whole(policy, yaml.safe_dump(_policy(settings), sort_keys=False))
     url = f"sqlite:///{folder / 'scores.db'}"
     manifest = render_sample(settings.sample, home())
-    rows = [row.cells or {} for row in stream(manifest, (POST_ID, TITLE, TEXT, IMAGES, LABEL, SPLIT))]
-    # the desk shows no videos
-    rows = list(islice((row for row in rows if row.get(SPLIT) == TEST and row.get(IMAGES)), _POSTS))
+    rows = [row.cells or {} for row in stream(manifest, (POST_ID, TITLE, TEXT, IMAGES, VIDEO, LABEL, SPLIT))]
+    rows = list(islice((row for row in rows if row.get(SPLIT) == TEST), _POSTS))
     score, point = LocalScore.of(champion), point_name(settings.retrain.live_precision)
     rules = Policy.load(policy)
     rules.check(score.task, score.points, score.variant)
     say(f"Scoring {len(rows)} posts of the sample with {name} version {champion.version} …")
-    read = picture_reader(
-        folder_of(manifest), ImageLimits(settings.ingest.max_image_bytes, settings.ingest.max_image_pixels)
-    )
+    root, limits = folder_of(manifest), settings.ingest.limits
     with keeping(url, name, champion.version, point, score.schema, rules) as kept:
-        score_new(score, rows, read, kept, point, datetime.now(UTC))
+        read, watch = picture_reader(root, limits), video_reader(root, limits)
+        score_new(score, rows, read, kept, point, datetime.now(UTC), watch)
     store = Store.open(url)
     desk = desk_of(store, name, settings, str(manifest), policy)
     people = People(store)

@@ -7,14 +7,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.errors import AgentPSError, ImageError
 from model.images import ImageLimits, decode
 from model.post import post_id_of
-from model.schema import CREATED_AT, IMAGES, LANGUAGE, POST_ID, TEXT, TITLE
-from scoring.batch import picture_reader
+from model.schema import CREATED_AT, IMAGES, LANGUAGE, POST_ID, TEXT, TITLE, VIDEO
+from model.video import FRAMES
+from scoring.files import picture_reader, video_reader
 from scoring.plan import sources_of
 from steps.ingest.rows import is_url
 from steps.ingest.streamed import stream
@@ -22,35 +24,45 @@ from steps.retrain.fresh import folder_of
 
 logger = logging.getLogger(__name__)
 
-_COLUMNS = (POST_ID, TITLE, TEXT, IMAGES, CREATED_AT, LANGUAGE)
+_COLUMNS = (POST_ID, TITLE, TEXT, IMAGES, VIDEO, CREATED_AT, LANGUAGE)
 #: Pixels of a picture's longer side; and how often, in seconds, a manifest is asked whether it has grown.
 _SIDE, _LOOK = 1_024, 5.0
 #: A page waits so many seconds for a manifest that has grown; one that takes longer is there for a later page.
 _SOON = 0.2
 _SHOWN = 64
+#: Videos whose frames are kept: a page asks for each frame by itself.
+_VIDEOS = 8
 
 
 class Post(NamedTuple):
-    """images: their sources, as the manifest has them. slices: that it belongs to, as `month 2026-03`."""
+    """images, video: their sources, as the manifest has them. slices: that it belongs to, as `month 2026-03`."""
 
     post_id: str
     title: str
     text: str
     images: tuple[Any, ...]
+    video: str | None
     slices: frozenset[str]
+
+    @property
+    def pictures(self) -> int:
+        """How many are shown: the images, and behind them the frames of the video."""
+        return len(self.images) + (0 if self.video is None else FRAMES)
 
 
 def _post(post_id: str, cells: Mapping[str, Any]) -> Post:
     title, text = (str(cells.get(name) or "") for name in (TITLE, TEXT))
     images = cells.get(IMAGES)
     images = tuple(images)[:_SHOWN] if isinstance(images, list | tuple) else ()
-    slices = {"one image"} if len(images) == 1 else set()
+    video = cells.get(VIDEO)
+    video = video if isinstance(video, str) else None
+    slices = {"one image"} if len(images) == 1 and video is None else set()
     slices |= set() if (title + text).strip() else {"without text"}
     if created := cells.get(CREATED_AT):
         slices.add(f"month {str(created)[:7]}")
     if language := cells.get(LANGUAGE):
         slices.add(f"language {language!s:.20}")
-    return Post(post_id, title, text, images, frozenset(slices))
+    return Post(post_id, title, text, images, video, frozenset(slices))
 
 
 class Posts:
@@ -65,6 +77,8 @@ class Posts:
         self._one = threading.Lock()
         self._posts: dict[str, Post] = {}
         self._read = picture_reader(folder_of(source), limits) if source else None
+        self._watch = lru_cache(_VIDEOS)(video_reader(folder_of(source), limits)) if source else None
+        self._watching = threading.Lock()
         self._slices: list[str] = []
         self._state: Any = None
         self._at = now()
@@ -108,15 +122,20 @@ class Posts:
         self._slices = sorted({name for post in found.values() for name in post.slices})
 
     def picture(self, post_id: str, number: int) -> bytes:
-        """A PNG or JPEG of ours: pixels only, whatever the file held.
+        """An image, or a frame of the video, as a JPEG of ours: pixels only, whatever the file held.
 
         Raises:
             ImageError: there is no such picture, or it cannot be read or decoded.
         """
         post = self.get(post_id)
-        if post is None or self._read is None or not 0 <= number < len(post.images):
+        if post is None or self._read is None or self._watch is None or not 0 <= number < post.pictures:
             raise ImageError("there is no such picture")
-        image = decode(self._read(post.images[number]), self._limits, least_side=_SIDE // 2)
+        if number < len(post.images):
+            data = self._read(post.images[number])
+        else:
+            with self._watching:  # a browser asks for several frames at once: the first request decodes for all
+                data = self._watch(post.video)[1][number - len(post.images)]
+        image = decode(data, self._limits, least_side=_SIDE // 2)
         image.thumbnail((_SIDE, _SIDE))
         made = io.BytesIO()
         image.save(made, "JPEG", quality=85)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from model.checkpoint_info import read_operating_points
 from model.errors import AgentPSError, ConfigError
-from model.images import ImageLimits
 from model.task import load_task
 from scoring.desk import policies
 from scoring.desk.app import Web, create_app
@@ -76,7 +75,6 @@ def desk_of(
     Raises:
         ConfigError, ManifestError: the policy or the posts cannot be read.
     """
-    limits = ImageLimits(settings.ingest.max_image_bytes, settings.ingest.max_image_pixels)
     if policy is not None:
         policies.finish(store, policy)
     return Desk(
@@ -84,7 +82,7 @@ def desk_of(
         model_name=name,
         task=load_task(settings.task),
         policy=policy_of(policy, settings),
-        posts=Posts(posts, limits),
+        posts=Posts(posts, settings.ingest.limits),
         thresholds=thresholds_of(name),
         policy_file=policy,
         shows_scores=shows_scores,

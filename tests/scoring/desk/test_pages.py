@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from sqlalchemy import select
 
+from model.images import ImageLimits
+from model.video import FRAMES, frames
+from scoring import files
 from scoring.desk import export, policies, queue, reviews
 from scoring.desk.people import Limit
 from scoring.desk.work import Desk
 from steps.retrain.reviewed import REVIEWS
+from tests.support.clips import clip
 from tests.support.desk import PASSWORD, Browser, desk_in, join, put, record, served
 
 
@@ -192,14 +198,48 @@ def test_a_hostile_post_is_only_shown(tmp_path: Path, name: str) -> None:
 
 
 def test_a_picture_is_drawn_anew(desk: Desk, address: str, tmp_path: Path) -> None:
-    import io
-
     ann = Browser(address).enter(join(desk, "ann"))
     answer = ann.go("/picture?id=post-1&n=0")
     assert (answer.headers["Content-Type"], answer.headers["X-Content-Type-Options"]) == ("image/jpeg", "nosniff")
     assert Image.open(io.BytesIO(answer.content)).size == (64, 48)
     assert [ann.go(path).status_code for path in ("/picture?id=post-1&n=1", "/picture?id=../x&n=0")] == [404, 404]
     assert Browser(address).go("/picture?id=post-1&n=0").url.endswith("/sign-in")
+
+
+def test_a_video_is_shown_by_its_frames_behind_the_images_and_decoded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+
+    def counted(data: bytes, limits: ImageLimits) -> list[bytes]:
+        decoded.append(len(data))
+        return frames(data, limits)
+
+    monkeypatch.setattr(files, "frames", counted)
+    colors = [np.full((48, 64, 3), 10 * k, np.uint8) for k in range(FRAMES)]
+    (tmp_path / "clip.mp4").write_bytes(clip(FRAMES, (64, 48), content=colors))
+    (tmp_path / "cut.mp4").write_bytes(b"no video")
+    rows = [row | {"video": "clip.mp4"} for row in posts(tmp_path, 1)]
+    rows.append({"post_id": "only", "title": "a clip", "text": "", "video": "clip.mp4"})
+    rows.append({"post_id": "cut", "title": "a clip", "text": "", "video": "cut.mp4"})
+    with desk_in(tmp_path, rows) as desk, served(desk) as address:
+        put(desk, *(record(row["post_id"], 0.9) for row in rows))
+        ann = Browser(address).enter(join(desk, "ann"))
+        assert ann.go("/post?id=post-0").text.count("<img src=") == 1 + FRAMES
+        assert ann.go("/post?id=only").text.count("<img src=") == FRAMES
+        shown = [ann.go(f"/picture?id=post-0&n={n}") for n in range(1 + FRAMES)]
+        assert all(answer.status_code == 200 for answer in shown)
+        grey = [np.asarray(Image.open(io.BytesIO(answer.content))).mean() for answer in shown[1:]]
+        assert grey == pytest.approx([10 * k for k in range(FRAMES)], abs=3)
+        assert ann.go("/picture?id=only&n=15").content == shown[-1].content
+        assert len(decoded) == 1
+        assert ann.go(f"/picture?id=only&n={FRAMES}").status_code == 404
+        refused = ann.go("/picture?id=cut&n=0")
+        assert refused.status_code == 404
+        assert "This picture cannot be shown" in refused.text
+        assert not desk.posts.slices() or "one image" not in desk.posts.slices(), (
+            "an image and a video are more than one"
+        )
 
 
 def test_pictures_are_veiled_until_the_user_asks(desk: Desk, address: str) -> None:
