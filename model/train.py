@@ -138,7 +138,9 @@ class _Trainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Average precision on val; the best weights so far are kept beside the checkpoints."""
         with nullcontext() if self._average is None else self._average.in_place():
-            return self._measure()
+            metrics = self._measure()
+        self.control.should_evaluate = False  # or Trainer would do so again at the end of the epoch
+        return metrics
 
     def _measure(self) -> dict[str, float]:
         rows = self._batches.rows(VAL, labelled=True)
@@ -257,7 +259,10 @@ def fit(
         warmup_steps=round(settings.warmup_share * steps_per_epoch * settings.epochs),
         lr_scheduler_type="cosine",
         max_grad_norm=settings.max_grad_norm,
-        eval_strategy="epoch",
+        # Not "epoch": a checkpoint of an epoch's last step would be written before its evaluation, and a training that
+        # was killed in between would go on without it.
+        eval_strategy="steps",
+        eval_steps=steps_per_epoch,
         save_strategy="steps",
         save_steps=max(1, steps_per_epoch // settings.saves_per_epoch),
         save_total_limit=2,

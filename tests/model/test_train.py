@@ -273,6 +273,25 @@ def test_a_killed_training_goes_on_to_the_same_parameters(
     assert largest_difference(undisturbed, resumed) <= 1e-6
 
 
+def test_a_training_that_ends_in_an_evaluation_goes_on_with_it(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint falls on the end of each epoch, where the evaluation is, too."""
+    settings = train_settings(epochs=2, saves_per_epoch=1)
+    _, undisturbed = train(tiny_backbone, tiny_shards, tmp_path / "undisturbed", settings)
+    assert len(logged(undisturbed, "eval_average_precision")) == 2
+
+    def ended(*_: Any) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Trainer, "_measure", ended)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_backbone, tiny_shards, tmp_path / "ended", settings)
+    _, resumed = train(tiny_backbone, tiny_shards, tmp_path / "ended", settings)
+    assert logged(resumed, "eval_average_precision") == pytest.approx(logged(undisturbed, "eval_average_precision"))
+
+
 def test_a_finished_training_is_not_trained_again(
     tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
 ) -> None:
