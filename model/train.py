@@ -236,6 +236,7 @@ def fit(
     work_dir: Path,
     *,
     callbacks: Sequence[TrainerCallback] = (),
+    begun: bool = False,
     quiet: bool = False,
 ) -> FitResult:
     """Train `model` in place and leave it, in the first process, with the weights of its best epoch on val.
@@ -245,6 +246,7 @@ def fit(
     Args:
         work_dir: checkpoints to resume from are kept here. The caller gives the same directory for
             the same training and another for any other: a checkpoint found here is resumed.
+        begun: its weights are those that another training left: what sees the pictures has had its lessons.
         quiet: no progress, no losses on the terminal.
     """
     best = work_dir / "best.safetensors"
@@ -296,7 +298,7 @@ def fit(
         trainer.remove_callback(PrinterCallback)  # which takes the progress bar's place on stdout
     resume = last_whole_checkpoint(work_dir)
     with _tower_cache(model, batches, settings, work_dir):
-        if resume is None and model.family.untaught:
+        if resume is None and not begun and model.family.untaught:
             teach(model, batches, settings)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     kept = {"value": float("nan"), "epoch": float("nan")}

@@ -35,7 +35,7 @@ sys.dont_write_bytecode = False
 
 #: A file system in memory.
 _MEMORY = Path("/dev/shm")
-#: Bytes that all tests together need at most, and as much again.
+#: Bytes that must be free in it: several times what all tests were seen to have there at once, half a gigabyte.
 _ROOM = 4 << 30
 
 

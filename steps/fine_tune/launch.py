@@ -225,7 +225,8 @@ def _train_job(directory: Path, callbacks: Sequence[TrainerCallback]) -> None:
     rows_of(labels, shards.posts.loc[train, POST_ID].tolist(), "labels")  # a post without a row would train nothing
     batches = Batches(shards, prompt, job.task, labels)
     with disk_told(directory):
-        result = fit(network, batches, job.train, directory / TRAINER, callbacks=callbacks)
+        begun = job.start is not None
+        result = fit(network, batches, job.train, directory / TRAINER, callbacks=callbacks, begun=begun)
     if _rank() == 0:
         checkpoint.save(
             directory / CHECKPOINT,

@@ -154,7 +154,8 @@ def _fit(
     network, _, prompt = checkpoint.build(inputs.backbone, task, shards.sequence, train)
     if weights is not None:
         checkpoint.load_trainable_state(network, weights, work)
-    result = fit(network, Batches(shards, prompt, task, labels), train, work, quiet=True)
+    batches, begun = Batches(shards, prompt, task, labels), weights is not None
+    result = fit(network, batches, train, work, begun=begun, quiet=True)
     return network, prompt, result
 
 

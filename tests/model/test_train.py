@@ -292,6 +292,20 @@ def test_a_training_that_ends_in_an_evaluation_goes_on_with_it(
     assert logged(resumed, "eval_average_precision") == pytest.approx(logged(undisturbed, "eval_average_precision"))
 
 
+def test_what_sees_the_pictures_has_its_lessons_once_and_not_when_a_training_goes_on_from_another(
+    tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, taught = train_settings(epochs=1), []
+    monkeypatch.setattr(training, "teach", lambda *_: taught.append(True))
+    for begun in (True, False):
+        model, _, batches = network(tiny_backbone, tiny_shards, settings)
+        monkeypatch.setattr(type(model.family), "untaught", True)
+        fit(model, batches, settings, tmp_path / str(begun), begun=begun, quiet=True)
+        assert len(taught) == (not begun)
+    fit(model, batches, settings, tmp_path / "False", quiet=True)
+    assert len(taught) == 1, "nor when it is resumed"
+
+
 def test_a_finished_training_is_not_trained_again(
     tiny_backbone: BackboneSettings, tiny_shards: Shards, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from model.schema import LABEL_SOURCE, MISSING_REASON, POST_ID, SPLIT, TRAIN
 from model.settings import BackboneSettings, LabelMethod
 from model.task import load_task
 from steps import recipe
-from steps.fine_tune import improve
+from steps.fine_tune import improve, launch
 from steps.fine_tune.ahead import check_labels
 from steps.fine_tune.improve import improved
 from steps.fine_tune.launch import TrainingJob, job_directory, run
@@ -90,7 +90,9 @@ def test_the_trainings_of_a_method_are_kept_and_not_done_again(
     shards: Shards, tiny_backbone: BackboneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = job_of(shards, tiny_backbone, "relabelled")
-    starts = []
+    starts, told = [], []
+    fit = launch.fit
+    monkeypatch.setattr(launch, "fit", lambda *given, **by: (told.append(by["begun"]), fit(*given, **by))[1])
 
     def spied(begun: TrainingJob, *arguments: Any) -> Any:
         directory, result = run(begun, *arguments)
@@ -102,6 +104,7 @@ def test_the_trainings_of_a_method_are_kept_and_not_done_again(
     (none, first_directory), (start, _) = starts
     assert none is None
     assert start == first_directory, "the second training goes on from the first"
+    assert told == [False, True]
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/trainer/checkpoint-*/trainer_state.json")}
     assert len({path.parents[2] for path in kept}) == 2, "two trainings, each with its folder"
     second = improved(job, labels_of(shards), tmp_path)

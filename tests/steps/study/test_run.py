@@ -66,9 +66,10 @@ def test_a_finished_cell_is_not_trained_again_and_a_killed_study_trains_the_rest
 def test_the_second_training_of_relabelled_begins_with_the_weights_that_the_first_left(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained, begun = [], []
+    trained, begun, told = [], [], []
 
     def fit(network: AgentPS, *arguments: Any, **options: Any) -> Any:
+        told.append(options["begun"])
         begun.append({name: weight.clone() for name, weight in trainable_state(network).items()})
         result = train_fit(network, *arguments, **options)
         trained.append({name: weight.clone() for name, weight in trainable_state(network).items()})
@@ -78,6 +79,7 @@ def test_the_second_training_of_relabelled_begins_with_the_weights_that_the_firs
     monkeypatch.setattr(train, "fit", fit)
     train_cell(cell_of(TASK, "agentps_answers", 48, ANNOTATOR, method="relabelled"), "key", inputs, inputs.work)
     first, second, last = begun
+    assert told == [False, True, False]
     assert all(torch.equal(second[name], weight) for name, weight in trained[0].items())
     assert all(torch.equal(last[name], weight) for name, weight in first.items()), "the third begins from nothing"
 
