@@ -6,6 +6,7 @@ Dimensions: B posts · U distinct images of the batch · F frames · C channels 
 
 from __future__ import annotations
 
+import logging
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from .data import Batches
     from .settings import TrainSettings
 
+logger = logging.getLogger(__name__)
+
 #: Pictures that pass the convolutions together where nothing is trained.
 _AT_ONCE = 16
 #: Size of a visual token's numbers: that of the word embeddings at the start.
 _SCALE = 0.1
-#: Lessons before the training, in epochs for each of its own.
-_LESSONS = 0.25
 _LEARNING_RATE = 4e-3
 #: Of a post's text, that the pictures are to foretell: its title, in most cases.
 _FIRST_TOKENS = 12
@@ -51,15 +52,19 @@ class _Block(nn.Module):
 class Eyes(nn.Module):
     """Pixels (U, 3, S, S) to (U, 1, D): a picture is one token.
 
-    It holds the means of every block, and the maxima of the last: colours are seen by the first blocks, things by the
-    last.
+    It holds the means and the maxima of every block: colours are seen by the first blocks, things by the last, and what
+    is a few pixels wide is lost in a mean.
+
+    Args:
+        all_maxima: False: of the last block alone.
     """
 
-    def __init__(self, channels: tuple[int, ...] | list[int], width: int) -> None:
+    def __init__(self, channels: tuple[int, ...] | list[int], width: int, *, all_maxima: bool) -> None:
         super().__init__()
+        self.all_maxima = all_maxima
         widths = [3, *channels]
         self.blocks = nn.ModuleList(_Block(a, b, deep=k > 0) for k, (a, b) in enumerate(pairwise(widths)))
-        self.out = nn.Linear(sum(channels) + channels[-1], width)
+        self.out = nn.Linear(sum(channels) + (sum(channels) if all_maxima else channels[-1]), width)
 
     def forward(self, pixels_UCSS: Tensor) -> Tensor:
         if self.training:
@@ -74,7 +79,8 @@ class Eyes(nn.Module):
         for block in self.blocks:
             x = block(x)
             found.append(x.mean((2, 3)))
-        found.append(x.amax((2, 3)))
+            if self.all_maxima or block is self.blocks[-1]:
+                found.append(x.amax((2, 3)))
         token_UD = self.out(torch.cat(found, dim=1))
         return _SCALE * F.layer_norm(token_UD, token_UD.shape[-1:]).unsqueeze(1)
 
@@ -130,7 +136,8 @@ class _ReadOut(nn.Module):
 
 
 def teach(model: AgentPS, batches: Batches, settings: TrainSettings) -> None:
-    """Teach what sees the pictures by what can be read from them directly; the read-outs are thrown away.
+    """Teach what sees the pictures by what can be read from them directly, for as many epochs as the training has; the
+    read-outs are thrown away.
 
     At the start a picture is a few tokens that say nothing, among a hundred of text that soon say much. So the language
     model learns to pass over the pictures, and what sees them gets no gradient: on albums of photo-like pictures it
@@ -141,14 +148,14 @@ def teach(model: AgentPS, batches: Batches, settings: TrainSettings) -> None:
     if not all(p.requires_grad for p in eyes):
         return
     rows = batches.rows(TRAIN, labelled=False)
-    epochs = max(1, round(_LESSONS * settings.epochs))
+    logger.info("%d epochs for what sees the pictures alone, then %d for all", settings.epochs, settings.epochs)
     device = next(model.parameters()).device
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         read_out = _ReadOut(model).to(device)
         trained = [*eyes, *model.base.get_input_embeddings().parameters(), *read_out.parameters()]
         optimizer = torch.optim.AdamW(trained, _LEARNING_RATE, weight_decay=settings.weight_decay)
-        order = [part for _ in range(epochs) for part in torch.randperm(len(rows)).split(settings.batch)]
+        order = [part for _ in range(settings.epochs) for part in torch.randperm(len(rows)).split(settings.batch)]
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=len(order), pct_start=0.1)
         model.train()
         for part in order:

@@ -25,6 +25,8 @@ class OwnVisionConfig(PreTrainedConfig):
     #: Of each convolution that halves the side.
     channels: tuple[int, ...] | list[int] = (24, 48, 96)
     image_size: int = 64
+    #: Whether a token holds the maxima of every block. A backbone of before this was asked holds those of the last.
+    all_maxima: bool = False
 
 
 class OwnConfig(PreTrainedConfig):
@@ -43,7 +45,7 @@ class OwnModel(PreTrainedModel):
     def __init__(self, config: OwnConfig) -> None:
         super().__init__(config)
         text, vision = cast(Qwen2Config, config.text_config), cast(OwnVisionConfig, config.vision_config)
-        self.eyes = Eyes(vision.channels, text.hidden_size)
+        self.eyes = Eyes(vision.channels, text.hidden_size, all_maxima=vision.all_maxima)
         self.language_model = Qwen2Model(text)
         self.post_init()
 

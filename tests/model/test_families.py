@@ -23,6 +23,7 @@ from model.agentps import AgentPS
 from model.backbone import load_backbone, load_config, load_tokenizer
 from model.backbones import family_of, is_known, names
 from model.data import FRAMES, TEXT_IDS, Shards
+from model.device import best_device
 from model.errors import AgentPSError, ConfigError
 from model.loss import task_loss
 from model.reader import PostReader, raw_post
@@ -77,6 +78,12 @@ def perturb(model: AgentPS) -> None:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
+def on(model: AgentPS, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Where the network is: where there is a GPU, it is compared there."""
+    device = next(model.parameters()).device
+    return {name: value.to(device) for name, value in batch.items()}
+
+
 def mlp(head: torch.nn.Module, state: Tensor) -> Tensor:
     w = dict(head.named_parameters())
     hidden = torch.nn.functional.gelu(state @ w["0.weight"].T + w["0.bias"])
@@ -94,7 +101,7 @@ def reference(
         answers.append(len(ids))
     ids += tokenizer.encode(TASK.final.ask + "\n")
     arguments = families.plain_arguments(family, tokenizer, shards.images(post[FRAMES]), ids)
-    states = model.base(**arguments).last_hidden_state[0, -len(ids) - 1 :]  # answers count from 1 here
+    states = model.base(**on(model, arguments)).last_hidden_state[0, -len(ids) - 1 :]  # answers count from 1 here
     last = states[-1]
     read = [states[at] if asks else last for at in (answers or [0] * len(model.heads))]
     final = torch.cat([*read, last]) if model.variant == "agentps_answers" else last
@@ -103,14 +110,13 @@ def reference(
 
 
 def batched(model: AgentPS, batches: Callable[[list[int]], dict[str, Tensor]], rows: list[int]) -> list[list[Tensor]]:
-    answers = model(**batches(rows))
+    answers = model(**on(model, batches(rows)))
     return [[*(q[k] for q in answers.questions), answers.final_B[k : k + 1]] for k in range(len(rows))]
 
 
 def largest_difference(left: list[list[Tensor]], right: list[list[Tensor]]) -> float:
-    return max(
-        float((a - b).detach().abs().max()) for x, y in zip(left, right, strict=True) for a, b in zip(x, y, strict=True)
-    )
+    pairs = (pair for x, y in zip(left, right, strict=True) for pair in zip(x, y, strict=True))
+    return max(float((a.detach().cpu() - b.detach().cpu()).abs().max()) for a, b in pairs)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +136,7 @@ def test_batched_logits_equal_transformers_own_forward_one_post_at_a_time(
     own = shards[family, repeat]
     model, _, batches = network(backbones[family], own, train_settings(variant=variant, lora=lora))
     perturb(model)
-    model.eval()
+    model.eval().to(best_device())
     found = batched(model, batches, ROWS)
     tokenizer = load_tokenizer(backbones[family])
     expected = [reference(family, model, own, tokenizer, row) for row in ROWS]
@@ -151,7 +157,8 @@ def test_gradients_are_those_of_transformers_own_forward_one_post_at_a_time(
     own = shards[family, False]
     model, _, batches = network(backbones[family], own, train_settings(variant="agentps_answers", lora=lora))
     perturb(model)
-    batch = batches(ROWS)
+    model.to(best_device())
+    batch = on(model, batches(ROWS))
     model(**batch).loss_sum.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()

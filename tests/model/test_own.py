@@ -13,7 +13,7 @@ import torch
 from model import checkpoint
 from model.agentps import AgentPS
 from model.backbone import load_tokenizer
-from model.backbones.agentps_own import OwnModel
+from model.backbones.agentps_own import OwnConfig, OwnModel
 from model.data import FRAMES, TEXT_IDS, Batches, Shards, ShardWriter
 from model.eyes import shifted, teach
 from model.own import build_own, own_parts
@@ -148,6 +148,15 @@ def test_the_same_posts_make_the_same_backbone(tmp_path: Path) -> None:
     made = [build_own(tmp_path / name, ["a red mug"], TASK, 64) for name in ("one", "two")]
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (made[0] / name).read_bytes() == (made[1] / name).read_bytes()
+
+
+def test_a_backbone_from_before_the_maxima_of_every_block_is_read_as_it_was(own: BackboneSettings) -> None:
+    """Channels of 24, 48 and 96: the means of all, and the maxima of the last or of all."""
+    config = OwnModel.from_pretrained(own.name).config
+    assert OwnModel(config).eyes.out.in_features == 2 * (24 + 48 + 96)
+    said = config.to_dict()
+    del said["vision_config"]["all_maxima"]
+    assert OwnModel(OwnConfig.from_dict(said)).eyes.out.in_features == 24 + 48 + 96 + 96
 
 
 def test_a_size_that_does_not_halve_three_times_is_refused_with_those_that_do() -> None:

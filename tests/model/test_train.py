@@ -42,7 +42,7 @@ def train(
 
 def largest_difference(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     assert left.keys() == right.keys()
-    return max(float((left[name] - right[name]).abs().max()) for name in left)
+    return max(float((left[name].cpu() - right[name].cpu()).abs().max()) for name in left)
 
 
 def logged(result: FitResult, key: str) -> list[float]:
