@@ -107,7 +107,7 @@ class TrainSettings(Chosen):
     head_dropout: float = Field(default=0.0, ge=0, lt=1)
     epochs: int = Field(ge=1, le=100_000)
     #: What is evaluated and kept is the moving average of the weights after each step, which forgets by this factor a
-    #: step. None: the weights of the last step. See `model.train.Averaged`.
+    #: step. None: the weights of the last step. See `model.average`.
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     #: Posts an optimizer step, over all processes; must be a multiple of micro_batch x processes.
     batch: int = Field(ge=1, le=1_000_000)
