@@ -7,6 +7,7 @@ Dimensions: B posts · U distinct images of the batch · F frames · C channels 
 from __future__ import annotations
 
 import logging
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
@@ -136,8 +137,9 @@ class _ReadOut(nn.Module):
 
 
 def teach(model: AgentPS, batches: Batches, settings: TrainSettings) -> None:
-    """Teach what sees the pictures by what can be read from them directly, for as many epochs as the training has; the
-    read-outs are thrown away.
+    """Teach what sees the pictures by what can be read from them directly; the read-outs are thrown away.
+
+    It takes `model.family.lessons` epochs per epoch of the training.
 
     At the start a picture is a few tokens that say nothing, among a hundred of text that soon say much. So the language
     model learns to pass over the pictures, and what sees them gets no gradient: on albums of photo-like pictures it
@@ -148,14 +150,15 @@ def teach(model: AgentPS, batches: Batches, settings: TrainSettings) -> None:
     if not all(p.requires_grad for p in eyes):
         return
     rows = batches.rows(TRAIN, labelled=False)
-    logger.info("%d epochs for what sees the pictures alone, then %d for all", settings.epochs, settings.epochs)
+    epochs = math.ceil(model.family.lessons * settings.epochs)
+    logger.info("%d epochs for what sees the pictures alone, then %d for all", epochs, settings.epochs)
     device = next(model.parameters()).device
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         read_out = _ReadOut(model).to(device)
         trained = [*eyes, *model.base.get_input_embeddings().parameters(), *read_out.parameters()]
         optimizer = torch.optim.AdamW(trained, _LEARNING_RATE, weight_decay=settings.weight_decay)
-        order = [part for _ in range(settings.epochs) for part in torch.randperm(len(rows)).split(settings.batch)]
+        order = [part for _ in range(epochs) for part in torch.randperm(len(rows)).split(settings.batch)]
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=len(order), pct_start=0.1)
         model.train()
         for part in order:

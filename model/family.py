@@ -50,8 +50,6 @@ class Family(ABC):
     after: ClassVar[tuple[str, ...]] = ()
     #: A parameter (D,) that stands behind the last frame as one more visual token; empty: there is none.
     newline: ClassVar[str] = ""
-    #: Whether what sees the pictures starts from random weights, and so is taught before the training (`model.eyes`).
-    untaught: ClassVar[bool] = False
     #: Of the pixels in [0, 1], where the checkpoint has no preprocessor_config.json that says so.
     image_mean: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
     image_std: ClassVar[tuple[float, ...]] = (0.5, 0.5, 0.5)
@@ -73,6 +71,14 @@ class Family(ABC):
                 f"its language model is {self.text.model_type} {sorted(windows) or ''}; a "
                 f"{' or '.join(self.text_types)} with full attention is expected"
             )
+
+    @property
+    def lessons(self) -> float:
+        """Epochs, per epoch of the training, for which what sees the pictures is first taught alone (`model.eyes`).
+
+        0: it was pretrained.
+        """
+        return 0
 
     @property
     @abstractmethod

@@ -32,7 +32,7 @@ def own_parts(texts: Iterable[str], task: Task, image_size: int) -> tuple[OwnCon
     """The network's sizes, and the tokenizer of these texts and of the task's wordings."""
     tokenizer = build_tokenizer([*_WORDINGS * wordings(task), *texts], VOCABULARY)
     config = OwnConfig(
-        vision_config=OwnVisionConfig(image_size=image_size, all_maxima=True),
+        vision_config=OwnVisionConfig(image_size=image_size, all_maxima=True, lessons=1.5),
         text_config=Qwen2Config(
             vocab_size=len(tokenizer),
             hidden_size=96,

@@ -298,7 +298,7 @@ def fit(
         trainer.remove_callback(PrinterCallback)  # which takes the progress bar's place on stdout
     resume = last_whole_checkpoint(work_dir)
     with _tower_cache(model, batches, settings, work_dir):
-        if resume is None and not begun and model.family.untaught:
+        if resume is None and not begun and model.family.lessons:
             teach(model, batches, settings)
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     kept = {"value": float("nan"), "epoch": float("nan")}

@@ -27,6 +27,8 @@ class OwnVisionConfig(PreTrainedConfig):
     image_size: int = 64
     #: Whether a token holds the maxima of every block. A backbone of before this was asked holds those of the last.
     all_maxima: bool = False
+    #: Epochs, per epoch of the training, for which the convolutions are first taught alone. See `Family.lessons`.
+    lessons: float = 1
 
 
 class OwnConfig(PreTrainedConfig):
@@ -69,7 +71,6 @@ class Own(Family):
     tower = ""
     projectors = ("eyes",)
     text_types = ("qwen2",)
-    untaught = True
     #: Pixels a side of what stands for a patch.
     _PATCH = 8
 
@@ -80,6 +81,10 @@ class Own(Family):
     @property
     def tower_width(self) -> int:
         return 3 * self._PATCH**2
+
+    @property
+    def lessons(self) -> float:
+        return float(self.vision.lessons)
 
     def side(self, image_size: int) -> int:
         least, unit = self.vision.image_size, max(2 ** len(self.vision.channels), self._PATCH)

@@ -155,8 +155,8 @@ def work(
         optimizer=(_TRAINED + (_AVERAGED if train.ema_decay is not None else 0)) * trained,
         activations=kept,
         checkpointed=kept / layers + layers * b * longest * family.text.hidden_size * dtype.itemsize,
-        # a family without a tower trains all that sees pictures, and teaches it alone for as many epochs before
-        flops=flops + pictures * (1 if family.tower else 3 * (1 + family.untaught)),
+        # a family without a tower trains all that sees pictures, and teaches it alone before
+        flops=flops + pictures * (1 if family.tower else 3 * (1 + family.lessons)),
         touched=touched,
         layers_started=layers / b,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ import torch
 from model import checkpoint
 from model.agentps import AgentPS
 from model.backbone import load_tokenizer
+from model.backbones import family_of
 from model.backbones.agentps_own import OwnConfig, OwnModel
 from model.data import FRAMES, TEXT_IDS, Batches, Shards, ShardWriter
 from model.eyes import shifted, teach
@@ -150,13 +152,15 @@ def test_the_same_posts_make_the_same_backbone(tmp_path: Path) -> None:
         assert (made[0] / name).read_bytes() == (made[1] / name).read_bytes()
 
 
-def test_a_backbone_from_before_the_maxima_of_every_block_is_read_as_it_was(own: BackboneSettings) -> None:
+def test_a_backbone_that_was_made_before_is_read_and_taught_as_it_was(own: BackboneSettings) -> None:
     """Channels of 24, 48 and 96: the means of all, and the maxima of the last or of all."""
     config = OwnModel.from_pretrained(own.name).config
     assert OwnModel(config).eyes.out.in_features == 2 * (24 + 48 + 96)
     said = config.to_dict()
-    del said["vision_config"]["all_maxima"]
-    assert OwnModel(OwnConfig.from_dict(said)).eyes.out.in_features == 24 + 48 + 96 + 96
+    del said["vision_config"]["all_maxima"], said["vision_config"]["lessons"]
+    before = OwnModel(OwnConfig.from_dict(said))
+    assert before.eyes.out.in_features == 24 + 48 + 96 + 96
+    assert (family_of(config).lessons, family_of(before.config).lessons) == (1.5, 1)
 
 
 def test_a_size_that_does_not_halve_three_times_is_refused_with_those_that_do() -> None:
@@ -213,20 +217,22 @@ def test_pictures_get_a_place_beside_the_words_of_their_titles(
 ) -> None:
     model, batches, tokens = coloured
     assert share_beside_their_word(model, tokens) < 0.7
-    teach(model, batches, TRAIN.model_copy(update={"epochs": 32}))
+    teach(model, batches, TRAIN.model_copy(update={"epochs": 21}))
     assert share_beside_their_word(model, tokens) == 1.0
 
 
 def test_lessons_are_the_same_for_the_same_seed_and_teach_neither_language_model_nor_heads(
-    coloured: tuple[AgentPS, Batches, dict[str, int]],
+    coloured: tuple[AgentPS, Batches, dict[str, int]], caplog: pytest.LogCaptureFixture
 ) -> None:
     model, batches, _ = coloured
+    caplog.set_level(logging.INFO)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     found = []
     for _ in range(2):
         model.load_state_dict(start)
-        teach(model, batches, TRAIN)
+        teach(model, batches, TRAIN.model_copy(update={"epochs": 3}))
         found.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    assert "5 epochs for what sees the pictures alone, then 3 for all" in caplog.text
     assert all(torch.equal(found[0][name], found[1][name]) for name in start)
     changed = {name for name in start if not torch.equal(start[name], found[0][name])}
     assert {name.removeprefix("backbone.").split(".")[0] for name in changed} == {"eyes", "language_model"}

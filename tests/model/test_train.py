@@ -299,7 +299,7 @@ def test_what_sees_the_pictures_has_its_lessons_once_and_not_when_a_training_goe
     monkeypatch.setattr(training, "teach", lambda *_: taught.append(True))
     for begun in (True, False):
         model, _, batches = network(tiny_backbone, tiny_shards, settings)
-        monkeypatch.setattr(type(model.family), "untaught", True)
+        monkeypatch.setattr(type(model.family), "lessons", 1)
         fit(model, batches, settings, tmp_path / str(begun), begun=begun, quiet=True)
         assert len(taught) == (not begun)
     fit(model, batches, settings, tmp_path / "False", quiet=True)
