@@ -51,7 +51,7 @@ team-stop: $(TEAM) ## stop them; what they keep stays
 
 .PHONY: test
 test: setup $(SCORING) ## run the tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 .PHONY: docs
 docs: $(INSTALLED) ## build the documentation as a site in site/; a dead link is an error

@@ -67,6 +67,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="takes minutes: `pytest -m ray` runs it"))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Workers import all steps at once, and each has ZenML write its settings: none may read half a file."""
+    if not hasattr(session.config, "workerinput"):
+        return (yield)
+    from zenml.utils import yaml_utils
+
+    from model.files import replacing
+
+    write = yaml_utils.write_yaml
+
+    def write_whole(file_path: str, contents: dict[str, object], sort_keys: bool = True) -> None:
+        with replacing(Path(file_path)) as part:
+            write(str(part), contents, sort_keys)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml_utils, "write_yaml", write_whole)
+        return (yield)
+
+
 def pytest_collection_finish() -> None:
     """Python's garbage collector need not look through what all tests' modules have imported, a million objects: that
     takes nearly a second, and each training asks for it.
