@@ -39,6 +39,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("num_hidden_layers", "depth", "num_labels"), (1, 1_000)),  # transformers lists them, one by one
     **dict.fromkeys(("rope_theta", "factor"), (1.0, 1e12)),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "attention_dropout"), (0.0, 1.0)),
+    "lessons": (0.0, 1_000.0),
 }
 #: What makes the network answer as `model.agentps` reads it.
 _AS_READ = {"return_dict": True}

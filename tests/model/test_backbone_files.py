@@ -51,6 +51,7 @@ def folder(tiny_backbone: BackboneSettings, tmp_path: Path) -> Path:
         (config("text_config", num_hidden_layers=10**5), r"num_hidden_layers: a whole number from 1 to 1,000 was"),
         (config("vision_config", num_hidden_layers=900), r"describes [\d,]+ weights, the files hold [\d,]+ \(model"),
         (config("vision_config", image_size=10**12), r"image_size: a whole number .*found 1000000000000: take"),
+        (config("vision_config", lessons=-1), r"vision_config.lessons: a number from 0 to 1,000 .*found -1: take"),
         (config("text_config", vocab_size=10**9), r"describes [\d,]+ weights, the files hold [\d,]+ \(model"),
         (config("text_config", vocab_size=10**30), r"vocab_size: a whole number .*found 10{30}: take the file"),
         (config(num_labels=10**8), r"config\.json: num_labels: a whole number from 1 to 1,000 was expected"),
