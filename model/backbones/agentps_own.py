@@ -27,7 +27,7 @@ class OwnVisionConfig(PreTrainedConfig):
     image_size: int = 64
     #: Whether a token holds the maxima of every block. A backbone of before this was asked holds those of the last.
     all_maxima: bool = False
-    #: Epochs, per epoch of the training, for which the convolutions are first taught alone. See `Family.lessons`.
+    #: See `Family.lessons`. A backbone of before this was asked is taught for as many epochs as it is trained.
     lessons: float = 1
 
 

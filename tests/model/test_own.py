@@ -152,7 +152,7 @@ def test_the_same_posts_make_the_same_backbone(tmp_path: Path) -> None:
         assert (made[0] / name).read_bytes() == (made[1] / name).read_bytes()
 
 
-def test_a_backbone_that_was_made_before_is_read_and_taught_as_it_was(own: BackboneSettings) -> None:
+def test_a_backbone_made_before_is_read_as_it_was_and_taught_one_epoch_per_epoch(own: BackboneSettings) -> None:
     """Channels of 24, 48 and 96: the means of all, and the maxima of the last or of all."""
     config = OwnModel.from_pretrained(own.name).config
     assert OwnModel(config).eyes.out.in_features == 2 * (24 + 48 + 96)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from model.task import Task, load_task
 from pipelines.config import read_options
 from steps.fine_tune import step
 from steps.fine_tune.launch import TrainingJob
-from steps.fine_tune.size import DEVICES, H200, Device, Work, too_large, work
+from steps.fine_tune.size import DEVICES, H200, Device, Work, config_of, too_large, work
 from steps.paths import REPOSITORY
 from steps.settings import TrainingSettings, load_settings
 from tests.support.families import write
@@ -154,6 +155,17 @@ def test_the_command_tells_of_a_backbone_that_is_made_here_without_making_it(nam
     assert f"{name}: " in result.output
     assert "3,000 posts" in result.output
     assert all(device.name in result.output for device in DEVICES)
+
+
+def test_lessons_cost_a_training_step_of_what_sees_the_pictures_each() -> None:
+    """By hand: five convolutions of 3 x 3 over 32, 16, 16, 8 and 8 pixels a side, and 336 numbers to 96."""
+    convolutions = 32**2 * 3 * 24 + 16**2 * (24 * 48 + 48 * 48) + 8**2 * (48 * 96 + 96 * 96)
+    picture = 2 * (9 * convolutions + 336 * 96)
+    settings, task, taught = profile("own-posts")
+    config = config_of(settings.backbone, settings.preprocess, task)
+    cast(Any, config).vision_config.lessons = 0
+    untaught = work(settings.backbone, settings.preprocess, settings.fine_tune, task, IMAGES, config)
+    assert taught.flops - untaught.flops == pytest.approx(1.5 * 3 * IMAGES * picture)
 
 
 def rows() -> list[tuple[str, ...]]:
